@@ -1,0 +1,1 @@
+"""Loader servers: shard -> sample -> tokens -> piece -> wire."""

@@ -1,0 +1,167 @@
+"""Record -> encoded samples -> piece: all the work that a ticket asks for.
+
+`RecordEncoder` decodes a record once and turns every sample of it into what travels: token ids, labels, encoded images.
+`assemble_piece` only puts such samples together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from stoker_proto.processor import Processor
+
+from loader_service.plan import SampleRef
+from loader_service.prepare.manifest import EntryManifest
+from loader_service.sources.base import BaseSFTDataset, Sample
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import DataError
+from stoker_proto.hashing import key64
+from stoker_proto.messages import Piece, Ticket
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """One sample as it travels."""
+
+    input_ids: NDArray[np.int32]  # [T]
+    supervised: NDArray[np.uint8]  # [T]
+    images: tuple[bytes, ...]
+    action: NDArray[np.float32] | None  # [K, D]
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecord:
+    """All samples of one record, or the reason why they are rows without labels."""
+
+    samples: Sequence[EncodedSample] = field(default_factory=tuple)
+    error: str | None = None
+    size_bytes: int = 0
+
+
+class RecordEncoder:
+    """Decodes and encodes single records of one config; used by several threads at once."""
+
+    def __init__(self, data: DataConfig, dataset: BaseSFTDataset, processor: Processor) -> None:
+        self.data, self.dataset, self.processor = data, dataset, processor
+
+    def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
+        """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
+        shard = Path(manifest.shards[int(manifest.shard_index[record])])
+        try:
+            return self._encode(manifest, shard, record, epoch)
+        except DataError as error:
+            if self.data.on_bad_sample == "fail":
+                raise
+            logger.warning("skipped: %s", error)
+            return EncodedRecord(error=str(error), size_bytes=1000)
+
+    def _encode(self, manifest: EntryManifest, shard: Path, record: int, epoch: int) -> EncodedRecord:
+        augment = self.data.augment.enabled and manifest.split == "train"
+        seed = self.data.order.seed
+        expected = int(manifest.num_samples[record])
+        pending: list[tuple[Sample, tuple[bytes, ...]]] = []
+        try:
+            for index, sample in enumerate(
+                self.dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
+            ):
+                if index == expected:
+                    raise DataError(
+                        "it gives more samples than the scan counted; run loader-prepare again", file=str(shard)
+                    )
+                key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
+                pending.append((sample, tuple(self.processor.encode_image(image, key) for image in sample.images)))
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            logger.exception("dataset class %s failed on %s", type(self.dataset).__name__, shard)
+            raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(record)) from error
+        if len(pending) != expected:
+            raise DataError(
+                f"it gives {len(pending)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
+                file=str(shard),
+                record=str(record),
+            )
+        return self._tokenise([sample for sample, _ in pending], [images for _, images in pending], shard, record)
+
+    def _tokenise(
+        self, samples: Sequence[Sample], images: Sequence[tuple[bytes, ...]], shard: Path, record: int
+    ) -> EncodedRecord:
+        codes = self._action_codes(samples)
+        encoded = []
+        size = 0
+        for i, sample in enumerate(samples):
+            try:
+                row = self.processor.encode(
+                    sample.instruction, len(sample.images), codes=codes.get(i), answer=sample.answer
+                )
+            except DataError as error:
+                raise DataError(
+                    error.reason, file=str(shard), record=str(record), field=f"timestep {sample.timestep}"
+                ) from error
+            action = None if sample.action is None else np.asarray(sample.action, np.float32)
+            encoded.append(EncodedSample(row.input_ids, row.supervised, images[i], action, sample.timestep))
+            size += 5 * len(row.input_ids) + sum(map(len, images[i])) + 400  # 400: the Python objects
+        return EncodedRecord(encoded, None, size)
+
+    def _action_codes(self, samples: Sequence[Sample]) -> dict[int, NDArray[np.int32]]:
+        """Codes of all action chunks of the record, in one call of the codec."""
+        with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
+        if not with_action:
+            return {}
+        if self.processor.codec is None:
+            raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
+        actions = np.stack([np.asarray(samples[i].action, np.float32) for i in with_action])  # [n, K, D]
+        return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
+
+
+def assemble_piece(
+    ticket: Ticket,
+    loader: str,
+    entry: int,
+    refs: Sequence[SampleRef],
+    records: Mapping[int, EncodedRecord],
+    filler: EncodedSample,
+) -> Piece:
+    """Put the ticket's samples together. `filler` stands where a bad record's sample has its place."""
+    skipped: dict[int, str] = {}
+    samples: list[EncodedSample] = []
+    keys = np.empty((len(refs), 3), np.int64)
+    for i, ref in enumerate(refs):
+        record = records[ref.record]
+        if record.error is not None:
+            skipped[i] = record.error
+            samples.append(filler)
+            keys[i] = entry, ref.record, ref.sample
+        else:
+            sample = record.samples[ref.sample]
+            samples.append(sample)
+            keys[i] = entry, ref.record, sample.timestep
+    return Piece(
+        ticket=ticket.ticket,
+        loader=loader,
+        keys=keys,
+        lengths=np.array([len(sample.input_ids) for sample in samples], np.int32),
+        input_ids=np.concatenate([sample.input_ids for sample in samples]),
+        supervised=np.concatenate([sample.supervised for sample in samples]),
+        image_counts=np.array([len(sample.images) for sample in samples], np.uint8),
+        images=[image for sample in samples for image in sample.images],
+        actions=_stack_actions(samples),
+        skipped=skipped,
+    )
+
+
+def _stack_actions(samples: Sequence[EncodedSample]) -> NDArray[np.float32]:
+    """float32[N, K, D]; NaN where a sample has none and others have; [N, 0, 0] where none has."""
+    shape = next((sample.action.shape for sample in samples if sample.action is not None), None)
+    if shape is None:
+        return np.empty((len(samples), 0, 0), np.float32)
+    missing = np.full(shape, np.nan, np.float32)
+    return np.stack([missing if sample.action is None else sample.action for sample in samples])

@@ -1,0 +1,189 @@
+"""The threads of a worker: tickets in, frames of pieces out.
+
+Threads share one lock over the bookkeeping (which record is decoded, waited for, kept); decoding, encoding and packing run
+outside it, in libraries that release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder, assemble_piece
+from loader_service.plan import EpochPlan, SampleRef
+from loader_service.prepare.manifest import EntryManifest
+from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey
+from stoker_proto import codec
+from stoker_proto.errors import DataError
+from stoker_proto.messages import Failure, Ticket
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[bytes, bytes], None]
+"""(reply address, frame): called from the builder's threads."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker has done since its start; PROTOCOL.md lists them under Pong."""
+
+    samples: int = 0
+    records_decoded: int = 0
+    records_distinct: int = 0
+    skipped: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    address: bytes
+    ticket: Ticket
+    entry: int
+    refs: list[SampleRef]
+    missing: set[RecordKey]
+    records: dict[int, EncodedRecord] = field(default_factory=dict)
+
+
+class PieceBuilder:
+    """Builds pieces with a few threads, and reads ahead when no ticket waits."""
+
+    def __init__(
+        self,
+        encoder: RecordEncoder,
+        loader: str,
+        deliver: Deliver,
+        *,
+        threads: int,
+        cache_bytes: int,
+        read_ahead: bool,
+    ) -> None:
+        self.counters = Counters()
+        self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
+        self._filler = EncodedSample(
+            np.array([encoder.processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0
+        )
+        self._wake = threading.Condition()
+        self._cache = RecordCache(cache_bytes)
+        self._ahead = ReadAhead()
+        self._manifests: dict[tuple[str, int], EntryManifest] = {}
+        self._urgent: list[tuple[int, RecordKey]] = []
+        self._waiting: dict[RecordKey, list[_Pending]] = {}
+        self._running: set[RecordKey] = set()
+        self._seen: dict[tuple[str, int, int], np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        self._tickets = 0
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, address: bytes, ticket: Ticket, manifest: EntryManifest, plan: EpochPlan, lane: int) -> None:
+        """Build the ticket's piece; the frame goes to `deliver(address, frame)`. lane: its number inside the entry."""
+        with self._wake:
+            self._tickets += 1
+            self._manifests[manifest.split, manifest.entry] = manifest
+            refs = plan.samples(lane, ticket.start, ticket.count)
+            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, ref.record) for ref in refs}
+            pending = _Pending(address, ticket, manifest.entry, refs, set(keys))
+            for key in keys:
+                value = self._cache.get(key)
+                if value is not None:
+                    pending.records[key.record] = value
+                    pending.missing.discard(key)
+                else:
+                    self._waiting.setdefault(key, []).append(pending)
+                    if key not in self._running:
+                        heapq.heappush(self._urgent, (self._tickets, key))
+            if self._read_ahead:
+                lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
+                self._ahead.asked(lane_key, plan, plan.lane_lengths()[lane], ticket.start + ticket.count)
+            self._wake.notify_all()
+        if not pending.missing:
+            self._finish(pending)
+
+    def close(self) -> None:
+        """Stop the threads; what is in work is finished first."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _key(self, split: str, epoch: int, entry: int, record: int) -> RecordKey:
+        augmented = self._encoder.data.augment.enabled and split == "train"
+        return RecordKey(split, epoch if augmented else 0, entry, record)
+
+    def _run(self) -> None:
+        while (task := self._next()) is not None:
+            key, epoch = task
+            outcome: EncodedRecord | DataError
+            try:
+                outcome = self._encoder.encode(self._manifests[key.split, key.entry], key.record, key.epoch)
+            except DataError as error:
+                outcome = error
+            for pending in self._store(key, epoch, outcome):
+                if isinstance(outcome, DataError):
+                    failure = Failure(ticket=pending.ticket.ticket, reason="data", message=str(outcome))
+                    self._deliver(pending.address, codec.encode(failure))
+                else:
+                    self._finish(pending)
+
+    def _next(self) -> tuple[RecordKey, int] | None:
+        """The next record to decode and the epoch it is for, waiting for one; None at the end."""
+        with self._wake:
+            while not self._closed:
+                while self._urgent:
+                    _, key = heapq.heappop(self._urgent)
+                    if key in self._waiting and key not in self._running:
+                        self._running.add(key)
+                        return key, self._waiting[key][0].ticket.epoch
+                if self._read_ahead and self._cache.has_room() and (ahead := self._ahead.pop()) is not None:
+                    key = self._key(*ahead)
+                    if key not in self._cache and key not in self._running:
+                        self._running.add(key)
+                        return key, ahead.epoch
+                    continue
+                self._wake.wait()
+            return None
+
+    def _store(self, key: RecordKey, epoch: int, outcome: EncodedRecord | DataError) -> list[_Pending]:
+        """Book a decoded record; the tickets that have all they need now (or, on an error, all that wait for it)."""
+        with self._wake:
+            self._running.discard(key)
+            self._count(key, epoch)
+            waiting = self._waiting.pop(key, [])
+            if isinstance(outcome, DataError):
+                return waiting
+            self._cache.put(key, outcome)
+            ready = []
+            for pending in waiting:
+                pending.records[key.record] = outcome
+                pending.missing.discard(key)
+                if not pending.missing:
+                    ready.append(pending)
+            return ready
+
+    def _count(self, key: RecordKey, epoch: int) -> None:
+        seen = self._seen.get((key.split, epoch, key.entry))
+        if seen is None:
+            for old in [name for name in self._seen if name[0] == key.split and name[1] < epoch - 1]:
+                del self._seen[old]
+            records = self._manifests[key.split, key.entry].num_records
+            seen = self._seen[key.split, epoch, key.entry] = np.zeros(-(-records // 8), np.uint8)
+        bit = 1 << key.record % 8
+        self.counters.records_decoded += 1
+        self.counters.records_distinct += not seen[key.record // 8] & bit
+        seen[key.record // 8] |= bit
+
+    def _finish(self, pending: _Pending) -> None:
+        piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.refs, pending.records, self._filler)
+        self._deliver(pending.address, codec.encode(piece))
+        with self._wake:
+            self.counters.samples += len(pending.refs)
+            self.counters.skipped += len(piece.skipped)
+            for ref in pending.refs:
+                self._cache.serve(self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, ref.record), 1)
+            self._wake.notify_all()

@@ -1,0 +1,46 @@
+"""Entry points: `loader-serve` and `loader-prepare`, also as `python -m loader_service.cli serve|prepare ...`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from stoker_proto.errors import StokerError
+
+
+def serve(argv: list[str] | None = None) -> int:
+    """`loader-serve`."""
+    from loader_service import serve as command
+
+    arguments = command.parse_arguments(argv)
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s loader-serve %(levelname)s %(message)s", stream=sys.stderr
+    )
+    return _guarded("loader-serve", lambda: command.check(arguments) if arguments.check else command.serve(arguments))
+
+
+def prepare(argv: list[str] | None = None) -> int:
+    """`loader-prepare`."""
+    from loader_service.prepare import cli as command
+
+    return _guarded("loader-prepare", lambda: command.main(argv))
+
+
+def _guarded(program: str, run: Callable[[], object]) -> int:
+    """0, or 1 after printing a StokerError as one line; 130 after Ctrl-C."""
+    try:
+        run()
+    except StokerError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    commands = {"serve": serve, "prepare": prepare}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit(f"usage: python -m loader_service.cli {{{','.join(commands)}}} ...")
+    sys.exit(commands[sys.argv[1]](sys.argv[2:]))

@@ -1,0 +1,177 @@
+"""Steps 1 and 2 of the order: an entry's records -> lanes, a lane's records -> windows -> samples.
+
+    16 records, 2 lanes:   permuted 7 3 12 0 9 ...   ->   lane 0: 7 12 9 ...   lane 1: 3 0 ...
+    lane 0, window_records 4:   [7] [12 9] [1 4 6] [...stagger...] [4 records] [4 records] ...
+
+An `EpochPlan` is two arrays over the records, 8 bytes each record, and answers "which samples are [start, start + count) of
+lane l?" by bisection. The front makes it, saves it, and the workers map the same pages.
+
+Windows grow from one record to `window_records` at an epoch's start, so that the first pieces need few records decoded; the
+window after that has a length that depends on the lane, so that the lanes do not turn over at the same moment.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.permutation import keyed_permutation
+from stoker_proto.config import OrderConfig
+from stoker_proto.errors import DataError, LocalProtocolError
+from stoker_proto.hashing import key64
+
+PLAN_VERSION = 1
+_MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
+
+
+class SampleRef(NamedTuple):
+    """One sample: which record of the entry, and which of the record's samples."""
+
+    record: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Records [first, last) of a lane (positions in the lane), and their samples in training order."""
+
+    number: int
+    first: int
+    last: int
+    start: int
+    """Lane position of its first sample."""
+    records: NDArray[np.uint32]  # [R], numbers in the entry
+    record_of: NDArray[np.uint32]  # [n]: index into `records` of each sample in training order
+    index_of: NDArray[np.uint32]  # [n]: which sample of that record
+    first_use: NDArray[np.int64]  # [R]: lane position at which each record is first needed (past the end: never)
+
+    @property
+    def stop(self) -> int:
+        """Lane position after its last sample."""
+        return self.start + len(self.record_of)
+
+
+class EpochPlan:
+    """One entry of one split in one epoch: `lane_lengths`, and the samples of any run of a lane."""
+
+    def __init__(
+        self,
+        records: NDArray[np.uint32],
+        ends: NDArray[np.uint32],
+        order: OrderConfig,
+        *,
+        split: str,
+        epoch: int,
+        entry: int,
+    ) -> None:
+        """records, ends: uint32[R] in lane-major order; ends counts the samples of its lane up to and with the record."""
+        self.records, self.ends, self.order = records, ends, order
+        self.split, self.epoch, self.entry = split, epoch, entry
+        # Lane l holds every lanes-th record of the permutation from l on.
+        sizes = [len(range(lane, len(records), order.lanes)) for lane in range(order.lanes)]
+        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # [L + 1]
+        self._layouts: OrderedDict[tuple[int, int], Window] = OrderedDict()
+
+    @classmethod
+    def make(
+        cls, num_samples: NDArray[np.uint32], order: OrderConfig, *, split: str, epoch: int, entry: int
+    ) -> EpochPlan:
+        """Deal the entry's records, num_samples uint32[R], to its lanes. Validation data keeps one order in all epochs."""
+        key = key64("records", order.seed, split, epoch if split == "train" else 0, entry)
+        permutation = keyed_permutation(len(num_samples), key)
+        lanes = [permutation[lane :: order.lanes] for lane in range(order.lanes)]
+        ends = np.empty(len(num_samples), np.uint32)
+        position = 0
+        for records in lanes:
+            cumulative = np.cumsum(num_samples[records], dtype=np.int64)
+            if len(cumulative) and int(cumulative[-1]) >= 1 << 32:
+                raise DataError(f"a lane of {int(cumulative[-1])} samples: at most 2**32; raise data.order.lanes")
+            ends[position : position + len(records)] = cumulative
+            position += len(records)
+        return cls(np.concatenate(lanes), ends, order, split=split, epoch=epoch, entry=entry)
+
+    def save(self, folder: Path) -> None:
+        """Write the two arrays where `load` finds them."""
+        for name, array in (("records", self.records), ("ends", self.ends)):
+            np.save(folder / f"plan-{self.split}-{self.epoch}-{self.entry}-{name}.npy", array)
+
+    @classmethod
+    def load(cls, folder: Path, order: OrderConfig, *, split: str, epoch: int, entry: int) -> EpochPlan:
+        """The saved plan, its arrays mapped from the file so that all workers of a host share them."""
+        records, ends = (
+            np.load(folder / f"plan-{split}-{epoch}-{entry}-{name}.npy", mmap_mode="r") for name in ("records", "ends")
+        )
+        return cls(records, ends, order, split=split, epoch=epoch, entry=entry)
+
+    def lane_lengths(self) -> list[int]:
+        """Samples of each of the entry's lanes."""
+        return [
+            int(self.ends[last - 1]) if last > first else 0
+            for first, last in zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True)
+        ]
+
+    def samples(self, lane: int, start: int, count: int) -> list[SampleRef]:
+        """The samples [start, start + count) of a lane, in training order."""
+        refs: list[SampleRef] = []
+        while count > 0:
+            window = self.window_at(lane, start)
+            low = start - window.start
+            high = min(low + count, len(window.record_of))
+            records = window.records[window.record_of[low:high]].tolist()
+            refs.extend(map(SampleRef, records, window.index_of[low:high].tolist()))
+            start, count = start + high - low, count - (high - low)
+        return refs
+
+    def window_at(self, lane: int, position: int) -> Window:
+        """The window that holds a lane's sample position."""
+        first, last = int(self._bounds[lane]), int(self._bounds[lane + 1])
+        ends = self.ends[first:last]
+        if not 0 <= position < (int(ends[-1]) if len(ends) else 0):
+            raise LocalProtocolError(f"lane {lane} of entry {self.entry} has no sample {position}")
+        record = int(np.searchsorted(ends, position, side="right"))
+        number, low, high = window_bounds(record, last - first, self.order.window_records, lane)
+        layout = self._layouts.get((lane, number))
+        if layout is None:
+            layout = self._layout(lane, number, low, high)
+            self._layouts[lane, number] = layout
+            if len(self._layouts) > _MAX_LAYOUTS:
+                self._layouts.popitem(last=False)
+        return layout
+
+    def _layout(self, lane: int, number: int, low: int, high: int) -> Window:
+        base = int(self._bounds[lane])
+        ends = self.ends[base + low : base + high].astype(np.int64)
+        start = int(self.ends[base + low - 1]) if low else 0
+        counts = np.diff(ends, prepend=start)  # [R]
+        offsets = ends - counts - start  # [R]: of each record's first sample in the unshuffled window
+        epoch = self.epoch if self.split == "train" else 0
+        order = keyed_permutation(
+            int(counts.sum()), key64("window", self.order.seed, self.split, epoch, self.entry, lane, number)
+        )
+        record_of = np.repeat(np.arange(high - low, dtype=np.uint32), counts)[order]
+        index_of = (order - offsets[record_of]).astype(np.uint32)
+        first_use = np.full(high - low, start + len(order), np.int64)
+        np.minimum.at(first_use, record_of, start + np.arange(len(order)))
+        return Window(number, low, high, start, self.records[base + low : base + high], record_of, index_of, first_use)
+
+
+def window_bounds(record: int, num_records: int, window_records: int, lane: int) -> tuple[int, int, int]:
+    """(number, first, last) of the window that holds a lane's record: sizes 1, 2, ... W-1, 1 + lane % W, W, W, ...
+
+    >>> [window_bounds(record, 100, 3, 1)[1:] for record in (0, 1, 3, 5, 8)]
+    [(0, 1), (1, 3), (3, 5), (5, 8), (8, 11)]
+    """
+    first = 0
+    for number in range(window_records):
+        size = number + 1 if number < window_records - 1 else 1 + lane % window_records
+        if record < first + size:
+            return number, first, min(first + size, num_records)
+        first += size
+    extra = (record - first) // window_records
+    first += extra * window_records
+    return window_records + extra, first, min(first + window_records, num_records)

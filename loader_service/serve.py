@@ -1,0 +1,225 @@
+"""`loader-serve`: prepare what is missing, start the workers, serve until told to stop.
+
+The flow: arguments -> which entries this loader holds -> manifests and codec -> processor -> workers -> socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import zmq
+from stoker_proto.processor import Processor
+
+from loader_service.plan import PLAN_VERSION
+from loader_service.pool import WorkerPool, run_directory
+from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.shards import expand_entry
+from loader_service.server import LoaderServer
+from loader_service.sources.base import make_dataset
+from stoker_proto.config import Config
+from stoker_proto.config_reader import config_to_tree, load_config
+from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.hashing import fingerprint
+
+logger = logging.getLogger(__name__)
+
+_WORKERS_START_DEADLINE_S = 60.0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of `loader-serve`."""
+    parser = argparse.ArgumentParser(
+        prog="loader-serve",
+        description="Serve training batches: decode trajectories, encode images, tokenise, and answer trainer ranks over "
+        "ZeroMQ. Any number of loaders may serve the same run; all read the same YAML as the trainer.",
+        epilog="example: loader-serve --config deploy/configs/demo.yaml --bind tcp://127.0.0.1:5555",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that the trainer reads too")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a key of it; repeatable")
+    parser.add_argument(
+        "--shards",
+        nargs="+",
+        metavar="GLOB",
+        help="serve only the entries of data.train_data_paths and val_data_paths whose files match; default: all",
+    )
+    parser.add_argument(
+        "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow --bind beyond loopback: anyone who reaches it may read"
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
+    )
+    parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
+    parser.add_argument(
+        "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+    )
+    parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    return parser.parse_args(argv)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Run one loader. Raises StokerError."""
+    check_bind(arguments.bind, insecure=arguments.insecure)
+    config = load_config(arguments.config, arguments.set)
+    prepared = prepare(
+        config,
+        held=held_entries(config, arguments.shards),
+        cache_dir=Path(arguments.cache_dir) if arguments.cache_dir else None,
+        progress=sys.stderr.isatty(),
+    )
+    processor = Processor.build(config, prepared.codec)
+    fingerprints = all_fingerprints(config, prepared, processor)
+    name = LoaderServer.new_name()
+    with run_directory() as run_dir, zmq.Context() as context:
+        num_workers = config.loader.workers or cpu_count()
+        pool = WorkerPool(context, run_dir, num_workers)
+        write_job(run_dir, config, prepared, processor, name, pool)
+        server = LoaderServer(
+            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name
+        )
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
+            signal.signal(signal.SIGINT, lambda *_: server.stop())
+            address = server.bind(arguments.bind)
+            pool.start(_WORKERS_START_DEADLINE_S)
+            print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
+            server.run()
+        finally:
+            server.close()
+            pool.stop()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """`--check`: everything up to one encoded record of each entry. Raises StokerError."""
+    from loader_service.build import RecordEncoder  # workers build; the front needs it only here
+
+    check_bind(arguments.bind, insecure=arguments.insecure)
+    config = load_config(arguments.config, arguments.set)
+    cache_dir = Path(arguments.cache_dir) if arguments.cache_dir else None
+    prepared = prepare(
+        config, held=held_entries(config, arguments.shards), cache_dir=cache_dir, progress=sys.stderr.isatty()
+    )
+    processor = Processor.build(config, prepared.codec)
+    encoder = RecordEncoder(config.data, make_dataset(config.data), processor)
+    started = time.process_time()
+    for split, entries in prepared.entries.items():
+        for manifest in entries.values():
+            record = next((i for i, count in enumerate(manifest.num_samples) if count), None)
+            if record is not None:
+                encoded = encoder.encode(manifest, record, 0)
+                if encoded.error is not None:
+                    raise StokerError(f"{split} {manifest.path}: {encoded.error}")
+    print(f"loader-serve check passed {describe(prepared, processor, all_fingerprints(config, prepared, processor))}")
+    logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
+
+
+def check_bind(address: str, *, insecure: bool) -> None:
+    """Refuse to be reachable from other machines without being told so."""
+    if not address.startswith("tcp://"):
+        raise ConfigError(f"--bind {address}: write tcp://HOST:PORT, e.g. tcp://127.0.0.1:5555")
+    host = urlsplit(address.replace("*", "0")).hostname or ""
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    if not loopback and not insecure:
+        raise ConfigError(
+            f"--bind {address} is reachable from other machines, and ranks are not authenticated: bind tcp://127.0.0.1:PORT "
+            "(and tunnel it), or say --insecure on a network that only you can reach"
+        )
+
+
+def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]] | None:
+    """split -> entries whose shards match the globs; None: all. ConfigError where a glob cuts an entry in two."""
+    if globs is None:
+        return None
+    wanted = {path for pattern in globs for path in expand_entry(pattern, ("*",))}
+    patterns = make_dataset(config.data).shard_patterns
+    held: dict[str, list[int]] = {"train": [], "val": []}
+    for split, paths in (("train", config.data.train_data_paths), ("val", config.data.val_data_paths)):
+        for entry, path in enumerate(paths):
+            try:
+                shards = set(expand_entry(path, patterns))
+            except ConfigError:
+                continue  # it lies on another loader's disk
+            matched = shards & wanted
+            if matched and matched != shards:
+                raise ConfigError(
+                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry of "
+                    f"data.{split}_data_paths; list what different loaders hold as separate entries"
+                )
+            if matched:
+                held[split].append(entry)
+    if not held["train"] and not held["val"]:
+        raise ConfigError(
+            f"--shards {' '.join(globs)} matches no shard of data.train_data_paths or data.val_data_paths"
+        )
+    return held
+
+
+def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
+    """Everything that decides the bytes of a batch, by name."""
+    data = config.data
+    plan = {
+        "version": PLAN_VERSION,
+        "order": config_to_tree(data.order),
+        "augment": config_to_tree(data.augment),
+        "on_bad_sample": data.on_bad_sample,
+    }
+    manifests = {
+        f"manifest/{split}/{entry}": manifest.fingerprint
+        for split, entries in prepared.entries.items()
+        for entry, manifest in entries.items()
+    }
+    dataset = make_dataset(data).identity()
+    return {**processor.fingerprints(), "plan": fingerprint(plan), "dataset": fingerprint(dataset), **manifests}
+
+
+def write_job(
+    run_dir: Path, config: Config, prepared: Prepared, processor: Processor, name: str, pool: WorkerPool
+) -> None:
+    """Leave in the run directory all that a worker needs to know."""
+    manifests: Mapping[str, Mapping[int, str]] = {
+        split: {entry: str(manifest.folder) for entry, manifest in entries.items()}
+        for split, entries in prepared.entries.items()
+    }
+    job = {
+        "config": config_to_tree(config),
+        "manifests": manifests,
+        "loader": name,
+        "endpoint": pool.endpoint,
+        "workers": pool.num_workers,
+    }
+    (run_dir / "job.json").write_text(json.dumps(job))
+    processor.save(run_dir)
+
+
+def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, str]) -> str:
+    """The start-up line's facts."""
+    parts = []
+    for split, entries in prepared.entries.items():
+        manifests = entries.values()
+        shards, records, samples = (
+            (
+                sum(values)
+                for values in zip(*((len(m.shards), m.num_records, m.total_samples) for m in manifests), strict=True)
+            )
+            if entries
+            else (0, 0, 0)
+        )
+        parts.append(f"{split}: {shards} shards {records} records {samples} samples")
+    codec = f"{processor.codec.name}/{processor.codec.fingerprint[:8]}" if processor.codec else "none"
+    return f"| {' | '.join(parts)} | codec {codec} | fingerprint {fingerprint(fingerprints)[:12]}"
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

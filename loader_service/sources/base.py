@@ -1,0 +1,106 @@
+"""What a dataset is to Stoker: subclass `BaseSFTDataset`, name the class in `data.dataset_type`, and all the rest works.
+
+    class Captions(BaseSFTDataset):                    # data.dataset_type: my_package.captions:Captions
+        def scan(self, shard):                         # cheap: once, by loader-prepare
+            yield ScannedRecord(offset=0, size=..., num_samples=1)
+        def read(self, shard, offset, size):           # the work: in the loader's workers, in any order
+            yield Sample(instruction="what is this?", images=(frame,), answer="a cube")
+
+`scan` says which records a shard holds and how many samples each gives; `read` gives exactly that many, always the same
+ones. Both may run in several threads and processes at once: keep no state between calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError
+
+SOURCES: dict[str, str] = {"mani_openpi": "loader_service.sources.mani_openpi:ManiOpenPIDataset"}
+"""dataset_type -> module:class, imported where it is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannedRecord:
+    """What `scan` found: one record of a shard."""
+
+    offset: int
+    """Where `read` finds it; a byte offset, a row number, whatever the dataset likes; 0 <= offset < 2**63."""
+    size: int
+    """Bytes or rows from there; 0 <= size < 2**32."""
+    num_samples: int
+    """Samples that `read` will give; 0 is allowed."""
+    actions: NDArray[np.float32] | None = None
+    """float32[T, D], the actions that the statistics and the codec are fitted on, or None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One row of training: what is seen, what is asked, and either an action chunk or a text as the answer."""
+
+    instruction: str
+    images: tuple[NDArray[np.uint8], ...] = ()
+    """uint8[H, W, 3] each; a depth frame is uint16[H, W] in mm."""
+    action: NDArray[np.float32] | None = None
+    """float32[K, D], K = data.action.chunk, in action units."""
+    answer: str | None = None
+    """Text to be learned, where there is no action."""
+    timestep: int = 0
+    """Position inside the record; part of the sample's key."""
+
+
+class BaseSFTDataset(ABC):
+    """One kind of data on disk. Instances are made in every process that needs one, from the config alone."""
+
+    shard_patterns: ClassVar[tuple[str, ...]] = ("*.jsonl",)
+    """Which files of a folder named in the data paths are shards."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""
+        self.config = config
+
+    def identity(self) -> dict[str, Any]:
+        """What, besides the shards' content, decides what `read` gives: JSON values. Loaders and ranks compare its hash."""
+        action, image = self.config.action, self.config.image
+        return {
+            "dataset_type": self.config.dataset_type,
+            "options": self.config.options,
+            "chunk": action.chunk,
+            "drop_noops": action.drop_noops,
+            "depth": image.depth,
+        }
+
+    @abstractmethod
+    def scan(self, shard: Path) -> Iterator[ScannedRecord]:
+        """The shard's records, in their order. Raises DataError naming file, record and field."""
+
+    @abstractmethod
+    def read(self, shard: Path, offset: int, size: int) -> Iterable[Sample]:
+        """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field."""
+
+
+def make_dataset(config: DataConfig) -> BaseSFTDataset:
+    """The dataset that `data.dataset_type` names. Raises ConfigError."""
+    target = SOURCES.get(config.dataset_type, config.dataset_type)
+    module_name, colon, class_name = target.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"data.dataset_type is {config.dataset_type!r}: choose one of {', '.join(SOURCES)}, or name your own class as "
+            "package.module:Class"
+        )
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, BaseSFTDataset)):
+        raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: not a subclass of BaseSFTDataset")
+    return cls(config)

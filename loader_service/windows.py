@@ -1,0 +1,159 @@
+"""Which records are decoded next, and which decoded ones are kept: pure bookkeeping, the threads are in `worker.py`.
+
+Records that a ticket waits for come first, in the order of the tickets; idle threads read ahead, always the record that is
+needed soonest over all lanes. As every lane is spread evenly over the epoch, "soonest" is its first lane position divided by
+the lane's length: one number comparable between lanes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from loader_service.build import EncodedRecord
+from loader_service.plan import EpochPlan
+
+
+class RecordKey(NamedTuple):
+    """A record as it is decoded in one epoch (the epoch is 0 where it changes nothing, so frames are kept across epochs)."""
+
+    split: str
+    epoch: int
+    entry: int
+    record: int
+
+
+class LaneKey(NamedTuple):
+    """One lane of one epoch."""
+
+    split: str
+    epoch: int
+    entry: int
+    lane: int
+    """Number inside the entry."""
+
+
+@dataclass(slots=True)
+class _LaneReader:
+    plan: EpochPlan
+    length: int
+    asked: int  # lane position up to which tickets have asked
+    window: int = -1  # number of the window whose records are being listed
+    todo: list[tuple[int, int]] = field(default_factory=list)  # (first use, record), soonest last
+    next_start: int = 0  # lane position at which the next window begins
+    limit: int = 0  # lane position up to which windows may be listed
+
+
+class ReadAhead:
+    """Records worth decoding before they are asked for: the rest of every active lane's window, and its next one."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[LaneKey, _LaneReader] = {}
+        self._heap: list[tuple[int, float, LaneKey]] = []  # (epoch, due, lane)
+        self._queued: set[LaneKey] = set()
+
+    def asked(self, lane: LaneKey, plan: EpochPlan, length: int, stop: int) -> None:
+        """A ticket asked for the lane's samples up to `stop`."""
+        if lane not in self._lanes:
+            self._forget_before(lane)
+            start = max(stop - 1, 0)
+            self._lanes[lane] = _LaneReader(plan, length, stop, next_start=plan.window_at(lane.lane, start).start)
+        reader = self._lanes[lane]
+        reader.asked = max(reader.asked, stop)
+        if reader.asked >= length:
+            reader.limit = length
+        else:
+            reader.limit = max(reader.limit, plan.window_at(lane.lane, min(reader.asked, length - 1)).stop + 1)
+        self._enqueue(lane, reader)
+
+    def pop(self) -> RecordKey | None:
+        """The record that is needed soonest of those not yet given, or None. `RecordKey.epoch` is the lane's own."""
+        while self._heap:
+            _, _, lane = heapq.heappop(self._heap)
+            self._queued.discard(lane)
+            reader = self._lanes.get(lane)
+            if reader is None or not reader.todo:
+                continue
+            _, record = reader.todo.pop()
+            self._enqueue(lane, reader)
+            return RecordKey(lane.split, lane.epoch, lane.entry, record)
+        return None
+
+    def _enqueue(self, lane: LaneKey, reader: _LaneReader) -> None:
+        if lane in self._queued:
+            return
+        while not reader.todo and reader.next_start < min(reader.limit, reader.length):
+            window = reader.plan.window_at(lane.lane, reader.next_start)
+            reader.next_start = window.stop
+            uses = zip(window.first_use.tolist(), window.records.tolist(), strict=True)
+            reader.todo = sorted(((use, record) for use, record in uses if use < window.stop), reverse=True)
+        if reader.todo:
+            heapq.heappush(self._heap, (lane.epoch, reader.todo[-1][0] / reader.length, lane))
+            self._queued.add(lane)
+
+    def _forget_before(self, lane: LaneKey) -> None:
+        """Lanes of epochs long past are never asked again: what is remembered stays bounded by two epochs."""
+        for old in [key for key in self._lanes if key.split == lane.split and key.epoch < lane.epoch - 1]:
+            del self._lanes[old]
+
+
+@dataclass(slots=True)
+class _Kept:
+    value: EncodedRecord
+    unserved: int  # samples that no ticket has had yet
+
+
+class RecordCache:
+    """Encoded records within a byte budget. Those whose samples were all served go first, the oldest of them first."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.size_bytes = 0
+        self._wanted: OrderedDict[RecordKey, _Kept] = OrderedDict()
+        self._served: OrderedDict[RecordKey, _Kept] = OrderedDict()
+        self._served_bytes = 0
+
+    def __contains__(self, key: RecordKey) -> bool:
+        return key in self._wanted or key in self._served
+
+    def has_room(self) -> bool:
+        """Whether reading ahead would not push out what is still wanted."""
+        return self.size_bytes - self._served_bytes < self.budget_bytes
+
+    def get(self, key: RecordKey) -> EncodedRecord | None:
+        """The record, or None where it is not kept."""
+        kept = self._wanted.get(key) or self._served.get(key)
+        return kept.value if kept else None
+
+    def put(self, key: RecordKey, value: EncodedRecord) -> None:
+        """Keep a record, and drop others down to the budget (never this one)."""
+        self._wanted[key] = _Kept(value, len(value.samples))
+        self.size_bytes += value.size_bytes
+        self._shrink(key)
+
+    def serve(self, key: RecordKey, count: int) -> None:
+        """`count` samples of it have gone out. In a later epoch its samples go out again."""
+        kept = self._wanted.get(key)
+        if kept is None:
+            if key in self._served:
+                self._served.move_to_end(key)
+            return
+        kept.unserved -= count
+        if kept.unserved <= 0:
+            del self._wanted[key]
+            self._served[key] = kept
+            self._served_bytes += kept.value.size_bytes
+            self._shrink(key)
+
+    def _shrink(self, newest: RecordKey) -> None:
+        while self.size_bytes > self.budget_bytes and self._served:
+            _, kept = self._served.popitem(last=False)
+            self._served_bytes -= kept.value.size_bytes
+            self.size_bytes -= kept.value.size_bytes
+        while self.size_bytes > self.budget_bytes and len(self._wanted) > 1:
+            oldest = next(iter(self._wanted))
+            if oldest == newest:
+                break
+            self.size_bytes -= self._wanted.pop(oldest).value.size_bytes

@@ -1,0 +1,198 @@
+"""Message <-> bytes: one kind byte, then one msgpack map. `proto/PROTOCOL.md` is the authority.
+
+    b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8})
+
+`decode` trusts nothing: sizes are capped before anything is allocated for them, no extension type or object is ever made,
+and whatever is wrong raises RemoteProtocolError.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.messages import (
+    Drain,
+    Epoch,
+    Failure,
+    Hello,
+    Lanes,
+    Message,
+    Piece,
+    Ping,
+    Pong,
+    Refuse,
+    Ticket,
+    Welcome,
+)
+
+MAX_FRAME_BYTES = 256 << 20
+MAX_CONTROL_BYTES = 16 << 20
+"""Of every frame that is not a piece."""
+MAX_SAMPLES = 1 << 16
+"""Of one piece or ticket."""
+_MAX_ITEMS = 1 << 20  # of one msgpack array or map
+
+KINDS: dict[bytes, type[Any]] = {
+    b"H": Hello,
+    b"W": Welcome,
+    b"R": Refuse,
+    b"E": Epoch,
+    b"L": Lanes,
+    b"T": Ticket,
+    b"P": Piece,
+    b"F": Failure,
+    b"I": Ping,
+    b"O": Pong,
+    b"D": Drain,
+}
+_KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+
+_PIECE_DTYPES = {
+    "keys": np.dtype("<i8"),
+    "lengths": np.dtype("<i4"),
+    "input_ids": np.dtype("<i4"),
+    "supervised": np.dtype("<u1"),
+    "image_counts": np.dtype("<u1"),
+    "actions": np.dtype("<f4"),
+}
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    body = {item.name: getattr(message, item.name) for item in fields(message)}
+    if isinstance(message, Piece):
+        for name, dtype in _PIECE_DTYPES.items():
+            body[name] = np.ascontiguousarray(body[name], dtype=dtype).tobytes()
+        body["action_shape"] = list(message.actions.shape[1:])
+    return _KIND_OF[type(message)] + msgpack.packb(body, use_bin_type=True)
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """The message of a frame; RemoteProtocolError if it is not one."""
+    view = memoryview(frame)
+    if len(view) < 2:
+        raise RemoteProtocolError(f"a frame of {len(view)} bytes: a kind byte and a msgpack map are expected")
+    kind = bytes(view[:1])
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise RemoteProtocolError(f"a frame of kind {kind!r}: known are {b''.join(KINDS)!r}")
+    limit = MAX_FRAME_BYTES if cls is Piece else MAX_CONTROL_BYTES
+    if len(view) > limit:
+        raise RemoteProtocolError(f"a {cls.__name__} frame of {len(view)} bytes: at most {limit}")
+    body = _unpack(view[1:], cls.__name__)
+    if cls is Piece:
+        body = _piece_arrays(body)
+    return _build(cls, body)
+
+
+def _unpack(view: memoryview, name: str) -> dict[str, Any]:
+    try:
+        body = msgpack.unpackb(
+            view,
+            raw=False,
+            strict_map_key=False,
+            use_list=True,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise RemoteProtocolError(f"a {name} frame is not msgpack: {type(error).__name__}: {error}") from error
+    if not isinstance(body, dict):
+        raise RemoteProtocolError(f"a {name} frame holds a {type(body).__name__}: a map is expected")
+    return body
+
+
+def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
+    shape = body.pop("action_shape", None)
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n <= 4096 for n in shape)):
+        raise RemoteProtocolError(f"Piece.action_shape is {shape!r}: two whole numbers are expected")
+    for name, dtype in _PIECE_DTYPES.items():
+        data = body.get(name)
+        if not isinstance(data, bytes) or len(data) % dtype.itemsize:
+            raise RemoteProtocolError(f"Piece.{name} is not a whole number of {dtype.name} values")
+        body[name] = np.frombuffer(data, dtype=dtype)
+    count = len(body["lengths"])
+    _expect_size(body, "keys", 3 * count)
+    body["keys"] = body["keys"].reshape(count, 3)
+    _expect_size(body, "actions", count * math.prod(shape))
+    body["actions"] = body["actions"].reshape(count, *shape)
+    lengths: NDArray[np.int32] = body["lengths"]
+    if count > MAX_SAMPLES or (count and int(lengths.min()) < 0):
+        raise RemoteProtocolError(f"a Piece of {count} samples: at most {MAX_SAMPLES}, with lengths of at least 0")
+    tokens = int(lengths.sum(dtype=np.int64))
+    _expect_size(body, "input_ids", tokens)
+    _expect_size(body, "supervised", tokens)
+    _expect_size(body, "image_counts", count)
+    images = body.get("images")
+    if not isinstance(images, list) or len(images) != int(body["image_counts"].sum(dtype=np.int64)):
+        raise RemoteProtocolError("Piece.images does not hold as many images as Piece.image_counts says")
+    return body
+
+
+def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
+    if body[name].size != size:
+        raise RemoteProtocolError(f"Piece.{name} holds {body[name].size} values: {size} are expected")
+
+
+def _build(cls: type[Any], body: dict[str, Any]) -> Any:
+    names = {item.name for item in fields(cls)}
+    if set(body) != names:
+        odd = sorted(map(str, set(body) ^ names))
+        raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {', '.join(odd)[:200]}")
+    for item in fields(cls):
+        if not _CHECKS[str(item.type)](body[item.name]):
+            shown = repr(body[item.name])[:80]
+            raise RemoteProtocolError(f"{cls.__name__}.{item.name} is {shown}: {item.type} is expected")
+    return cls(**body)
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_map(value: Any, key: Any, item: Any) -> bool:
+    return isinstance(value, dict) and all(key(k) and item(v) for k, v in value.items())
+
+
+def _is_list(value: Any, item: Any) -> bool:
+    return isinstance(value, list) and all(item(v) for v in value)
+
+
+_CHECKS = {
+    "int": _is_int,
+    "str": _is_str,
+    "dict[str, str]": lambda value: _is_map(value, _is_str, _is_str),
+    "dict[str, int]": lambda value: _is_map(value, _is_str, _is_int),
+    "dict[int, str]": lambda value: _is_map(value, _is_int, _is_str),
+    "dict[str, float]": lambda value: _is_map(value, _is_str, lambda v: type(v) in (int, float)),
+    "dict[str, list[int]]": lambda value: _is_map(value, _is_str, lambda v: _is_list(v, _is_int)),
+    "dict[int, list[int]]": lambda value: _is_map(value, _is_int, lambda v: _is_list(v, _is_int)),
+    "list[list[str]]": lambda value: _is_list(value, lambda v: _is_list(v, _is_str)),
+    "list[bytes]": lambda value: _is_list(value, lambda v: isinstance(v, bytes)),
+    "NDArray[np.int64]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.int32]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.uint8]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.float32]": lambda value: isinstance(value, np.ndarray),
+}
+
+
+def peek_ticket(frame: bytes | memoryview) -> int:
+    """The ticket number of a PIECE or FAILURE frame of our own making, without decoding the rest of it."""
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(bytes(memoryview(frame)[1:64]))
+    unpacker.read_map_header()
+    if unpacker.unpack() != "ticket":
+        raise RemoteProtocolError("a frame that does not begin with its ticket")
+    return int(unpacker.unpack())

@@ -1,0 +1,113 @@
+"""The epoch's stream of samples from the lengths of its lanes: all that loaders and trainers must agree on about order.
+
+Lane l holds `lengths[l]` samples, cut into cells of `cell` samples (its last cell may be shorter). Cell k of a lane of n
+cells is due at the time (2k + 1) / 2n of the epoch, a fraction in (0, 1); the stream takes the cells by due time, ties by
+lane. So every lane is spread evenly over the whole epoch, lanes of equal length take turns, and all end together:
+
+    lengths [4, 2], cell 1:   due times 1/8 3/8 5/8 7/8 and 1/4 3/4   ->   lanes 0 1 0 0 1 0
+
+Due times are compared as integers (scaled by 2**32 and cut), so that every machine finds the same order. Any position is
+found by bisection over time: no list of cells is ever made, memory is one array of lengths.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.errors import LocalProtocolError
+
+_SCALE = 32  # bits of a due time
+MAX_CELLS = 1 << 29  # per lane, so that (2k + 1) << 32 stays inside int64
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Samples [start, start + count) of one lane: what one ticket asks for."""
+
+    lane: int
+    start: int
+    count: int
+
+
+class Order:
+    """The stream of one epoch. `total` samples; `runs(a, b)` gives stream positions [a, b) as runs of lanes."""
+
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], cell: int) -> None:
+        """lengths: samples of each lane, int64[L]; cell: samples of a lane before the next one's turn."""
+        self.lengths = np.asarray(lengths, dtype=np.int64)  # [L]
+        self.cell = cell
+        if cell < 1 or (self.lengths.size and int(self.lengths.min()) < 0):
+            raise LocalProtocolError(
+                f"lane lengths {self.lengths.tolist()} and cell {cell}: lengths >= 0 and cell >= 1"
+            )
+        self.num_cells = -(-self.lengths // cell)  # [L]
+        if self.lengths.size and int(self.num_cells.max()) >= MAX_CELLS:
+            raise LocalProtocolError(
+                f"a lane of {int(self.lengths.max())} samples: at most {MAX_CELLS} cells; use more lanes"
+            )
+        self.total = int(self.lengths.sum())
+
+    def runs(self, start: int, stop: int) -> list[Run]:
+        """Stream positions [start, stop) as runs, in stream order."""
+        if not 0 <= start <= stop <= self.total:
+            raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
+        runs: list[Run] = []
+        if start == stop:
+            return runs
+        position, cells = self._cells_before(start)
+        for lane, cell in self._cells_from(cells):
+            low = cell * self.cell
+            length = min(self.cell, int(self.lengths[lane]) - low)
+            first, last = max(start - position, 0), min(stop - position, length)
+            if first < last:
+                runs.append(Run(lane, low + first, last - first))
+            position += length
+            if position >= stop:
+                return runs
+        raise LocalProtocolError(f"the stream ended before position {stop}")
+
+    def _due(self, cell: int, num_cells: int) -> int:
+        return ((2 * cell + 1) << _SCALE) // (2 * num_cells)
+
+    def _cells_before(self, position: int) -> tuple[int, NDArray[np.int64]]:
+        """Cells of each lane that lie wholly before a time at or before the position, and the samples in them."""
+        low, high = 0, 1 << _SCALE  # invariant: samples before `low` <= position
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._samples(self._cells_due_before(middle)) <= position:
+                low = middle
+            else:
+                high = middle
+        cells = self._cells_due_before(low)
+        return self._samples(cells), cells
+
+    def _cells_due_before(self, time: int) -> NDArray[np.int64]:
+        """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) << 32 < 2 n time."""
+        doubled = 2 * self.num_cells * time - (1 << _SCALE)  # < 2**62: see MAX_CELLS
+        cells = -((-doubled) >> (_SCALE + 1))  # ceil(doubled / 2**33)
+        return np.clip(cells, 0, self.num_cells)
+
+    def _samples(self, cells: NDArray[np.int64]) -> int:
+        return int(np.minimum(cells * self.cell, self.lengths).sum())
+
+    def _cells_from(self, cells: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """(lane, cell) in stream order, after the given numbers of cells are taken from each lane."""
+        heap = [
+            (self._due(int(cell), int(count)), lane, int(cell))
+            for lane, (cell, count) in enumerate(zip(cells, self.num_cells, strict=True))
+            if cell < count
+        ]
+        heapq.heapify(heap)
+        while heap:
+            _, lane, cell = heap[0]
+            yield lane, cell
+            count = int(self.num_cells[lane])
+            if cell + 1 < count:
+                heapq.heapreplace(heap, (self._due(cell + 1, count), lane, cell + 1))
+            else:
+                heapq.heappop(heap)

@@ -1,0 +1,43 @@
+"""`cluster.component_placement`: which accelerator slots train and how many loaders are started.
+
+{trainer: 0-3, dataloader: 4-7}   ->   Placement(trainer=(0, 1, 2, 3), dataloader=(4, 5, 6, 7))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stoker_proto.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Slots counted over the cluster in node order. Empty `trainer`: whatever the launcher starts."""
+
+    trainer: tuple[int, ...] = ()
+    dataloader: tuple[int, ...] = ()
+
+
+def parse_slots(value: object, key: str) -> tuple[int, ...]:
+    """Slots of `4-7`, `0,2-3` or a plain `4` (YAML reads the last as a number). Raises ConfigError.
+
+    >>> parse_slots("0,2-3", "trainer"), parse_slots([0, 1], "trainer")
+    ((0, 2, 3), (0, 1))
+    """
+    rule = "slots are written `4-7`, `0,2` or `4`"
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ConfigError(f"{key} is {value!r}: {rule}")
+    slots: list[int] = []
+    for part in str(value).split(",") if value != "" else []:
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"{key} is {value!r}: {rule}")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low or high - low > 1_000_000:
+            raise ConfigError(f"{key} is {value!r}: a range runs upwards; {rule}")
+        slots.extend(range(low, high + 1))
+    if len(set(slots)) != len(slots):
+        raise ConfigError(f"{key} is {value!r}: a slot is named twice")
+    return tuple(slots)

@@ -1,0 +1,103 @@
+"""The loader's half of the order: dealing, windows, positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loader_service.plan import EpochPlan, SampleRef, window_bounds
+from stoker_proto.config import OrderConfig
+from stoker_proto.errors import LocalProtocolError
+
+COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=60).map(lambda counts: np.array(counts, np.uint32))
+ORDERS = st.builds(OrderConfig, lanes=st.integers(1, 7), window_records=st.integers(1, 5), seed=st.integers(0, 3))
+
+
+def whole_epoch(plan: EpochPlan) -> list[list[SampleRef]]:
+    return [plan.samples(lane, 0, length) for lane, length in enumerate(plan.lane_lengths())]
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, st.integers(0, 3))
+def test_lanes_hold_every_sample_exactly_once(counts: np.ndarray, order: OrderConfig, epoch: int) -> None:
+    plan = EpochPlan.make(counts, order, split="train", epoch=epoch, entry=0)
+    seen = sorted(ref for lane in whole_epoch(plan) for ref in lane)
+    assert seen == [(record, sample) for record, count in enumerate(counts) for sample in range(count)]
+
+
+@settings(deadline=None)
+@given(COUNTS, ORDERS, st.data())
+def test_any_part_of_a_lane_is_a_part_of_the_whole(counts: np.ndarray, order: OrderConfig, data: st.DataObject) -> None:
+    plan = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)
+    lane = data.draw(st.integers(0, order.lanes - 1))
+    length = plan.lane_lengths()[lane]
+    start = data.draw(st.integers(0, length))
+    count = data.draw(st.integers(0, length - start))
+    fresh = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)  # no layout cached by the first read
+    assert fresh.samples(lane, start, count) == plan.samples(lane, 0, length)[start : start + count]
+
+
+def test_samples_of_one_record_stay_within_its_window() -> None:
+    counts = np.full(64, 10, np.uint32)
+    order = OrderConfig(lanes=2, window_records=4)
+    plan = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)
+    for lane, refs in enumerate(whole_epoch(plan)):
+        places: dict[int, list[int]] = {}
+        for place, ref in enumerate(refs):
+            places.setdefault(ref.record, []).append(place)
+        for record, where in places.items():
+            assert max(where) - min(where) < order.window_records * 10, (lane, record)
+        mixed = refs[100:140]
+        assert len({ref.record for ref in mixed}) > 2  # samples are shuffled between the records of a window
+
+
+def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
+    counts = np.full(40, 5, np.uint32)
+
+    def stream(seed: int = 0, epoch: int = 0, entry: int = 0, split: str = "train") -> list[list[SampleRef]]:
+        return whole_epoch(EpochPlan.make(counts, OrderConfig(lanes=4, seed=seed), split=split, epoch=epoch, entry=entry))
+
+    assert stream() == stream()
+    assert stream() != stream(epoch=1)
+    assert stream() != stream(seed=1)
+    assert stream() != stream(entry=1)
+    assert stream(split="val") == stream(split="val", epoch=1)  # validation is the same every time
+
+
+def test_the_order_is_pinned() -> None:
+    """Another order under the same fingerprint would silently mix loaders of two versions: raise PLAN_VERSION instead."""
+    plan = EpochPlan.make(np.array([2, 1, 3, 2], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)
+    assert [[tuple(ref) for ref in lane] for lane in whole_epoch(plan)] == PINNED
+
+
+PINNED = [[(2, 2), (2, 0), (2, 1), (0, 0), (0, 1)], [(1, 0), (3, 1), (3, 0)]]
+
+
+def test_windows_grow_then_are_staggered_by_lane() -> None:
+    bounds = [window_bounds(record, 1000, 4, lane=2) for record in range(24)]
+    sizes = [last - first for _, first, last in sorted(set(bounds))]
+    assert sizes == [1, 2, 3, 3, 4, 4, 4, 4]  # 1 + 2 % 4 = 3 puts this lane out of step with the others
+    for record, (_, first, last) in enumerate(bounds):
+        assert first <= record < last
+    assert window_bounds(999, 1000, 4, lane=2)[2] == 1000
+
+
+def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
+    counts = np.arange(50, dtype=np.uint32)
+    plan = EpochPlan.make(counts, OrderConfig(lanes=3), split="train", epoch=2, entry=1)
+    plan.save(tmp_path)
+    loaded = EpochPlan.load(tmp_path, OrderConfig(lanes=3), split="train", epoch=2, entry=1)
+    assert isinstance(loaded.records, np.memmap)
+    assert whole_epoch(loaded) == whole_epoch(plan)
+
+
+def test_positions_outside_a_lane_are_refused() -> None:
+    plan = EpochPlan.make(np.array([3], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)
+    with pytest.raises(LocalProtocolError, match="lane 1 of entry 0 has no sample 0"):
+        plan.samples(1, 0, 1)
+    with pytest.raises(LocalProtocolError, match="lane 0 of entry 0 has no sample 3"):
+        plan.samples(0, 2, 2)

@@ -1,0 +1,93 @@
+"""What is decoded next and what is kept: the bookkeeping of a worker, without threads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loader_service.build import EncodedRecord, EncodedSample
+from loader_service.plan import EpochPlan
+from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey
+from stoker_proto.config import OrderConfig
+
+ROW = EncodedSample(np.zeros(1, np.int32), np.zeros(1, np.uint8), (), None, 0)
+
+
+def record(size: int, samples: int = 2) -> EncodedRecord:
+    return EncodedRecord([ROW] * samples, None, size)
+
+
+def key(number: int) -> RecordKey:
+    return RecordKey("train", 0, 0, number)
+
+
+def test_records_that_are_wholly_served_go_before_wanted_ones() -> None:
+    cache = RecordCache(100)
+    cache.put(key(1), record(40))
+    cache.put(key(2), record(40))
+    cache.serve(key(2), 2)
+    cache.put(key(3), record(40))
+    assert key(1) in cache
+    assert key(2) not in cache
+    assert cache.size_bytes == 80
+
+
+def test_served_records_stay_for_the_next_epoch_while_there_is_room() -> None:
+    cache = RecordCache(100)
+    cache.put(key(1), record(40))
+    cache.serve(key(1), 2)
+    assert cache.get(key(1)) is not None
+    assert cache.size_bytes == 40
+
+
+def test_reading_ahead_stops_at_the_budget_but_what_is_needed_is_always_taken() -> None:
+    cache = RecordCache(100)
+    for number in range(3):
+        cache.put(key(number), record(50))
+    assert not cache.has_room()
+    assert cache.size_bytes <= 100
+    assert key(2) in cache  # the newest is never the one dropped
+    cache.put(key(9), record(500))
+    assert key(9) in cache
+
+
+def test_read_ahead_gives_each_record_of_this_and_the_next_window_once_soonest_first() -> None:
+    order = OrderConfig(lanes=2, window_records=3)
+    plan = EpochPlan.make(np.full(40, 4, np.uint32), order, split="train", epoch=0, entry=0)
+    lengths = plan.lane_lengths()
+    ahead = ReadAhead()
+    for lane in (0, 1):
+        ahead.asked(LaneKey("train", 0, 0, lane), plan, lengths[lane], 1)
+    given = []
+    while (item := ahead.pop()) is not None:
+        given.append(item.record)
+    expected: dict[int, tuple[float, int]] = {}
+    for lane in (0, 1):
+        first = plan.window_at(lane, 0)
+        for window in (first, plan.window_at(lane, first.stop)):
+            for use, number in zip(window.first_use.tolist(), window.records.tolist(), strict=True):
+                expected[number] = (use / lengths[lane], lane)
+    assert sorted(given) == sorted(expected)
+    assert given == sorted(given, key=lambda number: expected[number])
+
+
+def test_read_ahead_covers_a_whole_lane_as_tickets_advance() -> None:
+    order = OrderConfig(lanes=1, window_records=3)
+    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    ahead, lane, given = ReadAhead(), LaneKey("train", 0, 0, 0), []
+    for stop in range(1, 61):
+        ahead.asked(lane, plan, 60, stop)
+        while (item := ahead.pop()) is not None:
+            given.append(item.record)
+    assert sorted(given) == list(range(20))
+
+
+def test_read_ahead_after_a_resume_starts_at_the_window_that_was_asked() -> None:
+    order = OrderConfig(lanes=1, window_records=2)
+    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    ahead = ReadAhead()
+    ahead.asked(LaneKey("train", 0, 0, 0), plan, 60, 31)
+    given = set()
+    while (item := ahead.pop()) is not None:
+        given.add(item.record)
+    assert given <= {ref.record for ref in plan.samples(0, plan.window_at(0, 30).start, 20)}
+    assert plan.samples(0, 30, 1)[0].record in given

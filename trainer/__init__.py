@@ -1,0 +1,1 @@
+"""Lean DeepSpeed trainer ranks: client -> device -> step."""
