@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
-	$(BIN)/python -m deploy.demo
+	$(BIN)/python deploy/demo.py
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/python -m pytest

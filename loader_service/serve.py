@@ -12,12 +12,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import zmq
-from stoker_proto.processor import Processor
 
 from loader_service.plan import PLAN_VERSION
 from loader_service.pool import WorkerPool, run_directory
@@ -29,6 +27,7 @@ from stoker_proto.config import Config
 from stoker_proto.config_reader import config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
 
@@ -187,10 +186,18 @@ def write_job(
     run_dir: Path, config: Config, prepared: Prepared, processor: Processor, name: str, pool: WorkerPool
 ) -> None:
     """Leave in the run directory all that a worker needs to know."""
-    manifests: Mapping[str, Mapping[int, str]] = {
-        split: {entry: str(manifest.folder) for entry, manifest in entries.items()}
+    manifests = [
+        {
+            "folder": str(manifest.folder),
+            "shards": manifest.shards,
+            "split": split,
+            "entry": entry,
+            "path": manifest.path,
+            "identity": manifest.fingerprint,
+        }
         for split, entries in prepared.entries.items()
-    }
+        for entry, manifest in entries.items()
+    ]
     job = {
         "config": config_to_tree(config),
         "manifests": manifests,

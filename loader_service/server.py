@@ -141,7 +141,7 @@ class LoaderServer:
                     self._announce_drain()
                 in_work = sum(len(client.in_work) for client in self._clients.values())
                 if not in_work or time.monotonic() > self._drain_deadline:
-                    logger.warning("drained: %d tickets unanswered", in_work)
+                    logger.warning("drained: %d tickets left unanswered", in_work)
                     return
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import msgpack
 import zmq
-from stoker_proto.processor import Processor
 
 from loader_service.build import RecordEncoder
 from loader_service.builder import PieceBuilder
@@ -32,6 +31,7 @@ from stoker_proto.config import Config
 from stoker_proto.config_reader import config_from_tree
 from stoker_proto.errors import StokerError
 from stoker_proto.messages import Failure, Ticket
+from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ class Worker:
         job = json.loads((run_dir / "job.json").read_text())
         self.config: Config = config_from_tree(job["config"])
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
-        for split, entries in job["manifests"].items():
-            for entry, folder in entries.items():
-                self._manifests[split, int(entry)] = load_manifest(Path(folder), split=split, entry=int(entry))
+        for item in job["manifests"]:
+            manifest = load_manifest(**{**item, "folder": Path(item["folder"]), "shards": tuple(item["shards"])})
+            self._manifests[manifest.split, manifest.entry] = manifest
         self._plans: OrderedDict[tuple[str, int, int], EpochPlan] = OrderedDict()
         encoder = RecordEncoder(self.config.data, make_dataset(self.config.data), Processor.load(run_dir))
         self._out: deque[tuple[bytes, bytes]] = deque()

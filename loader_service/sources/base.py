@@ -41,6 +41,8 @@ class ScannedRecord:
     """Samples that `read` will give; 0 is allowed."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, or None."""
+    error: str | None = None
+    """Under policy `skip` (data.on_bad_sample): why `read` will fail, found by the scan. The record keeps its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,9 @@ class BaseSFTDataset(ABC):
     """One kind of data on disk. Instances are made in every process that needs one, from the config alone."""
 
     shard_patterns: ClassVar[tuple[str, ...]] = ("*.jsonl",)
-    """Which files of a folder named in the data paths are shards."""
+    """Which files of a folder named in the data paths are shards; globs, `**/` for folders below it."""
+    version: ClassVar[int] = 1
+    """Raise it when the same bytes give other samples, so that earlier scans no longer hold."""
 
     def __init__(self, config: DataConfig) -> None:
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""
@@ -86,6 +90,36 @@ class BaseSFTDataset(ABC):
     @abstractmethod
     def read(self, shard: Path, offset: int, size: int) -> Iterable[Sample]:
         """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field."""
+
+    def cut(self, shard: Path, part_bytes: int) -> list[int]:
+        """Byte offsets [0, ..., size] of parts that `scan_part` can scan at the same time; by default the whole shard is one.
+
+        A pure function of the shard's bytes and of `part_bytes`."""
+        return [0, shard.stat().st_size]
+
+    def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        """The records that begin in bytes [start, stop), two neighbours of `cut`. Override both or none."""
+        return self.scan(shard)
+
+    def scan_identity(self) -> dict[str, Any]:
+        """All that decides what `scan` gives, besides the shard's bytes; JSON-able. A change of it makes a new scan."""
+        data = self.config
+        return {
+            "dataset_type": data.dataset_type,
+            "version": self.version,
+            "options": data.options,
+            "drop_noops": data.action.drop_noops,
+            "on_bad_sample": data.on_bad_sample,
+        }
+
+    def read_identity(self) -> dict[str, Any]:
+        """All that decides what `read` gives, besides the data; JSON-able. Part of the fingerprint that loaders compare."""
+        data = self.config
+        return {**self.scan_identity(), "chunk": data.action.chunk, "depth": data.image.depth}
+
+    def verify(self, shard: Path, offset: int, size: int) -> int:
+        """Number of samples of one record, after reading all of it with every check there is (`loader-prepare --verify`)."""
+        return sum(1 for _ in self.read(shard, offset, size))
 
 
 def make_dataset(config: DataConfig) -> BaseSFTDataset:

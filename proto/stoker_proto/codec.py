@@ -9,6 +9,7 @@ and whatever is wrong raises RemoteProtocolError.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -37,7 +38,7 @@ MAX_CONTROL_BYTES = 16 << 20
 """Of every frame that is not a piece."""
 MAX_SAMPLES = 1 << 16
 """Of one piece or ticket."""
-_MAX_ITEMS = 1 << 20  # of one msgpack array or map
+_MAX_ITEMS = 1 << 20  # of all msgpack arrays and maps of a frame together
 
 KINDS: dict[bytes, type[Any]] = {
     b"H": Hello,
@@ -54,7 +55,7 @@ KINDS: dict[bytes, type[Any]] = {
 }
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
-_PIECE_DTYPES = {
+_PIECE_DTYPES: dict[str, np.dtype[Any]] = {
     "keys": np.dtype("<i8"),
     "lengths": np.dtype("<i4"),
     "input_ids": np.dtype("<i4"),
@@ -71,7 +72,8 @@ def encode(message: Message) -> bytes:
         for name, dtype in _PIECE_DTYPES.items():
             body[name] = np.ascontiguousarray(body[name], dtype=dtype).tobytes()
         body["action_shape"] = list(message.actions.shape[1:])
-    return _KIND_OF[type(message)] + msgpack.packb(body, use_bin_type=True)
+    packed: bytes = msgpack.packb(body, use_bin_type=True)
+    return _KIND_OF[type(message)] + packed
 
 
 def decode(frame: bytes | memoryview) -> Message:
@@ -89,21 +91,38 @@ def decode(frame: bytes | memoryview) -> Message:
     body = _unpack(view[1:], cls.__name__)
     if cls is Piece:
         body = _piece_arrays(body)
-    return _build(cls, body)
+    message: Message = _build(cls, body)
+    return message
+
+
+class _Budget:
+    """Ends an unpacking that makes too many objects: a megabyte of empty maps would take 64 of memory."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_ITEMS
+
+    def __call__(self, container: Any) -> Any:
+        self.left -= 1 + len(container)
+        if self.left < 0:
+            raise ValueError(f"more than {_MAX_ITEMS} items")
+        return container
 
 
 def _unpack(view: memoryview, name: str) -> dict[str, Any]:
+    budget = _Budget()
     try:
         body = msgpack.unpackb(
             view,
             raw=False,
             strict_map_key=False,
             use_list=True,
+            list_hook=budget,
+            object_hook=budget,
             max_array_len=_MAX_ITEMS,
             max_map_len=_MAX_ITEMS,
             max_ext_len=0,
         )
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:  # TypeError: a map as the key of a map
         raise RemoteProtocolError(f"a {name} frame is not msgpack: {type(error).__name__}: {error}") from error
     if not isinstance(body, dict):
         raise RemoteProtocolError(f"a {name} frame holds a {type(body).__name__}: a map is expected")
@@ -170,7 +189,7 @@ def _is_list(value: Any, item: Any) -> bool:
     return isinstance(value, list) and all(item(v) for v in value)
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "int": _is_int,
     "str": _is_str,
     "dict[str, str]": lambda value: _is_map(value, _is_str, _is_str),

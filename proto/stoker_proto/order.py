@@ -12,6 +12,7 @@ found by bisection over time: no list of cells is ever made, memory is one array
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
+from stoker_proto.hashing import fingerprint
 
+ORDER_VERSION = 1
+"""Of the rule above: to be raised when the same lengths give another stream."""
 _SCALE = 32  # bits of a due time
 MAX_CELLS = 1 << 29  # per lane, so that (2k + 1) << 32 stays inside int64
 
@@ -32,6 +37,11 @@ class Run:
     lane: int
     start: int
     count: int
+
+
+def order_fingerprint(config: OrderConfig) -> str:
+    """Of all that this module and the loader's plan take from `data.order`: a checkpoint's position means nothing without."""
+    return fingerprint({"version": ORDER_VERSION, "order": dataclasses.asdict(config)})
 
 
 class Order:
@@ -90,7 +100,8 @@ class Order:
         """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) << 32 < 2 n time."""
         doubled = 2 * self.num_cells * time - (1 << _SCALE)  # < 2**62: see MAX_CELLS
         cells = -((-doubled) >> (_SCALE + 1))  # ceil(doubled / 2**33)
-        return np.clip(cells, 0, self.num_cells)
+        inside: NDArray[np.int64] = np.clip(cells, 0, self.num_cells)
+        return inside
 
     def _samples(self, cells: NDArray[np.int64]) -> int:
         return int(np.minimum(cells * self.cell, self.lengths).sum())

@@ -1,0 +1,1 @@
+"""Ways to start Stoker: one node, systemd, containers. (A regular package: an installed `deploy` cannot shadow it.)"""

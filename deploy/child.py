@@ -1,0 +1,102 @@
+"""One started program: its output is shown line by line with its name before it, and the newest are remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+_LINE_END = re.compile(rb"(\r\n|[\r\n])")
+_MAX_LINE_BYTES = 65536
+_PROGRESS_INTERVAL_S = 2.0
+"""A progress bar redraws itself ten times a second, after a carriage return; here one line in two seconds is enough."""
+_output_lock = threading.Lock()
+
+
+def say(name: str, line: str) -> None:
+    """Write `[name] line` to stderr, below a progress bar rather than into it."""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""
+    # A closed pipe behind our stderr must not stop those who drain the children's output.
+    with _output_lock, contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{start}[{name}] {line}\n")
+        sys.stderr.flush()
+
+
+class Child:
+    """A program in its own process group. Its stdin is empty; stdout and stderr are read by one thread each."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], ready_line: str) -> None:
+        """ready_line: regular expression with one group, searched at the start of each line of stdout."""
+        self.name = name
+        self.last_lines: deque[str] = deque(maxlen=12)
+        """Newest lines of output, progress bars left out."""
+        self.ready: str | None = None
+        """What the group of `ready_line` matched, once it did."""
+        self._ready_line = re.compile(ready_line)
+        self._process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        self.group = self._process.pid
+        stdout, stderr = self._process.stdout, self._process.stderr
+        if stdout is None or stderr is None:
+            raise RuntimeError("Popen gave no pipes although it was asked for them")
+        self._threads = [
+            threading.Thread(target=self._read, args=(stdout, True), daemon=True),
+            threading.Thread(target=self._read, args=(stderr, False), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """SIGTERM to the program alone, not to its group: it ends its own workers when it has drained."""
+        self._process.terminate()
+
+    def drain(self, timeout_s: float = 1.0) -> None:
+        """After its end: wait until the rest of its output has been shown (a daemon of its own may hold the pipe)."""
+        end = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _read(self, pipe: IO[bytes], may_be_ready: bool) -> None:
+        rest, shown_at = b"", 0.0
+        while block := os.read(pipe.fileno(), 65536):
+            *pieces, rest = _LINE_END.split(rest + block)
+            for text, end in zip(pieces[::2], pieces[1::2], strict=True):
+                if end == b"\r":
+                    now = time.monotonic()
+                    if text.strip() and now - shown_at >= _PROGRESS_INTERVAL_S:
+                        shown_at = now
+                        say(self.name, _decode(text))
+                else:
+                    self._take_line(_decode(text), may_be_ready)
+            if len(rest) > _MAX_LINE_BYTES:
+                self._take_line(_decode(rest), may_be_ready)
+                rest = b""
+        if rest.strip():
+            self._take_line(_decode(rest), may_be_ready)
+
+    def _take_line(self, line: str, may_be_ready: bool) -> None:
+        self.last_lines.append(line)
+        say(self.name, line)
+        if may_be_ready and self.ready is None and (match := self._ready_line.match(line)):
+            self.ready = match[1]
+
+
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "replace").rstrip()

@@ -1,0 +1,75 @@
+"""`make demo`: two loaders read real ManiSkill demonstrations, two DeepSpeed ZeRO-3 ranks train on their batches.
+
+Every step is a command that you could type yourself; it is printed before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "deploy/configs/demo.yaml"
+MODEL = "build/demo/tiny-llava"
+OUTPUT = "outputs/demo"
+
+LOAD_EXPORT = """
+import sys, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+count = sum(p.numel() for p in model.parameters())
+print(f"{type(model).__name__} with {count:,} parameters and {type(processor).__name__} loaded from {sys.argv[1]}")
+"""
+
+
+def main() -> int:
+    """Build the model, prepare the data, train, load what was exported, show what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=v", help="override a key of the demo's config"
+    )
+    arguments = parser.parse_args()
+    overrides = [part for override in arguments.set for part in ("--set", override)]
+    started = time.monotonic()
+    shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)  # the demo starts anew; a real run resumes
+    python = sys.executable
+    steps = [
+        (
+            "A small random vision-language model",
+            [python, "-m", "trainer.models.tiny", "--family", "llava", "--out", MODEL],
+        ),
+        (
+            "Scan the demonstrations, fit the action codec",
+            [python, "-m", "loader_service.cli", "prepare", "--config", CONFIG, *overrides],
+        ),
+        ("Two loaders, two DeepSpeed ZeRO-3 ranks", [python, "deploy/launch.py", "--config", CONFIG, *overrides]),
+        ("The exported model in a fresh process", [python, "-c", LOAD_EXPORT, f"{OUTPUT}/export"]),
+    ]
+    for number, (title, command) in enumerate(steps, 1):
+        shown = shlex.join(part if "\n" not in part else "..." for part in ["python", *command[1:]])
+        print(f"\n=== {number}/{len(steps)} {title}\n$ {shown}", flush=True)
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if code:
+            print(f"demo: step {number} ended with code {code}", file=sys.stderr)
+            return code
+    summary = json.loads((ROOT / OUTPUT / "summary.json").read_text())
+    print(f"\n=== What came of it ({time.monotonic() - started:.0f} s)")
+    print(describe(summary))
+    print(f"TensorBoard: tensorboard --logdir {OUTPUT}/tensorboard")
+    return 0
+
+
+def describe(summary: dict[str, object]) -> str:
+    """First and last figures of the run, side by side."""
+    return json.dumps(summary, indent=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""One node: a loader per `dataloader` slot, then DeepSpeed on exactly the `trainer` slots; nothing is left behind.
+
+    python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
+
+The exit code is the trainer's. Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_ROOTS = (str(ROOT), str(ROOT / "proto"))
+if __name__ == "__main__":  # `python deploy/launch.py` puts deploy/ first on the path; the source roots belong there
+    sys.path[0:1] = SOURCE_ROOTS
+
+from deploy.child import say  # noqa: E402  (the path must stand before)
+from deploy.keeper import run_kept  # noqa: E402
+from deploy.node import Plan, run_node  # noqa: E402
+from stoker_proto.config import Config  # noqa: E402
+from stoker_proto.config_reader import load_config  # noqa: E402
+from stoker_proto.errors import ConfigError  # noqa: E402
+
+_DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""One of these exists where torch can find a CUDA or ROCm device; asking torch itself costs seconds."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; gives the exit code."""
+    options = _parse(arguments)
+    try:
+        plan = make_plan(options, os.environ)
+    except ConfigError as error:
+        say("launch", f"error: {error}")
+        return 1
+    return run_kept(lambda signals: run_node(plan, signals))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the YAML that both programs read")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one key; repeatable")
+    parser.add_argument(
+        "--no-loaders", action="store_true", help="the loaders run elsewhere; cluster.loader_addresses names them"
+    )
+    parser.add_argument(
+        "--ready-deadline-s",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="all loaders must be ready after this many seconds, unprepared data included (default: 600)",
+    )
+    return parser.parse_args(arguments)
+
+
+def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
+    """What is to be started on this node. Raises ConfigError."""
+    config = load_config(options.config, options.set)
+    placement = config.cluster.component_placement
+    if config.cluster.num_nodes != 1:
+        raise ConfigError(
+            f"cluster.num_nodes is {config.cluster.num_nodes}: launch.py starts one node; on several, run "
+            "loader-serve as a service on each (deploy/systemd) and deepspeed with a hostfile"
+        )
+    if not placement.trainer:
+        raise ConfigError(
+            "cluster.component_placement.trainer is empty: name the slots to train on, e.g. `trainer: 0-1`"
+        )
+    common = ["--config", str(options.config), *(word for value in options.set for word in ("--set", value))]
+    num_loaders = 0 if options.no_loaders else len(placement.dataloader)
+    devices = find_devices(environment, placement.trainer)
+    base = {**environment, "PYTHONPATH": _python_path(environment), "PYTHONUNBUFFERED": "1"}
+
+    def trainer(addresses: Sequence[str]) -> list[str]:
+        return trainer_command(common, addresses or config.cluster.loader_addresses, len(placement.trainer), devices)
+
+    return Plan(
+        loaders=tuple(tuple(loader_command(common, config, num_loaders)) for _ in range(num_loaders)),
+        loader_environment=base,
+        trainer=trainer,
+        trainer_environment=trainer_environment(base, len(placement.trainer), devices),
+        ready_deadline_s=options.ready_deadline_s,
+    )
+
+
+def loader_command(common: Sequence[str], config: Config, num_loaders: int) -> list[str]:
+    """`loader-serve` on a free port of the loopback; loaders of one node share its cores."""
+    command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", "tcp://127.0.0.1:*"]
+    if config.loader.workers == 0 and num_loaders > 1:
+        command += ["--set", f"loader.workers={max(1, _num_cores() // num_loaders)}"]
+    return command
+
+
+def trainer_command(
+    common: Sequence[str],
+    addresses: Sequence[str],
+    num_ranks: int,
+    devices: Sequence[str] | None,
+    script: Path = ROOT / "trainer" / "main.py",
+) -> list[str]:
+    """DeepSpeed's own launcher, kept to this node; devices: what each rank gets, None on CPU."""
+    where = ["--num_gpus", str(num_ranks)] if devices is None else ["--include", "localhost:" + ",".join(devices)]
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--hostfile", os.devnull),  # no file: a stray /job/hostfile would send the run to other machines
+        *where,
+        *("--master_port", str(free_port())),
+        str(script),
+        *common,
+        *("--set", f"cluster.loader_addresses={json.dumps(list(addresses))}"),
+    ]
+
+
+def trainer_environment(
+    environment: Mapping[str, str], num_ranks: int, devices: Sequence[str] | None
+) -> dict[str, str]:
+    """The ranks share the cores; a user's own OMP_NUM_THREADS stands."""
+    result = dict(environment)
+    result.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    if devices is None:
+        result["DS_ACCELERATOR"] = "cpu"
+    else:
+        result.pop("CUDA_VISIBLE_DEVICES", None)  # its numbers are in `devices` already
+    return result
+
+
+def find_devices(environment: Mapping[str, str], slots: Sequence[int]) -> list[str] | None:
+    """Device number of each trainer slot; None where ranks run on the CPU. Raises ConfigError if a device is missing.
+
+    Slots count what CUDA_VISIBLE_DEVICES shows: with `4,6` there, slot 1 is device 6.
+    """
+    accelerator = environment.get("DS_ACCELERATOR", "")
+    if accelerator == "cpu" or not (accelerator or any(Path(file).exists() for file in _DEVICE_FILES)):
+        return None
+    if accelerator not in ("", "cuda"):
+        return [str(slot) for slot in slots]
+    count = _count_cuda_devices(environment)
+    if count == 0 and not accelerator:
+        return None
+    if max(slots) >= count:
+        raise ConfigError(
+            f"cluster.component_placement.trainer names slot {max(slots)}, but this node shows {count} devices: name "
+            f"slots below {count}, or set DS_ACCELERATOR=cpu to train on the CPU"
+        )
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    numbers = [name.strip() for name in visible.split(",")] if visible is not None else [str(i) for i in range(count)]
+    if not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"CUDA_VISIBLE_DEVICES is {visible!r}: DeepSpeed takes device numbers only, e.g. 0,1")
+    return [numbers[slot] for slot in slots]
+
+
+def _count_cuda_devices(environment: Mapping[str, str]) -> int:
+    question = "import torch; print(torch.cuda.device_count())"
+    answer = subprocess.run(
+        [sys.executable, "-c", question], env=dict(environment), capture_output=True, text=True, check=False
+    )
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"torch cannot be imported to count the devices ({last}): install stoker[train]")
+    return int(answer.stdout.split()[-1])
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _python_path(environment: Mapping[str, str]) -> str:
+    """The children run this checkout's code, whatever else is installed."""
+    return os.pathsep.join([*SOURCE_ROOTS, *filter(None, [environment.get("PYTHONPATH")])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

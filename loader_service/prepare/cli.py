@@ -1,0 +1,128 @@
+"""The command `loader-prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.summary import report_of, summary_lines, summary_tree
+from loader_service.prepare.verify import verify
+from loader_service.sources.base import make_dataset
+from stoker_proto.actions import save_codec
+from stoker_proto.config import Config
+from stoker_proto.config_reader import load_config
+from stoker_proto.errors import ConfigError, StokerError
+
+_DESCRIPTION = """\
+Look through the data once, before training: how many records and samples there are, how the actions are
+distributed, and which codebook turns them into tokens. What is found is kept in a `.stoker` folder beside the data, so
+that loaders start at once; after a change of the data only what changed is looked through again. `loader-serve` does the
+same by itself where it is missing. No image is opened, unless --verify asks for it."""
+
+_EPILOG = """\
+examples:
+  loader-prepare --config demo.yaml
+  loader-prepare --config demo.yaml --set data.action.codec=bins --json
+  loader-prepare --config demo.yaml --cache-dir /var/cache/stoker      the data cannot be written to
+  loader-prepare --config demo.yaml --codec-out actions.json           loaders hold different data: give all of them this
+                                                                       file as data.action.codec_path
+  loader-prepare --config demo.yaml --verify                           read every frame once (takes as long as an epoch)
+
+exit codes: 0 all is well; 1 the config or the data is wrong; 2 the command line is wrong; 130 interrupted: run it again,
+and it goes on where it was"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        return _run(arguments)
+    except StokerError as error:
+        print(f"loader-prepare: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("loader-prepare: interrupted; run it again, and it goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.set)
+    if arguments.cache_dir is not None:
+        config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
+    progress = sys.stderr.isatty() and not arguments.json
+    prepared = prepare(config, processes=arguments.processes, progress=progress)
+    if arguments.codec_out is not None:
+        _write_codec(prepared, arguments.codec_out)
+    report = report_of(prepared, config.data.action)
+    problems = _verify(prepared, config, arguments.processes, progress) if arguments.verify else []
+    if arguments.json:
+        tree = summary_tree(prepared, report)
+        print(json.dumps({**tree, "problems": problems} if arguments.verify else tree))
+    else:
+        print("\n".join(summary_lines(prepared, report)))
+        if arguments.verify and not problems:
+            print("verified: every record was read")
+    for problem in problems:
+        print(f"loader-prepare: error: {problem}", file=sys.stderr)
+    if problems:
+        print(f"loader-prepare: error: {len(problems)} bad records", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _write_codec(prepared: Prepared, path: Path) -> None:
+    if prepared.codec is None:
+        raise ConfigError("--codec-out: the data has no actions, so there is no codec to write")
+    try:
+        save_codec(prepared.codec, path)
+    except OSError as error:
+        raise ConfigError(f"--codec-out {path} cannot be written ({error.strerror}): name another file") from error
+
+
+def _verify(prepared: Prepared, config: Config, processes: int, progress: bool) -> list[str]:
+    manifests = [entry for entries in prepared.entries.values() for entry in entries.values()]
+    return verify(manifests, make_dataset(config.data), processes=processes, progress=progress)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "loader-prepare", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainer read")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="change one key of it; may be given several times",
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what is found here (data.cache_dir; default: beside the data)",
+    )
+    parser.add_argument(
+        "--processes", type=_count, default=0, metavar="N", help="that look through the data (default: one per core)"
+    )
+    parser.add_argument("--codec-out", type=Path, metavar="FILE", help="write the fitted action codec here too")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="then read every record, with all its frames and checksums, and list the bad ones",
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and no progress bar")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number}: 0 (one per core) or more")
+    return number

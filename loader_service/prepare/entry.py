@@ -1,0 +1,207 @@
+"""One entry from its shards to its manifest: what is known already, what is to be scanned, how the parts become columns."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from loader_service.prepare import parts as parts_module
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_to_arrays, actions_to_keep, check_same_width
+from loader_service.prepare.cache import new_folder, save_arrays, write_whole
+from loader_service.prepare.manifest import (
+    ACTIONS_FILE,
+    COLUMNS,
+    EntryManifest,
+    load_manifest,
+    read_fingerprint,
+    write_description,
+)
+from loader_service.prepare.parts import FORMAT_VERSION, PartTask, Stamp, load_part
+from loader_service.prepare.shards import EntryShards
+from loader_service.sources.base import BaseSFTDataset
+from stoker_proto.actions.statistics import StatisticsAccumulator
+from stoker_proto.errors import DataError, ManifestError
+from stoker_proto.hashing import fingerprint
+
+logger = logging.getLogger(__name__)
+
+_MAX_ERRORS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class EntryJob:
+    """An entry that a loader holds."""
+
+    split: str
+    entry: int
+    path: str
+    shards: EntryShards
+    root: Path
+    """Cache folder."""
+    dataset: BaseSFTDataset
+
+    @property
+    def scan_identity(self) -> str:
+        """Fingerprint of all that decides a scan, besides the shards' bytes."""
+        return fingerprint([FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity()])
+
+    @property
+    def folder(self) -> Path:
+        """Where this entry's state is kept."""
+        key = fingerprint([self.scan_identity, self.shards.pattern])
+        return self.root / "entries" / key[:16]
+
+    def current(self) -> EntryManifest | None:
+        """The manifest in the cache, if every shard is as it was when that was made."""
+        state = self._read_state()
+        if state is None:
+            return None
+        seen = [(shard["name"], Stamp(*shard["stamp"])) for shard in state["shards"]]
+        found = [(name, _stamp(path)) for name, path in zip(self.shards.names, self.shards.paths, strict=True)]
+        if seen != found:
+            return None
+        try:
+            return self._load(state["content"])
+        except ManifestError as error:
+            logger.warning("%s", error)
+            return None
+
+    def tasks(self) -> list[PartTask]:
+        """The parts of all shards, in order. Parts of unchanged shards know their digest."""
+        state = self._read_state() or {"shards": []}
+        known = {shard["name"]: shard for shard in state["shards"]}
+        ranges: list[tuple[Path, Stamp, int, int, str | None]] = []
+        for name, path in zip(self.shards.names, self.shards.paths, strict=True):
+            stamp = _stamp(path)
+            if stamp.size == 0:
+                raise DataError("an empty shard (0 bytes): write it again, or remove it", file=str(path))
+            before = known.get(name)
+            if before is not None and Stamp(*before["stamp"]) == stamp:
+                ranges.extend((path, stamp, start, stop, digest) for start, stop, digest in before["parts"])
+            else:
+                cuts = self.dataset.cut(path, parts_module.PART_BYTES)
+                ranges.extend((path, stamp, a, b, None) for a, b in itertools.pairwise(cuts))
+        total = sum(stop - start for _, _, start, stop, _ in ranges)
+        return [
+            PartTask(
+                shard=str(path),
+                start=start,
+                stop=stop,
+                stamp=stamp,
+                digest=digest,
+                keep=actions_to_keep(stop - start, total),
+                identity=self.scan_identity,
+                folder=str(self.root / "parts"),
+            )
+            for path, stamp, start, stop, digest in ranges
+        ]
+
+    def assemble(self, tasks: list[PartTask], results: list[tuple[str, int]]) -> EntryManifest:
+        """Write the manifest from the parts in the cache; results: digest and number of records of each task."""
+        shards: dict[str, dict[str, Any]] = {
+            str(path): {"name": name, "parts": [], "num_records": 0}
+            for name, path in zip(self.shards.names, self.shards.paths, strict=True)
+        }
+        for task, (digest, num_records) in zip(tasks, results, strict=True):
+            shard = shards[task.shard]
+            shard["parts"].append((task.start, task.stop, digest))
+            shard["stamp"] = (task.stamp.size, task.stamp.mtime_ns, task.stamp.ctime_ns, task.stamp.inode)
+            shard["num_records"] += num_records
+        for path, shard in shards.items():
+            if shard["num_records"] == 0:
+                raise DataError("a shard without a record: write it again, or remove it", file=path)
+        hashes = [[shard["name"], _shard_hash(shard["parts"])] for shard in shards.values()]
+        content = fingerprint({"scan": self.scan_identity, "shards": hashes})
+        if not self._is_whole(content):  # files touched without a change: others may be reading these columns
+            with new_folder(self.folder / content[:32]) as folder:
+                self._write_columns(folder, tasks, results, content)
+        state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values())}
+        write_whole(self.folder / "state.json", orjson.dumps(state))
+        return self._load(content)
+
+    def _load(self, content: str) -> EntryManifest:
+        identity = read_fingerprint(content, self.dataset.read_identity())
+        shards = tuple(map(str, self.shards.paths))
+        manifest = load_manifest(self.folder / content[:32], shards, self.split, self.entry, self.path, identity)
+        if manifest.content != content:
+            raise ManifestError("it belongs to other data; run loader-prepare again", file=str(manifest.folder))
+        return manifest
+
+    def _is_whole(self, content: str) -> bool:
+        try:
+            self._load(content)
+        except ManifestError:
+            return False
+        return True
+
+    def _read_state(self) -> dict[str, Any] | None:
+        try:
+            state = orjson.loads((self.folder / "state.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) and state.get("version") == FORMAT_VERSION else None
+
+    def _write_columns(self, folder: Path, tasks: list[PartTask], results: list[tuple[str, int]], content: str) -> None:
+        num_records = sum(count for _, count in results)
+        columns: dict[str, Any] = {
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_records,))
+            for name, dtype in COLUMNS.items()
+        }
+        numbers = {str(path): number for number, path in enumerate(self.shards.paths)}
+        actions: StatisticsAccumulator | None = None
+        position = num_bad = total_samples = 0
+        errors: list[str] = []
+        for task, (digest, _) in zip(tasks, results, strict=True):
+            part = load_part(task.cache_path(digest), task.keep)
+            if part is None:
+                raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)
+            rows = slice(position, position + len(part.offsets))
+            columns["shard_index"][rows] = numbers[task.shard]
+            columns["offsets"][rows] = part.offsets + task.start
+            columns["sizes"][rows] = part.sizes
+            columns["num_samples"][rows] = part.num_samples
+            position = rows.stop
+            total_samples += int(part.num_samples.sum(dtype=np.int64))
+            num_bad += part.num_bad
+            errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
+            if part.actions is not None:
+                if actions is None:
+                    actions = StatisticsAccumulator(part.actions.dim, capacity=SAMPLE_CAPACITY)
+                check_same_width([part.actions.dim], task.shard, actions)
+                actions.merge(part.actions)
+        for column in columns.values():
+            column.flush()
+        if actions is not None:
+            save_arrays(folder / ACTIONS_FILE, actions_to_arrays(actions, SAMPLE_CAPACITY))
+        write_description(
+            folder,
+            content=content,
+            num_shards=len(numbers),
+            num_records=num_records,
+            total_samples=total_samples,
+            num_bad=num_bad,
+            errors=errors,
+            statistics=None if actions is None else actions.finish()[0],
+        )
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        return Stamp.of(path)
+    except OSError as error:
+        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(path)) from error
+
+
+def _shard_hash(parts: list[tuple[int, int, str]]) -> str:
+    """Hash of a shard's content: of the digests of its parts, which its content alone decides."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start, stop, part in parts:
+        digest.update(f"{start}-{stop}:{part}\n".encode())
+    return digest.hexdigest()

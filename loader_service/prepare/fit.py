@@ -1,0 +1,93 @@
+"""Statistics and codec of all train entries together: fitted once, cached under the data's content and the codec's settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_from_arrays, check_same_width
+from loader_service.prepare.cache import writable
+from loader_service.prepare.manifest import ACTIONS_FILE, EntryManifest
+from loader_service.prepare.parts import FORMAT_VERSION
+from stoker_proto.actions import ActionCodec, ActionStatistics, StatisticsAccumulator, fit_codec, load_codec, save_codec
+from stoker_proto.config import ActionConfig
+from stoker_proto.errors import ConfigError, DataError, ManifestError
+from stoker_proto.hashing import fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+def given_codec(action: ActionConfig) -> ActionCodec:
+    """The codec of data.action.codec_path. Raises ConfigError if it is not of the kind that the config asks for."""
+    path = action.codec_path or ""
+    try:
+        codec = load_codec(path)
+    except DataError as error:
+        raise ConfigError(f"data.action.codec_path: {error}") from error
+    if (codec.name, codec.chunk) != (action.codec, action.chunk):
+        raise ConfigError(
+            f"data.action.codec_path {path} is a {codec.name} codec of chunks of {codec.chunk}, and the config asks for "
+            f"codec {action.codec} and chunk {action.chunk}: name another file, or set data.action.codec and "
+            "data.action.chunk as the file has them"
+        )
+    return codec
+
+
+def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Path) -> ActionCodec | None:
+    """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions."""
+    if all(entry.statistics is None for entry in train):
+        return None
+    settings = [action.codec, action.chunk, action.codec_options, list(action.unmasked)]
+    key = fingerprint([FORMAT_VERSION, [entry.content for entry in train], settings])[:32]
+    path = root / "codecs" / f"{key}.json"
+    if path.exists():
+        try:
+            return load_codec(path)
+        except DataError as error:
+            logger.warning("%s: it is fitted again", error)
+    statistics, sample = train_statistics(train, action.unmasked)
+    codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
+    with writable(root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_codec(codec, path)
+    return codec
+
+
+def train_statistics(
+    train: Sequence[EntryManifest], unmasked: tuple[int, ...]
+) -> tuple[ActionStatistics, NDArray[np.float32]]:
+    """Statistics of all entries together, and the sample float32[M, D] that a codec is fitted on. Some entry has actions."""
+    merged: StatisticsAccumulator | None = None
+    for entry in train:
+        if entry.statistics is None:
+            continue
+        actions = _load_actions(entry.folder / ACTIONS_FILE)
+        if merged is None:
+            merged = StatisticsAccumulator(actions.dim, capacity=SAMPLE_CAPACITY)
+        check_same_width([actions.dim], entry.path, merged)
+        merged.merge(actions)
+    if merged is None:
+        raise DataError("no train entry has actions: there is nothing to fit a codec to")
+    return merged.finish(action_mask(merged.dim, unmasked))
+
+
+def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
+    """bool[D]: which dimensions are normalised. Unmasked dimensions that actions do not have are of no matter."""
+    if any(d < 0 for d in unmasked):
+        raise ConfigError(f"data.action.unmasked is {list(unmasked)}: dimensions are counted from 0")
+    return np.array([d not in unmasked for d in range(dim)])
+
+
+def _load_actions(path: Path) -> StatisticsAccumulator:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            actions = actions_from_arrays(arrays, SAMPLE_CAPACITY)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ManifestError(f"damaged ({error}): delete it and run loader-prepare again", file=str(path)) from error
+    if actions is None:
+        raise ManifestError("it holds too few actions: delete it and run loader-prepare again", file=str(path))
+    return actions

@@ -1,0 +1,154 @@
+"""What `loader-prepare` found in one entry of the data paths: four columns over its records, and a fingerprint.
+
+    record   shard_index   offset   size   num_samples
+    0        0             0        5310   26
+    1        0             5311     4102   20
+
+The columns are .npy files that all processes of a host map, so that their pages are shared: 20 bytes a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loader_service.prepare.parts import FORMAT_VERSION
+from stoker_proto.actions.statistics import ActionStatistics
+from stoker_proto.errors import DataError, ManifestError
+from stoker_proto.hashing import fingerprint
+
+COLUMNS: dict[str, type[np.generic]] = {
+    "shard_index": np.uint32,
+    "offsets": np.int64,
+    "sizes": np.uint32,
+    "num_samples": np.uint32,
+}
+ACTIONS_FILE = "actions.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EntryManifest:
+    """One entry of `data.train_data_paths` or `data.val_data_paths`. R records. Pickled by name: its columns stay files."""
+
+    split: str
+    entry: int
+    path: str
+    """As the config names it."""
+    shards: tuple[str, ...]
+    """Absolute and without links, in natural order of their names."""
+    shard_index: NDArray[np.uint32]  # [R]
+    offsets: NDArray[np.int64]  # [R]
+    sizes: NDArray[np.uint32]  # [R]
+    num_samples: NDArray[np.uint32]  # [R]
+    content: str
+    """Fingerprint of the shards' names and bytes and of all that decides a scan."""
+    fingerprint: str
+    """Of `content` and of all that decides what `read` gives: the same data elsewhere has the same one. Files that a shard only
+    names (NPZ) are not in it: they are checked when they are read."""
+    total_samples: int
+    statistics: ActionStatistics | None
+    """Of the entry's actions, without a mask; None if there are none."""
+    num_bad: int
+    """Records that `read` will fail on, under policy `skip`."""
+    errors: tuple[str, ...]
+    """Examples of why."""
+    folder: Path
+    """Of the columns."""
+
+    @property
+    def num_records(self) -> int:
+        """R."""
+        return len(self.num_samples)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_manifest, (self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint)
+
+
+def load_manifest(
+    folder: Path, shards: tuple[str, ...], split: str, entry: int, path: str, identity: str
+) -> EntryManifest:
+    """Map the columns of a folder that `write_manifest` filled. Raises ManifestError: damaged, or of another version."""
+    description = _read_description(folder)
+    columns: dict[str, Any] = {}
+    for name, dtype in COLUMNS.items():
+        try:
+            column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ManifestError(f"damaged ({error}); run loader-prepare again", file=str(folder), field=name) from error
+        if column.dtype != dtype or column.shape != (description["num_records"],):
+            raise ManifestError("damaged; run loader-prepare again", file=str(folder), field=name)
+        columns[name] = column
+    if len(shards) != description["num_shards"]:
+        raise ManifestError(
+            f"{len(shards)} shards, and {description['num_shards']} when it was made; run loader-prepare again",
+            file=str(folder),
+        )
+    statistics = description["statistics"]
+    return EntryManifest(
+        split=split,
+        entry=entry,
+        path=path,
+        shards=shards,
+        content=description["content"],
+        fingerprint=identity,
+        total_samples=description["total_samples"],
+        statistics=None if statistics is None else ActionStatistics.from_json(statistics),
+        num_bad=description["num_bad"],
+        errors=tuple(description["errors"]),
+        folder=folder,
+        **columns,
+    )
+
+
+def write_description(
+    folder: Path, *, content: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
+    errors: list[str], statistics: ActionStatistics | None,
+) -> None:  # fmt: skip
+    """manifest.json, beside the columns."""
+    tree = {
+        "version": FORMAT_VERSION,
+        "content": content,
+        "num_shards": num_shards,
+        "num_records": num_records,
+        "total_samples": total_samples,
+        "num_bad": num_bad,
+        "errors": errors,
+        "statistics": None if statistics is None else statistics.to_json(),
+    }
+    (folder / "manifest.json").write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
+
+
+def read_fingerprint(content: str, read_identity: Mapping[str, Any]) -> str:
+    """`EntryManifest.fingerprint`."""
+    return fingerprint({"content": content, "read": read_identity})
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / "manifest.json"
+    try:
+        tree = orjson.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"it cannot be read ({error}); run loader-prepare again", file=str(file)) from error
+    if not isinstance(tree, dict) or tree.get("version") != FORMAT_VERSION:
+        found = tree.get("version") if isinstance(tree, dict) else None
+        raise ManifestError(
+            f"a manifest of version {found}, this program writes {FORMAT_VERSION}; run loader-prepare again",
+            file=str(file),
+        )
+    required = {"content", "num_shards", "num_records", "total_samples", "num_bad", "errors", "statistics"}
+    if not required <= set(tree):
+        raise ManifestError(
+            f"{', '.join(sorted(required - set(tree)))} missing; run loader-prepare again", file=str(file)
+        )
+    try:
+        if tree["statistics"] is not None:
+            ActionStatistics.from_json(tree["statistics"])
+    except (DataError, TypeError, ValueError, AttributeError) as error:
+        raise ManifestError(f"damaged statistics ({error}); run loader-prepare again", file=str(file)) from error
+    return tree

@@ -1,0 +1,204 @@
+"""One part of a shard: hashed, scanned, and kept in the cache under the name of its content.
+
+A part is a range of bytes; parts are scanned in any order by any number of processes. What a scan found is stored under a key of
+the part's bytes and of all that decides what a scan gives: so an interrupted `loader-prepare` goes on where it was,
+and of changed data only the changed parts are scanned again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.prepare.actions_state import ActionCounter, actions_from_arrays, actions_to_arrays
+from loader_service.prepare.cache import save_arrays, writable
+from loader_service.sources.base import BaseSFTDataset, ScannedRecord
+from stoker_proto.actions.statistics import StatisticsAccumulator
+from stoker_proto.errors import DataError, StokerError
+from stoker_proto.hashing import fingerprint
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+"""Of everything in the cache; a change makes all of it anew."""
+PART_BYTES = 16 << 20
+_BLOCK = 1 << 20
+_MAX_ERRORS = 20  # examples kept of the bad records of a part
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the file system says of a file: unchanged means unchanged content."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str | Path | int) -> Stamp:
+        """path: or an open descriptor."""
+        status = os.stat(path)  # noqa: PTH116 - takes descriptors too
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class PartTask:
+    """Bytes [start, stop) of a shard, to be hashed unless `digest` is known, and scanned unless the cache holds them."""
+
+    shard: str
+    start: int
+    stop: int
+    stamp: Stamp
+    digest: str | None
+    keep: int
+    """Actions of this part that the fit's sample needs at most."""
+    identity: str
+    """Fingerprint of the dataset's `scan_identity`."""
+    folder: str
+    """`parts` of the cache."""
+
+    def cache_path(self, digest: str) -> Path:
+        """Where the scan of these bytes is kept."""
+        key = fingerprint([FORMAT_VERSION, self.identity, digest])[:32]
+        return Path(self.folder) / key[:2] / f"{key}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a scan found in one part. R records."""
+
+    offsets: NDArray[np.int64]  # [R], relative to the part
+    sizes: NDArray[np.uint32]  # [R]
+    num_samples: NDArray[np.uint32]  # [R]
+    num_bad: int
+    errors: tuple[str, ...]
+    actions: StatisticsAccumulator | None
+
+
+def run_task(dataset: BaseSFTDataset, task: PartTask) -> tuple[str, int]:
+    """Bring the part into the cache. Returns its digest and its number of records; raises DataError."""
+    try:
+        digest = task.digest or _digest(task)
+        path = task.cache_path(digest)
+        part = load_part(path, task.keep)
+        if part is None:
+            part = _scan(dataset, task, digest)
+            _save(path, part, task.keep)
+    except OSError as error:
+        raise DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard) from error
+    except (StokerError, MemoryError):
+        raise
+    except Exception as error:  # a dataset class may be the user's own: its failure is this shard's, named
+        logger.exception("dataset class %s failed on %s", type(dataset).__name__, task.shard)
+        reason = f"{type(dataset).__name__}.scan failed: {type(error).__name__}: {error}"
+        raise DataError(reason, file=task.shard) from error
+    return digest, len(part.offsets)
+
+
+def load_part(path: Path, keep: int) -> Part | None:
+    """The part in the cache; None where there is none, a damaged one, or one that kept too few actions."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            actions = None
+            if "count" in saved.files:
+                actions = actions_from_arrays(saved, keep)
+                if actions is None:
+                    return None
+            return Part(
+                saved["offsets"],
+                saved["sizes"],
+                saved["num_samples"],
+                int(saved["num_bad"]),
+                tuple(map(str, saved["errors"].tolist())),
+                actions,
+            )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError):
+        return None  # damaged, e.g. by a full disk: it is scanned and written anew
+
+
+def _save(path: Path, part: Part, keep: int) -> None:
+    arrays: dict[str, NDArray[Any]] = {
+        "offsets": part.offsets,
+        "sizes": part.sizes,
+        "num_samples": part.num_samples,
+        "num_bad": np.array(part.num_bad),
+        "errors": np.array(part.errors, dtype=np.str_),
+    }
+    if part.actions is not None:
+        arrays.update(actions_to_arrays(part.actions, keep))
+    with writable(path.parent.parent.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_arrays(path, arrays)
+
+
+def _digest(task: PartTask) -> str:
+    """BLAKE2b of the part's bytes, 128 bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    left = task.stop - task.start
+    with open(task.shard, "rb", buffering=0) as file:  # noqa: PTH123 - unbuffered, hashed block by block
+        file.seek(task.start)
+        block = bytearray(min(_BLOCK, max(left, 1)))
+        view = memoryview(block)
+        while left > 0:
+            count = file.readinto(view[: min(left, _BLOCK)])
+            if not count:
+                break
+            digest.update(view[:count])
+            left -= count
+    _check_unchanged(task)
+    return digest.hexdigest()
+
+
+def _check_unchanged(task: PartTask) -> None:
+    if Stamp.of(task.shard) != task.stamp:
+        raise DataError("it changed while it was scanned: run loader-prepare again when it is written", file=task.shard)
+
+
+def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
+    columns: list[tuple[int, int, int]] = []
+    errors: list[str] = []
+    num_bad = 0
+    actions = ActionCounter(task.shard, int(digest[:16], 16))
+    for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
+        _check_record(dataset, task, record)
+        columns.append((record.offset - task.start, record.size, record.num_samples))
+        if record.error is not None:
+            num_bad += 1
+            if len(errors) < _MAX_ERRORS:
+                errors.append(record.error)
+        elif record.actions is not None:
+            actions.add(record.actions)
+    _check_unchanged(task)
+    table = np.array(columns, dtype=np.int64).reshape(-1, 3)
+    return Part(
+        table[:, 0].copy(),
+        table[:, 1].astype(np.uint32),
+        table[:, 2].astype(np.uint32),
+        num_bad,
+        tuple(errors),
+        actions.finish(),
+    )
+
+
+def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord) -> None:
+    """What the columns can hold. A dataset class may be anybody's."""
+    limits = {"offset": 1 << 63, "size": 1 << 32, "num_samples": 1 << 32}
+    for name, limit in limits.items():
+        value = getattr(record, name)
+        if not 0 <= value < limit:
+            raise DataError(
+                f"{type(dataset).__name__}.scan gave {name} {value}: 0 to {limit - 1} can be kept",
+                file=task.shard,
+                record=str(record.offset),
+            )

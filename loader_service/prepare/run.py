@@ -1,0 +1,193 @@
+"""`prepare`: every held entry's manifest, and the action codec; scans only what is not known yet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable
+from loader_service.prepare.entry import EntryJob
+from loader_service.prepare.fit import fitted_codec, given_codec
+from loader_service.prepare.manifest import EntryManifest
+from loader_service.prepare.parts import run_task
+from loader_service.prepare.scan_pool import run_all
+from loader_service.prepare.shards import locate_entry
+from loader_service.sources.base import BaseSFTDataset, make_dataset
+from stoker_proto.actions import ActionCodec, ActionStatistics
+from stoker_proto.config import Config, DataConfig
+from stoker_proto.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that is known of the data that a loader holds."""
+
+    entries: dict[str, dict[int, EntryManifest]]
+    """split -> number of the entry in the config -> its manifest."""
+    codec: ActionCodec | None
+    """None where there are no actions."""
+
+    @property
+    def statistics(self) -> ActionStatistics | None:
+        """Of the actions that the codec was fitted on."""
+        return None if self.codec is None else self.codec.statistics
+
+    @property
+    def statistics_by(self) -> dict[str, dict[int, ActionStatistics]]:
+        """split -> entry -> statistics of its actions (without a mask), where there are any."""
+        return {
+            split: {number: entry.statistics for number, entry in entries.items() if entry.statistics is not None}
+            for split, entries in self.entries.items()
+        }
+
+
+def data_paths(data: DataConfig, split: str) -> tuple[str, ...]:
+    """The entries of a split as the config names them."""
+    return data.train_data_paths if split == "train" else data.val_data_paths
+
+
+def prepare(
+    config: Config,
+    *,
+    splits: Sequence[str] = SPLITS,
+    held: Mapping[str, Collection[int]] | None = None,
+    cache_dir: Path | None = None,
+    processes: int = 0,
+    progress: bool = False,
+    lock_deadline_s: float = LOCK_DEADLINE_S,
+) -> Prepared:
+    """Manifests of the entries and the codec of the train entries, from the cache where nothing changed.
+
+    Args:
+        held: split -> numbers of the entries that are here; None: all of them.
+        cache_dir: default: data.cache_dir, else beside the data.
+        processes: that scan; 0 means one per core.
+
+    Raises:
+        ConfigError: an entry names nothing, the cache cannot be written, or a codec cannot be fitted from what is here.
+        DataError: a shard or a record is not what its format promises.
+    """
+    data = config.data
+    dataset = make_dataset(data)
+    if cache_dir is None and data.cache_dir is not None:
+        cache_dir = Path(data.cache_dir)
+    codec = given_codec(data.action) if data.action.codec_path is not None else None
+    jobs = _jobs(data, dataset, splits, held, cache_dir)
+    manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
+    stale = [number for number in range(len(jobs)) if number not in manifests]
+    if stale:
+        with ExitStack() as stack:
+            for root in sorted(
+                {jobs[number].root for number in stale}
+            ):  # in one order, so that two never wait for each other
+                stack.enter_context(locked(root, lock_deadline_s))
+            manifests.update(_scan([jobs[n] for n in stale], stale, dataset, processes, progress))
+    entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
+    for number, job in enumerate(jobs):
+        entries[job.split][job.entry] = manifests[number]
+    _check_not_empty(entries, data)
+    _check_budget(entries, data)
+    if codec is None and "train" in splits:
+        codec = _fit(entries["train"], jobs, data)
+    _check_codec_width(codec, entries)
+    return Prepared(entries=entries, codec=codec)
+
+
+def _jobs(
+    data: DataConfig,
+    dataset: BaseSFTDataset,
+    splits: Sequence[str],
+    held: Mapping[str, Collection[int]] | None,
+    cache_dir: Path | None,
+) -> list[EntryJob]:
+    jobs = []
+    for split in splits:
+        for number, path in enumerate(data_paths(data, split)):
+            if held is not None and number not in held.get(split, ()):
+                continue
+            try:
+                shards = locate_entry(path, dataset.shard_patterns)
+            except ConfigError as error:
+                raise ConfigError(f"data.{split}_data_paths[{number}]: {error}") from None
+            jobs.append(EntryJob(split, number, path, shards, cache_root(shards.base, cache_dir), dataset))
+    return jobs
+
+
+def _scan(
+    jobs: Sequence[EntryJob], numbers: Sequence[int], dataset: BaseSFTDataset, processes: int, progress: bool
+) -> dict[int, EntryManifest]:
+    """Manifests by number. The locks are held: what another process has just finished is taken as it is."""
+    left = {job.folder: job for job in jobs if job.current() is None}  # data that is named twice is scanned once
+    tasks = [job.tasks() for job in left.values()]
+    flat = [task for of_job in tasks for task in of_job]
+    weights = [task.stop - task.start for task in flat]
+    results = run_all(
+        run_task, flat, weights, dataset=dataset, processes=processes, progress="scan" if progress else None
+    )
+    position = 0
+    for job, of_job in zip(left.values(), tasks, strict=True):
+        with writable(job.root):
+            job.assemble(of_job, results[position : position + len(of_job)])
+        position += len(of_job)
+    done: dict[int, EntryManifest] = {}
+    for number, job in zip(numbers, jobs, strict=True):
+        manifest = job.current()
+        if manifest is None:
+            raise DataError("its shards changed while they were scanned: run loader-prepare again", file=job.path)
+        done[number] = manifest
+    return done
+
+
+def _fit(train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig) -> ActionCodec | None:
+    missing = [number for number in range(len(data.train_data_paths)) if number not in train]
+    if not missing:
+        root = next(job.root for job in jobs if job.split == "train")
+        return fitted_codec(list(train.values()), data.action, root)
+    if train and all(entry.statistics is None for entry in train.values()):
+        return None  # text: there is nothing to fit, here or elsewhere
+    names = ", ".join(f"data.train_data_paths[{number}]" for number in missing)
+    raise ConfigError(
+        f"{names} {'is' if len(missing) == 1 else 'are'} not here, and the action codec is fitted on all train data: run "
+        "`loader-prepare --codec-out FILE` where all of it is, and name that file in data.action.codec_path"
+    )
+
+
+def _check_not_empty(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:
+    for split, manifests in entries.items():
+        for number, manifest in manifests.items():
+            if manifest.total_samples == 0:
+                raise DataError(
+                    f"no sample in all its {manifest.num_records} records (drop_noops is {data.action.drop_noops}): "
+                    f"remove data.{split}_data_paths[{number}]",
+                    file=manifest.path,
+                )
+
+
+def _check_budget(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:
+    bad = [manifest for manifests in entries.values() for manifest in manifests.values() if manifest.num_bad]
+    num_bad = sum(manifest.num_bad for manifest in bad)
+    for manifest in bad:
+        logger.warning("%s: %d bad records are skipped, e.g. %s", manifest.path, manifest.num_bad, manifest.errors[0])
+    if num_bad > data.bad_sample_budget:
+        raise DataError(
+            f"{num_bad} bad records, and data.bad_sample_budget is {data.bad_sample_budget}; the first: {bad[0].errors[0]}"
+        )
+
+
+def _check_codec_width(codec: ActionCodec | None, entries: Mapping[str, Mapping[int, EntryManifest]]) -> None:
+    for manifests in entries.values():
+        for manifest in manifests.values():
+            if codec is not None and manifest.statistics is not None and manifest.statistics.dim != codec.dim:
+                raise DataError(
+                    f"actions of {manifest.statistics.dim} dimensions, and the action codec has {codec.dim}: use data "
+                    "with the same number, or another data.action.codec_path",
+                    file=manifest.path,
+                    field="actions",
+                )

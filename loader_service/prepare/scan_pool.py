@@ -1,0 +1,101 @@
+"""Runs tasks in processes, with a progress bar. The results come in the order of the tasks, however many processes there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from loader_service.sources.base import BaseSFTDataset, make_dataset
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import StokerError
+
+MIN_POOL_BYTES = 64 << 20
+"""Less work than this is done here: starting a process costs more."""
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_dataset: BaseSFTDataset | None = None  # of this worker process
+
+
+def run_all(
+    function: Callable[[BaseSFTDataset, Task], Result],
+    tasks: Sequence[Task],
+    weights: Sequence[int],
+    *,
+    dataset: BaseSFTDataset,
+    processes: int,
+    progress: str | None,
+    unit: str = "B",
+    min_pool_weight: int | None = None,
+) -> list[Result]:
+    """`function(dataset, task)` for every task, in order. Of several errors the first task's is raised.
+
+    Args:
+        weights: bytes (or `unit`s) that each task stands for, for the bar.
+        processes: 0 means one per core that this process may use.
+        progress: what the bar says; None: no bar.
+        min_pool_weight: less than this in all is done here, without a pool; default: MIN_POOL_BYTES.
+    """
+    processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
+    total = sum(weights)
+    least = MIN_POOL_BYTES if min_pool_weight is None else min_pool_weight
+    with tqdm(total=total, desc=progress, unit=unit, unit_scale=True, disable=progress is None, leave=False) as bar:
+        if processes <= 1 or total < least:
+            results = []
+            for task, weight in zip(tasks, weights, strict=True):
+                results.append(function(dataset, task))
+                bar.update(weight)
+            return results
+        return _run_in_pool(function, tasks, weights, dataset.config, processes, bar)
+
+
+def _run_in_pool(
+    function: Callable[[BaseSFTDataset, Task], Result],
+    tasks: Sequence[Task],
+    weights: Sequence[int],
+    config: DataConfig,
+    processes: int,
+    bar: Any,
+) -> list[Result]:
+    executor = ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
+    )
+    try:
+        futures: list[Future[Result]] = []
+        for task, weight in zip(tasks, weights, strict=True):
+            future = executor.submit(_call, function, task)
+            future.add_done_callback(partial(_advance, bar, weight))
+            futures.append(future)
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise StokerError(
+            "a scanning process was killed (out of memory?): run loader-prepare again with fewer --processes; what was "
+            "scanned is kept"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _advance(bar: Any, weight: int, _: Future[Any]) -> None:
+    bar.update(weight)
+
+
+def _start_worker(config: DataConfig) -> None:
+    global _dataset
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    _dataset = make_dataset(config)
+
+
+def _call(function: Callable[[BaseSFTDataset, Task], Result], task: Task) -> Result:
+    if _dataset is None:
+        raise StokerError("this process was not started by run_all")
+    return function(_dataset, task)

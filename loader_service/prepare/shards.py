@@ -1,0 +1,88 @@
+"""An entry of `data.train_data_paths` -> its shards, in an order that depends on their names alone.
+
+demos/              ->  every file in it that matches the dataset's patterns
+demos/train.jsonl   ->  that file
+demos/**/*.jsonl    ->  what the glob finds; names are relative to `demos`, the part without wildcards
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stoker_proto.errors import ConfigError
+
+CACHE_FOLDER = ".stoker"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryShards:
+    """The shards of one entry: `base` is the folder that their names are relative to."""
+
+    base: Path
+    pattern: str
+    """What the config names, relative to `base`; empty for the folder itself."""
+    names: tuple[str, ...]
+    """Relative to `base`, with `/`, in natural order: what identifies a shard wherever the data lies."""
+    paths: tuple[Path, ...]
+    """The same shards, absolute and without links."""
+
+
+def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:
+    """The entry's shards as absolute paths in natural order; patterns: which files of a folder. Raises ConfigError."""
+    return list(locate_entry(path, patterns).paths)
+
+
+def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
+    """The entry's shards with their names. Raises ConfigError if there are none."""
+    named = Path(path).expanduser()
+    pattern = ""
+    if named.is_file():
+        base, pattern, found = named.parent, named.name, [named]
+    elif named.is_dir():
+        base, found = named, list(_in_folder(named, patterns))
+    else:
+        base = _folder_without_wildcards(named)
+        pattern = named.relative_to(base).as_posix()
+        found = []
+        for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+            found.extend(_in_folder(match, patterns) if match.is_dir() else [match])
+    shards: dict[Path, str] = {}
+    for file in sorted(set(found), key=lambda file: natural_key(file.relative_to(base).as_posix())):
+        shards.setdefault(file.resolve(), file.relative_to(base).as_posix())  # one file under two names is one shard
+    if not shards:
+        raise ConfigError(
+            f"{path!r} names no shard: it is no file, no folder with {' or '.join(patterns)} in it, and no glob that "
+            f"matches (working folder: {Path.cwd()})"
+        )
+    return EntryShards(base.resolve(), pattern, tuple(shards.values()), tuple(shards))
+
+
+def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sorts `part-2` before `part-10`.
+
+    >>> sorted(["part-10", "part-2", "a"], key=natural_key)
+    ['a', 'part-2', 'part-10']
+    """
+    pieces = re.findall(r"([^0-9]*)([0-9]*)", name)
+    return [(text, int(digits) if digits else -1) for text, digits in pieces], name
+
+
+def _in_folder(folder: Path, patterns: Iterable[str]) -> Iterable[Path]:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if file.is_file() and not hidden:
+                yield file
+
+
+def _folder_without_wildcards(path: Path) -> Path:
+    parts = []
+    for part in path.parts:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts) if parts else Path()

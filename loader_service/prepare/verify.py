@@ -1,0 +1,52 @@
+"""`loader-prepare --verify`: read every record of every entry once, with every check there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from loader_service.prepare.manifest import EntryManifest
+from loader_service.prepare.scan_pool import run_all
+from loader_service.sources.base import BaseSFTDataset
+from stoker_proto.errors import DataError
+
+_TASK_RECORDS = 64
+
+VerifyTask = tuple[EntryManifest, int, int]  # records [first, last) of an entry
+
+
+def verify(manifests: Iterable[EntryManifest], dataset: BaseSFTDataset, *, processes: int, progress: bool) -> list[str]:
+    """What is wrong, one line per bad record, in the order of the records."""
+    tasks: list[VerifyTask] = [
+        (manifest, first, min(first + _TASK_RECORDS, manifest.num_records))
+        for manifest in manifests
+        for first in range(0, manifest.num_records, _TASK_RECORDS)
+    ]
+    weights = [last - first for _, first, last in tasks]
+    results = run_all(
+        _verify_records,
+        tasks,
+        weights,
+        dataset=dataset,
+        processes=processes,
+        progress="verify" if progress else None,
+        unit=" records",
+        min_pool_weight=_TASK_RECORDS,
+    )
+    return [problem for problems in results for problem in problems]
+
+
+def _verify_records(dataset: BaseSFTDataset, task: VerifyTask) -> list[str]:
+    manifest, first, last = task
+    problems = []
+    for record in range(first, last):
+        shard = manifest.shards[int(manifest.shard_index[record])]
+        expected = int(manifest.num_samples[record])
+        try:
+            found = dataset.verify(Path(shard), int(manifest.offsets[record]), int(manifest.sizes[record]))
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if found != expected:
+            problems.append(f"{shard}: record {record}: it gives {found} samples, and the scan counted {expected}")
+    return problems

@@ -1,0 +1,115 @@
+"""Lines of a JSONL file by byte offset.
+
+    {"obs_path": "traj_000123/obs.npz", ...}      offset 0, size 40 (without the newline)
+    {"obs_path": "traj_000124/obs.npz", ...}      offset 41
+
+A file is scanned in parts by several processes; single lines are read back in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stoker_proto.errors import DataError
+
+MAX_LINE_BYTES = 256 << 20
+"""A longer line is refused: it is no record, and it would have to be held in memory."""
+
+
+def cut_lines(shard: Path, part_bytes: int) -> list[int]:
+    """Offsets [0, ..., size] that cut the file into parts of about `part_bytes`, each made of whole lines."""
+    size = shard.stat().st_size
+    cuts = [0]
+    with shard.open("rb") as file:
+        for target in range(part_bytes, size, part_bytes):
+            if target <= cuts[-1]:  # inside a long line that a part has taken whole
+                continue
+            file.seek(target - 1)  # a newline there ends the line before `target`
+            _read_line(file, shard, target - 1)
+            if cuts[-1] < file.tell() < size:
+                cuts.append(file.tell())
+    cuts.append(size)
+    return cuts
+
+
+def iter_lines(shard: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its newline) of the lines that begin in bytes [start, stop); blank lines are left out."""
+    with shard.open("rb", buffering=1 << 20) as file:
+        file.seek(start)
+        offset = start
+        while stop is None or offset < stop:
+            line = _read_line(file, shard, offset)
+            if not line:
+                return
+            text = line.rstrip(b"\r\n")
+            if text.strip():
+                yield offset, text
+            offset += len(line)
+
+
+def read_line(shard: Path, offset: int, size: int) -> bytes:
+    """The line at [offset, offset + size), as the scan found it."""
+    try:
+        descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+    try:
+        line = os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise DataError(f"bytes at {offset} cannot be read ({error.strerror})", file=str(shard)) from error
+    finally:
+        os.close(descriptor)
+    if len(line) != size:
+        raise DataError(
+            f"it ends before byte {offset + size}: it changed since it was scanned; run loader-prepare again",
+            file=str(shard),
+        )
+    return line
+
+
+def line_number(shard: Path, offset: int) -> int:
+    """Number (from 1) of the line that begins at `offset`. Reads all before it: for error messages only."""
+    number = 1
+    with shard.open("rb") as file:
+        while offset > 0:
+            block = file.read(min(offset, 1 << 20))
+            if not block:
+                break
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line. NaN and Infinity, which JSON does not have, are let through for a check that names them."""
+    try:
+        row = orjson.loads(line)
+    except ValueError as error:
+        row = _parse_leniently(line, error)
+    if not isinstance(row, dict):
+        raise DataError(f"a JSON object is expected, not {type(row).__name__}")
+    return row
+
+
+def _parse_leniently(line: bytes, strict_error: ValueError) -> Any:
+    reason = f"unreadable JSON ({strict_error}): correct or remove the line"
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(reason) from error
+
+
+def _read_line(file: Any, shard: Path, offset: int) -> bytes:
+    line: bytes = file.readline(MAX_LINE_BYTES + 1)
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(
+            f"a line of more than {MAX_LINE_BYTES} bytes begins near byte {offset}: one JSON object per line is expected",
+            file=str(shard),
+        )
+    return line

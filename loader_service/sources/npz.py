@@ -1,0 +1,214 @@
+"""Arrays of an NPZ file (a ZIP of .npy members), read as little as possible and believed as little as possible.
+
+    with NpzFile(path) as npz:
+        frames = npz.frames("rgb", dtype=np.uint8, ndim=4)      # [T, H, W, 3]
+        frames.shape, frames[3]                                 # one frame, uint8[H, W, 3]
+
+A *stored* member is read by offset: one `pread` per frame asked for. A *deflated* one is inflated whole by libdeflate when
+`frames` asks for it, and its CRC-32 is compared. A member nobody asks for is never touched. The CRC of a stored member covers
+the whole of it, so that reading single frames cannot compare it: `NpzFile.verify` does (`loader-prepare --verify`).
+
+Every size that a file claims is checked against what the file can hold before memory is asked for. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import zipfile
+from types import TracebackType
+from typing import Any, Self
+
+import deflate
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from loader_service.sources.npy_header import MAX_HEADER_BYTES, parse_npy_header
+from loader_service.sources.zip_directory import Member, data_offset, read_directory
+from stoker_proto.errors import DataError, located
+
+MAX_MEMBER_BYTES = 4 << 30
+"""Largest array that is read into memory, however small its file."""
+_MAX_DEFLATE_RATIO = 1032  # RFC 1951: a match of 258 bytes takes at least 2 bits
+_BLOCK = 1 << 20
+
+
+class Frames:
+    """An array [T, ...] of an NPZ, one frame at a time. Valid while its NpzFile is open (inflated ones: for ever)."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], *, file: NpzFile, offset: int, inflated: NDArray[Any] | None
+    ) -> None:
+        """offset: of the first frame in the file, for a stored member; inflated: the whole array, for a deflated one."""
+        self.shape, self.dtype = shape, dtype
+        self._file, self._offset, self._inflated = file, offset, inflated
+        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        """Frame `index`, [...]: a new array if the member is stored, a view of the inflated member otherwise."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        if self._inflated is not None:
+            frame: NDArray[Any] = self._inflated[index]
+            return frame
+        frame = np.empty(self.shape[1:], self.dtype)
+        self._file.read_into(frame, self._offset + index * self._frame_bytes)
+        return frame
+
+
+class NpzFile:
+    """An open NPZ; a context manager. Raises DataError that names the file, and the member as its field."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: a pipe in the place of a file must not hold the loader up; it changes nothing for files.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise DataError(
+                "there is no such file: copy it there, or correct the row that names it", file=path
+            ) from None
+        except OSError as error:
+            raise DataError(f"it cannot be opened ({error.strerror})", file=path) from error
+        try:
+            status = os.fstat(self._descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._error("not a file: an NPZ is expected")
+            self._size = status.st_size
+            with located(file=path):
+                self._members = read_directory(self._read, self._size)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def names(self) -> list[str]:
+        """The arrays in the file."""
+        return list(self._members)
+
+    def frames(self, name: str, *, dtype: DTypeLike, ndim: int) -> Frames:
+        """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order."""
+        member = self._member(name)
+        if member.method == zipfile.ZIP_STORED:
+            start = self._data_offset(member, name)
+            content = None
+            head = self._read(start, min(member.size, MAX_HEADER_BYTES), name)
+        else:
+            start = 0
+            content = self._inflate(member, name)
+            head = bytes(content[:MAX_HEADER_BYTES])
+        found, shape, header_bytes = self._parse_header(head, member, name)
+        if found != np.dtype(dtype):
+            raise self._error(f"dtype {found}: {np.dtype(dtype)} is expected", name)
+        if len(shape) != ndim:
+            raise self._error(f"shape {list(shape)}: {ndim} dimensions are expected", name)
+        inflated = None if content is None else np.frombuffer(content, found, offset=header_bytes).reshape(shape)
+        return Frames(shape, found, file=self, offset=start + header_bytes, inflated=inflated)
+
+    def verify(self, name: str) -> None:
+        """Read the whole member and compare its CRC-32."""
+        member = self._member(name)
+        if member.method == zipfile.ZIP_DEFLATED:
+            self._inflate(member, name)
+            return
+        offset, crc = self._data_offset(member, name), 0
+        for start in range(0, member.size, _BLOCK):
+            crc = deflate.crc32(self._read(offset + start, min(_BLOCK, member.size - start), name), crc)
+        self._check_crc(crc, member, name)
+
+    def read_into(self, target: NDArray[Any], offset: int) -> None:
+        """Fill a C-contiguous array with the file's bytes from `offset` on."""
+        view = target.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            except OSError as error:
+                raise self._error(f"bytes at {offset + done} cannot be read ({error.strerror})") from error
+            if count == 0:
+                raise self._error("it ends too early: it was cut short while it was read; copy it again")
+            done += count
+
+    def _error(self, reason: str, member: str = "") -> DataError:
+        return DataError(reason, file=self.path, field=member)
+
+    def _read(self, offset: int, size: int, name: str = "") -> bytes:
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            while len(data) < size:  # pread gives at most 2 GiB at once
+                more = os.pread(self._descriptor, size - len(data), offset + len(data))
+                if not more:
+                    raise self._error("it ends too early: the file is cut short; copy it again", name)
+                data += more
+        except OSError as error:
+            raise self._error(f"bytes at {offset} cannot be read ({error.strerror})", name) from error
+        return data
+
+    def _member(self, name: str) -> Member:
+        member = self._members.get(name)
+        if member is None:
+            raise self._error(f"there is no such array; there are {', '.join(self._members) or 'none'}", name)
+        if member.flags & 0x2041:
+            raise self._error("it is encrypted: write it without a password", name)
+        if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._error(f"ZIP method {member.method}: only stored and deflated members are read", name)
+        if member.size > MAX_MEMBER_BYTES or 0xFFFFFFFF in (member.size, member.compressed_size, member.header_offset):
+            raise self._error(
+                f"an array of {member.size} bytes: at most {MAX_MEMBER_BYTES} are read; split the trajectory", name
+            )
+        stored = member.method == zipfile.ZIP_STORED
+        most = member.compressed_size * (1 if stored else _MAX_DEFLATE_RATIO)
+        if member.size > most or (stored and member.size != member.compressed_size):
+            raise self._error(f"it claims {member.size} bytes, and {member.compressed_size} cannot hold them", name)
+        return member
+
+    def _data_offset(self, member: Member, name: str) -> int:
+        with located(file=self.path, field=name):
+            return data_offset(self._read, self._size, member)
+
+    def _inflate(self, member: Member, name: str) -> bytearray:
+        compressed = self._read(self._data_offset(member, name), member.compressed_size, name)
+        try:
+            content: bytearray = deflate.deflate_decompress(compressed, member.size)
+        except deflate.DeflateError as error:
+            raise self._error("its compressed data is damaged; copy it again", name) from error
+        if len(content) != member.size:
+            raise self._error(
+                f"it holds {len(content)} bytes and claims {member.size}: it is damaged; copy it again", name
+            )
+        self._check_crc(deflate.crc32(content), member, name)
+        return content
+
+    def _check_crc(self, crc: int, member: Member, name: str) -> None:
+        if crc != member.crc:
+            raise self._error(f"its CRC-32 is {crc:08x}, not {member.crc:08x}: bits have flipped; copy it again", name)
+
+    def _parse_header(self, head: bytes, member: Member, name: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+        try:
+            header = parse_npy_header(head)
+        except DataError as error:
+            raise self._error(error.reason, name) from error
+        needed = math.prod(header.shape) * header.dtype.itemsize
+        if header.size_bytes + needed != member.size:
+            raise self._error(
+                f"its header promises {list(header.shape)} of {header.dtype} = {needed} bytes, and there are "
+                f"{member.size - header.size_bytes}: the file is damaged",
+                name,
+            )
+        return header.dtype, header.shape, header.size_bytes

@@ -1,0 +1,38 @@
+"""A file name found inside a dataset -> a path that lies inside the data root, or an error.
+
+`os.path.join` lets an absolute name win and `startswith` takes `/data-private` for a child of `/data`: so the name is
+resolved first, links and `..` included, and then compared by folders. One call costs about 20 us.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from stoker_proto.errors import DataError
+
+
+@lru_cache(maxsize=4096)
+def real_folder(path: str) -> str:
+    """The folder without links; cached, as every record of a shard asks for the same one."""
+    return os.path.realpath(path)
+
+
+def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
+    """The real path of `name`, relative to the folder `base`. Raises DataError(field=...) unless it lies inside `root`."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(
+            f"{name!r} is not the path of a file: a text relative to the JSONL file is expected", field=field
+        )
+    real_root = real_folder(root)
+    try:
+        path = os.path.realpath(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DataError(f"{name!r} cannot be resolved ({error})", field=field) from error
+    if not path.startswith(real_root.rstrip(os.sep) + os.sep):  # both resolved, and the separator ends a whole name
+        raise DataError(
+            f"{name!r} leads outside {real_root}, and nothing outside the data root is read: move the file inside, "
+            "or set data.data_root to a folder that holds both",
+            field=field,
+        )
+    return path

@@ -1,0 +1,88 @@
+"""The first level of `vq`: typical actions, found by k-means within each group of discrete values (see `space`).
+
+Letters: N points, C continuous dimensions, K codewords, G groups.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+
+from stoker_proto.actions.base import Float32Array, array_from_json, array_to_json
+from stoker_proto.actions.kmeans import Int64Array, half_squared_norms, kmeans, nearest, uniform
+from stoker_proto.actions.lattice import product_grid
+from stoker_proto.actions.space import ActionSpace
+from stoker_proto.errors import DataError
+from stoker_proto.hashing import mix64
+
+ROWS_PER_CODEWORD = 8
+"""A codeword fitted to fewer actions would remember them: its residuals would say nothing of those of other actions."""
+_COVER_POINTS = 2_048
+
+
+class Codebook:
+    """K codewords, each of one group; a point is coded by the nearest of its own group."""
+
+    def __init__(self, words: Float32Array, groups: Int64Array, num_groups: int) -> None:
+        """Args:
+        words: float32[K, C].
+        groups: int64[K], each of [0, num_groups), and each of these at least once.
+        """
+        if words.ndim != 2 or groups.shape != words.shape[:1] or set(groups.tolist()) != set(range(num_groups)):
+            raise DataError(
+                f"a damaged action codec: {list(words.shape)} codewords with {len(groups)} groups of {num_groups}; "
+                "run loader-prepare again"
+            )
+        self.words, self.groups, self.num_groups = words, groups, num_groups
+        self._columns = np.ascontiguousarray(words.T)
+        own = groups == np.arange(num_groups)[:, None]  # [G, K]
+        self._offsets = np.where(own, half_squared_norms(words), np.float32(np.inf)).astype(np.float32)
+
+    def nearest(self, points: Float32Array, groups: Int64Array) -> Int64Array:
+        """Points float32[N, C] of groups int64[N] -> codes int64[N]."""
+        if self.num_groups == 1:
+            return nearest(points, self._columns, self._offsets[0])
+        return nearest(points, self._columns, self._offsets, groups)
+
+    def residuals(self, points: Float32Array, groups: Int64Array) -> Float32Array:
+        """What is left of the points when their codewords are taken away: float32[N, C]."""
+        return points - self.words[self.nearest(points, groups)]
+
+    @classmethod
+    def fit(cls, points: Float32Array, groups: Int64Array, space: ActionSpace, *, size: int, by_kmeans: bool) -> Self:
+        """Fit `size` codewords to points float32[N, C] of groups int64[N].
+
+        A group's share of the codewords grows with its actions, and none has less than a quarter of an equal share.
+        Codewords that there are too few actions to fit (all of them without `by_kmeans`) become a grid over the whole
+        box, so that no action is far from all.
+        """
+        counts = np.bincount(groups, minlength=space.num_groups)
+        least = max(1, size // (4 * space.num_groups))
+        shares = least + (size - least * space.num_groups) * counts // max(1, len(points))
+        shares[counts.argmax()] += size - shares.sum()
+        low, high = space.box
+        parts = []
+        for group, share in enumerate(shares.tolist()):
+            own = points[groups == group]
+            num_fitted = min(share, len(own) // ROWS_PER_CODEWORD) if by_kmeans else 0
+            fitted = [kmeans(own, num_fitted, seed=group)] if num_fitted else []
+            words = np.concatenate([*fitted, product_grid(low, high, max(1, share - num_fitted))])[:share]
+            parts.append(np.concatenate([words, np.repeat(words[-1:], share - len(words), axis=0)]))
+        return cls(np.concatenate(parts), np.repeat(np.arange(space.num_groups), shares), space.num_groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Codewords in Base64, and the group of each."""
+        return {"words": array_to_json(self.words), "groups": self.groups.tolist()}
+
+    @classmethod
+    def from_json(cls, d: dict[str, Any], space: ActionSpace) -> Self:
+        """The codebook that `to_json` described."""
+        return cls(array_from_json(d["words"], np.float32), np.asarray(d["groups"], dtype=np.int64), space.num_groups)
+
+
+def cover(space: ActionSpace) -> tuple[Float32Array, Int64Array]:
+    """Points float32[N, C] all over the box, and groups int64[N]: where actions may be though the sample has none."""
+    low, high = space.box
+    draws = uniform(_COVER_POINTS * len(low), seed=1).reshape(_COVER_POINTS, len(low))
+    draws = np.clip(1.25 * draws - 0.125, 0.0, 1.0)  # a tenth of the points on each side of the box
+    groups = mix64(np.arange(_COVER_POINTS, dtype=np.uint64)) % np.uint64(space.num_groups)
+    return (low + draws * (high - low)).astype(np.float32), groups.astype(np.int64)

@@ -1,0 +1,255 @@
+"""Per-dimension statistics of a source's actions, gathered in one pass, in any order, over any number of processes.
+
+Two loaders that scan the same shards in another order must come to the same manifest, bit for bit. So sums are exact:
+a float32 is an integer of 24 bits times a power of two, and integers are added per exponent. Quantiles and the
+codec's fit come from a sample that depends on the actions' keys alone: those with the smallest hash.
+
+Letters: N actions, D dimensions of an action, M actions in the sample.
+"""
+
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker_proto.errors import DataError
+from stoker_proto.hashing import mix64
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+_SMALLEST_EXPONENT = -149  # the smallest positive float32 is 2**-149
+_NUM_EXPONENTS = 280  # frexp of a float32 gives -148 .. 128
+_BUFFER_ROWS = 16_384  # small adds are gathered, since a numpy call costs as much for 50 actions as for 1,000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionStatistics:
+    """What the actions of a source look like, per dimension, in the units of the dataset."""
+
+    count: int
+    """Actions (timesteps) seen."""
+    min: Float64Array
+    max: Float64Array
+    mean: Float64Array
+    std: Float64Array
+    """Population standard deviation."""
+    q01: Float64Array
+    """1st percentile (linear between order statistics), of the sample if the source is larger than it."""
+    q99: Float64Array
+    mask: npt.NDArray[np.bool_]
+    """True: normalised by q01 and q99. False: left as it is, as OpenVLA leaves the gripper."""
+
+    def __post_init__(self) -> None:
+        lengths = {f.name: np.shape(getattr(self, f.name)) for f in fields(self) if f.name != "count"}
+        if len(set(lengths.values())) != 1 or len(self.min.shape) != 1:
+            raise DataError(
+                f"action statistics whose parts differ in length: {lengths}; every part needs one value per dimension"
+            )
+
+    @property
+    def dim(self) -> int:
+        """D, the dimensions of an action."""
+        return len(self.min)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; every float is written so that it reads back as the same bits."""
+        return {f.name: self.count if f.name == "count" else getattr(self, f.name).tolist() for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, d: dict[str, Any]) -> Self:
+        """The statistics that `to_json` wrote; DataError for a missing or unknown name."""
+        names = {f.name for f in fields(cls)}
+        if set(d) != names:
+            raise DataError(f"action statistics with the names {sorted(d)}; expected {sorted(names)}")
+        arrays = {n: np.asarray(d[n], dtype=bool if n == "mask" else np.float64) for n in names - {"count"}}
+        return cls(count=int(d["count"]), **arrays)
+
+    def normalise(self, actions: npt.ArrayLike, *, clip: bool = True) -> Float32Array:
+        """OpenVLA's: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 where `mask`, else x; a dimension with min = max gives 0.
+
+        Args:
+            actions: [..., D] in the units of the dataset.
+            clip: clip the normalised dimensions to [-1, 1]. Dimensions outside the mask are never clipped here.
+
+        Source: openvla `prismatic/vla/datasets/rlds/utils/data_utils.py`, BOUNDS_Q99.
+        """
+        x = np.asarray(actions, dtype=np.float64)
+        scaled = 2.0 * (x - self.q01) / (self.q99 - self.q01 + 1e-8) - 1.0
+        if clip:
+            scaled = np.clip(scaled, -1.0, 1.0)
+        # In a dimension that (nearly) never moves q99 - q01 is 0, and 1e-8 alone would make any other value huge.
+        scaled = np.where(self.q01 == self.q99, np.clip(scaled, -1.0, 1.0), scaled)
+        result = np.where(self.min == self.max, 0.0, np.where(self.mask, scaled, x))
+        return result.astype(np.float32)
+
+    def unnormalise(self, x: npt.ArrayLike) -> Float32Array:
+        """The inverse of `normalise` on [-1, 1], float32[..., D]; a dimension with min = max gives that value."""
+        normalised = np.asarray(x, dtype=np.float64)
+        scaled = 0.5 * (normalised + 1.0) * (self.q99 - self.q01) + self.q01
+        result = np.where(self.min == self.max, self.min, np.where(self.mask, scaled, normalised))
+        return result.astype(np.float32)
+
+
+class StatisticsAccumulator:
+    """Streaming, mergeable statistics: the same result, bit for bit, in whatever order actions were added and parts
+    merged.
+
+    Memory: at most 2 * capacity + 16,384 rows, whatever the source's size.
+    """
+
+    def __init__(self, dim: int, *, capacity: int = 65_536) -> None:
+        """Args:
+        dim: D.
+        capacity: M, how many actions the sample keeps. All parts that are merged need the same.
+        """
+        if dim < 1 or capacity < 1:
+            raise DataError(f"actions of {dim} dimensions and a sample of {capacity}: both must be at least 1")
+        self.dim, self.capacity = dim, capacity
+        self.count = 0
+        self._min = np.full(dim, np.inf, dtype=np.float32)
+        self._max = np.full(dim, -np.inf, dtype=np.float32)
+        # int64[3, D * exponents]: sums of the mantissas; of the high and of the low half of their squares
+        self._sums = np.zeros((3, dim * _NUM_EXPONENTS), dtype=np.int64)
+        self._hashes = np.empty(0, dtype=np.uint64)
+        self._rows = np.empty((0, dim), dtype=np.float32)
+        self._buffer = np.empty((min(_BUFFER_ROWS, 4 * capacity), dim), dtype=np.float32)
+        self._buffer_keys = np.empty(len(self._buffer), dtype=np.uint64)
+        self._buffered = 0
+
+    def add(self, actions: npt.ArrayLike, keys: npt.NDArray[np.uint64]) -> None:
+        """Count actions float32[N, D]; keys uint64[N] name each of the source once (e.g. record << 20 | timestep)."""
+        rows = check_rows(actions, self.dim)
+        if len(rows) != len(keys):
+            raise DataError(f"{len(rows)} actions with {len(keys)} keys; every action needs one")
+        self.count += len(rows)
+        for start in range(0, len(rows), len(self._buffer)):
+            block, names = rows[start : start + len(self._buffer)], keys[start : start + len(self._buffer)]
+            if self._buffered + len(block) > len(self._buffer):
+                self._flush()
+            end = self._buffered + len(block)
+            self._buffer[self._buffered : end] = block
+            self._buffer_keys[self._buffered : end] = names
+            self._buffered = end
+
+    def merge(self, other: "StatisticsAccumulator") -> None:
+        """Take in what another one has counted; `other` keeps its content."""
+        if (self.dim, self.capacity) != (other.dim, other.capacity):
+            raise DataError(
+                f"statistics of {other.dim} dimensions with a sample of {other.capacity} do not merge into "
+                f"{self.dim} dimensions with a sample of {self.capacity}"
+            )
+        other._flush()
+        self._flush()
+        self.count += other.count
+        self._min, self._max = np.minimum(self._min, other._min), np.maximum(self._max, other._max)
+        self._sums += other._sums
+        self._keep(other._hashes, other._rows)
+
+    def finish(self, mask: npt.ArrayLike | None = None) -> tuple[ActionStatistics, Float32Array]:
+        """The statistics, and the sample float32[M, D] in the order of the hash (so any part of it is a fair sample).
+
+        Args:
+            mask: bool[D], see `ActionStatistics.mask`; by default every dimension is normalised.
+        """
+        self._flush()
+        if self.count == 0:
+            raise DataError("no actions at all: there is nothing to normalise by or to fit a codec to")
+        order = np.argsort(self._hashes, kind="stable")
+        sample = self._rows[order]
+        mean, std = self._moments()
+        statistics = ActionStatistics(
+            count=self.count,
+            min=self._min.astype(np.float64) + 0.0,  # + 0.0: -0.0 and 0.0 are equal, so which came first must not show
+            max=self._max.astype(np.float64) + 0.0,
+            mean=mean,
+            std=std,
+            q01=quantile(sample, 0.01),
+            q99=quantile(sample, 0.99),
+            mask=np.ones(self.dim, dtype=bool) if mask is None else np.asarray(mask, dtype=bool),
+        )
+        return statistics, sample
+
+    def _flush(self) -> None:
+        if self._buffered == 0:
+            return
+        rows, keys = self._buffer[: self._buffered], self._buffer_keys[: self._buffered]
+        self._buffered = 0
+        self._min, self._max = np.minimum(self._min, rows.min(axis=0)), np.maximum(self._max, rows.max(axis=0))
+        self._sums += _exponent_sums(rows)
+        hashes = mix64(keys)
+        if len(self._hashes) == self.capacity:  # most rows of a large source stop here
+            near = hashes < self._hashes.max()
+            hashes, rows = hashes[near], rows[near]
+        self._keep(hashes, rows)
+
+    def _keep(self, hashes: npt.NDArray[np.uint64], rows: Float32Array) -> None:
+        """Of the sample and these, the `capacity` with the smallest hash."""
+        hashes, rows = np.concatenate([self._hashes, hashes]), np.concatenate([self._rows, rows])
+        if len(hashes) > self.capacity:
+            kept = np.argpartition(hashes, self.capacity - 1)[: self.capacity]
+            hashes, rows = hashes[kept], rows[kept]
+        self._hashes, self._rows = hashes, rows
+
+    def _moments(self) -> tuple[Float64Array, Float64Array]:
+        """Mean and standard deviation from the exact sums, each rounded once (the deviation: once more by the root)."""
+        sums = self._sums.reshape(3, self.dim, _NUM_EXPONENTS)
+        powers = [Fraction(2) ** (e + _SMALLEST_EXPONENT - 24) for e in range(_NUM_EXPONENTS)]
+        mean, std = np.empty(self.dim), np.empty(self.dim)
+        for d in range(self.dim):
+            used = np.flatnonzero(sums[:, d].any(axis=0)).tolist()
+            total = sum((int(sums[0, d, e]) * powers[e] for e in used), Fraction(0))
+            squares = sum(
+                ((int(sums[1, d, e]) * 2**24 + int(sums[2, d, e])) * powers[e] ** 2 for e in used), Fraction(0)
+            )
+            mean[d] = float(total / self.count)
+            std[d] = np.sqrt(float(squares / self.count - (total / self.count) ** 2))
+        return mean, std
+
+
+def check_rows(actions: npt.ArrayLike, dim: int) -> Float32Array:
+    """Actions as float32[N, D]; DataError that names the row of a wrong width or of a value that is not finite."""
+    try:
+        rows = np.asarray(actions, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        rows_of_lists: Any = actions
+        for i, row in enumerate(rows_of_lists):
+            if np.shape(row) != (dim,):
+                raise DataError(f"row {i}: shape {list(np.shape(row))}; an action has {dim} numbers") from error
+        raise DataError(f"actions that are not numbers: {error}") from error
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        width = rows.shape[-1] if rows.ndim else 0
+        raise DataError(f"row 0: {width} numbers (actions of shape {list(rows.shape)}); an action has {dim}")
+    if not np.isfinite(rows).all():
+        row, column = np.argwhere(~np.isfinite(rows))[0].tolist()
+        raise DataError(f"row {row}: dimension {column} is {rows[row, column]}; an action needs finite numbers")
+    return rows
+
+
+def quantile(sample: Float32Array, fraction: float) -> Float64Array:
+    """Per dimension, linear between order statistics (numpy's default rule): float32[M, D] -> float64[D].
+
+    Written out, because manifests of different numpy versions must agree to the bit.
+    """
+    ordered = np.sort(sample, axis=0).astype(np.float64)
+    position = fraction * (len(ordered) - 1)
+    below = int(position)
+    above = min(below + 1, len(ordered) - 1)
+    result: Float64Array = ordered[below] + (ordered[above] - ordered[below]) * (position - below) + 0.0
+    return result
+
+
+def _exponent_sums(rows: Float32Array) -> npt.NDArray[np.int64]:
+    """Exact int64[3, D * exponents]: sums of mantissas, and of their squares' high and low 24 bits."""
+    mantissa, exponent = np.frexp(rows)  # row = mantissa * 2**exponent, 0.5 <= |mantissa| < 1
+    integer = mantissa.astype(np.float64).ravel() * 2.0**24
+    dims = np.arange(rows.shape[1], dtype=np.int64) * _NUM_EXPONENTS
+    cell = (exponent.astype(np.int64) - _SMALLEST_EXPONENT + dims).ravel()
+    square = integer * integer  # below 2**48: exact
+    high = np.floor(square * 2.0**-24)
+    low = square - high * 2.0**24
+    size = rows.shape[1] * _NUM_EXPONENTS
+    sums = [np.bincount(cell, weights=part, minlength=size) for part in (integer, high, low)]
+    return np.stack(sums).astype(np.int64)

@@ -1,0 +1,70 @@
+"""Random changes of a training image, each a pure function of a 64-bit key: the same on every machine, in whole numbers only.
+
+A crop of the frame keeps `crop_area` of it and its aspect ratio; the model's resize then makes it the model's size. After
+that brightness, contrast and saturation are scaled by factors in [1 - value, 1 + value]. In sequence they would be
+
+    x1 = b x        x2 = s x1 + (1 - s) grey(x1)        x3 = c x2 + (1 - c) mean(grey(x2))
+
+which is one sum, rounded and clipped once:  x3 = c s b x + c (1 - s) b grey(x) + (1 - c) b mean(grey(x)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.config import AugmentConfig
+from stoker_proto.hashing import keyed_hashes
+
+Pixels = NDArray[np.uint8]
+
+_UNIT = 1 << 10  # fixed point of a factor
+_BITS = 12  # fixed point of a product of factors: 255 * 8 << 12 stays inside int32
+_RED, _GREEN, _BLUE = 77, 150, 29  # of 256: the weights of ITU-R BT.601
+
+
+def crop_box(height: int, width: int, area: float, key: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the part of a frame that is kept."""
+    side = math.sqrt(area)
+    kept_height, kept_width = max(1, round(height * side)), max(1, round(width * side))
+    down, right = (int(value) for value in keyed_hashes(2, key))
+    return down % (height - kept_height + 1), right % (width - kept_width + 1), kept_height, kept_width
+
+
+def jitter(pixels: Pixels, config: AugmentConfig, key: int) -> Pixels:
+    """uint8[H, W, 3] with other brightness, contrast and saturation; the input is left as it is."""
+    hashes = keyed_hashes(5, key)[2:]  # the first two are the crop's
+    brightness, contrast, saturation = (
+        _factor(value, int(number))
+        for value, number in zip((config.brightness, config.contrast, config.saturation), hashes, strict=True)
+    )
+    if brightness == contrast == saturation == _UNIT:
+        return pixels
+    shift = 30 - _BITS
+    of_pixel = (contrast * saturation * brightness) >> shift
+    of_grey = (contrast * (_UNIT - saturation) * brightness) >> shift
+    grey = _RED * pixels[..., 0].astype(np.int32)  # int32[H, W], times 256
+    grey += _GREEN * pixels[..., 1].astype(np.int32)
+    grey += _BLUE * pixels[..., 2].astype(np.int32)
+    mean = int(grey.sum(dtype=np.int64)) // grey.size
+    constant = ((_UNIT - contrast) * brightness * mean) >> (28 - _BITS)  # 28: two factors and the mean's 256
+    if of_grey:
+        grey >>= 8
+        grey *= of_grey
+        grey += constant + (1 << (_BITS - 1))
+        mixed = pixels * np.int32(of_pixel)
+        mixed += grey[..., None]
+    else:
+        mixed = pixels * np.int32(of_pixel)
+        mixed += constant + (1 << (_BITS - 1))
+    mixed >>= _BITS
+    np.clip(mixed, 0, 255, out=mixed)
+    return mixed.astype(np.uint8)
+
+
+def _factor(largest_change: float, number: int) -> int:
+    """A factor in [1 - change, 1 + change], times 1024."""
+    change = round(largest_change * _UNIT)
+    return _UNIT - change + number % (2 * change + 1)

@@ -1,0 +1,71 @@
+"""From a camera frame's size to the model's: the resizing, padding and cropping steps of image processors, as arithmetic.
+
+    steps ("shortest", 224, 0), ("crop", 224, 224) and a frame of 480 x 640
+    ->  ("resize", 0, 0, 224, 298), ("crop", 0, 37, 224, 224)
+
+The rounding of each step is that of transformers' processors (`image_transforms.py`, `image_processing_pil_idefics3.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+Step = tuple[Literal["square", "shortest", "longest", "fixed", "crop"], int, int]
+"""`square`: pad to a square; `shortest`, `longest`: scale this edge to so many pixels; `fixed`, `crop`: height, width."""
+Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
+"""What to do, top, left, height, width."""
+
+_MAX_EDGE = 4096  # what Idefics3 scales to at most
+
+
+def plan(steps: Sequence[Step], height: int, width: int) -> tuple[Operation, ...]:
+    """The operations that a frame of this size needs; none where it fits already."""
+    operations: list[Operation] = []
+    for name, first, second in steps:
+        if name == "square":
+            side = max(height, width)
+            _append(operations, ("pad", (side - height) // 2, (side - width) // 2, side, side), height, width)
+            height = width = side
+        elif name == "crop":
+            _append(operations, ("crop", (height - first) // 2, (width - second) // 2, first, second), height, width)
+            height, width = first, second
+        else:
+            scaled = _scaled(name, first, second, height, width)
+            _append(operations, ("resize", 0, 0, *scaled), height, width)
+            height, width = scaled
+    return tuple(operations)
+
+
+def _append(operations: list[Operation], operation: Operation, height: int, width: int) -> None:
+    if operation[3:] != (height, width):
+        operations.append(operation)
+
+
+def _scaled(name: str, first: int, second: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) after a scaling step."""
+    if name == "fixed":
+        return first, second
+    if name == "shortest":
+        if width <= height:
+            return int(first * height / width), first
+        return first, int(first * width / height)
+    return _longest_edge(first, height, width)
+
+
+def _longest_edge(edge: int, height: int, width: int) -> tuple[int, int]:
+    """Idefics3: the longest edge to `edge`, the other one rounded down and then up to an even number; 4096 at most."""
+    ratio = width / height
+    if width >= height:
+        height, width = int(edge / ratio), edge
+        height += height % 2
+    else:
+        height, width = edge, int(edge * ratio)
+        width += width % 2
+    height, width = max(height, 1), max(width, 1)
+    ratio = width / height
+    if width >= height and width > _MAX_EDGE:
+        height, width = int(_MAX_EDGE / ratio), _MAX_EDGE
+    elif height > width and height > _MAX_EDGE:
+        height, width = _MAX_EDGE, int(_MAX_EDGE * ratio)
+    return max(height, 1), max(width, 1)

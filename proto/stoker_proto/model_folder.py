@@ -1,0 +1,91 @@
+"""The JSON files of a model's folder, read without transformers: what a loader needs to know of a model.
+
+config.json  tokenizer.json                            must be there
+processor_config.json | preprocessor_config.json       of models that see images
+tokenizer_config.json  special_tokens_map.json  chat_template.jinja | chat_template.json     where the model has them
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stoker_proto.errors import ConfigError
+
+_KEY = "model.base_model_path"
+
+
+class ModelFolder:
+    """One model's folder. Raises ConfigError naming the file that is missing or damaged."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ConfigError(
+                f"{_KEY} is {str(path)!r}: no such folder; name the folder that holds the model's config.json"
+            )
+        self.config = self.json("config.json")
+        self.tokenizer_config = self.json("tokenizer_config.json", optional=True)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """`tokenizer.json`, which every fast tokenizer writes."""
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigError(
+                f"{_KEY} is {str(self.path)!r}: tokenizer.json is missing; write it with "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        return file
+
+    def json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        """The object in a JSON file; {} where the file is optional and not there."""
+        file = self.path / name
+        if optional and not file.is_file():
+            return {}
+        try:
+            tree = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{_KEY} is {str(self.path)!r}: {name} is missing ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigError(f"{file}: not JSON ({error}); copy the model folder again") from error
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{file}: a JSON object is expected, not {type(tree).__name__}")
+        return tree
+
+    def processor_configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(the processor's own values, its image processor's values); older models keep the latter in a file of their own."""
+        processor = self.json("processor_config.json", optional=True)
+        image = processor.get("image_processor")
+        if not isinstance(image, dict):
+            image = self.json("preprocessor_config.json", optional=True)
+        if not image:
+            raise ConfigError(
+                f"{_KEY} is {str(self.path)!r}: neither processor_config.json nor preprocessor_config.json says how it takes "
+                "images; write them with AutoProcessor.from_pretrained(...).save_pretrained(...)"
+            )
+        return processor, image
+
+    def chat_template(self) -> str | None:
+        """The model's jinja2 chat template, wherever it keeps it."""
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        for source in (self.json("chat_template.json", optional=True), self.tokenizer_config):
+            template = source.get("chat_template")
+            if isinstance(template, list):  # several, by name
+                template = next((item.get("template") for item in template if item.get("name") == "default"), None)
+            if isinstance(template, str):
+                return template
+        return None
+
+    def special_tokens(self) -> dict[str, str]:
+        """Name -> token, e.g. {"eos_token": "</s>", "image_token": "<image>"}."""
+        tokens: dict[str, str] = {}
+        for source in (self.json("special_tokens_map.json", optional=True), self.tokenizer_config):
+            for name, value in source.items():
+                text = value.get("content") if isinstance(value, dict) else value
+                if name.endswith("_token") and isinstance(text, str):
+                    tokens[name] = text
+        return tokens

@@ -1,0 +1,233 @@
+"""The one object that turns observations and text into tokens, and tokens into actions.
+
+Loaders, evaluation, the policy and the exported model use this and nothing else, so training and running cannot differ:
+`encode(...)` is `prompt(...)` with the answer and its end token behind. Letters: T tokens of a row, K timesteps, D dimensions.
+
+    prompt   <s><|User|> <image>x16 Push the cube <|Assistant|>                      not supervised
+    answer   the action's tokens, or " words"                                        supervised
+    end      </s>                                                                    supervised
+
+A row longer than `data.max_seq_len` is a DataError that says how many tokens it needs: neither answer nor instruction is cut.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.actions import ActionCodec, ActionVocabulary, codec_from_json
+from stoker_proto.config import AugmentConfig, Config, ImageConfig
+from stoker_proto.dialogue import Dialogue
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.hashing import canonical_json, fingerprint
+from stoker_proto.image_families import read_image_spec
+from stoker_proto.image_spec import ImageSpec
+from stoker_proto.images import ImageCoder
+from stoker_proto.model_folder import ModelFolder
+from stoker_proto.rows import EncodedRow, RowWriter
+from stoker_proto.tokenizer import TextTokenizer, load_tokenizer
+
+__all__ = ["EncodedRow", "ImageSpec", "Processor"]
+
+VERSION = 1
+"""Of the JSON; raised when the same JSON would give other rows."""
+FILE, TOKENIZER_FILE = "stoker_processor.json", "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Everything that a processor is made of beside the tokenizer."""
+
+    image: ImageSpec | None
+    image_config: ImageConfig
+    augment: AugmentConfig
+    dialogue: Dialogue
+    end_token: str
+    max_seq_len: int
+    codec: ActionCodec | None
+    vocabulary: ActionVocabulary | None
+
+
+class Processor:
+    """Made by `build`, `from_json` or `load`. May be used by many threads."""
+
+    def __init__(self, tokenizer: TextTokenizer, parts: _Parts) -> None:
+        self._tokenizer, self._parts = tokenizer, parts
+        self.image, self.codec, self.vocabulary = parts.image, parts.codec, parts.vocabulary
+        end_id = tokenizer.id_of(parts.end_token)
+        if end_id is None:
+            raise ConfigError(
+                f"data.dialogue.end is {parts.end_token!r}: the tokenizer has no such token; name one it has"
+            )
+        self.end_id: int = end_id
+        pad_id = tokenizer.named_id("pad_token")
+        self.pad_id: int = end_id if pad_id is None else pad_id
+        self._rows = RowWriter(tokenizer, parts.dialogue, parts.image, parts.vocabulary, end_id, parts.max_seq_len)
+        self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
+
+    @classmethod
+    def build(cls, config: Config, codec: ActionCodec | None) -> Self:
+        """From the config and the JSON files of `model.base_model_path`. Raises ConfigError."""
+        folder = ModelFolder(config.model.base_model_path)
+        tokenizer = TextTokenizer.from_folder(folder)
+        data = config.data
+        end = data.dialogue.end or tokenizer.names.get("eos_token")
+        if end is None:
+            raise ConfigError(f"{folder.path}: the tokenizer names no end-of-sequence token; set data.dialogue.end")
+        chat_template = folder.chat_template() if data.dialogue.template == "chat_template" else None
+        image = read_image_spec(folder, tokenizer.tokenizer)
+        vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
+        parts = _Parts(
+            image=image,
+            image_config=data.image,
+            augment=data.augment,
+            dialogue=Dialogue.build(data.dialogue, chat_template, tokenizer.names),
+            end_token=end,
+            max_seq_len=data.max_seq_len,
+            codec=codec,
+            vocabulary=vocabulary,
+        )
+        return cls(tokenizer, parts)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The id that the model replaces by image features."""
+        return None if self.image is None else self.image.token_id
+
+    @property
+    def vocab_size_needed(self) -> int:
+        """Rows that the model's embedding must have at least: the largest id + 1."""
+        return self._tokenizer.size
+
+    def prompt(self, instruction: str, num_images: int) -> NDArray[np.int32]:
+        """int32[T], read-only: what generation starts from, identical to the beginning of `encode`. Raises DataError."""
+        return self._rows.prompt(instruction, num_images)
+
+    def encode(
+        self, instruction: str, num_images: int, *, codes: NDArray[np.int32] | None = None, answer: str | None = None
+    ) -> EncodedRow:
+        """The row of a sample: int32[tokens] codes of its action, or its answer in words. Raises DataError."""
+        return self._rows.encode(instruction, num_images, codes=codes, answer=answer)
+
+    def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
+        """A frame, uint8[H, W, 3] or depth uint16[H, W] in mm, as it travels; see `images.ImageCoder.encode`."""
+        return self._image_coder().encode(frame, augment_key)
+
+    def image_pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """The model's pixels uint8[height, width, 3] of a frame, without transport: what a policy feeds its model."""
+        return self._image_coder().pixels(frame, None)
+
+    def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
+        """Write transported bytes into uint8[height, width, 3]. Raises RemoteProtocolError."""
+        self._image_coder().decode(data, out)
+
+    def actions_from_ids(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """int[tokens] -> float32[K, D] in action units; DataError for an id that is no action, or a wrong number of them."""
+        if self.codec is None or self.vocabulary is None:
+            raise DataError("this processor has no action codec: tokens cannot become actions")
+        actions: NDArray[np.float32] = self.codec.decode(self.vocabulary.to_codes(ids)[None])[0]
+        return actions
+
+    def text_from_ids(self, ids: NDArray[np.integer[Any]]) -> str:
+        """The words of token ids, without special tokens."""
+        text: str = self._tokenizer.tokenizer.decode([int(number) for number in ids], skip_special_tokens=True)
+        return text
+
+    def to_json(self) -> str:
+        """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""
+        parts = self._parts
+        tree = {
+            "version": VERSION,
+            "tokenizer": self._tokenizer.fingerprint,
+            "special_tokens": self._tokenizer.names,
+            "image": None if parts.image is None else parts.image.to_json(),
+            "image_config": asdict(parts.image_config),
+            "augment": asdict(parts.augment),
+            "dialogue": parts.dialogue.to_json(),
+            "end_token": parts.end_token,
+            "max_seq_len": parts.max_seq_len,
+            "codec": None if parts.codec is None else parts.codec.to_json(),
+            "vocabulary": None if parts.vocabulary is None else parts.vocabulary.to_json(),
+        }
+        return canonical_json(tree)
+
+    @classmethod
+    def from_json(cls, text: str, tokenizer_file: Path) -> Self:
+        """The processor that `to_json` described, with the tokenizer.json that it was made with.
+
+        Raises DataError for another version or damaged text, ConfigError for another tokenizer.
+        """
+        try:
+            tree = json.loads(text)
+            if tree["version"] != VERSION:
+                raise DataError(
+                    f"a processor of version {tree['version']}: this program reads {VERSION}; build it anew"
+                )
+            tokenizer = TextTokenizer(load_tokenizer(tokenizer_file), dict(tree["special_tokens"]))
+            parts = _Parts(
+                image=None if tree["image"] is None else ImageSpec.from_json(tree["image"]),
+                image_config=ImageConfig(**tree["image_config"]),
+                augment=AugmentConfig(**tree["augment"]),
+                dialogue=Dialogue.from_json(tree["dialogue"]),
+                end_token=tree["end_token"],
+                max_seq_len=tree["max_seq_len"],
+                codec=None if tree["codec"] is None else codec_from_json(tree["codec"]),
+                vocabulary=None if tree["vocabulary"] is None else ActionVocabulary.from_json(tree["vocabulary"]),
+            )
+            expected = tree["tokenizer"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"not the JSON of a processor ({type(error).__name__}: {error}); build it anew") from error
+        if tokenizer.fingerprint != expected:
+            raise ConfigError(
+                f"{tokenizer_file}: not the tokenizer that the processor was made with (fingerprint "
+                f"{tokenizer.fingerprint[:12]}, expected {expected[:12]}); give every host the same model folder"
+            )
+        if (
+            parts.vocabulary is not None
+            and tokenizer.add_actions(parts.vocabulary.mode, parts.vocabulary.num_codes) != parts.vocabulary
+        ):
+            raise ConfigError(f"{tokenizer_file}: its action tokens have other ids than those that were trained")
+        return cls(tokenizer, parts)
+
+    def save(self, folder: Path) -> None:
+        """Write stoker_processor.json and tokenizer.json (action tokens included) into the folder, made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(folder / TOKENIZER_FILE)
+        (folder / FILE).write_text(self.to_json() + "\n", encoding="ascii")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote."""
+        file = Path(folder) / FILE
+        try:
+            text = file.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{file}: the processor cannot be read ({error}); name a folder that Stoker exported"
+            ) from error
+        return cls.from_json(text, Path(folder) / TOKENIZER_FILE)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> fingerprint, "none" where there is no such part; `image` names the libraries that make its bytes."""
+        tree = json.loads(self.to_json())
+        image = {name: tree[name] for name in ("image", "image_config", "augment")}
+        dialogue = {name: tree[name] for name in ("dialogue", "end_token", "max_seq_len")}
+        return {
+            "tokenizer": tree["tokenizer"],
+            "image": "none" if self._coder is None else f"{fingerprint(image)} {self._coder.libraries}",
+            "dialogue": fingerprint(dialogue),
+            "codec": "none" if self.codec is None else self.codec.fingerprint,
+            "vocabulary": "none" if tree["vocabulary"] is None else fingerprint(tree["vocabulary"]),
+        }
+
+    def _image_coder(self) -> ImageCoder:
+        if self._coder is None:
+            raise DataError(
+                "a sample has an image, but the model takes text only; use a vision-language model or drop images"
+            )
+        return self._coder

@@ -1,0 +1,143 @@
+"""A model's tokenizer without transformers: `tokenizer.json` through `tokenizers`, and the names of its special tokens.
+
+Rules: a text's leading special tokens (begin-of-sequence) are those that tokenizer.json's own post-processor puts there,
+none where it puts none; trailing ones are left out. `<|User|>` and the like are special tokens where the tokenizer has
+them and plain text, tokenised as such, where it has not: nothing is added, except the action tokens of
+`data.action.vocabulary: added`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from stoker_proto.actions.vocabulary import ActionVocabulary
+from stoker_proto.errors import ConfigError
+from stoker_proto.hashing import fingerprint
+from stoker_proto.model_folder import ModelFolder
+
+_ACTION_TOKEN = re.compile(r"<action_\d+>")
+_PROBES = (
+    "Pick up the red cube and place it on the plate.",
+    "  In: What action\tshould the robot take?\nOut: \n\n",
+    "x = [1234567, -0.5e-3]  # 50% of $20; (see) <|User|><image></s><|im_end|> e-mail@example.org",
+    "Der Würfel fällt — «déjà vu», 机器人把方块推到目标。 ロボット Привет مرحبا 🤖",
+)
+"""Encoded for the fingerprint: what the vocabulary does not show of a tokenizer shows here."""
+
+
+class TextTokenizer:
+    """Text <-> token ids for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, names: dict[str, str]) -> None:
+        """names: e.g. {"eos_token": "</s>"}. The tokenizer is this object's own from now on."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer, self.names = tokenizer, names
+        plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        self.leading: list[int] = full[: next((i for i, token in enumerate(full) if [token] == plain[:1]), 0)]
+        """Ids in front of every text, e.g. [bos]."""
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: ModelFolder) -> Self:
+        """The tokenizer of a model's folder. Raises ConfigError."""
+        names = folder.special_tokens()
+        tokenizer = load_tokenizer(folder.tokenizer_file)
+        text_config = folder.config.get("text_config") or {}
+        for kind in ("bos", "eos", "pad"):  # where the tokenizer does not say, config.json may
+            number = folder.config.get(f"{kind}_token_id", text_config.get(f"{kind}_token_id"))
+            number = number[0] if isinstance(number, list) and number else number
+            token = tokenizer.id_to_token(number) if isinstance(number, int) and number >= 0 else None
+            if f"{kind}_token" not in names and token is not None:
+                names[f"{kind}_token"] = token
+        return cls(tokenizer, names)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without leading ones; special tokens in it are recognised."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def id_of(self, token: str) -> int | None:
+        """The id of one token, None where there is no such token."""
+        number: int | None = self.tokenizer.token_to_id(token)
+        return number
+
+    def named_id(self, name: str) -> int | None:
+        """The id of e.g. "eos_token"."""
+        token = self.names.get(name)
+        return None if token is None else self.id_of(token)
+
+    @property
+    def size(self) -> int:
+        """Largest id + 1."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return max([self.tokenizer.get_vocab_size(with_added_tokens=True), *(number + 1 for number in added)])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of vocabulary, merges and the ids of some texts: the same for every version of `tokenizers` and for a file
+        that was saved again, with or without our action tokens."""
+        if self._fingerprint is None:
+            self._fingerprint = self._make_fingerprint()
+        return self._fingerprint
+
+    def _make_fingerprint(self) -> str:
+        numbers = self.tokenizer.get_vocab(with_added_tokens=True)
+        tokens = [token for token in sorted(sorted(numbers), key=numbers.__getitem__) if not _is_action_token(token)]
+        merges = json.loads(self.tokenizer.to_str())["model"].get("merges") or []
+        digest = hashlib.sha256("\n".join(tokens).encode("utf-8", "surrogatepass"))
+        digest.update(np.array([numbers[token] for token in tokens], "<i8").tobytes())
+        digest.update("\n".join([merge if isinstance(merge, str) else " ".join(merge) for merge in merges]).encode())
+        return fingerprint([digest.hexdigest(), self.leading, [self.encode(text) for text in _PROBES]])
+
+    def add_actions(self, mode: str, num_codes: int) -> ActionVocabulary:
+        """Give action codes their ids; `added` adds tokens, unless they are there. Raises ConfigError."""
+        if mode == "added":
+            tokens = [f"<action_{code}>" for code in range(num_codes)]
+            self.tokenizer.add_tokens(tokens)
+            first = self.id_of(tokens[0]) or 0
+            if [self.id_of(token) for token in tokens] != list(range(first, first + num_codes)):
+                raise ConfigError(
+                    f"data.action.vocabulary is added: the tokenizer has some of {tokens[0]} ... {tokens[-1]} already, but "
+                    "not all in order; take the tokenizer of the model before it was trained on other actions"
+                )
+            return ActionVocabulary.added(first_id=first, num_codes=num_codes)
+        size = self.tokenizer.get_vocab_size(with_added_tokens=False)
+        special = self.tokenizer.get_added_tokens_decoder()
+        overrun = [special[number].content for number in range(max(size - num_codes, 0), size) if number in special]
+        if overrun or num_codes >= size:
+            reason = f"special tokens among them ({', '.join(overrun[:5])})" if overrun else "no others"
+            raise ConfigError(
+                f"data.action.vocabulary is reuse_last: the last {num_codes} of the tokenizer's {size} tokens would be actions, "
+                f"but there are {reason}; use data.action.vocabulary=added"
+            )
+        return ActionVocabulary.reuse_last(vocab_size=size, num_codes=num_codes)
+
+    def save(self, file: Path) -> None:
+        """Write tokenizer.json, action tokens included."""
+        file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+def _is_action_token(token: str) -> bool:
+    return token.startswith("<action_") and _ACTION_TOKEN.fullmatch(token) is not None
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """The `tokenizers` object of a tokenizer.json. Raises ConfigError."""
+    loading: Any = Tokenizer
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: the tokenizer cannot be read ({error}); check model.base_model_path") from error
+    try:
+        tokenizer: Tokenizer = loading.from_str(text)
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise ConfigError(f"{file}: not a tokenizer ({error}); copy the model folder again") from error
+    return tokenizer

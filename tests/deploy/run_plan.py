@@ -1,0 +1,27 @@
+"""Runs the plan given as JSON through the launcher's own code: `python run_plan.py '{"loaders": [[...]], ...}'`.
+
+The trainer's command is followed by the loaders' addresses.
+"""
+
+import json
+import os
+import sys
+
+from deploy.keeper import run_kept
+from deploy.node import Plan, run_node
+
+
+def main() -> int:
+    fields = json.loads(sys.argv[1])
+    trainer = fields.pop("trainer")
+    plan = Plan(
+        **{**fields, "loaders": tuple(tuple(command) for command in fields["loaders"])},
+        loader_environment=dict(os.environ),
+        trainer=lambda addresses: [*trainer, *addresses],
+        trainer_environment=dict(os.environ),
+    )
+    return run_kept(lambda signals: run_node(plan, signals))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

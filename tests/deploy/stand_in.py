@@ -1,0 +1,92 @@
+"""Small programs in the place of loaders and trainers: `python stand_in.py KIND FOLDER [ARGUMENTS ...]`.
+
+Each appends what happens to FOLDER/events, one line per event, so that a test can read the order of things.
+FOLDER also stands in every command line, so that a test can find processes that were left behind.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+KIND, FOLDER, *ARGUMENTS = sys.argv[1:]
+FOREVER_S = 60.0
+
+
+def note(event: str) -> None:
+    descriptor = os.open(Path(FOLDER) / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{event}\n".encode())
+    os.close(descriptor)
+
+
+def events() -> list[str]:
+    file = Path(FOLDER) / "events"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20.0
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def on_stop(number: int, frame: FrameType | None) -> None:
+    note(f"{KIND} {signal.Signals(number).name}")
+    sys.exit(0 if KIND == "loader" else 5)
+
+
+def start(kind: str, *arguments: str, new_session: bool = False) -> None:
+    subprocess.Popen([sys.executable, __file__, kind, FOLDER, *arguments], start_new_session=new_session)
+
+
+def main() -> None:
+    if KIND in ("stubborn", "stubborn_trainer"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        note(f"{KIND} started")
+        time.sleep(FOREVER_S)
+    elif KIND == "loader":
+        signal.signal(signal.SIGTERM, on_stop)
+        start("stubborn", new_session="daemon" in ARGUMENTS)
+        print("preparing 10%\rpreparing 20%\rpreparing 100%", file=sys.stderr, flush=True)
+        print(f"loader-serve ready tcp://127.0.0.1:{ARGUMENTS[0]} 3 records", flush=True)
+        note("loader started")
+        time.sleep(FOREVER_S)
+    elif KIND == "broken_loader":
+        print("reading shards", flush=True)
+        print("loader-serve: demos/train.jsonl:7: not JSON", file=sys.stderr, flush=True)
+        sys.exit(3)
+    elif KIND == "slow_loader":
+        print("still reading shard 1", flush=True)
+        time.sleep(FOREVER_S)
+    elif KIND == "mortal_loader":
+        print(f"loader-serve ready tcp://127.0.0.1:{ARGUMENTS[0]}", flush=True)
+        wait_until(lambda: any(line.startswith("trainer") for line in events()))
+        print("about to crash", flush=True)
+        note(f"crash {os.getpid()}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif KIND == "trainer":  # stops when told
+        signal.signal(signal.SIGTERM, on_stop)
+        signal.signal(signal.SIGINT, on_stop)
+        note(f"trainer started {' '.join(ARGUMENTS)}")
+        time.sleep(FOREVER_S)
+    elif KIND == "exit":  # ends with this code
+        print("step 1 loss 2.5", flush=True)
+        note(f"trainer started {' '.join(ARGUMENTS[1:])}")
+        sys.exit(int(ARGUMENTS[0]))
+    elif KIND == "outlives_a_loader":  # ends once a crashed loader has been noticed: reaped by the launcher
+        note("trainer started")
+        wait_until(lambda: any(line.startswith("crash") for line in events()))
+        crashed = next(line for line in events() if line.startswith("crash")).split()[1]
+        wait_until(lambda: not Path("/proc", crashed).exists())
+    elif KIND == "leaves_ranks":
+        start("stubborn")
+        note("trainer started")
+
+
+if __name__ == "__main__":
+    main()

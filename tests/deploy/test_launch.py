@@ -1,0 +1,198 @@
+"""What launch.py would start for a config, and DeepSpeed's real launcher under it."""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import launch
+from stoker_proto.config_reader import load_config
+from stoker_proto.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """
+cluster: {component_placement: {trainer: 0-1, dataloader: 0-2}, loader_addresses: ["tcp://10.0.0.9:5555"]}
+model: {base_model_path: m}
+data: {dataset_type: mani_openpi, train_data_paths: [t.jsonl], max_seq_len: 64}
+trainer: {micro_batch_size: 2, global_batch_size: 8, lr: 1e-3}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+def plan_for(file: Path, *overrides: str, environment: Mapping[str, str] | None = None, **options: Any) -> launch.Plan:
+    fields = {"config": file, "set": list(overrides), "no_loaders": False, "ready_deadline_s": 5.0, **options}
+    return launch.make_plan(argparse.Namespace(**fields), environment or {"DS_ACCELERATOR": "cpu"})
+
+
+def words_after(command: list[str] | tuple[str, ...], flag: str) -> list[str]:
+    return [following for word, following in itertools.pairwise(command) if word == flag]
+
+
+def test_one_loader_per_dataloader_slot_on_a_free_loopback_port(config_file: Path) -> None:
+    plan = plan_for(config_file, "trainer.epochs=2", "loader.workers=1")
+    assert len(plan.loaders) == 3
+    for command in plan.loaders:
+        assert command[:4] == (sys.executable, "-m", "loader_service.cli", "serve")
+        assert words_after(command, "--bind") == ["tcp://127.0.0.1:*"]
+        assert words_after(command, "--config") == [str(config_file)]
+        assert words_after(command, "--set") == ["trainer.epochs=2", "loader.workers=1"]
+
+
+def test_loaders_of_one_node_share_its_cores(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert words_after(plan_for(config_file).loaders[0], "--set") == ["loader.workers=4"]
+
+
+def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(config_file: Path) -> None:
+    plan = plan_for(config_file, "trainer.epochs=2")
+    command = list(plan.trainer(["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"]))
+    assert words_after(command, "--set")[0] == "trainer.epochs=2"
+    config = load_config(config_file, words_after(command, "--set"))
+    assert config.cluster.loader_addresses == ("tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002")
+    assert words_after(command, "--num_gpus") == ["2"]
+    assert words_after(command, "--include") == []
+    assert str(ROOT / "trainer" / "main.py") in command
+
+
+def test_without_loaders_of_its_own_the_configured_addresses_are_used(config_file: Path) -> None:
+    plan = plan_for(config_file, no_loaders=True)
+    assert plan.loaders == ()
+    config = load_config(config_file, words_after(list(plan.trainer([])), "--set"))
+    assert config.cluster.loader_addresses == ("tcp://10.0.0.9:5555",)
+
+
+def test_ranks_on_the_cpu_share_the_cores_unless_the_user_says_otherwise(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    environment = plan_for(config_file).trainer_environment
+    assert environment["OMP_NUM_THREADS"] == "6"
+    assert environment["DS_ACCELERATOR"] == "cpu"
+    chosen = plan_for(config_file, environment={"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}).trainer_environment
+    assert chosen["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, "localhost:0,1"), ("4,6,7", "localhost:4,6"), ("2, 0", "localhost:2,0")],
+)
+def test_ranks_get_exactly_the_trainer_slots(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: str
+) -> None:
+    num_devices = 8 if visible is None else len(visible.split(","))
+    monkeypatch.setattr(launch, "_count_cuda_devices", lambda environment: num_devices)
+    environment = {"DS_ACCELERATOR": "cuda"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    plan = plan_for(config_file, environment=environment)
+    assert words_after(list(plan.trainer(["tcp://127.0.0.1:1"])), "--include") == [expected]
+    assert words_after(list(plan.trainer(["tcp://127.0.0.1:1"])), "--num_gpus") == []
+    assert "CUDA_VISIBLE_DEVICES" not in plan.trainer_environment
+    assert plan.trainer_environment["DS_ACCELERATOR"] == "cuda"
+
+
+def test_a_slot_without_a_device_is_refused(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_count_cuda_devices", lambda environment: 1)
+    with pytest.raises(ConfigError, match="names slot 1, but this node shows 1 devices: name slots below 1"):
+        plan_for(config_file, environment={"DS_ACCELERATOR": "cuda"})
+
+
+def test_devices_named_by_uuid_are_refused(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_count_cuda_devices", lambda environment: 2)
+    with pytest.raises(ConfigError, match="device numbers only"):
+        plan_for(config_file, environment={"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"})
+
+
+def test_a_torch_without_devices_means_cpu(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_DEVICE_FILES", (os.devnull,))
+    monkeypatch.setattr(launch, "_count_cuda_devices", lambda environment: 0)
+    assert plan_for(config_file, environment={"PATH": ""}).trainer_environment["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cluster.num_nodes=2", "launch.py starts one node"),
+        ("cluster.component_placement={dataloader: 0-1}", "trainer is empty"),
+        ("trainer.epoch=1", "did you mean trainer.epochs"),
+    ],
+)
+def test_what_cannot_be_started_is_one_line_and_exit_code_1(
+    config_file: Path, capfd: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert launch.main(["--config", str(config_file), "--set", override]) == 1
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_program_runs_from_another_folder_without_being_installed(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "deploy" / "launch.py"), "--config", "missing.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert re.fullmatch(r"\[launch\] error: missing\.yaml: .*\n", result.stderr)
+
+
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+
+names = ("RANK", "WORLD_SIZE", "DS_ACCELERATOR", "MASTER_PORT")
+here = Path(__file__).parent
+seen = {"arguments": sys.argv[1:], **{name: os.environ.get(name) for name in names}}
+(here / "part").mkdir(exist_ok=True)
+part = here / "part" / f"rank{seen['RANK']}.json"
+part.write_text(json.dumps(seen))
+part.rename(here / part.name)
+end = time.monotonic() + 60  # the first rank that ends with an error ends the others
+while len(list(here.glob("rank*.json"))) < 2 and time.monotonic() < end:
+    time.sleep(0.02)
+sys.exit(3)
+"""
+
+
+def test_deepspeed_runs_the_script_on_each_slot_and_its_exit_code_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the trainer's extra is not installed")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    addresses = ["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"]
+    command = launch.trainer_command(["--config", "c.yaml"], addresses, 2, None, script)
+    plan = {"loaders": [], "trainer": command, "ready_deadline_s": 5.0}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(launch.SOURCE_ROOTS)}
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("run_plan.py")), json.dumps(plan)],
+        env=launch.trainer_environment(environment, 2, None),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 3, result.stderr
+    for rank in ("0", "1"):
+        seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert (seen["RANK"], seen["WORLD_SIZE"], seen["DS_ACCELERATOR"]) == (rank, "2", "cpu")
+        assert seen["arguments"] == [
+            f"--local_rank={rank}",
+            *("--config", "c.yaml"),
+            *("--set", f"cluster.loader_addresses={json.dumps(addresses)}"),
+        ]
+        assert seen["MASTER_PORT"] == words_after(command, "--master_port")[0]

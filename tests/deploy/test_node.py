@@ -1,0 +1,206 @@
+"""Whatever happens to the launcher, its loaders and its trainer: the exit code is right and no process is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+class Run:
+    """One launcher under test, with stand-ins for the programs that it starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *, loaders: list[list[str]], trainer: list[str], **options: float) -> "Run":
+        def stand_in(kind: str, *arguments: str) -> list[str]:
+            return [sys.executable, str(HERE / "stand_in.py"), kind, str(self.folder), *arguments]
+
+        plan = {
+            "loaders": [stand_in(*loader) for loader in loaders],
+            "trainer": stand_in(*trainer),
+            "ready_deadline_s": 20.0,
+            **options,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "run_plan.py"), json.dumps(plan)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr. Both pipes close only when nobody holds them any more."""
+        assert self.process is not None
+        stdout, stderr = self.process.communicate(timeout=30)
+        return self.process.returncode, stdout, stderr
+
+    def events(self) -> list[str]:
+        file = self.folder / "events"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def wait_for(self, *events: str) -> None:
+        wait_until(lambda: set(events) <= set(self.events()), f"{events} in {self.events()}")
+
+    def left(self) -> list[int]:
+        """Living stand-ins of this run."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            command = process.info["cmdline"] or []
+            if "stand_in.py" in " ".join(command) and str(self.folder) in command:
+                found.append(process.pid)
+        return found
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, f"not within 20 s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    if run.process is not None and run.process.poll() is None:
+        run.process.kill()
+        run.process.communicate(timeout=30)
+    wait_until(lambda: not run.left(), "no process left behind")
+
+
+def test_the_trainer_gets_the_addresses_and_its_exit_code_is_the_launchers(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"], ["loader", "7002"]], trainer=["exit", "7"], loader_grace_s=0.5)
+    code, stdout, stderr = run.end()
+    assert code == 7
+    assert stdout == "step 1 loss 2.5\n", "the trainer's output is inherited as it is"
+    assert "trainer started tcp://127.0.0.1:7001 tcp://127.0.0.1:7002" in run.events()
+    assert "[loader 0] loader-serve ready tcp://127.0.0.1:7001 3 records\n" in stderr
+    assert "[loader 1] loader-serve ready tcp://127.0.0.1:7002 3 records\n" in stderr
+    assert "[loader 0] preparing 100%\n" in stderr
+    assert "preparing 20%" not in stderr, "a progress bar's redraws are thinned out"
+    assert run.events().count("loader SIGTERM") == 2, "both loaders were asked to drain"
+    assert not run.left(), "also the workers that ignore SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "code"),
+    [("SIGTERM", "SIGTERM", 5), ("SIGINT", "SIGINT", 5), ("SIGHUP", "SIGTERM", 5)],
+)
+def test_a_stop_signal_reaches_the_trainer_first_and_then_the_loaders(
+    run: Run, sent: str, received: str, code: int
+) -> None:
+    run.start(loaders=[["loader", "7001"]], trainer=["trainer"], loader_grace_s=0.3)
+    run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001")
+    os.kill(run.pid, signal.Signals[sent])
+    assert run.end()[0] == code
+    stops = [event for event in run.events() if "SIG" in event]
+    assert stops == [f"trainer {received}", "loader SIGTERM"]
+    assert not run.left()
+
+
+def test_a_trainer_that_does_not_stop_is_killed_at_the_second_signal(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"]], trainer=["stubborn_trainer"], trainer_grace_s=60.0, loader_grace_s=0.3)
+    run.wait_for("loader started", "stubborn_trainer started")
+    os.kill(run.pid, signal.SIGTERM)
+    wait_until(lambda: run.process is not None and _has_read(run, b"passed on"), "the first signal has arrived")
+    os.kill(run.pid, signal.SIGTERM)
+    code, _, stderr = run.end()
+    assert code == 128 + signal.SIGKILL
+    assert "did not end in time and was killed" in stderr
+
+
+def test_a_trainer_that_does_not_stop_is_killed_after_its_grace(run: Run) -> None:
+    run.start(loaders=[], trainer=["stubborn_trainer"], trainer_grace_s=0.3)
+    run.wait_for("stubborn_trainer started")
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.end()[0] == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("target", ["launcher", "keeper"])
+def test_sigkill_leaves_nothing_behind(run: Run, target: str) -> None:
+    run.start(loaders=[["loader", "7001", "daemon"]], trainer=["trainer"], loader_grace_s=0.3)
+    run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001", "stubborn started")
+    assert len(run.left()) == 3
+    pid = run.pid if target == "launcher" else psutil.Process(run.pid).children()[0].pid
+    os.kill(pid, signal.SIGKILL)
+    code, _, _ = run.end()
+    assert code == (-signal.SIGKILL if target == "launcher" else 128 + signal.SIGKILL)
+    wait_until(lambda: not run.left(), "nothing is left, nor the worker that made a session of its own")
+    if target == "launcher":
+        assert "trainer SIGTERM" in run.events(), "the keeper still stops in good order"
+
+
+def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"], ["broken_loader"]], trainer=["exit", "0"], loader_grace_s=0.3)
+    code, stdout, stderr = run.end()
+    assert code == 3
+    assert stdout == ""
+    message = stderr[stderr.index("[launch] loader 1 ended with exit code 3") :]
+    assert "[launch]     loader-serve: demos/train.jsonl:7: not JSON\n" in message
+    assert not any("trainer" in event for event in run.events())
+
+
+def test_a_loader_that_is_not_ready_in_time_is_named_with_the_way_out(run: Run) -> None:
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"], ready_deadline_s=0.5)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert "loader 0 was not ready within 0.5 s: run loader-prepare first" in stderr
+    assert "[launch]     still reading shard 1\n" in stderr
+
+
+def test_a_signal_while_loaders_start_stops_them(run: Run) -> None:
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"])
+    wait_until(lambda: len(run.left()) == 1, "the loader runs")
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.end()[0] == 128 + signal.SIGTERM
+
+
+def test_a_loader_that_dies_while_training_is_said_and_training_goes_on(run: Run) -> None:
+    run.start(
+        loaders=[["loader", "7001"], ["mortal_loader", "7002"]], trainer=["outlives_a_loader"], loader_grace_s=0.3
+    )
+    code, _, stderr = run.end()
+    assert code == 0
+    assert "loader 1 (tcp://127.0.0.1:7002) died with exit code 137 and is not restarted; 1 left" in stderr
+    assert "[launch]     about to crash\n" in stderr
+
+
+def test_ranks_that_outlive_deepspeed_are_ended_and_are_no_success(run: Run) -> None:
+    run.start(loaders=[], trainer=["leaves_ranks"], left_over_s=0.3)
+    code, _, stderr = run.end()
+    assert code == 1
+    assert "left 1 processes" in stderr
+    assert not run.left()
+
+
+def _has_read(run: Run, text: bytes) -> bool:
+    """Whether the launcher has said `text`; what is read here is lost for `end`."""
+    assert run.process is not None
+    assert run.process.stderr is not None
+    descriptor = run.process.stderr.fileno()
+    os.set_blocking(descriptor, False)
+    try:
+        return text in os.read(descriptor, 65536)
+    except BlockingIOError:
+        return False
+    finally:
+        os.set_blocking(descriptor, True)

@@ -1,0 +1,37 @@
+"""Small models, built once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: ranks are forked, and they share the cores
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the same for tokenizers, which else warns after a fork
+
+
+def _build(family: str, factory: pytest.TempPathFactory) -> Path:
+    from trainer.models.tiny import build_tiny
+
+    folder = factory.mktemp("models") / family
+    build_tiny(family, folder, image_size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA of a million parameters, 16 tokens per image of 64 x 64."""
+    return _build("llava", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_idefics3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Idefics3 of a million parameters."""
+    return _build("idefics3", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model of a million parameters."""
+    return _build("causal", tmp_path_factory)

@@ -1,0 +1,138 @@
+"""Config -> Trainer: the loaders say what a batch means, the base model is loaded to match, a checkpoint is looked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.processor import Processor
+from trainer.checkpoint import Checkpoints, Cursor, Saved
+from trainer.feed.batch import plain_memory
+from trainer.feed.feed import Feed, FeedInfo
+from trainer.flops import count_flops, peak_flops
+from trainer.inputs import InputMaker
+from trainer.loop import Split, Trainer
+from trainer.models.families import family_of, read_model_config
+from trainer.models.loading import count_parameters, load_model, text_width
+from trainer.step import Stepper
+from trainer.trackers import Trackers
+from trainer.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Everything ready to run. Raises ConfigError, RefusedError, DeadlineError, DataError."""
+    model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
+    family_of(model_config)  # an impossible model is refused before anybody is waited for
+    ranks = join_ranks()
+    checkpoints = Checkpoints(config, ranks)
+    saved = checkpoints.find()
+    feeds: list[Feed] = []
+    try:
+        train, info = open_split(config, "train", ranks, feeds)
+        fingerprints, val = dict(info.fingerprints), None
+        if config.data.val_data_paths:
+            val, val_info = open_split(config, "val", ranks, feeds)
+            fingerprints |= val_info.fingerprints
+        if saved is not None:
+            checkpoints.check(saved, fingerprints)
+        processor = Processor.from_json(info.processor_json, Path(config.model.base_model_path) / "tokenizer.json")
+        return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, saved)
+    except BaseException:
+        for feed in feeds:
+            feed.close()
+        raise
+
+
+def open_split(
+    config: Config, split: Literal["train", "val"], ranks: Ranks, feeds: list[Feed]
+) -> tuple[Split, FeedInfo]:
+    """Connect to the loaders of a split; the feed is also appended to `feeds`, to be closed whatever comes."""
+    allocate = pinned_memory if ranks.device.type == "cuda" else plain_memory
+    feed = Feed(config, split, ranks.rank, ranks.world_size, allocate=allocate)
+    feeds.append(feed)
+    info = feed.connect()
+    if info.num_samples == 0:
+        raise DataError(f"data.{split}_data_paths hold no samples: name other files")
+    return Split(feed=feed, num_samples=info.num_samples), info
+
+
+def pinned_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Memory that the device copies from while it works. Given back to PyTorch's own pool when the array is dropped."""
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    array: NDArray[Any] = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
+    return array
+
+
+def assemble(
+    config: Config,
+    ranks: Ranks,
+    processor: Processor,
+    fingerprints: dict[str, str],
+    train: Split,
+    val: Split | None,
+    checkpoints: Checkpoints,
+    saved: Saved | None,
+) -> Trainer:
+    """The trainer around feeds that are connected."""
+    engine = build_engine(config, ranks, processor, checkpoints, saved)
+    cursor = saved.cursor if saved is not None else Cursor()
+    if saved is not None:
+        log.info(
+            "resumed from %s: step %d, epoch %d, sample %d", saved.folder, cursor.step, cursor.epoch, cursor.sample
+        )
+    model = engine.module
+    return Trainer(
+        config=config,
+        ranks=ranks,
+        stepper=build_stepper(engine, config, processor, ranks),
+        processor=processor,
+        train=train,
+        val=val,
+        fingerprints=fingerprints,
+        checkpoints=checkpoints,
+        trackers=Trackers(config, is_first=ranks.is_first, first_step=cursor.step + 1),
+        flops=count_flops(model, model.config),
+        peak_flops=peak_flops(ranks.device),
+        cursor=cursor,
+    )
+
+
+def build_engine(
+    config: Config, ranks: Ranks, processor: Processor, checkpoints: Checkpoints, saved: Saved | None
+) -> Engine:
+    """The base model inside DeepSpeed, with the checkpoint's weights where there is one."""
+    model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
+    family = family_of(model_config)
+    if family.sees_images and processor.image is None:
+        raise ConfigError(
+            f"model.base_model_path is {config.model.base_model_path!r}: it sees images, the loaders send none"
+        )
+    universal = saved is not None and checkpoints.needs_universal(saved)
+    if saved is not None and universal:
+        checkpoints.convert(saved)
+    settings = deepspeed_settings(
+        config, world_size=ranks.world_size, hidden_size=text_width(model_config), universal=universal
+    )
+    torch.manual_seed(config.trainer.seed)  # weights that the base model's folder does not have
+    model = load_model(config, family, settings, processor.vocab_size_needed)
+    log.info("%s: %d parameters", type(model).__name__, count_parameters(model))
+    engine = wrap(model, config, settings)
+    if saved is not None:
+        checkpoints.load(engine, saved)
+    return engine
+
+
+def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -> Stepper:
+    """Steps of the engine's model."""
+    dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
+    make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
+    return Stepper(engine, make_inputs, ranks, config.trainer.seed)

@@ -1,0 +1,79 @@
+"""The command line of `trainer/main.py`: its flags, its log lines and its errors. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stoker_proto.config import Config, check_batch_arithmetic
+from stoker_proto.config_reader import load_config
+from stoker_proto.errors import ConfigError, StokerError
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
+    """The checked config that `--config` and `--set` name. Raises ConfigError."""
+    parser = argparse.ArgumentParser(
+        prog="deepspeed trainer/main.py",
+        description="Train a model on what the loaders send (ZeRO-3), validate, save and export it.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainers share")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        dest="overrides",
+        help="change one key; may be repeated",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher's
+    known = parser.parse_args(arguments)
+    config = load_config(known.config, known.overrides)
+    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_model_path(config)
+    return config
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """The ranks that the launcher started are those that the config means. Raises ConfigError."""
+    slots = len(config.cluster.component_placement.trainer)
+    if slots and slots != world_size:
+        raise ConfigError(
+            f"cluster.component_placement.trainer names {slots} slots, but the launcher started {world_size} ranks: "
+            f"start as many (deepspeed --num_gpus {slots} ...), or change the placement"
+        )
+    check_batch_arithmetic(config.trainer.global_batch_size, config.trainer.micro_batch_size, world_size)
+
+
+def check_model_path(config: Config) -> None:
+    """The base model is a folder that can be loaded from. Raises ConfigError."""
+    folder = Path(config.model.base_model_path)
+    for path, what in ((folder, "folder"), (folder / "config.json", "file")):
+        if not path.exists():
+            raise ConfigError(
+                f"model.base_model_path is {config.model.base_model_path!r}: there is no {what} {path}; name the folder of "
+                "a downloaded model (config.json, weights, tokenizer.json)"
+            )
+
+
+def set_up_logging() -> None:
+    """INFO lines from rank 0, warnings from every rank, each with its rank."""
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for name in ("DeepSpeed", "transformers", "httpx", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def report_error(error: StokerError) -> None:
+    """One line on stderr, with the rank where there are several."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+    where = f" (rank {rank})" if world_size > 1 else ""
+    print(f"error{where}: {error}", file=sys.stderr, flush=True)

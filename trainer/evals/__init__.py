@@ -1,0 +1,1 @@
+"""What a model is worth: validation over a split (`validation`) on the numbers of `scores`."""

@@ -1,0 +1,126 @@
+"""Sums over validation samples, and the metrics made of them. Sums add over micro-batches and over ranks.
+
+Letters of shapes: B rows, P positions with a label in some row, V vocabulary, K timesteps of a chunk, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+
+from stoker_proto.errors import DataError
+from stoker_proto.processor import Processor
+from trainer.feed.batch import IGNORED
+
+_COUNTERS = (
+    "samples", "tokens", "nll", "correct", "action_tokens", "action_nll", "violations", "chunks", "undecodable",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Sums:
+    """Everything is a sum, in float64."""
+
+    dim: int
+    """D; 0 for sources without actions."""
+    samples: float = 0.0
+    tokens: float = 0.0
+    nll: float = 0.0
+    correct: float = 0.0
+    action_tokens: float = 0.0
+    action_nll: float = 0.0
+    violations: float = 0.0
+    """Action positions where the largest logit of all is no action token."""
+    chunks: float = 0.0
+    """Action chunks that could be decoded ..."""
+    undecodable: float = 0.0
+    """... and those whose predicted codes mean nothing (codecs of variable length)."""
+    timesteps: float = 0.0
+    error: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """float64[D]: sum of |decoded - true| in action units over the timesteps of decoded chunks."""
+
+    def __post_init__(self) -> None:
+        if not self.error.size:
+            self.error = np.zeros(self.dim)
+
+    def to_vector(self) -> list[float]:
+        """For an all-reduce."""
+        return [*(getattr(self, name) for name in _COUNTERS), self.timesteps, *self.error.tolist()]
+
+    @classmethod
+    def from_vector(cls, dim: int, vector: list[float]) -> Sums:
+        """The inverse of to_vector."""
+        counters = dict(zip(_COUNTERS, vector, strict=False))
+        rest = vector[len(_COUNTERS) :]
+        return cls(dim=dim, **counters, timesteps=rest[0], error=np.asarray(rest[1:], dtype=np.float64))
+
+    def metrics(self) -> dict[str, float]:
+        """perplexity = exp(sum NLL / sum tokens); those of actions only where there are actions."""
+        found: dict[str, float] = {"samples": self.samples}
+        if self.tokens:
+            found |= {"perplexity": exp(self.nll / self.tokens), "accuracy": self.correct / self.tokens}
+        if self.action_tokens:
+            found["action_perplexity"] = exp(self.action_nll / self.action_tokens)
+            found["action_violations"] = self.violations
+            found["action_undecodable"] = self.undecodable
+        if self.timesteps:
+            found |= {f"action_mae/dim_{i}": value / self.timesteps for i, value in enumerate(self.error.tolist())}
+            found["action_mae/mean"] = float(self.error.mean() / self.timesteps)
+        return found
+
+
+def exp(value: float) -> float:
+    """e**value; infinite where a float cannot hold it."""
+    return math.exp(value) if value < 700 else math.inf
+
+
+def add_scores(
+    sums: Sums, logits: torch.Tensor, targets: torch.Tensor, actions: NDArray[Any], processor: Processor
+) -> None:
+    """Add one micro-batch.
+
+    logits: float32[B, P, V]; targets: int64[B, P], -100 where there is no label; actions: float32[B, K, D], the truth.
+    Actions are decoded from the largest logit among the action tokens at each action position, given the true tokens
+    before it (teacher forcing).
+    """
+    labelled = targets != IGNORED
+    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    nll = flat.double().view_as(targets)
+    best = logits.argmax(dim=-1)
+    sums.tokens += float(labelled.sum())
+    sums.nll += float(nll.sum())
+    sums.correct += float(((best == targets) & labelled).sum())
+    vocabulary = processor.vocabulary
+    if vocabulary is None or actions.size == 0:
+        return
+    is_action = (targets >= vocabulary.first_id) & (targets < vocabulary.end_id)
+    sums.action_tokens += float(is_action.sum())
+    sums.action_nll += float(nll[is_action].sum())
+    outside = (best < vocabulary.first_id) | (best >= vocabulary.end_id)
+    sums.violations += float((outside & is_action).sum())
+    chosen = best_actions(logits, vocabulary.first_id, vocabulary.end_id).cpu().numpy()  # [B, P]
+    for row, mask in enumerate(is_action.cpu().numpy()):
+        if mask.any():
+            _add_error(sums, chosen[row][mask], actions[row], processor)
+
+
+def best_actions(logits: torch.Tensor, first_id: int, end_id: int) -> torch.Tensor:
+    """int64[...]: the action token with the largest logit. logits: float[..., V]."""
+    return logits[..., first_id:end_id].argmax(dim=-1) + first_id
+
+
+def _add_error(sums: Sums, ids: NDArray[np.int64], truth: NDArray[np.float32], processor: Processor) -> None:
+    try:
+        decoded = processor.actions_from_ids(ids)  # float32[K, D]
+    except DataError:
+        sums.undecodable += 1
+        return
+    sums.chunks += 1
+    sums.timesteps += len(truth)
+    sums.error += np.abs(decoded.astype(np.float64) - truth.astype(np.float64)).sum(axis=0)

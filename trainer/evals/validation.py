@@ -1,0 +1,43 @@
+"""One pass over the validation split: every sample once, on all ranks together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from stoker_proto.errors import DataError
+from stoker_proto.processor import Processor
+from trainer.evals.scores import Sums, add_scores
+from trainer.feed.batch import StepBatch
+from trainer.step import Stepper, sum_over_ranks
+from trainer.zero import Ranks
+
+log = logging.getLogger(__name__)
+
+
+def validate(
+    stepper: Stepper, steps: Iterator[StepBatch], processor: Processor, ranks: Ranks, num_samples: int
+) -> dict[str, float]:
+    """The metrics of `Sums`, the same on every rank. Raises DataError where not every sample was seen exactly once."""
+    dim = processor.codec.dim if processor.codec is not None else 0
+    sums = Sums(dim)
+    stepper.engine.eval()
+    try:
+        with torch.no_grad():
+            for step in steps:
+                for batch in step.micro_batches:
+                    inputs = stepper.make_inputs(batch)
+                    logits = stepper.logits(inputs)
+                    add_scores(sums, logits, inputs.targets, np.asarray(batch.actions), processor)
+                    sums.samples += batch.num_rows
+    finally:
+        stepper.engine.train()
+    total = Sums.from_vector(dim, sum_over_ranks(sums.to_vector(), ranks))
+    if total.samples != num_samples:
+        raise DataError(
+            f"validation saw {total.samples:.0f} samples, but the split has {num_samples}: a loader or a rank is wrong"
+        )
+    return total.metrics()

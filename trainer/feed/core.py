@@ -1,0 +1,291 @@
+"""The client's logic as a pure state machine: events are told to it, `advance` answers with commands.
+
+    events     connected  lost  received  broken      from the sockets
+               open  start  taken  ping               from the consumer
+    commands   Send  Opened  Deliver  Warn  Fail
+
+No socket, clock, thread or source of chance is imported here or in what it imports, so that every schedule of events can be
+replayed from a list. Time is an argument: seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stoker_proto.errors import DeadlineError, RefusedError, StokerError
+from stoker_proto.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
+from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
+from trainer.feed.desk import Desk
+from trainer.feed.fleet import Fleet, State
+from trainer.feed.schedule import Schedule
+
+_STILL_WAITING_S = 5.0
+"""After this time without loaders that hold all the data the user is told what is waited for."""
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """The next micro-batch to ask for."""
+
+    session: int
+    epoch: int
+    first: int
+    step: int
+    index: int
+    num_epochs: int
+    """Epochs are entered one after the other up to this one (exclusive)."""
+
+
+class Core:
+    """One rank's client. Each event changes state only; call `advance` after it (or after several)."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        self.options = options
+        self._out: list[Command] = []
+        self.fleet = Fleet(options, self._out, now)
+        self.desk = Desk(options)
+        self._began = now
+        self._covered = False  # all entries were held by ready loaders at least once
+        self._warned = False
+        self._asked_any = False  # from the first ticket on, a loader that differs is left out; before, it ends the run
+        self._cursor: _Cursor | None = None
+        self._untaken = 0  # micro-batches asked for and not taken by the consumer
+        self._waiting_since: float | None = None
+        self.failed = False
+
+    # -- events from the sockets
+
+    def connected(self, loader: int, now: float) -> None:
+        """A connection to the loader stands."""
+        self._leave(loader, "reconnected", now)
+        self.fleet.connected(loader, now)
+
+    def lost(self, loader: int, reason: str, now: float) -> None:
+        """The connection broke, or could not be made."""
+        self._leave(loader, reason, now)
+        self.fleet.lost(loader, reason)
+
+    def broken(self, loader: int, reason: str, now: float) -> None:
+        """The loader sent what is no message of the protocol."""
+        self._exclude(loader, f"the loader at {self._address(loader)} broke the protocol: {reason}", now)
+
+    def received(self, loader: int, message: Message, now: float) -> None:
+        """A message came."""
+        fleet = self.fleet
+        fleet.heard(loader, now)
+        state = fleet.loaders[loader].state
+        if isinstance(message, Welcome) and state in (State.GREETING, State.READY):
+            self._welcome(loader, message, now)
+        elif isinstance(message, Refuse) and state in (State.GREETING, State.READY):
+            self._differs(loader, fleet.refused_by_loader(loader, message), now)
+        elif state is not State.READY:
+            self.desk.num_dropped += isinstance(message, Piece | Failure)
+        elif isinstance(message, Piece):
+            self._piece(loader, message, now)
+        elif isinstance(message, Failure):
+            self.desk.failure(loader, message, self._address(loader), now)
+        elif isinstance(message, Lanes):
+            self._lanes(loader, message, now)
+        elif isinstance(message, Pong):
+            fleet.pong(loader, message)
+        elif isinstance(message, Drain):
+            fleet.loaders[loader].draining = message.loader == fleet.loaders[loader].name
+        else:
+            self.broken(loader, f"a {type(message).__name__} goes from rank to loader, never back", now)
+
+    def _welcome(self, loader: int, message: Welcome, now: float) -> None:
+        before = self.fleet.loaders[loader].name
+        if before and before != message.loader:  # another incarnation behind the same connection
+            self._leave(loader, "restarted", now)
+        differences = self.fleet.welcome(loader, message, now)
+        if differences:
+            self._differs(loader, differences, now)
+            return
+        self.desk.loader_back(loader)
+        self._covered = self._covered or not self.fleet.uncovered()
+
+    def _piece(self, loader: int, piece: Piece, now: float) -> None:
+        if piece.loader != self.fleet.loaders[loader].name:  # of an incarnation that is gone
+            self.desk.num_dropped += 1
+            return
+        wrong = self.desk.piece(loader, piece)
+        if wrong:
+            self.broken(loader, wrong, now)
+
+    def _lanes(self, loader: int, message: Lanes, now: float) -> None:
+        complete, differences = self.fleet.lanes(loader, message)
+        if differences:
+            self._differs(loader, differences, now)
+        elif complete:
+            self._out.append(Opened(message.epoch, self.fleet.lengths(message.epoch)))
+
+    def _differs(self, loader: int, text: str, now: float) -> None:
+        if self._asked_any:
+            self._exclude(loader, text, now)
+        else:
+            self._fail(RefusedError(text))
+
+    def _exclude(self, loader: int, text: str, now: float) -> None:
+        self._out.append(Warn(text))
+        self._leave(loader, text, now)
+        self.fleet.refuse(loader, text)
+
+    def _leave(self, loader: int, why: str, now: float) -> None:
+        self.desk.loader_gone(loader, f"{self._address(loader)}: {why}", now)
+
+    def _address(self, loader: int) -> str:
+        return self.options.addresses[loader]
+
+    # -- events from the consumer
+
+    def open(self, epoch: int, now: float) -> None:
+        """The lane lengths of an epoch are wanted (`Opened`, now if they are known)."""
+        self.fleet.open(epoch, now)
+        if epoch in self.fleet.orders:
+            self._out.append(Opened(epoch, self.fleet.lengths(epoch)))
+
+    def start(self, session: int, epoch: int, first: int, num_epochs: int, now: float) -> None:
+        """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""
+        self.desk.clear()
+        self._untaken = 0
+        self._cursor = _Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
+        self._waiting_since = now
+        self.fleet.close_except({epoch, epoch + 1})
+        self.fleet.open(epoch, now)
+
+    def stop(self) -> None:
+        """Nothing is wanted any more."""
+        self.desk.clear()
+        self._cursor, self._untaken = None, 0
+
+    def taken(self, session: int) -> None:
+        """The consumer took a micro-batch: one credit is free again."""
+        if self._cursor is not None and session == self._cursor.session:
+            self._untaken -= 1
+
+    def ping(self, now: float) -> dict[int, int]:
+        """Ask every ready loader for its counters; loader -> nonce of the PONG to wait for."""
+        ready = [number for number, loader in enumerate(self.fleet.loaders) if loader.state is State.READY]
+        return {number: self.fleet.ping(number, now) for number in ready}
+
+    # -- what is to be done
+
+    def advance(self, now: float) -> list[Command]:
+        """All that follows from the events so far and from the time."""
+        if not self.failed:
+            try:
+                self._advance(now)
+            except StokerError as error:
+                self._fail(error)
+        out, self._out[:] = list(self._out), []
+        return out
+
+    def next_time(self, now: float) -> float:
+        """When `advance` must be called again, if nothing happens before."""
+        times = [self.fleet.next_time(now), self.desk.next_time(now)]
+        if not self._covered:
+            times.append(self._began + self.options.connect_deadline_s)
+            if not self._warned:
+                times.append(self._began + _STILL_WAITING_S)
+        if self._waiting_since is not None:
+            times.append(self._waiting_since + self.options.data_deadline_s)
+        return min(times)
+
+    def _advance(self, now: float) -> None:
+        self.fleet.tick(now)
+        self.desk.expire(self.options.addresses, now)
+        delivered = True
+        while delivered and not self.failed:  # a micro-batch of padding rows alone is complete at once
+            self._issue(now)
+            for loader, ticket in self.desk.assign(lambda lane, epoch: self.fleet.choices(lane, epoch, now), now):
+                self._out.append(Send(loader, ticket))
+                self._asked_any = True
+            delivered = self._deliver(now)
+        self._check_deadlines(now)
+
+    def _issue(self, now: float) -> None:
+        """Put tickets down as far as the credits reach."""
+        cursor = self._cursor
+        while cursor is not None and cursor.epoch < cursor.num_epochs and self._untaken < self.options.window:
+            order = self.fleet.orders.get(cursor.epoch)
+            if order is None:
+                self.fleet.open(cursor.epoch, now)
+                return
+            options = self.options
+            schedule = Schedule(
+                order,
+                epoch=cursor.epoch,
+                global_batch_size=options.global_batch_size,
+                micro_batch_size=options.micro_batch_size,
+                world_size=options.world_size,
+                rank=options.rank,
+            )
+            steps = schedule.num_steps(cursor.first)
+            if 2 * cursor.step >= steps and cursor.epoch + 1 < cursor.num_epochs:
+                self.fleet.open(cursor.epoch + 1, now)  # ahead of need: a loader prepares an epoch once
+            if cursor.step >= steps:
+                cursor.epoch, cursor.first, cursor.step, cursor.index = cursor.epoch + 1, 0, 0, 0
+                self.fleet.close_except({cursor.epoch - 1, cursor.epoch, cursor.epoch + 1})
+                continue
+            slice_ = schedule.slice(cursor.first, cursor.step, cursor.index)
+            if not self.desk.room_for(len(slice_.runs)):
+                return
+            self.desk.add(slice_)
+            self._untaken += 1
+            cursor.index = (cursor.index + 1) % schedule.passes
+            cursor.step += cursor.index == 0
+
+    def _deliver(self, now: float) -> bool:
+        done, error = self.desk.deliver()
+        cursor = self._cursor
+        if cursor is not None:
+            self._out.extend(Deliver(cursor.session, slice_, pieces) for slice_, pieces in done)
+        if done or not self._is_waiting():
+            self._waiting_since = now if self._is_waiting() else None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+        if error is not None:
+            self._fail(error)
+        return bool(done)
+
+    def _is_waiting(self) -> bool:
+        """Something is wanted that is not there: tickets, or the lanes of the epoch to come."""
+        cursor = self._cursor
+        if cursor is None:
+            return False
+        opening = cursor.epoch < cursor.num_epochs and cursor.epoch not in self.fleet.orders
+        return bool(self.desk.jobs) or (opening and self._untaken == 0)
+
+    def _check_deadlines(self, now: float) -> None:
+        if not self._covered and not self._warned and now >= self._began + _STILL_WAITING_S:
+            self._warned = True
+            self._out.append(Warn(f"still waiting{self._missing_text()}; loaders: {self.fleet.describe(now)}"))
+        if not self._covered and now >= self._began + self.options.connect_deadline_s:
+            self._fail(DeadlineError(self._nobody_text(now)))
+        elif self._waiting_since is not None and now - self._waiting_since >= self.options.data_deadline_s:
+            missing = self._missing_text()
+            self._fail(
+                DeadlineError(
+                    f"no data for {self.options.data_deadline_s:g} s (trainer.feed.data_deadline_s){missing}; loaders: "
+                    f"{self.fleet.describe(now)}"
+                )
+            )
+
+    def _nobody_text(self, now: float) -> str:
+        return (
+            f"no set of loaders with all the data answered within {self.options.connect_deadline_s:g} s "
+            f"(trainer.feed.connect_deadline_s){self._missing_text()}; loaders: {self.fleet.describe(now)}; check that "
+            "loader-serve runs there, that its --bind is one of these addresses, and that its --shards cover the entry"
+        )
+
+    def _missing_text(self) -> str:
+        missing = [
+            f"entry {entry} of data.{self.options.split}_data_paths ({self.options.entries[entry]})"
+            for entry in self.fleet.uncovered()
+        ]
+        return f"; held by no ready loader: {', '.join(missing)}" if missing else ""
+
+    def _fail(self, error: StokerError) -> None:
+        if not self.failed:
+            self._out.append(Fail(error))
+        self.failed = True

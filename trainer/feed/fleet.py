@@ -1,0 +1,308 @@
+"""The loaders as the core sees them: handshake, what each holds, lane lengths, who is home to a lane, who is silent.
+
+    ABSENT --connected--> GREETING --WELCOME--> READY      any state --lost--> ABSENT
+                              `------REFUSE, or a WELCOME that differs, or a bad frame--> REFUSED
+
+Pure: time is an argument, messages go out as commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.hashing import key64
+from stoker_proto.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
+from stoker_proto.order import Order
+from trainer.feed.commands import Command, CoreOptions, Send
+
+
+class State(Enum):
+    """Where a loader is in the handshake."""
+
+    ABSENT = "not connected"
+    GREETING = "connected, no WELCOME yet"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Loader:
+    """One address of the config, and who answers there now."""
+
+    address: str
+    state: State = State.ABSENT
+    note: str = "never reached"
+    """Why it is not ready."""
+    name: str = ""
+    """Of the incarnation that said WELCOME."""
+    held: frozenset[int] = frozenset()
+    draining: bool = False
+    answered_epochs: set[int] = field(default_factory=set)
+    heard_at: float | None = None
+    waiting_since: float | None = None
+    """When the first PING was sent that nothing was heard since."""
+    hello_at: float = 0.0
+    ping_at: float = 0.0
+    epoch_at: float = 0.0
+    pong_nonce: int = -1
+    progress: dict[str, float] = field(default_factory=dict)
+    first_progress: dict[str, float] = field(default_factory=dict)
+    """Counters of the first PONG of this incarnation, asked for before anything else."""
+
+
+class Fleet:
+    """All loaders of the config, as far as one rank knows."""
+
+    def __init__(self, options: CoreOptions, out: list[Command], now: float) -> None:
+        """out: where commands are appended."""
+        self.options, self._out = options, out
+        self.loaders = [Loader(address) for address in options.addresses]
+        self.pins = dict(options.fingerprints)
+        self.processor = ""
+        self.orders: dict[int, Order] = {}
+        self._lengths: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> samples per lane
+        self._homes: dict[tuple[int, frozenset[int]], list[list[int]]] = {}
+        self._nonce = 0
+
+    # -- connection and handshake
+
+    def connected(self, number: int, now: float) -> None:
+        """A new connection: greet, whatever was before."""
+        loader = self.loaders[number]
+        self.loaders[number] = Loader(loader.address, State.GREETING, "no WELCOME yet", heard_at=loader.heard_at)
+        self._greet(number, now)
+
+    def lost(self, number: int, reason: str) -> None:
+        """The connection is gone; what the incarnation held counts no longer."""
+        loader = self.loaders[number]
+        note = f"{loader.note}; {reason}" if loader.state is State.REFUSED else reason
+        self.loaders[number] = Loader(loader.address, State.ABSENT, note, heard_at=loader.heard_at)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Nothing of this loader may be used until it connects anew."""
+        loader = self.loaders[number]
+        loader.state, loader.note, loader.held = State.REFUSED, reason, frozenset()
+
+    def refused_by_loader(self, number: int, message: Refuse) -> str:
+        """Its REFUSE in words."""
+        rows = [[*map(str, row), "?", "?", "?"][:3] for row in message.differences]
+        if message.protocol != PROTOCOL_VERSION:
+            rows.insert(0, ["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
+        return self._differ(number, rows, "refused us")
+
+    def welcome(self, number: int, message: Welcome, now: float) -> str | None:
+        """Take a WELCOME in; the differences in words where it must not be mixed into this run."""
+        loader, split = self.loaders[number], self.options.split
+        rows: list[list[str]] = []
+        if message.protocol != PROTOCOL_VERSION:
+            rows.append(["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
+        entries, ours = message.num_entries.get(split, 0), len(self.options.entries)
+        if entries != ours:
+            rows.append([f"entries of data.{split}_data_paths", str(entries), str(ours)])
+        for name, value in sorted(message.fingerprints.items()):
+            if self.pins.get(name, value) != value:
+                rows.append([name, value, self.pins[name]])
+        held = frozenset(message.held.get(split, []))
+        if not all(0 <= entry < ours for entry in held):
+            rows.append([f"entries held of {split}", str(sorted(held)), f"0 to {ours - 1}"])
+        if rows:
+            return self._differ(number, rows, "is refused")
+        if loader.name != message.loader:
+            loader.answered_epochs.clear()
+        self.pins.update(message.fingerprints)
+        self.processor = self.processor or message.processor
+        loader.state, loader.note, loader.name, loader.held, loader.draining = (
+            State.READY,
+            "",
+            message.loader,
+            held,
+            False,
+        )
+        self.ping(number, now)  # before EPOCH, so that the first PONG's counters are those of before our work
+        for epoch in self._lengths:
+            self._ask_epoch(number, epoch, now)
+        return None
+
+    def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
+        shown = "; ".join(f"{name}: the loader has {theirs}, this rank {ours}" for name, theirs, ours in rows)
+        return (
+            f"the loader at {self.loaders[number].address} {what}: {shown or 'no reason given'}; start it with this run's "
+            "config, data and version, or leave it out"
+        )
+
+    # -- epochs
+
+    def open(self, epoch: int, now: float) -> None:
+        """Ask every loader for the epoch's lane lengths, unless that is done already; forget epochs long past."""
+        if epoch in self._lengths:
+            return
+        self._lengths[epoch] = {}
+        for number, loader in enumerate(self.loaders):
+            if loader.state is State.READY:
+                self._ask_epoch(number, epoch, now)
+
+    def close_except(self, epochs: set[int]) -> None:
+        """Forget all other epochs."""
+        for epoch in set(self._lengths) - epochs:
+            del self._lengths[epoch]
+            self.orders.pop(epoch, None)
+
+    def lanes(self, number: int, message: Lanes) -> tuple[bool, str | None]:
+        """Take LANES in: (whether the epoch is now complete for the first time, differences in words)."""
+        known = self._lengths.get(message.epoch)
+        if known is None or message.split != self.options.split or self.loaders[number].state is not State.READY:
+            return False, None
+        rows = []
+        for entry, lengths in sorted(message.lengths.items()):
+            if not 0 <= entry < len(self.options.entries) or len(lengths) != self.options.lanes or min(lengths) < 0:
+                rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.lanes)])
+            elif known.setdefault(entry, lengths) != lengths:
+                rows.append(
+                    [f"samples of entry {entry}, epoch {message.epoch}", str(sum(lengths)), str(sum(known[entry]))]
+                )
+        if rows:
+            return False, self._differ(number, rows, "is refused")
+        self.loaders[number].answered_epochs.add(message.epoch)
+        if message.epoch in self.orders or len(known) < len(self.options.entries):
+            return False, None
+        lanes = [length for entry in range(len(known)) for length in known[entry]]
+        self.orders[message.epoch] = Order(lanes, self.options.cell)
+        return True, None
+
+    def lengths(self, epoch: int) -> dict[int, list[int]]:
+        """entry -> samples of each of its lanes, as far as they are known."""
+        return self._lengths.get(epoch, {})
+
+    # -- who is asked
+
+    def entry_of(self, lane: int) -> int:
+        """The entry that a lane of the stream belongs to."""
+        return lane // self.options.lanes
+
+    def choices(self, lane: int, epoch: int, now: float) -> list[int]:
+        """Loaders that can answer for the lane: its home first, then the others by preference; silent ones last."""
+        entry = self.entry_of(lane)
+        able = [
+            number
+            for number, loader in enumerate(self.loaders)
+            if loader.state is State.READY
+            and not loader.draining
+            and entry in loader.held
+            and epoch in loader.answered_epochs
+        ]
+        awake = frozenset(number for number in able if not self.silent(number, now))
+        homes = self._preferences(entry, awake)[lane % self.options.lanes] if awake else []
+        return homes + [number for number in able if number not in awake]
+
+    def _preferences(self, entry: int, awake: frozenset[int]) -> list[list[int]]:
+        """Per lane of the entry: loaders by rendezvous hash, but none is home to more lanes than its even share.
+
+        Plain rendezvous hashing would give one of two loaders 20 of 32 lanes often enough, and the fleet is as fast as
+        its busiest member. All ranks find the same homes, so a window is decoded once.
+        """
+        cached = self._homes.get((entry, awake))
+        if cached is not None:
+            return cached
+        share = -(-self.options.lanes // len(awake))
+        taken = dict.fromkeys(awake, 0)
+        preferences = []
+        for index in range(self.options.lanes):
+            by_hash = sorted(awake, key=lambda number: key64("home", self.loaders[number].address, entry, index))
+            home = next(number for number in by_hash if taken[number] < share)
+            taken[home] += 1
+            preferences.append([home, *(number for number in by_hash if number != home)])
+        self._homes[entry, awake] = preferences
+        return preferences
+
+    def heard(self, number: int, now: float) -> None:
+        """Any message shows that a loader is alive."""
+        self.loaders[number].heard_at, self.loaders[number].waiting_since = now, None
+
+    def silent(self, number: int, now: float) -> bool:
+        """Connected, and a PING has gone unanswered for too long."""
+        waiting_since = self.loaders[number].waiting_since
+        return waiting_since is not None and now - waiting_since > self.options.silence_s
+
+    def uncovered(self) -> list[int]:
+        """Entries that no ready loader holds."""
+        held: set[int] = set()
+        for loader in self.loaders:
+            if loader.state is State.READY:
+                held |= loader.held
+        return [entry for entry in range(len(self.options.entries)) if entry not in held]
+
+    # -- liveness
+
+    def ping(self, number: int, now: float) -> int:
+        """Send a PING; its nonce."""
+        self._nonce += 1
+        loader = self.loaders[number]
+        loader.ping_at = now
+        loader.waiting_since = now if loader.waiting_since is None else loader.waiting_since
+        self._send(number, Ping(nonce=self._nonce))
+        return self._nonce
+
+    def pong(self, number: int, message: Pong) -> None:
+        """Keep the counters of the newest PONG."""
+        loader = self.loaders[number]
+        if message.nonce > loader.pong_nonce:
+            loader.pong_nonce, loader.progress = message.nonce, message.progress
+            loader.first_progress = loader.first_progress or message.progress
+
+    def tick(self, now: float) -> None:
+        """Send again what was not answered, and the PINGs that are due."""
+        for number, loader in enumerate(self.loaders):
+            if loader.state is State.GREETING and now >= loader.hello_at + self.options.hello_retry_s:
+                self._greet(number, now)
+            if loader.state is not State.READY:
+                continue
+            if now >= loader.ping_at + self.options.ping_interval_s:
+                self.ping(number, now)
+            missing = set(self._lengths) - loader.answered_epochs
+            if missing and now >= loader.epoch_at + self.options.hello_retry_s:
+                for epoch in sorted(missing):
+                    self._ask_epoch(number, epoch, now)
+
+    def next_time(self, now: float) -> float:
+        """When `tick` next has something to do, or a loader begins to count as silent, after now."""
+        times = [float("inf")]
+        for loader in self.loaders:
+            if loader.state is State.GREETING:
+                times.append(loader.hello_at + self.options.hello_retry_s)
+            if loader.state is State.READY:
+                times.append(loader.ping_at + self.options.ping_interval_s)
+                if set(self._lengths) - loader.answered_epochs:
+                    times.append(loader.epoch_at + self.options.hello_retry_s)
+        return min((time for time in times if time > now), default=float("inf"))
+
+    def describe(self, now: float) -> str:
+        """Every loader with its state and last contact, for error messages."""
+        parts = []
+        for loader in self.loaders:
+            heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
+            state = "draining" if loader.draining else loader.state.value
+            held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
+            note = f" ({loader.note})" if loader.note else ""
+            parts.append(f"{loader.address} {state}{note}{held}, {heard}")
+        return "; ".join(parts)
+
+    def _greet(self, number: int, now: float) -> None:
+        self.loaders[number].hello_at = now
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            client=self.options.client,
+            rank=self.options.rank,
+            world_size=self.options.world_size,
+            fingerprints=dict(self.pins),
+        )
+        self._send(number, hello)
+
+    def _ask_epoch(self, number: int, epoch: int, now: float) -> None:
+        self.loaders[number].epoch_at = now
+        self._send(number, Epoch(split=self.options.split, epoch=epoch))
+
+    def _send(self, number: int, message: Message) -> None:
+        self._out.append(Send(number, message))

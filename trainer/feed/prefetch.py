@@ -1,0 +1,105 @@
+"""Between the driver's thread and the consumer: pieces are decoded by a few threads and handed over in order.
+
+How many micro-batches are in here is bounded by the core's window: the consumer's `take` gives the credit back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from stoker_proto.messages import Piece
+from trainer.feed.batch import MicroBatch
+from trainer.feed.commands import Deliver, Opened
+from trainer.feed.schedule import Slice
+
+
+class Prefetcher:
+    """The `Sink` of a `SocketDriver`; its other end is `take` and `lengths`."""
+
+    def __init__(self, build: Callable[[Sequence[Piece]], MicroBatch], threads: int) -> None:
+        """build: runs on the decode threads; decoding images releases the interpreter lock."""
+        self._build = build
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stoker-decode")
+        self._changed = threading.Condition()
+        self._ready: deque[tuple[Slice, Future[MicroBatch]]] = deque()
+        self._lengths: dict[int, dict[int, list[int]]] = {}
+        self._session = -1
+        self._error: BaseException | None = None
+        self._closed = False
+
+    # -- the driver's side
+
+    def opened(self, command: Opened) -> None:
+        """Keep the lane lengths of an epoch."""
+        with self._changed:
+            self._lengths[command.epoch] = command.lengths
+            self._changed.notify_all()
+
+    def deliver(self, command: Deliver) -> None:
+        """Start to decode the next micro-batch; what an earlier session asked for is dropped."""
+        with self._changed:
+            if self._closed or command.session != self._session:
+                return
+            self._ready.append((command.slice, self._pool.submit(self._build, command.pieces)))
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Raise this in the consumer, after what is ready."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    # -- the consumer's side
+
+    def warm_up(self, call: Callable[[], object]) -> None:
+        """Have a decode thread do this now, so that the first micro-batch need not wait for it; it says what fails."""
+        self._pool.submit(call)
+
+    def begin(self, session: int, epoch: int) -> None:
+        """Drop what is there; from now on only this session's micro-batches, from this epoch on, are taken in."""
+        with self._changed:
+            self._lengths = {known: lengths for known, lengths in self._lengths.items() if abs(known - epoch) < 2}
+            self._session = session
+            for _, future in self._ready:
+                future.cancel()
+            self._ready.clear()
+
+    def take(self) -> tuple[Slice, MicroBatch, float]:
+        """The next micro-batch, and the seconds for which it was waited. Raises the feed's error."""
+        began = time.monotonic()
+        with self._changed:
+            while not self._ready:
+                self._wait()
+            slice_, future = self._ready.popleft()
+        batch = future.result()
+        return slice_, batch, time.monotonic() - began
+
+    def lengths(self, epoch: int) -> dict[int, list[int]]:
+        """entry -> samples of each lane, waited for. Raises the feed's error."""
+        with self._changed:
+            while epoch not in self._lengths:
+                self._wait()
+            return self._lengths[epoch]
+
+    @property
+    def num_ready(self) -> int:
+        """Micro-batches that are decoded or being decoded."""
+        return len(self._ready)
+
+    def close(self) -> None:
+        """Stop the decode threads; a consumer that still waits gets an error."""
+        with self._changed:
+            self._closed = True
+            self._error = self._error or RuntimeError("the feed is closed")
+            self._ready.clear()
+            self._changed.notify_all()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._changed.wait()

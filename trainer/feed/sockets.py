@@ -1,0 +1,261 @@
+"""Drives the core with ZeroMQ: one thread, one DEALER per loader, frames in and out; no logic of its own.
+
+The thread owns every socket. Other threads reach it through `post`, which wakes it; it sleeps in one poll until a socket is
+readable, something was posted, or the core's next deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from stoker_proto.codec import MAX_FRAME_BYTES, decode, encode
+from stoker_proto.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
+from trainer.feed.core import Core
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_FRAMES_PER_TURN = 32  # of one loader before the others have their turn
+_LONGEST_SLEEP_S = 1.0
+_STALL_S = 5.0
+"""A gap between two turns that is longer than this was spent stopped or starved: it is not held against the loaders."""
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 500, 1500
+_REASONS = {
+    zmq.EVENT_CONNECTED: "something listens there, but has not spoken ZeroMQ: is it a loader's port?",
+    zmq.EVENT_DISCONNECTED: "the connection broke",
+    zmq.EVENT_CLOSED: "nothing listens there",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "what listens there hung up on the ZeroMQ handshake: is it a loader's port?",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ: is it a loader's port?",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "our key was refused",
+}
+"""Monitor events -> why there is no connection."""
+
+
+class Sink(Protocol):
+    """Who is told what the core says. Called on the driver's thread: must not block."""
+
+    def opened(self, command: Opened) -> None:
+        """Lane lengths of an epoch."""
+
+    def deliver(self, command: Deliver) -> None:
+        """The next micro-batch's pieces."""
+
+    def fail(self, error: BaseException) -> None:
+        """The feed is over."""
+
+
+class SocketDriver:
+    """One rank's connections to all loaders. `start` once, `post` from anywhere, `close` at the end."""
+
+    def __init__(self, options: CoreOptions, sink: Sink) -> None:
+        """Makes the core and its sockets, which begin to connect. Raises ConfigError for an address ZeroMQ cannot read."""
+        self._sink = sink
+        addresses = options.addresses
+        self._posted: deque[Callable[[Core, float], None]] = deque()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._dealers: list[zmq.Socket[bytes]] = []
+        self._monitors: list[Any] = []
+        self._outboxes: list[deque[bytes]] = [deque() for _ in addresses]
+        self._standing = [False] * len(addresses)  # whether the handshake of ZeroMQ is done
+        self._wake_here, self._wake_there = socket.socketpair()
+        self._wake_here.setblocking(False)
+        self._wake_there.setblocking(False)
+        self._closing = False
+        self.bytes_received = 0
+        self._now = self._real = time.monotonic()
+        self._core = Core(options, self._now)
+        self._thread = threading.Thread(target=self._run, name="stoker-feed", daemon=True)
+        try:
+            for address in addresses:
+                self._add(address)
+        except zmq.ZMQError as error:
+            self._close_sockets()
+            raise ConfigError(
+                f"cluster.loader_addresses holds {address!r}: {error}; write tcp://HOST:PORT, the --bind of a loader-serve"
+            ) from error
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._thread.start()
+
+    def post(self, call: Callable[[Core, float], None]) -> None:
+        """Have the driver's thread call this with the core and the time."""
+        self._posted.append(call)
+        self._wake()
+
+    def call(self, look: Callable[[Core, float], T]) -> T:
+        """What the call gives when the driver's thread has made it. Raises LocalProtocolError once the driver is closed."""
+        answer: Future[T] = Future()
+
+        def answered(core: Core, now: float) -> None:
+            answer.set_result(look(core, now))
+
+        self.post(answered)
+        while True:
+            try:
+                return answer.result(timeout=1.0)
+            except TimeoutError:
+                if not self._thread.is_alive():
+                    raise LocalProtocolError("the feed is closed") from None
+
+    def close(self) -> None:
+        """Stop the thread and close everything; safe to call twice."""
+        self._closing = True
+        self._wake()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+        elif not self._thread.ident:  # never started
+            self._close_sockets()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001  (the thread's edge: the consumer must hear of it)
+            self._sink.fail(error)
+        finally:
+            self._close_sockets()
+
+    def _turn(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_here, zmq.POLLIN)
+        for dealer, monitor, outbox in zip(self._dealers, self._monitors, self._outboxes, strict=True):
+            poller.register(dealer, zmq.POLLIN | (zmq.POLLOUT if outbox else 0))
+            poller.register(monitor, zmq.POLLIN)
+        sleep_s = min(self._core.next_time(self._now) - self._now, _LONGEST_SLEEP_S)
+        ready = dict(poller.poll(max(0, round(sleep_s * 1000 + 0.5))))
+        now = self._clock()
+        if self._wake_here.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wake_here.recv(4096)
+        for number, (dealer, monitor) in enumerate(zip(self._dealers, self._monitors, strict=True)):
+            if monitor in ready:
+                self._connection_events(number, now)
+            if ready.get(dealer, 0) & zmq.POLLIN:
+                self._receive(number, now)
+            if ready.get(dealer, 0) & zmq.POLLOUT:
+                self._flush(number)
+        while self._posted:
+            self._posted.popleft()(self._core, now)
+        for command in self._core.advance(now):
+            self._execute(command)
+
+    def _clock(self) -> float:
+        """Monotonic seconds, without the time in which this process did not get to run."""
+        real = time.monotonic()
+        self._now += min(real - self._real, _STALL_S)
+        self._real = real
+        return self._now
+
+    def _connection_events(self, number: int, now: float) -> None:
+        monitor = self._monitors[number]
+        while monitor.poll(0):
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._standing[number] = True
+                self._outboxes[number].clear()
+                self._core.connected(number, now)
+            elif event != zmq.EVENT_DISCONNECTED or self._standing[number]:  # else there is a better reason already
+                self._receive(number, now)  # what came before the connection broke
+                self._standing[number] = False
+                self._outboxes[number].clear()
+                self._core.lost(number, _REASONS[event], now)
+
+    def _receive(self, number: int, now: float) -> None:
+        dealer = self._dealers[number]
+        for _ in range(_FRAMES_PER_TURN):
+            try:
+                frame = dealer.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self.bytes_received += len(frame)
+            try:
+                if frame.more:
+                    self._drop_rest(dealer)
+                    raise RemoteProtocolError("a message of several frames: one is expected")
+                message = decode(frame.buffer)
+            except RemoteProtocolError as error:
+                self._core.broken(number, str(error), now)
+            else:
+                self._core.received(number, message, now)
+
+    @staticmethod
+    def _drop_rest(dealer: zmq.Socket[bytes]) -> None:
+        while dealer.getsockopt(zmq.RCVMORE):
+            dealer.recv(zmq.NOBLOCK, copy=False)
+
+    def _execute(self, command: Command) -> None:
+        if isinstance(command, Send):
+            self._outboxes[command.loader].append(encode(command.message))
+            self._flush(command.loader)
+        elif isinstance(command, Deliver):
+            self._sink.deliver(command)
+        elif isinstance(command, Opened):
+            self._sink.opened(command)
+        elif isinstance(command, Warn):
+            logger.warning("%s", command.text)
+        elif isinstance(command, Fail):
+            self._sink.fail(command.error)
+
+    def _flush(self, number: int) -> None:
+        outbox = self._outboxes[number]
+        while outbox:
+            try:
+                self._dealers[number].send(outbox[0], zmq.NOBLOCK)
+            except zmq.Again:  # the connection is just coming or going: the poll says when it can be written
+                return
+            outbox.popleft()
+
+    # -- sockets
+
+    def _add(self, address: str) -> None:
+        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._dealers.append(dealer)
+        # No routing id is set: the loader's ROUTER gives each connection a new random one, so that an answer to a
+        # connection that is gone cannot come through the next one, nor a half-open one shut us out.
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),  # nothing queues up for a loader that is not there
+            (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+            (zmq.HANDSHAKE_IVL, 10_000),
+            (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
+            (zmq.RECONNECT_IVL, 100),
+            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.CONNECT_TIMEOUT, 3000),
+            (zmq.IPV6, 1),
+        ):
+            dealer.setsockopt(option, value)
+        self._monitors.append(dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | sum(_REASONS)))
+        dealer.connect(address)
+
+    def _close_sockets(self) -> None:
+        for dealer in self._dealers:
+            dealer.disable_monitor()
+            dealer.close(0)
+        for monitor in self._monitors:
+            monitor.close(0)
+        self._dealers, self._monitors, self._outboxes = [], [], []
+        self._context.term()
+        self._wake_here.close()
+        self._wake_there.close()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_there.send(b"1")
+        except (BlockingIOError, OSError):  # full: it is going to wake up anyway; closed: it is over
+            return

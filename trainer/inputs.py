@@ -1,0 +1,108 @@
+"""MicroBatch (host, uint8) -> what the model's forward takes (device, its own number format).
+
+Letters of shapes: B rows, T tokens of a row, I images, P positions whose logits are wanted.
+
+All ranks must run the same modules: where a model sees images but the micro-batch has none, one more row with a black
+image is appended, which no label refers to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stoker_proto.processor import ImageSpec, Processor
+from trainer.feed.batch import IGNORED, MicroBatch
+from trainer.models.families import Family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """One forward."""
+
+    arguments: dict[str, torch.Tensor]
+    """Keyword arguments of forward, without positions."""
+    positions: torch.Tensor
+    """int64[P], ascending: where some row has a label for the next token; [0] where none has."""
+    targets: torch.Tensor
+    """int64[B, P]: the token to be predicted there; -100 where that row has no label."""
+    num_rows: int
+    """B of the micro-batch: rows after it were added here and have no targets."""
+
+
+class InputMaker:
+    """Makes Inputs for one model on one device."""
+
+    def __init__(self, processor: Processor, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+        self.processor, self.family, self.device, self.dtype = processor, family, device, dtype
+        if family.sees_images and processor.image is not None:
+            self._normalise = PixelNormaliser(processor.image, device, dtype)
+
+    def __call__(self, batch: MicroBatch) -> Inputs:
+        """Copies to the device; pinned buffers are copied while the device works."""
+        input_ids, attention_mask = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.attention_mask)
+        pixels = batch.pixels
+        if self.family.sees_images and (pixels is None or len(pixels) == 0):
+            input_ids, attention_mask, pixels = self._with_dummy(input_ids, attention_mask)
+        positions, targets = next_token_targets(np.asarray(batch.labels))
+        arguments = {"input_ids": self._to_device(input_ids), "attention_mask": self._to_device(attention_mask)}
+        if self.family.layout is not None:
+            arguments |= self.family.layout(self._normalise(self._to_device(torch.as_tensor(pixels))))
+        return Inputs(
+            arguments=arguments,
+            positions=self._to_device(torch.from_numpy(positions)),
+            targets=self._to_device(torch.from_numpy(targets)),
+            num_rows=len(targets),
+        )
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _with_dummy(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, np.dtype[np.uint8]]]:
+        """One row more, which holds the tokens of one image; rows are made longer where it is longer."""
+        image = self.processor.image
+        assert image is not None  # a model that sees images has a processor that makes them
+        length = max(input_ids.shape[1], image.num_tokens)
+        longer_ids = torch.full((input_ids.shape[0] + 1, length), self.processor.pad_id, dtype=torch.int64)
+        longer_mask = torch.zeros_like(longer_ids)
+        longer_ids[:-1, : input_ids.shape[1]] = input_ids
+        longer_mask[:-1, : input_ids.shape[1]] = attention_mask
+        longer_ids[-1, : image.num_tokens] = image.token_id
+        longer_mask[-1, : image.num_tokens] = 1
+        return longer_ids, longer_mask, np.zeros((1, image.height, image.width, 3), np.uint8)
+
+
+class PixelNormaliser:
+    """uint8[I, H, W, 3] -> float[I, 3, H, W] = (pixel * rescale - mean) / std, as the model's own processor would."""
+
+    def __init__(self, image: ImageSpec, device: torch.device, dtype: torch.dtype) -> None:
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (image.mean, image.std))
+        self._scale, self._shift = image.rescale / std, mean / std  # [3] each
+        self._dtype = dtype
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """In float32, then in the model's number format."""
+        normal = pixels.to(torch.float32) * self._scale - self._shift
+        return normal.permute(0, 3, 1, 2).to(self._dtype).contiguous()
+
+
+def next_token_targets(
+    labels: np.ndarray[Any, np.dtype[np.int64]],
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """(positions int64[P], targets int64[B, P]) of labels int64[B, T].
+
+    The logits at position t predict the token at t + 1:
+
+        labels [[-100, -100, 7, 8]]   ->   positions [1, 2], targets [[7, 8]]
+    """
+    following = labels[:, 1:]
+    positions = np.flatnonzero((following != IGNORED).any(axis=0))
+    if not positions.size:  # one position is kept: a forward without any output has no backward to run on this rank
+        positions = np.zeros(1, np.int64)
+    targets = following[:, positions] if following.shape[1] else np.full((len(labels), 1), IGNORED, np.int64)
+    return positions.astype(np.int64), np.ascontiguousarray(targets)

@@ -1,0 +1,226 @@
+"""The run: steps, figures, validations, checkpoints, and the export at the end.
+
+feed.steps -> Stepper.step -> cursor -> figures
+                                     -> every eval_interval: validate
+                                     -> every checkpoint.interval: save
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.processor import Processor
+from trainer.checkpoint import Checkpoints, Cursor
+from trainer.evals.validation import validate
+from trainer.export import export
+from trainer.feed.batch import StepBatch
+from trainer.flops import FlopCounter
+from trainer.progress import DigestLog, ProgressBar, write_summary
+from trainer.schedule_lr import learning_rate
+from trainer.step import Stepper, StepResult, max_over_ranks
+from trainer.trackers import Trackers
+from trainer.zero import Ranks, leave_ranks, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class BatchFeed(Protocol):
+    """What the loop needs of `trainer.feed.Feed`."""
+
+    def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
+        """This rank's part of the epoch's global batches from there on."""
+
+    def close(self) -> None:
+        """Let go of loaders and threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A feed and how much it gives."""
+
+    feed: BatchFeed
+    num_samples: int
+    """Of one epoch."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything that a run holds; `trainer.build` makes it."""
+
+    config: Config
+    ranks: Ranks
+    stepper: Stepper
+    processor: Processor
+    train: Split
+    val: Split | None
+    fingerprints: dict[str, str]
+    checkpoints: Checkpoints
+    trackers: Trackers
+    flops: FlopCounter
+    peak_flops: float | None
+    cursor: Cursor
+
+    def __post_init__(self) -> None:
+        trainer = self.config.trainer
+        self.output_dir = Path(trainer.output_dir)
+        per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
+        self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
+        self._skipped_in_a_row = 0
+        self._validated_at = self._saved_at = -1
+        self._last: dict[str, float] = {}
+        self._validation: dict[str, float] = {}
+        self._wait_s = self._train_s = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, validate, save, export; gives the summary that is also in `summary.json`."""
+        trainer, first_step = self.config.trainer, self.cursor.step
+        log.info(
+            "training from step %d to %d: %d samples an epoch, %d ranks",
+            first_step, self.total_steps, self.train.num_samples, self.ranks.world_size,
+        )  # fmt: skip
+        started = time.monotonic()
+        bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
+        digests = DigestLog(self.output_dir, self.ranks.rank)
+        with closing(bar), closing(digests):
+            while self.cursor.epoch < trainer.epochs and self.cursor.step < self.total_steps:
+                self._run_epoch(bar, digests)
+        if trainer.eval_interval and self.val is not None and self._validated_at != self.cursor.step:
+            self._validate()
+        if self._saved_at != self.cursor.step and self.cursor.step > first_step:
+            self._save()
+        folder = export(self.stepper.engine, self.config, self.processor, self.ranks) if trainer.export else None
+        return self._summarise(time.monotonic() - started, folder)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Let go of everything. After a failure other ranks may be anywhere: nothing waits for them."""
+        for split in (self.train, self.val):
+            if split is not None:
+                split.feed.close()
+        self.trackers.close()
+        if not failed:
+            leave_ranks()
+
+    def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
+        """The rest of the epoch that the cursor is in."""
+        trainer = self.config.trainer
+        steps = self.train.feed.steps(self.cursor.epoch, self.cursor.sample)
+        with closing(cast("Any", steps)):
+            last = time.monotonic()
+            for batch in steps:
+                set_learning_rate(
+                    self.stepper.engine, rate := learning_rate(trainer, self.cursor.step, self.total_steps)
+                )
+                result = self.stepper.step(batch.micro_batches, self.cursor.step)
+                now = time.monotonic()
+                self._advance(batch, result)
+                self._report(batch, result, rate, now - last, bar)
+                digests.add(self.cursor.step, batch, result.loss)
+                self._check_budgets(result)
+                if trainer.eval_interval and self.cursor.step % trainer.eval_interval == 0 and self.val is not None:
+                    self._validate()
+                if trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0:
+                    self._save()
+                if self.cursor.step >= self.total_steps:
+                    return
+                last = time.monotonic()  # the clock of the next step: waiting for its data counts, validation does not
+
+    def _advance(self, batch: StepBatch, result: StepResult) -> None:
+        at_end = batch.step + 1 == batch.num_steps
+        self.cursor = replace(
+            self.cursor,
+            step=self.cursor.step + 1,
+            epoch=self.cursor.epoch + at_end,
+            sample=0 if at_end else batch.next_sample,
+            position=self.cursor.position + result.num_rows,
+            skipped_steps=self.cursor.skipped_steps + self._was_skipped(result),
+            bad_samples=self.cursor.bad_samples + result.num_bad,
+        )
+
+    @staticmethod
+    def _was_skipped(result: StepResult) -> bool:
+        return result.num_supervised > 0 and not result.applied
+
+    def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
+        wait_s, wait_share = max_over_ranks([batch.wait_s, min(1.0, batch.wait_s / step_s)], self.ranks)
+        self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
+        figures = {
+            "train/loss": result.loss,
+            "train/accuracy": result.accuracy,
+            "train/lr": rate,
+            "train/grad_norm": result.grad_norm,
+            "train/step_s": step_s,
+            "train/data_wait_s": wait_s,
+            "train/data_wait_frac": wait_share,
+            "train/samples_per_s": result.num_rows / step_s,
+            "train/tokens_per_s": result.num_tokens / step_s,
+            "train/skipped_steps": float(self.cursor.skipped_steps),
+            "train/bad_samples": float(self.cursor.bad_samples),
+            "train/epoch": self.cursor.position / self.train.num_samples,
+        }
+        if self.peak_flops is not None:
+            done = self.flops(result.num_tokens, result.num_images)
+            figures["train/mfu"] = done / (step_s * self.peak_flops * self.ranks.world_size)
+        self._last = figures
+        bar.advance(loss=result.loss, step_s=step_s, wait_s=wait_s)
+        if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self.cursor.step == self.total_steps:
+            self.trackers.log(figures, self.cursor.step)
+
+    def _check_budgets(self, result: StepResult) -> None:
+        """All ranks hold the same numbers, so that all stop together."""
+        if self._was_skipped(result):
+            self._skipped_in_a_row += 1
+            log.warning("step %d is skipped: its gradient norm is not finite (loss %s)", self.cursor.step, result.loss)
+            if self._skipped_in_a_row > self.config.trainer.max_skipped_steps:
+                raise ConfigError(
+                    f"step {self.cursor.step}: {self._skipped_in_a_row} steps in a row had a gradient norm that is not finite, "
+                    f"more than trainer.max_skipped_steps = {self.config.trainer.max_skipped_steps}: lower trainer.lr "
+                    f"({self.config.trainer.lr}), lengthen trainer.warmup_ratio, or look at the data"
+                )
+        elif result.applied:
+            self._skipped_in_a_row = 0
+        budget = self.config.data.bad_sample_budget
+        if self.cursor.bad_samples > budget:
+            raise DataError(
+                f"step {self.cursor.step}: {self.cursor.bad_samples} bad samples so far, more than data.bad_sample_budget = "
+                f"{budget}: mend the data (the loaders' log names each), or raise the budget"
+            )
+
+    def _validate(self) -> None:
+        if self.val is None:
+            return
+        with closing(cast("Any", self.val.feed.steps(0, 0))) as steps:
+            metrics = validate(self.stepper, steps, self.processor, self.ranks, self.val.num_samples)
+        self._validated_at, self._validation = self.cursor.step, metrics
+        self.trackers.log({f"val/{name}": value for name, value in metrics.items()}, self.cursor.step)
+        shown = ("perplexity", "action_perplexity", "accuracy", "action_mae/mean")
+        line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        log.info("step %d: validation over %d samples: %s", self.cursor.step, metrics["samples"], line)
+
+    def _save(self) -> None:
+        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, self.processor)
+        self._saved_at = self.cursor.step
+        log.info("step %d: checkpoint %s", self.cursor.step, folder)
+
+    def _summarise(self, seconds: float, exported: Path | None) -> dict[str, Any]:
+        summary = {
+            "steps": self.cursor.step,
+            "samples": self.cursor.position,
+            "skipped_steps": self.cursor.skipped_steps,
+            "bad_samples": self.cursor.bad_samples,
+            "seconds": seconds,
+            "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
+            "train": {name.removeprefix("train/"): value for name, value in self._last.items()},
+            "val": self._validation,
+            "export": str(exported) if exported else None,
+        }
+        if self.ranks.is_first:
+            write_summary(self.output_dir / "summary.json", summary)
+        return summary

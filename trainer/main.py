@@ -1,0 +1,52 @@
+"""The trainer's entry point: `deepspeed trainer/main.py --config FILE [--set a.b=value ...]`. Build, run, close."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def use_source_roots() -> None:
+    """Put the repository's source roots where Python put this file's own folder.
+
+    A script's folder comes first on the path, so that everything under `trainer/` could be imported as a top-level
+    module and hide an installed one; and `stoker_proto` lives under `proto/`.
+    """
+    here = Path(__file__).resolve().parent
+    roots = [str(root) for root in (here.parent, here.parent / "proto") if root.is_dir()]
+    if sys.path and Path(sys.path[0] or ".").resolve() == here:
+        sys.path[:1] = roots
+    else:
+        sys.path[:0] = [root for root in roots if root not in sys.path]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 1 after one line on stderr that says what is wrong and the way out."""
+    from stoker_proto.errors import StokerError
+    from trainer.cli import parse_arguments, report_error, set_up_logging
+
+    set_up_logging()
+    trainer = None
+    try:
+        config = parse_arguments(arguments)
+        from trainer.build import build_trainer  # torch, DeepSpeed: seconds; a typing error shows before them
+
+        trainer = build_trainer(config)
+        trainer.run()
+    except StokerError as error:
+        if trainer is not None:
+            trainer.close(failed=True)
+        report_error(error)
+        return 1
+    except BaseException:
+        if trainer is not None:
+            trainer.close(failed=True)
+        raise
+    trainer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    use_source_roots()
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""An exported model as a policy: camera frames and an instruction in, actions out.
+
+    policy = Policy.load("outputs/export")
+    actions = policy.act(frame, "push the cube to the goal")   # float32[chunk, D], in action units
+
+Prompt, image transform, vocabulary and decoding are those of `stoker_processor.json`: the object that the loaders made the
+training rows with. Each token is the action token with the largest logit (greedy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from stoker_proto.errors import ConfigError
+from stoker_proto.processor import Processor
+from trainer.evals.scores import best_actions
+from trainer.inputs import PixelNormaliser
+from trainer.models.families import Family, family_of, read_model_config
+
+
+class Policy:
+    """Greedy actions of one model."""
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, family: Family) -> None:
+        """Raises ConfigError for a model that was not trained on actions."""
+        if processor.codec is None or processor.vocabulary is None:
+            raise ConfigError("this model was trained without actions: there is nothing that a policy could do with it")
+        self.model, self.processor, self.family = model.eval(), processor, family
+        self._codec, self._vocabulary = processor.codec, processor.vocabulary
+        if processor.image is not None:
+            self._normalise = PixelNormaliser(processor.image, model.device, model.dtype)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Policy:
+        """From an export. dtype: by default the one it was trained in. Raises ConfigError."""
+        family = family_of(read_model_config(str(folder)))
+        if not (Path(folder) / "stoker_processor.json").is_file():
+            raise ConfigError(f"{folder}: there is no stoker_processor.json; name the folder that the trainer exported")
+        model = family.auto_class.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
+        return cls(model.to(device), Processor.load(Path(folder)), family)
+
+    def act(self, images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str) -> NDArray[np.float32]:
+        """float32[chunk, D]. images: uint8[H, W, 3] (a depth frame: uint16[H, W]), one or the several of a sample."""
+        return self.processor.actions_from_ids(self.action_ids(images, instruction))
+
+    @torch.no_grad()
+    def action_ids(self, images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str) -> NDArray[np.int64]:
+        """int64[max_tokens]: the tokens that `act` decodes."""
+        frames = [images] if isinstance(images, np.ndarray) else list(images)
+        prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames)).astype(np.int64))
+        arguments: dict[str, Any] = {"input_ids": prompt[None].to(self.model.device)}
+        if self.family.layout is not None:
+            arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
+        cache: Any = None
+        ids: list[torch.Tensor] = []
+        for _ in range(self._codec.max_tokens):
+            output = self.model(**arguments, past_key_values=cache, use_cache=True)
+            best = best_actions(output.logits[:, -1], self._vocabulary.first_id, self._vocabulary.end_id)  # [1]
+            cache = output.past_key_values
+            arguments = {"input_ids": best[None]}
+            ids.append(best)
+        found: NDArray[np.int64] = torch.cat(ids).cpu().numpy()
+        return found
+
+    def _seen(self, frames: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+        """uint8[I, H, W, 3]: resized and sent through the transport's loss, as in training."""
+        image = self.processor.image
+        if image is None:
+            raise ConfigError("this model sees images, but its stoker_processor.json describes none: export it again")
+        seen = np.empty((len(frames), image.height, image.width, 3), np.uint8)
+        for frame, out in zip(frames, seen, strict=True):
+            self.processor.decode_image(self.processor.encode_image(frame, None), out)
+        return seen

@@ -1,0 +1,84 @@
+"""What a run says about itself: the live bar, the summary and each rank's list of batch digests."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from trainer.feed.batch import StepBatch
+
+
+class ProgressBar:
+    """Steps done and to do, with loss, step time and data wait; silent on all ranks but the first."""
+
+    def __init__(self, *, total: int, done: int, shown: bool) -> None:
+        pause_s = 0.5 if sys.stderr.isatty() else 15.0  # a log file gets a line now and then
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            disable=not shown,
+            unit="step",
+            desc="train",
+            mininterval=pause_s,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, *, loss: float, step_s: float, wait_s: float) -> None:
+        """One step further."""
+        self._bar.set_postfix(
+            {"loss": f"{loss:.4f}", "step": f"{step_s:.2f}s", "data wait": f"{wait_s:.2f}s"}, refresh=False
+        )
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._bar.close()
+
+
+class DigestLog:
+    """`{output_dir}/digests-rank{r}.jsonl`: one line per step, to compare runs by. Never cut: a resumed run appends.
+
+    {"step": 7, "epoch": 0, "first_sample": 96, "micro_batches": ["9f0c...", "52aa..."], "loss": 3.1415926}
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = (folder / f"digests-rank{rank}.jsonl").open("a", encoding="utf-8")
+
+    def add(self, step: int, batch: StepBatch, loss: float) -> None:
+        """step: counted from 1; loss: of the global batch, all its digits."""
+        line = {
+            "step": step,
+            "epoch": batch.epoch,
+            "first_sample": batch.first_sample,
+            "micro_batches": [micro_batch.digest.hex() for micro_batch in batch.micro_batches],
+            "loss": finite(loss),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is held back."""
+        self._file.close()
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """One line of JSON; numbers that JSON does not have become null."""
+    path.write_text(json.dumps(finite(summary)) + "\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """The value with every infinity and NaN replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,226 @@
+"""One ManiSkill table-top task as a small object: reset(seed), step(action), what the robot sees, what is true.
+
+The collector records it and closed-loop evaluation drives it, so both see the same camera, controller and instruction.
+Letters: H, W = image height and width in pixels. Lengths are metres, angles radians, quaternions (w, x, y, z).
+World frame: the robot stands at x = -0.615 and looks along +x ("forward"); +y is its left; the table top is z = 0.
+
+An action is 7 numbers in [-1, 1] (`pd_ee_delta_pose`): the translation of the hand in units of 0.1 m in the world
+frame, its rotation in units of -0.1 rad (mind the sign: ManiSkill multiplies by the *lower* bound), then the gripper
+(+1 open, -1 closed). Measured: a step turns and moves the hand by about 0.4 of what is asked (the drives lag behind).
+"""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stoker_proto.errors import StokerError
+
+FloatArray = npt.NDArray[np.float64]
+
+ACTION_WIDTH = 7
+
+
+class SimulatorUnavailableError(StokerError):
+    """ManiSkill is not installed, or it found no device to render with. The message says what to install."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Camera:
+    """Where the one camera stands; closer and narrower than ManiSkill's own, whose 90 degrees leave a cube 5 pixels."""
+
+    eye: tuple[float, float, float]
+    """Position of the camera, metres in the world frame."""
+    target: tuple[float, float, float]
+    """The point in the middle of the picture, metres in the world frame."""
+    fov_degrees: float
+    """Vertical (= horizontal, the image is square) field of view, degrees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What differs between the tasks, by ManiSkill's environment id."""
+
+    actors: Mapping[str, str]
+    """Our name -> attribute of the ManiSkill environment, for the things whose poses the expert may know."""
+    instruction: str
+    """What the policy is told; `{goal}` stands for the goal position in whole centimetres."""
+    camera: Camera
+
+
+TASKS: dict[str, Task] = {
+    "PushCube-v1": Task(
+        actors={"cube": "obj", "goal": "goal_region"},
+        instruction="push the blue cube forward onto the red and white target",
+        camera=Camera(eye=(0.60, 0.0, 0.55), target=(0.08, 0.0, 0.02), fov_degrees=44),
+    ),
+    "PickCube-v1": Task(
+        actors={"cube": "cube", "goal": "goal_site"},
+        instruction="pick up the red cube and hold it at {goal}",
+        camera=Camera(eye=(0.62, 0.0, 0.50), target=(0.0, 0.0, 0.14), fov_degrees=42),
+    ),
+    "PullCube-v1": Task(
+        actors={"cube": "obj", "goal": "goal_region"},
+        instruction="pull the blue cube back onto the red and white target",
+        # From the side: seen from the front, the hand hides the cube that it pulls.
+        camera=Camera(eye=(0.15, -0.58, 0.45), target=(-0.10, 0.0, 0.04), fov_degrees=44),
+    ),
+    "StackCube-v1": Task(
+        actors={"cube": "cubeA", "goal": "cubeB"},
+        instruction="stack the red cube on the green cube",
+        camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
+    ),
+}
+"""The tasks we have an expert for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a robot could know by itself at one timestep."""
+
+    rgb: npt.NDArray[np.uint8]
+    """uint8[H, W, 3]"""
+    depth: npt.NDArray[np.uint16] | None
+    """uint16[H, W], millimetres from the camera's plane; None if it was not asked for."""
+    qpos: npt.NDArray[np.float32]
+    """float32[9]: 7 joint angles (radians), 2 finger positions (metres)."""
+    tcp_pose: npt.NDArray[np.float32]
+    """float32[7]: position and quaternion of the tool centre point, between the finger tips."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivilegedState:
+    """What only the simulator knows; the scripted experts act on this and on nothing else (no memory, no clock)."""
+
+    tcp: FloatArray
+    """float64[3]: the tool centre point."""
+    finger_yaw: float
+    """Direction in which the fingers close, about the vertical."""
+    cube: FloatArray
+    """float64[3]: centre of the cube to be moved."""
+    cube_yaw: float
+    goal: FloatArray
+    """float64[3]: centre of the target disc (Push, Pull), of the cube to stack on (Stack), or the goal as the
+    instruction says it, so rounded to whole centimetres (Pick)."""
+    is_grasped: bool
+    """Both fingers press on the cube."""
+
+
+class Environment:
+    """One ManiSkill environment on the CPU, one robot (`panda`), one camera. Use one per process."""
+
+    def __init__(self, task: str, *, image_size: int = 128, depth: bool = False) -> None:
+        """Builds the scene (about 8 CPU seconds). `task` is a key of `TASKS`; images are image_size x image_size."""
+        self.task = task
+        self._spec = TASKS[task]
+        self._depth = depth
+        self._made = _make(self._spec.camera, task, image_size, depth)
+        self._raw = self._made.unwrapped
+        self._latest: Mapping[str, Any] = {}
+
+    def reset(self, seed: int) -> Observation:
+        """Starts the episode of `seed`.
+
+        The scene is rebuilt (0.25 s): only then is an episode bitwise the same whatever ran before in this process.
+        """
+        self._latest, _ = self._made.reset(seed=seed, options={"reconfigure": True})
+        return self._observation()
+
+    def step(self, action: npt.ArrayLike) -> tuple[Observation, bool]:
+        """Executes one action (7 floats, see the module) for 1/20 s; gives what is seen then, and success."""
+        self._latest, _, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
+        return self._observation(), bool(info["success"].item())
+
+    def instruction(self) -> str:
+        """What the policy is told about this episode.
+
+        PickCube hides its goal from the camera, so the goal stands in the words, in whole centimetres: the rounding
+        is at most 0.9 cm, the task's own tolerance 2.5 cm.
+        """
+        if "{goal}" not in self._spec.instruction:
+            return self._spec.instruction
+        x_cm, y_cm, z_cm = (round(100 * value) for value in self._position("goal"))
+        sideways = f"{abs(y_cm)} cm {'left' if y_cm >= 0 else 'right'}"
+        along = f"{abs(x_cm)} cm {'forward' if x_cm >= 0 else 'back'}"
+        return self._spec.instruction.format(goal=f"{along}, {sideways}, {z_cm} cm up")
+
+    def state(self) -> PrivilegedState:
+        """The privileged state at this moment."""
+        goal = self._position("goal")
+        if "{goal}" in self._spec.instruction:
+            goal = np.round(goal, 2)
+        cube = self._actor("cube")
+        tcp = self._raw.agent.tcp.pose
+        return PrivilegedState(
+            tcp=_numpy(tcp.p),
+            finger_yaw=_axis_yaw(tcp, 1),
+            cube=_numpy(cube.pose.p),
+            cube_yaw=_axis_yaw(cube.pose, 0),
+            goal=goal,
+            is_grasped=bool(self._raw.agent.is_grasping(cube).item()),
+        )
+
+    def close(self) -> None:
+        """Frees the scene and the renderer."""
+        self._made.close()
+
+    def _actor(self, name: str) -> Any:
+        return getattr(self._raw, self._spec.actors[name])
+
+    def _position(self, name: str) -> FloatArray:
+        return _numpy(self._actor(name).pose.p)
+
+    def _observation(self) -> Observation:
+        images = self._latest["sensor_data"]["base_camera"]
+        return Observation(
+            rgb=images["rgb"][0].cpu().numpy().astype(np.uint8),
+            # ManiSkill gives int16 millimetres; no table-top point is farther than 32 m, so the cast loses nothing.
+            depth=images["depth"][0, :, :, 0].cpu().numpy().astype(np.uint16) if self._depth else None,
+            qpos=self._latest["agent"]["qpos"][0].cpu().numpy().astype(np.float32),
+            tcp_pose=self._raw.agent.tcp.pose.raw_pose[0].cpu().numpy().astype(np.float32),
+        )
+
+
+def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
+    try:
+        gymnasium = importlib.import_module("gymnasium")
+        importlib.import_module("mani_skill.envs")
+        look_at = importlib.import_module("mani_skill.utils.sapien_utils").look_at
+    except ImportError as error:
+        raise SimulatorUnavailableError(
+            f"the simulator needs ManiSkill ({error}); install it with: pip install 'stoker[sim]', "
+            "then the renderer with: sudo sh trainer/sim/install_renderer.sh"
+        ) from error
+    # It warns at every reset about its own environments' missing initial poses: nothing that a user could mend.
+    # The space at the end of the logger's name is ManiSkill's.
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)
+    view = {"width": image_size, "height": image_size, "fov": float(np.deg2rad(camera.fov_degrees))}
+    try:
+        return gymnasium.make(
+            task,
+            obs_mode="rgb+depth" if depth else "rgb",
+            control_mode="pd_ee_delta_pose",
+            robot_uids="panda",  # StackCube's default carries a wrist camera: other proprioception, other pictures
+            sim_backend="physx_cpu",
+            render_backend="sapien_cpu",
+            sensor_configs={"base_camera": {"pose": look_at(camera.eye, camera.target), **view}},
+        )
+    except RuntimeError as error:
+        raise SimulatorUnavailableError(
+            f"ManiSkill cannot draw on this machine ({str(error).strip()}); install the software renderer with: "
+            "sudo sh trainer/sim/install_renderer.sh (and 'stoker[sim]' if ManiSkill itself is broken)"
+        ) from error
+
+
+def _numpy(batched: Any) -> FloatArray:
+    return np.asarray(batched[0].cpu().numpy(), dtype=np.float64)
+
+
+def _axis_yaw(pose: Any, axis: int) -> float:
+    """Direction of one of a pose's own axes, seen from above: radians from +x towards +y."""
+    x, y = _numpy(pose.to_transformation_matrix())[:2, axis]
+    return float(np.arctan2(y, x))
