@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "deploy/configs/demo.yaml"
@@ -61,14 +62,28 @@ def main() -> int:
             return code
     summary = json.loads((ROOT / OUTPUT / "summary.json").read_text())
     print(f"\n=== What came of it ({time.monotonic() - started:.0f} s)")
-    print(describe(summary))
+    print(describe(summary, ROOT / OUTPUT / "tensorboard"))
     print(f"TensorBoard: tensorboard --logdir {OUTPUT}/tensorboard")
     return 0
 
 
-def describe(summary: dict[str, object]) -> str:
-    """First and last figures of the run, side by side."""
-    return json.dumps(summary, indent=2)
+def describe(summary: dict[str, Any], events: Path) -> str:
+    """The run's validations side by side, from its TensorBoard events, and how long the ranks waited for data."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    columns = ("train/loss", "val/perplexity", "val/action_perplexity", "val/accuracy", "val/action_mae/mean")
+    series = {name: {event.step: event.value for event in reader.Scalars(name)} for name in columns}
+    lines = [f"{'step':>6}" + "".join(f"{name:>24}" for name in columns)]
+    first = min(series["train/loss"])
+    for step in sorted({first, *series["val/perplexity"]}):
+        cells = [f"{series[name][step]:>24.4f}" if step in series[name] else f"{'':>24}" for name in columns]
+        lines.append(f"{step:>6}" + "".join(cells))
+    lines.append(
+        f"time spent waiting for data, worst rank: {100 * summary['data_wait_frac']:.2f}% of {summary['seconds']:.0f} s"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from stoker_proto.config import Config
 from stoker_proto.config_reader import config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.order import order_fingerprint
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,14 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         for entry, manifest in entries.items()
     }
     dataset = make_dataset(data).identity()
-    return {**processor.fingerprints(), "plan": fingerprint(plan), "dataset": fingerprint(dataset), **manifests}
+    order = order_fingerprint(data.order)
+    return {
+        **processor.fingerprints(),
+        "order": order,
+        "plan": fingerprint(plan),
+        "dataset": fingerprint(dataset),
+        **manifests,
+    }
 
 
 def write_job(

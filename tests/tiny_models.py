@@ -88,7 +88,12 @@ def _idefics3(size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     edge = {"longest_edge": size}
     image = {"image_processor_type": "Idefics3ImageProcessor", "size": edge, "max_image_size": edge}
     vision = {"model_type": "idefics3_vision", "image_size": size, "patch_size": size // 8}
-    model = {"model_type": "idefics3", "image_token_id": TINY_IMAGE_TOKEN_ID, "scale_factor": 2, "vision_config": vision}
+    model = {
+        "model_type": "idefics3",
+        "image_token_id": TINY_IMAGE_TOKEN_ID,
+        "scale_factor": 2,
+        "vision_config": vision,
+    }
     return model, {"image_processor": image, "image_seq_len": 16}
 
 

@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from stoker_proto.config import Config
@@ -154,12 +155,11 @@ class Checkpoints:
 
     def load(self, engine: Engine, saved: Saved) -> None:
         """Give the engine its weights and optimizer states back."""
-        tag = _TAG
-        if self.needs_universal(saved):
-            tag = _UNIVERSAL
+        tag = _UNIVERSAL if self.needs_universal(saved) else _TAG
         path, _ = engine.load_checkpoint(str(saved.folder), tag=tag)
         if path is None:
             raise DataError("DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(saved.folder / tag))
+        unshare_step_counts(engine)
 
     def convert(self, saved: Saved) -> None:
         """Make the universal form, on the first rank; the others wait for it."""
@@ -202,6 +202,17 @@ class Checkpoints:
         newest_first = sorted(self._whole(), key=lambda saved: -int(saved.state["serial"]))
         for saved in newest_first[self.config.trainer.checkpoint.keep :]:
             _delete(saved.folder)
+
+
+def unshare_step_counts(engine: Engine) -> None:
+    """Give every group of parameters its own count of AdamW's steps.
+
+    DeepSpeed 0.19 loads a universal checkpoint with one tensor as the count of all groups: with two groups (decay, no
+    decay) it would go up by two per step, and the bias correction would be another than without the stop.
+    """
+    for state in engine.optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def run_conversion(source: Path, target: Path) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
@@ -89,7 +91,7 @@ class Trainer:
         started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         digests = DigestLog(self.output_dir, self.ranks.rank)
-        with closing(bar), closing(digests):
+        with closing(bar), closing(digests), logging_redirect_tqdm():
             while self.cursor.epoch < trainer.epochs and self.cursor.step < self.total_steps:
                 self._run_epoch(bar, digests)
         if trainer.eval_interval and self.val is not None and self._validated_at != self.cursor.step:

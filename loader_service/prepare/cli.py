@@ -17,7 +17,7 @@ from loader_service.sources.base import make_dataset
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import load_config
-from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.errors import ConfigError, DataError
 
 _DESCRIPTION = """\
 Look through the data once, before training: how many records and samples there are, how the actions are
@@ -39,20 +39,9 @@ and it goes on where it was"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return _run(arguments)
-    except StokerError as error:
-        print(f"loader-prepare: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("loader-prepare: interrupted; run it again, and it goes on where it was", file=sys.stderr)
-        return 130
-
-
-def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     if arguments.cache_dir is not None:
         config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
@@ -70,10 +59,12 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.verify and not problems:
             print("verified: every record was read")
     for problem in problems:
-        print(f"loader-prepare: error: {problem}", file=sys.stderr)
+        print(f"loader-prepare: {problem}", file=sys.stderr)
     if problems:
-        print(f"loader-prepare: error: {len(problems)} bad records", file=sys.stderr)
-    return 1 if problems else 0
+        raise DataError(
+            f"{len(problems)} bad records, named above: mend or remove them, or set data.on_bad_sample to skip"
+        )
+    return 0
 
 
 def _write_codec(prepared: Prepared, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def _load_actions(path: Path) -> StatisticsAccumulator:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             actions = actions_from_arrays(arrays, SAMPLE_CAPACITY)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ManifestError(f"damaged ({error}): delete it and run loader-prepare again", file=str(path)) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
+        reason = f"damaged ({type(error).__name__}): delete it and run loader-prepare again"
+        raise ManifestError(reason, file=str(path)) from error
     if actions is None:
         raise ManifestError("it holds too few actions: delete it and run loader-prepare again", file=str(path))
     return actions

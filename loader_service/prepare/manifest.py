@@ -80,7 +80,8 @@ def load_manifest(
         try:
             column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ManifestError(f"damaged ({error}); run loader-prepare again", file=str(folder), field=name) from error
+            reason = f"damaged ({type(error).__name__}); run loader-prepare again"
+            raise ManifestError(reason, file=str(folder), field=name) from error
         if column.dtype != dtype or column.shape != (description["num_records"],):
             raise ManifestError("damaged; run loader-prepare again", file=str(folder), field=name)
         columns[name] = column
@@ -90,6 +91,8 @@ def load_manifest(
             file=str(folder),
         )
     statistics = description["statistics"]
+    if statistics is not None and _size(folder / ACTIONS_FILE) != description["actions_bytes"]:
+        raise ManifestError("damaged; run loader-prepare again", file=str(folder / ACTIONS_FILE))
     return EntryManifest(
         split=split,
         entry=entry,
@@ -119,6 +122,7 @@ def write_description(
         "total_samples": total_samples,
         "num_bad": num_bad,
         "errors": errors,
+        "actions_bytes": _size(folder / ACTIONS_FILE),
         "statistics": None if statistics is None else statistics.to_json(),
     }
     (folder / "manifest.json").write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
@@ -127,6 +131,11 @@ def write_description(
 def read_fingerprint(content: str, read_identity: Mapping[str, Any]) -> str:
     """`EntryManifest.fingerprint`."""
     return fingerprint({"content": content, "read": read_identity})
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -141,7 +150,16 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"a manifest of version {found}, this program writes {FORMAT_VERSION}; run loader-prepare again",
             file=str(file),
         )
-    required = {"content", "num_shards", "num_records", "total_samples", "num_bad", "errors", "statistics"}
+    required = {
+        "content",
+        "num_shards",
+        "num_records",
+        "total_samples",
+        "num_bad",
+        "errors",
+        "statistics",
+        "actions_bytes",
+    }
     if not required <= set(tree):
         raise ManifestError(
             f"{', '.join(sorted(required - set(tree)))} missing; run loader-prepare again", file=str(file)

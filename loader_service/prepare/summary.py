@@ -40,7 +40,7 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
     lines = _table([header, *rows], left=(0, 6, 7))
     if prepared.statistics is None:
         return [*lines, "", "no actions: no action codec"]
-    lines += ["", f"actions of the train data ({prepared.statistics.count:,})"]
+    lines += ["", f"actions of the codec's fit: {prepared.statistics.count:,}"]
     lines += _statistics_table(prepared.statistics)
     if report is not None:
         lines += ["", *report.format().splitlines()]

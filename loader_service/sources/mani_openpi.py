@@ -3,9 +3,9 @@
     {"obs_path": "traj_000123/obs.npz", "task": "PutOnPlateInScene25Main-v3", "actions": [[0.12, -0.07, ...], ...]}
 
 `obs_path` is relative to the JSONL file. The NPZ holds `rgb` uint8[T, H, W, 3] and, where data.image.depth asks for it, `depth`
-uint16[T, H, W] in mm. An `instruction` in the row goes before the task table. T images belong to T actions, image t to what
-was seen just before action t; T + 1 images are legal, the last one has no action. Sample t is timestep t: its images, the
-instruction, and actions t, t+1, ..., t+K-1 (K = data.action.chunk; the last action stands in for those after the end).
+uint16[T, H, W] or [T, H, W, 1] in mm. An `instruction` in the row goes before the task table. T images belong to T actions,
+image t is what was seen just before action t; T + 1 images are legal, the last one has no action. Sample t is timestep t: its
+images, the instruction, and actions t, t+1, ..., t+K-1 (K = data.action.chunk; after the end the last action is repeated).
 
 Letters: T timesteps, D dimensions of an action, K actions in a chunk, N samples.
 """
@@ -143,7 +143,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
         sources = {name: rgb}
         if self.config.image.depth:
             name = _first_present(npz, self.options.depth_keys, "data.options.depth_keys")
-            sources[name] = npz.frames(name, dtype=np.uint16, ndim=3)
+            sources[name] = npz.frames(name, dtype=np.uint16, ndim=3, drop_channel=True)
             if sources[name].shape[1:] != rgb.shape[1:3]:
                 raise DataError(
                     f"shape {list(sources[name].shape)}: [T, H, W] with the size of the colour frames, "

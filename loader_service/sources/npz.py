@@ -102,8 +102,11 @@ class NpzFile:
         """The arrays in the file."""
         return list(self._members)
 
-    def frames(self, name: str, *, dtype: DTypeLike, ndim: int) -> Frames:
-        """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order."""
+    def frames(self, name: str, *, dtype: DTypeLike, ndim: int, drop_channel: bool = False) -> Frames:
+        """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order.
+
+        drop_channel: a further last dimension of size 1 is left out.
+        """
         member = self._member(name)
         if member.method == zipfile.ZIP_STORED:
             start = self._data_offset(member, name)
@@ -116,6 +119,8 @@ class NpzFile:
         found, shape, header_bytes = self._parse_header(head, member, name)
         if found != np.dtype(dtype):
             raise self._error(f"dtype {found}: {np.dtype(dtype)} is expected", name)
+        if drop_channel and len(shape) == ndim + 1 and shape[-1] == 1:
+            shape = shape[:-1]
         if len(shape) != ndim:
             raise self._error(f"shape {list(shape)}: {ndim} dimensions are expected", name)
         inflated = None if content is None else np.frombuffer(content, found, offset=header_bytes).reshape(shape)

@@ -1,6 +1,7 @@
 """YAML text -> `Config`, strictly: an unknown key or a wrong type is an error with its path and the way out.
 
-YAML 1.1 reads `2e-5` as text and `4` as a number; both are read here as the key's type means them.
+YAML 1.1 reads `2e-5` as text, `010` as eight, `1:30` as ninety, a date as a date, and lets the last of two equal keys win.
+Here numbers are what they look like, a path such as `007` stays text, and a key that stands twice is an error.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -60,11 +62,45 @@ def config_to_tree(value: Any) -> Any:
 
 def _parse_yaml(text: str, name: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        loader = _ConfigLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's plain decimal numbers, without dates, and with each key at most once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} stands twice in one mapping: keep one of them", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_RESOLVED_ANEW = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_ConfigLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _RESOLVED_ANEW]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)\Z"), list("-+0123456789")
+)
+_ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)\Z"),
+    list("-+.0123456789"),
+)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -95,9 +131,10 @@ def _read(kind: Any, value: Any, path: str) -> Any:
             return None
         return _read(next(option for option in arguments if option is not type(None)), value, path)
     if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise ConfigError(f"{path} is {value!r}: choose one of {', '.join(map(str, arguments))}")
-        return value
+        for argument in arguments:
+            if type(value) is type(argument) and value == argument:
+                return argument
+        raise ConfigError(f"{path} is {value!r}: choose one of {', '.join(map(str, arguments))}")
     if origin is tuple:
         return _read_tuple(arguments, value, path)
     if origin is dict:
@@ -155,16 +192,16 @@ def _read_scalar(kind: Any, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{path} is {value!r}: a number is expected") from None
         if not math.isfinite(number):
             raise ConfigError(f"{path} is {value!r}: a finite number is expected")
         return number
-    if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
+    if kind is int and isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]{1,18}", value.strip(), re.ASCII):
         return int(value)
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is str and type(value) is int:
         return str(value)
     if type(value) is not kind:
-        names = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+        names = {int: "a whole number", bool: "true or false", str: "text (in quotes)", float: "a number"}
         raise ConfigError(f"{path} is {value!r}: {names.get(kind, str(kind))} is expected")
     return value

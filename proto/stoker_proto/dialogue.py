@@ -40,14 +40,10 @@ class Dialogue:
     @classmethod
     def build(cls, config: DialogueConfig, chat_template: str | None, names: dict[str, str]) -> Self:
         """From the config and what the model brings. Raises ConfigError."""
-        if config.user is not None and config.template != "custom":
-            raise ConfigError(
-                f"data.dialogue.user is set, but template is {config.template}: set template: custom to use it"
-            )
         if config.template == "custom":
             if not config.user or "{instruction}" not in config.user:
                 raise ConfigError(
-                    f"data.dialogue.user is {config.user!r}: template custom needs a text with {{instruction}}"
+                    f"data.dialogue.user is {config.user!r}: it needs {{instruction}}, and {{image}} for images"
                 )
             return cls("custom", config.user, {})
         if config.template == "chat_template":

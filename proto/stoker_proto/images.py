@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import binascii
+from functools import cache
 from importlib.metadata import version
 from typing import Literal
 
@@ -32,11 +33,14 @@ def depth_to_rgb(depth: NDArray[np.uint16], max_mm: int) -> Pixels:
 
     One level is max_mm / 255 (7.8 mm for 2,000): a JPEG keeps grey well and packed bits not at all.
     """
-    levels = np.minimum(depth, np.uint16(min(max_mm, 65535))).astype(np.uint32)
-    levels *= 255
-    levels += max_mm // 2
-    levels //= max_mm
-    return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
+    return np.repeat(_grey_levels(max_mm).take(depth), 3).reshape(*depth.shape, 3)
+
+
+@cache
+def _grey_levels(max_mm: int) -> Pixels:
+    """uint8[65536]: the grey of each depth in mm, rounded."""
+    depth = np.minimum(np.arange(1 << 16, dtype=np.int64), max_mm)
+    return ((depth * 255 + max_mm // 2) // max_mm).astype(np.uint8)
 
 
 class ImageCoder:

@@ -32,7 +32,7 @@ def parse_slots(value: object, key: str) -> tuple[int, ...]:
     slots: list[int] = []
     for part in str(value).split(",") if value != "" else []:
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not _is_number(first) or (dash and not _is_number(last)):
             raise ConfigError(f"{key} is {value!r}: {rule}")
         low, high = int(first), int(last) if dash else int(first)
         if high < low or high - low > 1_000_000:
@@ -41,3 +41,7 @@ def parse_slots(value: object, key: str) -> tuple[int, ...]:
     if len(set(slots)) != len(slots):
         raise ConfigError(f"{key} is {value!r}: a slot is named twice")
     return tuple(slots)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10

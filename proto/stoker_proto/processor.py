@@ -213,13 +213,14 @@ class Processor:
         return cls.from_json(text, Path(folder) / TOKENIZER_FILE)
 
     def fingerprints(self) -> dict[str, str]:
-        """Name -> fingerprint, "none" where there is no such part; `image` names the libraries that make its bytes."""
+        """Name -> fingerprint, "none" where there is no such part; `image_libraries` are those that make its bytes."""
         tree = json.loads(self.to_json())
         image = {name: tree[name] for name in ("image", "image_config", "augment")}
         dialogue = {name: tree[name] for name in ("dialogue", "end_token", "max_seq_len")}
         return {
             "tokenizer": tree["tokenizer"],
-            "image": "none" if self._coder is None else f"{fingerprint(image)} {self._coder.libraries}",
+            "image": "none" if self._coder is None else fingerprint(image),
+            "image_libraries": "none" if self._coder is None else self._coder.libraries,
             "dialogue": fingerprint(dialogue),
             "codec": "none" if self.codec is None else self.codec.fingerprint,
             "vocabulary": "none" if tree["vocabulary"] is None else fingerprint(tree["vocabulary"]),

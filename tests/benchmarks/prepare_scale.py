@@ -3,8 +3,9 @@
     python tests/benchmarks/prepare_scale.py [--rows 100000] [--actions 80] [--processes 1] [--folder /tmp]
 
 The rows are deterministic: actions of 6 decimals, as the collector writes them. No NPZ is made, as the scan opens none. Every
-measurement runs in a process of its own. Memory per trajectory is a slope: the peak of ten times as many trajectories of one action,
-less the peak of twice as many, by their difference; so the interpreter, the libraries and the bounded buffers do not count.
+measurement runs in a process of its own. Memory per trajectory is a slope: the peak of ten times as many trajectories of one
+action, less the peak of twice as many, by their difference; so the interpreter, the libraries and the bounded buffers do not
+count.
 Everything is written below a temporary folder and removed.
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from deploy import launch
+from deploy.node import Plan
 from stoker_proto.config_reader import load_config
 from stoker_proto.errors import ConfigError
 
@@ -33,7 +34,7 @@ def config_file(tmp_path: Path) -> Path:
     return file
 
 
-def plan_for(file: Path, *overrides: str, environment: Mapping[str, str] | None = None, **options: Any) -> launch.Plan:
+def plan_for(file: Path, *overrides: str, environment: Mapping[str, str] | None = None, **options: Any) -> Plan:
     fields = {"config": file, "set": list(overrides), "no_loaders": False, "ready_deadline_s": 5.0, **options}
     return launch.make_plan(argparse.Namespace(**fields), environment or {"DS_ACCELERATOR": "cpu"})
 

@@ -59,7 +59,9 @@ def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
     counts = np.full(40, 5, np.uint32)
 
     def stream(seed: int = 0, epoch: int = 0, entry: int = 0, split: str = "train") -> list[list[SampleRef]]:
-        return whole_epoch(EpochPlan.make(counts, OrderConfig(lanes=4, seed=seed), split=split, epoch=epoch, entry=entry))
+        return whole_epoch(
+            EpochPlan.make(counts, OrderConfig(lanes=4, seed=seed), split=split, epoch=epoch, entry=entry)
+        )
 
     assert stream() == stream()
     assert stream() != stream(epoch=1)

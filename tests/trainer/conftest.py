@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: ranks are forked,
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the same for tokenizers, which else warns after a fork
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m "not end_to_end"` leaves out what starts several ranks."""
+    config.addinivalue_line("markers", "end_to_end: starts processes that train together; seconds to a minute each")
+
+
 def _build(family: str, factory: pytest.TempPathFactory) -> Path:
     from trainer.models.tiny import build_tiny
 

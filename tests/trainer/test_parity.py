@@ -28,6 +28,7 @@ from trainer.step import StepResult
 from trainer.zero import join_ranks, set_learning_rate
 
 STEPS = 10
+pytestmark = pytest.mark.end_to_end
 Figures = list[tuple[float, float]]
 Weights = dict[str, np.ndarray[Any, Any]]
 

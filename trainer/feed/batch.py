@@ -199,12 +199,13 @@ class BatchBuilder:
 
 
 def sample_digests(piece: Piece) -> list[bytes]:
-    """SHA-256 of each sample's key and payload as it came, in the fields' order of PROTOCOL.md."""
+    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as they travelled."""
     tokens = np.concatenate([[0], np.cumsum(piece.lengths, dtype=np.int64)]).tolist()
     images = np.concatenate([[0], np.cumsum(piece.image_counts, dtype=np.int64)]).tolist()
     digests = []
     for row in range(len(piece.lengths)):
-        digest = hashlib.sha256(piece.keys[row].tobytes())
+        sizes = (piece.lengths[row], *piece.actions.shape[1:], piece.image_counts[row])
+        digest = hashlib.sha256(piece.keys[row].tobytes() + np.array(sizes, "<i8").tobytes())
         digest.update(piece.input_ids[tokens[row] : tokens[row + 1]].tobytes())
         digest.update(piece.supervised[tokens[row] : tokens[row + 1]].tobytes())
         digest.update(piece.actions[row].tobytes())

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
 from stoker_proto.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
+from trainer.feed import explain
 from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.desk import Desk
-from trainer.feed.fleet import Fleet, State
+from trainer.feed.fleet import Fleet
+from trainer.feed.peer import State
 from trainer.feed.schedule import Schedule
 
 _STILL_WAITING_S = 5.0
@@ -49,6 +51,7 @@ class Core:
         self._warned = False
         self._asked_any = False  # from the first ticket on, a loader that differs is left out; before, it ends the run
         self._cursor: _Cursor | None = None
+        self._opening: int | None = None  # epoch that the consumer waits for
         self._untaken = 0  # micro-batches asked for and not taken by the consumer
         self._waiting_since: float | None = None
         self.failed = False
@@ -83,7 +86,7 @@ class Core:
         elif isinstance(message, Piece):
             self._piece(loader, message, now)
         elif isinstance(message, Failure):
-            self.desk.failure(loader, message, self._address(loader), now)
+            self.desk.failure(loader, message, now)
         elif isinstance(message, Lanes):
             self._lanes(loader, message, now)
         elif isinstance(message, Pong):
@@ -140,6 +143,7 @@ class Core:
 
     def open(self, epoch: int, now: float) -> None:
         """The lane lengths of an epoch are wanted (`Opened`, now if they are known)."""
+        self._opening = epoch
         self.fleet.open(epoch, now)
         if epoch in self.fleet.orders:
             self._out.append(Opened(epoch, self.fleet.lengths(epoch)))
@@ -147,16 +151,15 @@ class Core:
     def start(self, session: int, epoch: int, first: int, num_epochs: int, now: float) -> None:
         """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""
         self.desk.clear()
-        self._untaken = 0
+        self._untaken, self._opening = 0, None
         self._cursor = _Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
-        self._waiting_since = now
         self.fleet.close_except({epoch, epoch + 1})
         self.fleet.open(epoch, now)
 
     def stop(self) -> None:
         """Nothing is wanted any more."""
         self.desk.clear()
-        self._cursor, self._untaken = None, 0
+        self._cursor, self._untaken, self._opening = None, 0, None
 
     def taken(self, session: int) -> None:
         """The consumer took a micro-batch: one credit is free again."""
@@ -193,7 +196,10 @@ class Core:
 
     def _advance(self, now: float) -> None:
         self.fleet.tick(now)
-        self.desk.expire(self.options.addresses, now)
+        self.desk.expire(now)
+        silent = {number for number in range(len(self.options.addresses)) if self.fleet.silent(number, now)}
+        if silent:
+            self.desk.give_up_on(silent, lambda lane, epoch: self.fleet.choices(lane, epoch, now))
         delivered = True
         while delivered and not self.failed:  # a micro-batch of padding rows alone is complete at once
             self._issue(now)
@@ -250,40 +256,21 @@ class Core:
 
     def _is_waiting(self) -> bool:
         """Something is wanted that is not there: tickets, or the lanes of the epoch to come."""
-        cursor = self._cursor
-        if cursor is None:
-            return False
-        opening = cursor.epoch < cursor.num_epochs and cursor.epoch not in self.fleet.orders
-        return bool(self.desk.jobs) or (opening and self._untaken == 0)
+        if not self._covered:
+            return False  # that has its own deadline
+        opening, cursor = self._opening, self._cursor
+        if cursor is not None and cursor.epoch < cursor.num_epochs and self._untaken == 0:
+            opening = cursor.epoch
+        return bool(self.desk.jobs) or (opening is not None and opening not in self.fleet.orders)
 
     def _check_deadlines(self, now: float) -> None:
         if not self._covered and not self._warned and now >= self._began + _STILL_WAITING_S:
             self._warned = True
-            self._out.append(Warn(f"still waiting{self._missing_text()}; loaders: {self.fleet.describe(now)}"))
+            self._out.append(Warn(explain.still_waiting(self.fleet, now)))
         if not self._covered and now >= self._began + self.options.connect_deadline_s:
-            self._fail(DeadlineError(self._nobody_text(now)))
-        elif self._waiting_since is not None and now - self._waiting_since >= self.options.data_deadline_s:
-            missing = self._missing_text()
-            self._fail(
-                DeadlineError(
-                    f"no data for {self.options.data_deadline_s:g} s (trainer.feed.data_deadline_s){missing}; loaders: "
-                    f"{self.fleet.describe(now)}"
-                )
-            )
-
-    def _nobody_text(self, now: float) -> str:
-        return (
-            f"no set of loaders with all the data answered within {self.options.connect_deadline_s:g} s "
-            f"(trainer.feed.connect_deadline_s){self._missing_text()}; loaders: {self.fleet.describe(now)}; check that "
-            "loader-serve runs there, that its --bind is one of these addresses, and that its --shards cover the entry"
-        )
-
-    def _missing_text(self) -> str:
-        missing = [
-            f"entry {entry} of data.{self.options.split}_data_paths ({self.options.entries[entry]})"
-            for entry in self.fleet.uncovered()
-        ]
-        return f"; held by no ready loader: {', '.join(missing)}" if missing else ""
+            self._fail(DeadlineError(explain.not_connected(self.fleet, now)))
+        elif self._waiting_since is not None and now >= self._waiting_since + self.options.data_deadline_s:
+            self._fail(DeadlineError(explain.no_data(self.fleet, self.desk.num_tickets, now)))
 
     def _fail(self, error: StokerError) -> None:
         if not self.failed:

@@ -110,11 +110,12 @@ class Desk:
         work.asks.clear()
         return None
 
-    def failure(self, loader: int, failure: Failure, address: str, now: float) -> None:
+    def failure(self, loader: int, failure: Failure, now: float) -> None:
         """Take a FAILURE in: the run's error when its turn comes, or another attempt."""
         work = self._open_work(loader, failure.ticket)
         if work is None:
             return
+        address = self.options.addresses[loader]
         if failure.reason == "data":
             work.outcome = DataError(failure.message)
         elif failure.reason == "rejected":
@@ -187,14 +188,26 @@ class Desk:
         work.asks.append(Ask(loader, deadline))
         return work.ticket
 
-    def expire(self, addresses: tuple[str, ...], now: float) -> None:
+    def expire(self, now: float) -> None:
         """Mark what is past its deadline, so that another loader is asked."""
         for work in self._works.values():
             for ask in work.asks:
                 if not ask.late and now >= ask.deadline:
-                    ask.late = True
-                    work.tried.add(ask.loader)
-                    work.history.append(f"{addresses[ask.loader]} did not answer in time")
+                    self._mark_late(work, ask, "did not answer in time")
+
+    def give_up_on(self, silent: set[int], choices: Callable[[int, int], list[int]]) -> None:
+        """Do not wait for silent loaders where another can be asked. choices: as for `assign`, silent ones last."""
+        for work in self._works.values():
+            for ask in work.asks:
+                if not ask.late and ask.loader in silent:
+                    able = choices(work.ticket.lane, work.ticket.epoch)
+                    if able and able[0] not in silent:
+                        self._mark_late(work, ask, "is silent")
+
+    def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
+        ask.late = True
+        work.tried.add(ask.loader)
+        work.history.append(f"{self.options.addresses[ask.loader]} {why}")
 
     def next_time(self, now: float) -> float:
         """When a deadline or a pause next ends, after now."""

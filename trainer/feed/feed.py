@@ -25,7 +25,7 @@ from stoker_proto.order import order_fingerprint
 from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
-from trainer.feed.fleet import State
+from trainer.feed.peer import State
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.schedule import num_steps
 from trainer.feed.sockets import SocketDriver
@@ -93,7 +93,7 @@ class Feed:
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
-            fingerprints=_own_pins(config, pins or {}),
+            fingerprints={**({} if processor else _config_pins(config)), **_order_pins(config, pins or {})},
             lanes=config.data.order.lanes,
             cell=config.data.order.cell,
             global_batch_size=trainer.global_batch_size,
@@ -266,8 +266,8 @@ def _processor_of(config: Config, processor_json: str) -> Decoder:
         return _PROCESSORS[key]
 
 
-def _own_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
-    """What this rank knows: the pins, and the order that its own config says. Raises RefusedError if these differ."""
+def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
+    """The pins, and the order that the config says. Raises RefusedError if these differ."""
     order = order_fingerprint(config.data.order)
     if pins.get("order", order) != order:
         raise RefusedError(
@@ -275,6 +275,14 @@ def _own_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
             "anew with trainer.checkpoint.resume=null"
         )
     return {**pins, "order": order}
+
+
+def _config_pins(config: Config) -> dict[str, str]:
+    """What this rank's own config and model folder say of a row. Codec and data are the loaders' to know. ConfigError."""
+    from stoker_proto.processor import Processor  # here: a feed with a processor of its own needs no tokenizers
+
+    fingerprints = Processor.build(config, None).fingerprints()
+    return {name: fingerprints[name] for name in ("tokenizer", "image", "dialogue")}
 
 
 def _total(lengths: Mapping[int, Sequence[int]]) -> int:

@@ -9,48 +9,13 @@ Pure: time is an argument, messages go out as commands.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.hashing import key64
 from stoker_proto.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
 from stoker_proto.order import Order
 from trainer.feed.commands import Command, CoreOptions, Send
-
-
-class State(Enum):
-    """Where a loader is in the handshake."""
-
-    ABSENT = "not connected"
-    GREETING = "connected, no WELCOME yet"
-    READY = "ready"
-    REFUSED = "refused"
-
-
-@dataclass(slots=True)
-class Loader:
-    """One address of the config, and who answers there now."""
-
-    address: str
-    state: State = State.ABSENT
-    note: str = "never reached"
-    """Why it is not ready."""
-    name: str = ""
-    """Of the incarnation that said WELCOME."""
-    held: frozenset[int] = frozenset()
-    draining: bool = False
-    answered_epochs: set[int] = field(default_factory=set)
-    heard_at: float | None = None
-    waiting_since: float | None = None
-    """When the first PING was sent that nothing was heard since."""
-    hello_at: float = 0.0
-    ping_at: float = 0.0
-    epoch_at: float = 0.0
-    pong_nonce: int = -1
-    progress: dict[str, float] = field(default_factory=dict)
-    first_progress: dict[str, float] = field(default_factory=dict)
-    """Counters of the first PONG of this incarnation, asked for before anything else."""
+from trainer.feed.homes import Homes
+from trainer.feed.peer import Loader, State
 
 
 class Fleet:
@@ -64,7 +29,7 @@ class Fleet:
         self.processor = ""
         self.orders: dict[int, Order] = {}
         self._lengths: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> samples per lane
-        self._homes: dict[tuple[int, frozenset[int]], list[list[int]]] = {}
+        self._homes = Homes(options.addresses, options.lanes)
         self._nonce = 0
 
     # -- connection and handshake
@@ -194,28 +159,7 @@ class Fleet:
             and epoch in loader.answered_epochs
         ]
         awake = frozenset(number for number in able if not self.silent(number, now))
-        homes = self._preferences(entry, awake)[lane % self.options.lanes] if awake else []
-        return homes + [number for number in able if number not in awake]
-
-    def _preferences(self, entry: int, awake: frozenset[int]) -> list[list[int]]:
-        """Per lane of the entry: loaders by rendezvous hash, but none is home to more lanes than its even share.
-
-        Plain rendezvous hashing would give one of two loaders 20 of 32 lanes often enough, and the fleet is as fast as
-        its busiest member. All ranks find the same homes, so a window is decoded once.
-        """
-        cached = self._homes.get((entry, awake))
-        if cached is not None:
-            return cached
-        share = -(-self.options.lanes // len(awake))
-        taken = dict.fromkeys(awake, 0)
-        preferences = []
-        for index in range(self.options.lanes):
-            by_hash = sorted(awake, key=lambda number: key64("home", self.loaders[number].address, entry, index))
-            home = next(number for number in by_hash if taken[number] < share)
-            taken[home] += 1
-            preferences.append([home, *(number for number in by_hash if number != home)])
-        self._homes[entry, awake] = preferences
-        return preferences
+        return self._homes(entry, awake)[lane % self.options.lanes] + [number for number in able if number not in awake]
 
     def heard(self, number: int, now: float) -> None:
         """Any message shows that a loader is alive."""
@@ -224,7 +168,7 @@ class Fleet:
     def silent(self, number: int, now: float) -> bool:
         """Connected, and a PING has gone unanswered for too long."""
         waiting_since = self.loaders[number].waiting_since
-        return waiting_since is not None and now - waiting_since > self.options.silence_s
+        return waiting_since is not None and now - waiting_since >= self.options.silence_s
 
     def uncovered(self) -> list[int]:
         """Entries that no ready loader holds."""
@@ -274,20 +218,11 @@ class Fleet:
                 times.append(loader.hello_at + self.options.hello_retry_s)
             if loader.state is State.READY:
                 times.append(loader.ping_at + self.options.ping_interval_s)
+                if loader.waiting_since is not None:
+                    times.append(loader.waiting_since + self.options.silence_s)
                 if set(self._lengths) - loader.answered_epochs:
                     times.append(loader.epoch_at + self.options.hello_retry_s)
         return min((time for time in times if time > now), default=float("inf"))
-
-    def describe(self, now: float) -> str:
-        """Every loader with its state and last contact, for error messages."""
-        parts = []
-        for loader in self.loaders:
-            heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
-            state = "draining" if loader.draining else loader.state.value
-            held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
-            note = f" ({loader.note})" if loader.note else ""
-            parts.append(f"{loader.address} {state}{note}{held}, {heard}")
-        return "; ".join(parts)
 
     def _greet(self, number: int, now: float) -> None:
         self.loaders[number].hello_at = now

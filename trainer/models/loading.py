@@ -8,6 +8,7 @@ from typing import Any
 import deepspeed
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
@@ -15,6 +16,7 @@ from trainer.models.families import Family, check_forward
 from trainer.zero import partitioned_loading
 
 log = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading
 
 
 def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_size_needed: int) -> PreTrainedModel:

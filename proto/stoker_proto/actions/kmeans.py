@@ -86,11 +86,7 @@ def _seeds(points: Float32Array, num_codes: int, seed: int) -> Float32Array:
     distance = squared_distances(points, points[chosen[0]])
     for i in range(1, num_codes):
         cumulative = np.cumsum(distance, dtype=np.float64)
-        if (
-            cumulative[-1] == 0.0
-        ):  # fewer distinct points than codes: the rest repeat the first seed and are never chosen
-            chosen[i:] = chosen[0]
-            break
+        # The bound matters when the points have fewer distinct values than there are codes: all distances are then 0.
         chosen[i] = min(int(np.searchsorted(cumulative, draws[i] * cumulative[-1], side="right")), len(points) - 1)
         distance = np.minimum(distance, squared_distances(points, points[chosen[i]]))
     return points[chosen]

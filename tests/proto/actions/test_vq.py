@@ -143,8 +143,19 @@ def test_gripper_and_constant_dimensions_are_exact(summary):
         codec = fit_codec("vq", sample, statistics, chunk=1, levels=levels)
         decoded = codec.decode(codec.encode(sample[:, None]))[:, 0]
         assert (decoded[:, 3:] == sample[:, 3:]).all()
+        assert codec.space.continuous == [0, 1, 2]
     open_gripper = np.array([[[0.5, 0.5, 0.5, 0.1, 0.0, 0.7]]], dtype=np.float32)  # between the two values: the nearer
     assert codec.decode(codec.encode(open_gripper))[0, 0, 5] == 1.0
+
+
+def test_a_dimension_that_rarely_moves_is_kept_although_its_quantiles_are_equal(summary):
+    rows = uniform(4_000, seed=4).reshape(2_000, 2).astype(np.float32)
+    rows[:, 1] = np.where(np.arange(2_000) % 250 == 7, rows[:, 1], 0.0)  # 8 of 2,000; bins turn them into 0
+    statistics, sample = summary(rows)
+    assert statistics.q01[1] == statistics.q99[1] == 0.0
+    codec = fit_codec("vq", sample, statistics, chunk=1, levels=4)
+    moved = rows[rows[:, 1] != 0.0]
+    assert np.abs(codec.decode(codec.encode(moved[:, None]))[:, 0] - moved).max() < 0.01
 
 
 def test_a_combination_of_discrete_values_never_seen_still_has_codewords(summary):

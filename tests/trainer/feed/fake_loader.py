@@ -15,7 +15,7 @@ import zmq
 from numpy.typing import NDArray
 
 from stoker_proto import PROTOCOL_VERSION, codec
-from stoker_proto.config import Config, DataConfig, FeedConfig, ModelConfig, OrderConfig, TrainerConfig, ClusterConfig
+from stoker_proto.config import ClusterConfig, Config, DataConfig, FeedConfig, ModelConfig, OrderConfig, TrainerConfig
 from stoker_proto.hashing import key64
 from stoker_proto.messages import (
     Drain,
@@ -60,7 +60,9 @@ def make_piece(ticket: Ticket, loader: str) -> Piece:
     input_ids = np.concatenate([np.arange(length) + seed % 50 for seed, length in zip(seeds, lengths, strict=True)])
     supervised = np.concatenate([np.arange(length) >= 2 for length in lengths])
     image_counts = np.array([seed % 3 for seed in seeds], np.uint8)
-    images = [bytes([(seed >> 8) % 256, n]) for seed, count in zip(seeds, image_counts, strict=True) for n in range(count)]
+    images = [
+        bytes([(seed >> 8) % 256, n]) for seed, count in zip(seeds, image_counts, strict=True) for n in range(count)
+    ]
     return Piece(
         ticket=ticket.ticket,
         loader=loader,
@@ -205,7 +207,12 @@ class FakeLoader:
 
     def _progress(self) -> dict[str, float]:
         samples = sum(ticket.count for ticket in self.tickets)
-        return {"cpu_s": time.process_time(), "samples": samples, "records_decoded": samples, "records_distinct": samples}
+        return {
+            "cpu_s": time.process_time(),
+            "samples": samples,
+            "records_decoded": samples,
+            "records_distinct": samples,
+        }
 
 
 def unused_port() -> int:

@@ -1,0 +1,101 @@
+"""Nothing that comes from a network or a dataset may execute: the calls that would do it do not occur."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDERS = (ROOT / "proto" / "stoker_proto", ROOT / "loader_service", ROOT / "trainer", ROOT / "deploy")
+MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+CALLS = {
+    "eval": "eval runs text as code",
+    "exec": "exec runs text as code",
+    "yaml.load": "use yaml.safe_load",
+    "yaml.load_all": "use yaml.safe_load_all",
+    "yaml.full_load": "use yaml.safe_load",
+    "yaml.unsafe_load": "use yaml.safe_load",
+    "os.system": "use subprocess with a list",
+    "os.popen": "use subprocess with a list",
+}
+LOADERS_WITH_WEIGHTS_ONLY = {"torch.load"}
+REASONS_BY_KEYWORD = {
+    "allow_pickle": "unpickling executes code",
+    "shell": "a shell interprets text",
+    "trust_remote_code": "only the config's model.trust_remote_code may say so",
+}
+
+
+def dangers(source: str) -> list[tuple[int, str]]:
+    """(line, reason) of everything that could execute what it reads."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [(node.lineno, f"{name} executes code") for name in names if name.partition(".")[0] in MODULES]
+        elif isinstance(node, ast.Call):
+            found += [(node.lineno, reason) for reason in _dangers_of_call(node)]
+    return found
+
+
+def _dangers_of_call(call: ast.Call) -> list[str]:
+    name, found = ast.unparse(call.func), []
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    if name in CALLS:
+        found.append(CALLS[name])
+    if name in LOADERS_WITH_WEIGHTS_ONLY and not _is_constant(keywords.get("weights_only"), True):
+        found.append(f"{name} unpickles without weights_only=True")
+    for keyword, reason in REASONS_BY_KEYWORD.items():
+        if _is_constant(keywords.get(keyword), True):
+            found.append(f"{keyword}=True: {reason}")
+    return found
+
+
+def _is_constant(node: ast.expr | None, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+def test_nothing_that_is_read_can_execute() -> None:
+    found = [
+        f"{file}:{line}: {reason}"
+        for folder in FOLDERS
+        for file in sorted(folder.rglob("*.py"))
+        for line, reason in dangers(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "eval(text)",
+        "exec(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "subprocess.run(text, shell=True)",
+        "AutoModel.from_pretrained(path, trust_remote_code=True)",
+        "os.system(text)",
+    ],
+)
+def test_a_danger_is_caught(statement: str) -> None:
+    assert len(dangers(f"import os\n{statement}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "np.load(path, allow_pickle=False)",
+        "yaml.safe_load(text)",
+        "model.eval()",
+        "torch.load(path, weights_only=True)",
+        "subprocess.run([program])",
+        "AutoModel.from_pretrained(path, trust_remote_code=config.trust_remote_code)",
+    ],
+)
+def test_what_is_safe_is_not_caught(statement: str) -> None:
+    assert dangers(statement) == []

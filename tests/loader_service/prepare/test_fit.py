@@ -1,0 +1,169 @@
+"""The action codec: what it is fitted on, when it is fitted anew, when it is taken as given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loader_service.prepare import fit as fit_module
+from loader_service.prepare.actions_state import (
+    SAMPLE_CAPACITY,
+    ActionCounter,
+    actions_from_arrays,
+    actions_to_arrays,
+    actions_to_keep,
+)
+from loader_service.prepare.run import prepare
+from stoker_proto.actions import StatisticsAccumulator, save_codec
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError
+
+MakeConfig = Callable[..., Config]
+WriteShard = Callable[..., Path]
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the codecs that were really fitted."""
+    names: list[str] = []
+    real = fit_module.fit_codec
+
+    def counting(name: str, *arguments: object, **options: object) -> object:
+        names.append(name)
+        return real(name, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_module, "fit_codec", counting)
+    return names
+
+
+def test_the_codec_is_fitted_on_all_train_entries_together(make_config: MakeConfig, write_shard: WriteShard) -> None:
+    a, b = write_shard("a/a.jsonl", [30]), write_shard("b/b.jsonl", [20], seed=1)
+    val = write_shard("v/v.jsonl", [50], seed=2)
+    prepared = prepare(make_config(a, b, val=[val]))
+    assert prepared.statistics is not None
+    assert prepared.statistics.count == 50
+    assert prepared.codec is not None
+    swapped = prepare(make_config(b, a, val=[val]))
+    assert swapped.statistics is not None
+    assert swapped.statistics.to_json() == prepared.statistics.to_json()
+    assert swapped.codec is not None
+    assert swapped.codec.fingerprint == prepared.codec.fingerprint
+
+
+def test_a_fitted_codec_is_kept_per_data_and_settings(
+    make_config: MakeConfig, write_shard: WriteShard, fits: list[str]
+) -> None:
+    shard = write_shard("a/a.jsonl", [30])
+    first = prepare(make_config(shard)).codec
+    again = prepare(make_config(shard, action={"codec_options": {}})).codec
+    assert fits == ["bins"]
+    assert first is not None
+    assert again is not None
+    assert again.fingerprint == first.fingerprint
+    chunked = prepare(make_config(shard, action={"chunk": 2})).codec
+    assert chunked is not None
+    assert chunked.chunk == 2
+    prepare(make_config(shard, action={"codec_options": {"num_bins": 64}}))
+    prepare(make_config(shard, action={"unmasked": ()}))
+    assert fits == ["bins"] * 4
+    write_shard("a/a.jsonl", [31])
+    prepare(make_config(shard))
+    assert fits == ["bins"] * 5
+
+
+def test_a_given_codec_is_taken_and_nothing_is_fitted(
+    make_config: MakeConfig, write_shard: WriteShard, fits: list[str], tmp_path: Path
+) -> None:
+    shard = write_shard("a/a.jsonl", [30])
+    codec = prepare(make_config(shard)).codec
+    assert codec is not None
+    save_codec(codec, tmp_path / "codec.json")
+    other = write_shard("b/b.jsonl", [20], seed=1)
+    fits.clear()
+    path = str(tmp_path / "codec.json")
+    prepared = prepare(make_config(other, action={"codec_path": path}))
+    assert fits == []
+    assert prepared.codec is not None
+    assert prepared.codec.fingerprint == codec.fingerprint
+    with pytest.raises(
+        ConfigError, match=r"codec_path .*codec\.json is a bins codec of chunks of 1, and the config asks for codec"
+    ):
+        prepare(make_config(other, action={"codec_path": path, "codec": "vq"}))
+    with pytest.raises(ConfigError, match="asks for codec bins and chunk 3"):
+        prepare(make_config(other, action={"codec_path": path, "chunk": 3}))
+    wide = tmp_path / "wide.jsonl"
+    wide.write_text('{"obs_path": "x", "task": "PushCube-v1", "actions": [[0, 1]]}\n')
+    with pytest.raises(DataError, match="actions of 2 dimensions, and the action codec has 7"):
+        prepare(make_config(wide, action={"codec_path": path}, options={"action_dim": 2}))
+
+
+def test_a_loader_without_all_train_data_is_told_to_name_a_codec(
+    make_config: MakeConfig, write_shard: WriteShard
+) -> None:
+    config = make_config(write_shard("a/a.jsonl", [3]), write_shard("b/b.jsonl", [3]))
+    with pytest.raises(ConfigError) as caught:
+        prepare(config, held={"train": [0]})
+    assert str(caught.value) == (
+        "data.train_data_paths[1] is not here, and the action codec is fitted on all train data: run `loader-prepare "
+        "--codec-out FILE` where all of it is, and name that file in data.action.codec_path"
+    )
+
+
+def test_wrong_settings_are_refused(make_config: MakeConfig, write_shard: WriteShard) -> None:
+    shard = write_shard("a/a.jsonl", [30])
+    with pytest.raises(ConfigError, match="num_bin"):
+        prepare(make_config(shard, action={"codec_options": {"num_bin": 5}}))
+    with pytest.raises(ConfigError, match=r"data\.action\.unmasked is \[-1\]: dimensions are counted from 0"):
+        prepare(make_config(shard, action={"unmasked": (-1,)}))
+
+
+def counted(rows: np.ndarray, base: int) -> StatisticsAccumulator:
+    counter = ActionCounter("shard", base)
+    for start in range(0, len(rows), 50):
+        counter.add(rows[start : start + 50])
+    found = counter.finish()
+    assert found is not None
+    return found
+
+
+def test_a_count_survives_the_cache() -> None:
+    rows = np.random.default_rng(1).normal(size=(3000, 7)).astype(np.float32)
+    actions = counted(rows, 5)
+    again = actions_from_arrays(actions_to_arrays(actions, SAMPLE_CAPACITY), SAMPLE_CAPACITY)
+    assert again is not None
+    for a, b in zip(actions.finish(), again.finish(), strict=True):
+        assert (a.to_json() if hasattr(a, "to_json") else a.tolist()) == (
+            b.to_json() if hasattr(b, "to_json") else b.tolist()
+        )
+
+
+def test_parts_that_keep_less_give_the_same_sample() -> None:
+    """Each of 16 equal parts keeps a quarter of the sample's capacity at most; together they give the whole sample."""
+    rows = np.random.default_rng(1).normal(size=(16, 20_000, 2)).astype(np.float32)
+    keep = actions_to_keep(1, 16)
+    assert keep == SAMPLE_CAPACITY // 4
+    full, thrifty = (StatisticsAccumulator(2, capacity=SAMPLE_CAPACITY) for _ in range(2))
+    for number, part in enumerate(rows):
+        actions = counted(part, number << 40)
+        full.merge(actions)
+        kept = actions_to_arrays(actions, keep)
+        assert len(kept["rows"]) == keep
+        restored = actions_from_arrays(kept, keep)
+        assert restored is not None
+        thrifty.merge(restored)
+        assert actions_from_arrays(kept, 2 * keep) is None  # more is asked for than was kept: scan again
+    assert thrifty.finish()[0].to_json() == full.finish()[0].to_json()
+    np.testing.assert_array_equal(thrifty.finish()[1], full.finish()[1])
+
+
+def test_the_share_that_a_part_keeps() -> None:
+    assert [actions_to_keep(part, 1 << 30) for part in (1, 1 << 20, 1 << 24, 1 << 28, 1 << 30)] == [
+        256,
+        256,
+        4096,
+        65_536,
+        65_536,
+    ]

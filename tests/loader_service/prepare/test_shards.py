@@ -1,0 +1,80 @@
+"""Entries of the data paths: files, folders, globs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loader_service.prepare.shards import expand_entry, locate_entry
+from stoker_proto.errors import ConfigError
+
+PATTERNS = ("*.jsonl",)
+
+
+@pytest.fixture
+def demos(tmp_path: Path) -> Path:
+    folder = tmp_path / "demos"
+    for name in (
+        "part-10.jsonl",
+        "part-2.jsonl",
+        "part-1.jsonl",
+        "notes.txt",
+        ".hidden.jsonl",
+        "deep/part-3.jsonl",
+        ".stoker/x.jsonl",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}\n")
+    return folder
+
+
+def names(path: Path | str) -> tuple[str, ...]:
+    return locate_entry(str(path), PATTERNS).names
+
+
+def test_a_folder_gives_its_matching_files_in_natural_order(demos: Path) -> None:
+    assert names(demos) == ("part-1.jsonl", "part-2.jsonl", "part-10.jsonl")
+    assert expand_entry(str(demos), PATTERNS) == [demos / f"part-{n}.jsonl" for n in (1, 2, 10)]
+    assert locate_entry(str(demos), ("**/*.jsonl",)).names == (
+        "deep/part-3.jsonl",
+        "part-1.jsonl",
+        "part-2.jsonl",
+        "part-10.jsonl",
+    )
+
+
+def test_a_file_is_taken_whatever_its_name(demos: Path) -> None:
+    assert names(demos / "notes.txt") == ("notes.txt",)
+    odd = demos / "odd[1].jsonl"
+    odd.write_text("{}\n")
+    assert names(odd) == ("odd[1].jsonl",)
+
+
+def test_globs_are_relative_to_the_part_without_wildcards(demos: Path) -> None:
+    found = locate_entry(f"{demos}/**/part-*.jsonl", PATTERNS)
+    assert found.base == demos
+    assert found.names == ("deep/part-3.jsonl", "part-1.jsonl", "part-2.jsonl", "part-10.jsonl")
+    assert names(f"{demos}/part-[12].jsonl") == ("part-1.jsonl", "part-2.jsonl")
+    assert names(f"{demos.parent}/dem*") == ("demos/part-1.jsonl", "demos/part-2.jsonl", "demos/part-10.jsonl")
+
+
+def test_relative_paths_and_home(demos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demos.parent)
+    assert locate_entry("demos/part-*.jsonl", PATTERNS) == locate_entry(f"{demos}/part-*.jsonl", PATTERNS)
+    monkeypatch.setenv("HOME", str(demos.parent))
+    assert locate_entry("~/demos", PATTERNS).paths == locate_entry(str(demos), PATTERNS).paths
+
+
+def test_one_file_under_two_names_is_one_shard(demos: Path) -> None:
+    (demos / "alias.jsonl").symlink_to(demos / "part-2.jsonl")
+    assert expand_entry(str(demos), PATTERNS).count(demos / "part-2.jsonl") == 1
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "deep/*.txt", "empty"])
+def test_nothing_found_is_an_error_with_the_working_folder(demos: Path, name: str) -> None:
+    (demos / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        expand_entry(str(demos / name), PATTERNS)
+    assert str(caught.value).startswith(f"'{demos / name}' names no shard: it is no file, no folder with *.jsonl in it")
+    assert str(Path.cwd()) in str(caught.value)

@@ -1,0 +1,48 @@
+"""The texts of what can go wrong with the loaders: the value, the rule, and the way out. Pure."""
+
+from __future__ import annotations
+
+from trainer.feed.fleet import Fleet
+from trainer.feed.peer import State
+
+
+def describe(fleet: Fleet, now: float) -> str:
+    """Every loader with its state and last contact."""
+    parts = []
+    for loader in fleet.loaders:
+        heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
+        state = "draining" if loader.draining else loader.state.value
+        held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
+        note = f" ({loader.note})" if loader.note else ""
+        parts.append(f"{loader.address} {state}{note}{held}, {heard}")
+    return "; ".join(parts)
+
+
+def missing(fleet: Fleet) -> str:
+    """The entries that no ready loader holds."""
+    options = fleet.options
+    entries = [f"entry {n} of data.{options.split}_data_paths ({options.entries[n]})" for n in fleet.uncovered()]
+    return f"; held by no ready loader: {', '.join(entries)}" if entries else ""
+
+
+def still_waiting(fleet: Fleet, now: float) -> str:
+    """Said once at the start."""
+    return f"still waiting{missing(fleet)}; loaders: {describe(fleet, now)}"
+
+
+def not_connected(fleet: Fleet, now: float) -> str:
+    """The connect deadline has passed."""
+    return (
+        f"no loaders that together hold all the data answered within {fleet.options.connect_deadline_s:g} s "
+        f"(trainer.feed.connect_deadline_s){missing(fleet)}; loaders: {describe(fleet, now)}; check that loader-serve runs "
+        "there, that its --bind is one of these addresses, and that its --shards cover the entry"
+    )
+
+
+def no_data(fleet: Fleet, tickets: int, now: float) -> str:
+    """The data deadline has passed."""
+    return (
+        f"no data for {fleet.options.data_deadline_s:g} s (trainer.feed.data_deadline_s), {tickets} tickets unanswered"
+        f"{missing(fleet)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes from its "
+        "last checkpoint"
+    )

@@ -1,0 +1,40 @@
+"""One loader as the core sees it: where it is in the handshake, what it holds, when it was last heard of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class State(Enum):
+    """Where a loader is in the handshake."""
+
+    ABSENT = "not connected"
+    GREETING = "connected, no WELCOME yet"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Loader:
+    """One address of the config, and who answers there now."""
+
+    address: str
+    state: State = State.ABSENT
+    note: str = "never reached"
+    """Why it is not ready."""
+    name: str = ""
+    """Of the incarnation that said WELCOME."""
+    held: frozenset[int] = frozenset()
+    draining: bool = False
+    answered_epochs: set[int] = field(default_factory=set)
+    heard_at: float | None = None
+    waiting_since: float | None = None
+    """When the first PING was sent that nothing was heard since."""
+    hello_at: float = 0.0
+    ping_at: float = 0.0
+    epoch_at: float = 0.0
+    pong_nonce: int = -1
+    progress: dict[str, float] = field(default_factory=dict)
+    first_progress: dict[str, float] = field(default_factory=dict)
+    """Counters of the first PONG of this incarnation, asked for before anything else."""
