@@ -70,7 +70,7 @@ class EntryJob:
         try:
             return self._load(state["content"])
         except ManifestError as error:
-            logger.warning("%s", error)
+            logger.info("a manifest is made anew: %s", error)
             return None
 
     def tasks(self) -> list[PartTask]:

@@ -13,8 +13,7 @@ found by bisection over time: no list of cells is ever made, memory is one array
 from __future__ import annotations
 
 import dataclasses
-import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,35 +65,40 @@ class Order:
         """Stream positions [start, stop) as runs, in stream order."""
         if not 0 <= start <= stop <= self.total:
             raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
-        runs: list[Run] = []
         if start == stop:
-            return runs
-        position, cells = self._cells_before(start)
-        for lane, cell in self._cells_from(cells):
-            low = cell * self.cell
-            length = min(self.cell, int(self.lengths[lane]) - low)
-            first, last = max(start - position, 0), min(stop - position, length)
-            if first < last:
-                runs.append(Run(lane, low + first, last - first))
-            position += length
-            if position >= stop:
-                return runs
-        raise LocalProtocolError(f"the stream ended before position {stop}")
+            return []
+        before = self._cells_due_before(self._last_time(start))  # [L]: what lies wholly before `start`
+        after = self._cells_due_before(self._last_time(stop - 1) + 1)  # [L]: with these, `stop` is reached
+        counts = after - before
+        lanes = np.repeat(np.arange(len(counts)), counts)  # [C]: the cells between, in any order
+        cells = np.arange(len(lanes)) + np.repeat(before - (np.cumsum(counts) - counts), counts)
+        due = ((2 * cells + 1) << _SCALE) // (2 * self.num_cells[lanes])
+        by_due = np.lexsort((lanes, due))
+        lanes, lows = lanes[by_due], cells[by_due] * self.cell
+        sizes = np.minimum(self.cell, self.lengths[lanes] - lows)
+        ends = self._samples(before) + np.cumsum(sizes)  # [C]: stream positions
+        first = np.maximum(start - (ends - sizes), 0)  # [C]: what is cut off in front ...
+        last = np.minimum(sizes, stop - (ends - sizes))  # ... and behind
+        inside = np.flatnonzero(first < last)
+        columns = (lanes[inside], (lows + first)[inside], (last - first)[inside])
+        return [Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _due(self, cell: int, num_cells: int) -> int:
-        return ((2 * cell + 1) << _SCALE) // (2 * num_cells)
+    def _last_time(self, position: int) -> int:
+        """The largest time before which at most `position` samples are due; position < total.
 
-    def _cells_before(self, position: int) -> tuple[int, NDArray[np.int64]]:
-        """Cells of each lane that lie wholly before a time at or before the position, and the samples in them."""
-        low, high = 0, 1 << _SCALE  # invariant: samples before `low` <= position
+        A lane of n cells has given n t cells, give or take one half, by the time t in (0, 1), and its last cell may be short: so
+        the samples by t are total t, give or take one and a half cells of each lane. There is bisected.
+        """
+        slack = 2 * self.cell * int(np.count_nonzero(self.lengths))
+        low = max(((position - slack) << _SCALE) // self.total, 0)  # invariant: samples before `low` <= position
+        high = min(((position + slack) << _SCALE) // self.total + 1, 1 << _SCALE)  # ... and before `high` more
         while high - low > 1:
             middle = (low + high) // 2
             if self._samples(self._cells_due_before(middle)) <= position:
                 low = middle
             else:
                 high = middle
-        cells = self._cells_due_before(low)
-        return self._samples(cells), cells
+        return low
 
     def _cells_due_before(self, time: int) -> NDArray[np.int64]:
         """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) << 32 < 2 n time."""
@@ -105,20 +109,3 @@ class Order:
 
     def _samples(self, cells: NDArray[np.int64]) -> int:
         return int(np.minimum(cells * self.cell, self.lengths).sum())
-
-    def _cells_from(self, cells: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """(lane, cell) in stream order, after the given numbers of cells are taken from each lane."""
-        heap = [
-            (self._due(int(cell), int(count)), lane, int(cell))
-            for lane, (cell, count) in enumerate(zip(cells, self.num_cells, strict=True))
-            if cell < count
-        ]
-        heapq.heapify(heap)
-        while heap:
-            _, lane, cell = heap[0]
-            yield lane, cell
-            count = int(self.num_cells[lane])
-            if cell + 1 < count:
-                heapq.heapreplace(heap, (self._due(cell + 1, count), lane, cell + 1))
-            else:
-                heapq.heappop(heap)

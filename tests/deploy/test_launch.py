@@ -66,6 +66,7 @@ def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(con
     assert config.cluster.loader_addresses == ("tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002")
     assert words_after(command, "--num_gpus") == ["2"]
     assert words_after(command, "--include") == []
+    assert words_after(command, "--hostfile") == [os.devnull], "a /job/hostfile must not send the run elsewhere"
     assert str(ROOT / "trainer" / "main.py") in command
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_every_sample_once_and_lanes_in_their_order(lengths: list[int], cell: in
 def test_slices_agree_with_the_whole(lengths: list[int], cell: int, cuts: list[float]) -> None:
     order = Order(lengths, cell)
     bounds = sorted({0, order.total, *(int(cut * order.total) for cut in cuts)})
-    pieces = [sample for low, high in zip(bounds, bounds[1:], strict=False) for sample in samples(order, low, high)]
+    pieces = [sample for low, high in pairwise(bounds) for sample in samples(order, low, high)]
     assert pieces == samples(order, 0, order.total)
 
 

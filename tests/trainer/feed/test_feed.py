@@ -177,7 +177,7 @@ def test_bad_data_is_raised_where_it_lies() -> None:
         loader.data_error_at = (lane, position)
         feed.connect()
         steps: list[StepBatch] = []
-        with pytest.raises(DataError, match="record .*: truncated"):
+        with pytest.raises(DataError, match=r"record .*: truncated"):
             steps.extend(feed.steps(0, 0))
     assert rows(steps) == EXPECTED[:24]
 
@@ -207,9 +207,9 @@ def test_address_that_cannot_be_read() -> None:
 
 
 def test_missing_entry_is_named() -> None:
-    with FakeLoader(held=[0]) as loader, make_feed(loader.address, connect_deadline_s=0.3) as feed:
-        with pytest.raises(DeadlineError, match=r"entry 1 of data.train_data_paths \(second.jsonl\)"):
-            feed.connect()
+    expected = pytest.raises(DeadlineError, match=r"entry 1 of data.train_data_paths \(second.jsonl\)")
+    with FakeLoader(held=[0]) as loader, make_feed(loader.address, connect_deadline_s=0.3) as feed, expected:
+        feed.connect()
 
 
 def test_all_gone_ends_with_names_after_the_data_deadline() -> None:
@@ -227,23 +227,23 @@ def test_all_gone_ends_with_names_after_the_data_deadline() -> None:
 
 
 def test_refusals_carry_the_difference() -> None:
-    with FakeLoader(refuse=[["image", "i2", "i1"]]) as loader, make_feed(loader.address) as feed:
-        with pytest.raises(RefusedError, match="image: the loader has i2, this rank i1"):
-            feed.connect()
-    with FakeLoader() as loader, make_feed(loader.address, pins={"codec": "of the checkpoint"}) as feed:
-        with pytest.raises(RefusedError, match="codec: the loader has c1, this rank of the checkpoint"):
-            feed.connect()
+    expected = pytest.raises(RefusedError, match="image: the loader has i2, this rank i1")
+    with FakeLoader(refuse=[["image", "i2", "i1"]]) as loader, make_feed(loader.address) as feed, expected:
+        feed.connect()
+    expected = pytest.raises(RefusedError, match="codec: the loader has c1, this rank of the checkpoint")
+    with FakeLoader() as loader, make_feed(loader.address, pins={"codec": "of the checkpoint"}) as feed, expected:
+        feed.connect()
 
 
 def test_another_order_than_the_checkpoint_is_refused() -> None:
-    with pytest.raises(RefusedError, match="data.order is not that of the checkpoint"):
+    with pytest.raises(RefusedError, match=r"data\.order is not that of the checkpoint"):
         make_feed("tcp://127.0.0.1:1", pins={"order": "another"})
 
 
 def test_no_validation_data() -> None:
     config = make_config(["tcp://127.0.0.1:1"])
     object.__setattr__(config.data, "val_data_paths", ())
-    with pytest.raises(ConfigError, match="data.val_data_paths is empty"):
+    with pytest.raises(ConfigError, match=r"data\.val_data_paths is empty"):
         Feed(config, "val", 0, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import queue
@@ -12,6 +13,21 @@ from collections.abc import Callable
 from typing import Any
 
 DEADLINE_S = 120.0
+
+_WANTED = (  # what DeepSpeed and transformers import only when an engine is made: 2 s of CPU in every rank otherwise
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.stage3",
+    "torch.utils.tensorboard.writer",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.idefics3.modeling_idefics3",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llava.modeling_llava",
+    "transformers.integrations.deepspeed",
+)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # theirs
+    for _name in _WANTED:
+        importlib.import_module(_name)
 
 
 def run_ranks(world_size: int, work: Callable[[int], Any]) -> list[Any]:
