@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from stoker_proto.processor import Processor
 
 from loader_service.plan import SampleRef
 from loader_service.prepare.manifest import EntryManifest
@@ -22,6 +21,7 @@ from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError
 from stoker_proto.hashing import key64
 from stoker_proto.messages import Piece, Ticket
+from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class RecordEncoder:
         augment = self.data.augment.enabled and manifest.split == "train"
         seed = self.data.order.seed
         expected = int(manifest.num_samples[record])
-        pending: list[tuple[Sample, tuple[bytes, ...]]] = []
+        texts: list[Sample] = []
+        images: list[tuple[bytes, ...]] = []
         try:
             for index, sample in enumerate(
                 self.dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
@@ -77,19 +78,28 @@ class RecordEncoder:
                         "it gives more samples than the scan counted; run loader-prepare again", file=str(shard)
                     )
                 key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
-                pending.append((sample, tuple(self.processor.encode_image(image, key) for image in sample.images)))
+                images.append(tuple(self.processor.encode_image(image, key) for image in sample.images))
+                # Kept without its frames, so that one raw frame at a time is alive.
+                texts.append(
+                    Sample(
+                        instruction=sample.instruction,
+                        action=sample.action,
+                        answer=sample.answer,
+                        timestep=sample.timestep,
+                    )
+                )
         except (DataError, MemoryError):
             raise
         except Exception as error:
             logger.exception("dataset class %s failed on %s", type(self.dataset).__name__, shard)
             raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(record)) from error
-        if len(pending) != expected:
+        if len(texts) != expected:
             raise DataError(
-                f"it gives {len(pending)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
+                f"it gives {len(texts)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
                 file=str(shard),
                 record=str(record),
             )
-        return self._tokenise([sample for sample, _ in pending], [images for _, images in pending], shard, record)
+        return self._tokenise(texts, images, shard, record)
 
     def _tokenise(
         self, samples: Sequence[Sample], images: Sequence[tuple[bytes, ...]], shard: Path, record: int
@@ -100,7 +110,7 @@ class RecordEncoder:
         for i, sample in enumerate(samples):
             try:
                 row = self.processor.encode(
-                    sample.instruction, len(sample.images), codes=codes.get(i), answer=sample.answer
+                    sample.instruction, len(images[i]), codes=codes.get(i), answer=sample.answer
                 )
             except DataError as error:
                 raise DataError(
@@ -160,8 +170,11 @@ def assemble_piece(
 
 def _stack_actions(samples: Sequence[EncodedSample]) -> NDArray[np.float32]:
     """float32[N, K, D]; NaN where a sample has none and others have; [N, 0, 0] where none has."""
-    shape = next((sample.action.shape for sample in samples if sample.action is not None), None)
-    if shape is None:
+    actions = [sample.action for sample in samples if sample.action is not None]
+    if len(actions) == len(samples):
+        return np.array(actions, np.float32)
+    if not actions:
         return np.empty((len(samples), 0, 0), np.float32)
+    shape = actions[0].shape
     missing = np.full(shape, np.nan, np.float32)
     return np.stack([missing if sample.action is None else sample.action for sample in samples])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,6 +37,10 @@ class Counters:
     records_decoded: int = 0
     records_distinct: int = 0
     skipped: int = 0
+
+    def as_list(self) -> list[int]:
+        """In the order of the fields."""
+        return [self.samples, self.records_decoded, self.records_distinct, self.skipped]
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +104,7 @@ class PieceBuilder:
                         heapq.heappush(self._urgent, (self._tickets, key))
             if self._read_ahead:
                 lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
-                self._ahead.asked(lane_key, plan, plan.lane_lengths()[lane], ticket.start + ticket.count)
+                self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
             self._wake.notify_all()
         if not pending.missing:
             self._finish(pending)
@@ -184,6 +189,7 @@ class PieceBuilder:
         with self._wake:
             self.counters.samples += len(pending.refs)
             self.counters.skipped += len(piece.skipped)
-            for ref in pending.refs:
-                self._cache.serve(self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, ref.record), 1)
+            for record, count in Counter(ref.record for ref in pending.refs).items():
+                key = self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, record)
+                self._cache.serve(key, count)
             self._wake.notify_all()

@@ -22,9 +22,9 @@ def serve(argv: list[str] | None = None) -> int:
 
 def prepare(argv: list[str] | None = None) -> int:
     """`loader-prepare`."""
-    from loader_service.prepare import cli as command
+    from loader_service.prepare.cli import main
 
-    return _guarded("loader-prepare", lambda: command.main(argv))
+    return _guarded("loader-prepare", lambda: main(argv))
 
 
 def _guarded(program: str, run: Callable[[], object]) -> int:

@@ -70,12 +70,14 @@ class EpochPlan:
         entry: int,
     ) -> None:
         """records, ends: uint32[R] in lane-major order; ends counts the samples of its lane up to and with the record."""
-        self.records, self.ends, self.order = records, ends, order
+        # Plain arrays: indexing a memmap makes a memmap, at ten times the cost.
+        self.records, self.ends, self.order = np.asarray(records), np.asarray(ends), order
         self.split, self.epoch, self.entry = split, epoch, entry
         # Lane l holds every lanes-th record of the permutation from l on.
         sizes = [len(range(lane, len(records), order.lanes)) for lane in range(order.lanes)]
         self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # [L + 1]
         self._layouts: OrderedDict[tuple[int, int], Window] = OrderedDict()
+        self._current: dict[int, Window] = {}  # lane -> the window that was asked last
 
     @classmethod
     def make(
@@ -110,10 +112,12 @@ class EpochPlan:
 
     def lane_lengths(self) -> list[int]:
         """Samples of each of the entry's lanes."""
-        return [
-            int(self.ends[last - 1]) if last > first else 0
-            for first, last in zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True)
-        ]
+        return [self.lane_length(lane) for lane in range(self.order.lanes)]
+
+    def lane_length(self, lane: int) -> int:
+        """Samples of one of the entry's lanes."""
+        first, last = self._bounds[lane], self._bounds[lane + 1]
+        return int(self.ends[last - 1]) if last > first else 0
 
     def samples(self, lane: int, start: int, count: int) -> list[SampleRef]:
         """The samples [start, start + count) of a lane, in training order."""
@@ -129,6 +133,9 @@ class EpochPlan:
 
     def window_at(self, lane: int, position: int) -> Window:
         """The window that holds a lane's sample position."""
+        current = self._current.get(lane)
+        if current is not None and current.start <= position < current.stop:
+            return current
         first, last = int(self._bounds[lane]), int(self._bounds[lane + 1])
         ends = self.ends[first:last]
         if not 0 <= position < (int(ends[-1]) if len(ends) else 0):
@@ -141,6 +148,7 @@ class EpochPlan:
             self._layouts[lane, number] = layout
             if len(self._layouts) > _MAX_LAYOUTS:
                 self._layouts.popitem(last=False)
+        self._current[lane] = layout
         return layout
 
     def _layout(self, lane: int, number: int, low: int, high: int) -> Window:

@@ -29,17 +29,22 @@ class Planner:
     ) -> None:
         self._run_dir, self._entries, self._order, self._wake = run_dir, entries, order, wake
         self._plans: dict[tuple[str, int], Future[LaneLengths]] = {}
+        self._known: dict[tuple[str, int], LaneLengths] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
     def lengths(self, split: str, epoch: int) -> LaneLengths | None:
         """The lanes' lengths of an epoch; starts planning it, and then the epoch after it, where that was not done."""
+        known = self._known.get((split, epoch))
+        if known is not None:
+            return known
         future = self._request(split, epoch)
         if not future.done():
             return None
         if split == "train":
             self._request(split, epoch + 1)
             self._forget(split, epoch)
-        return future.result()
+        self._known[split, epoch] = future.result()
+        return self._known[split, epoch]
 
     def close(self) -> None:
         """Wait for the thread."""
@@ -64,5 +69,6 @@ class Planner:
         """Drop what lies more than one epoch behind (a rank may still be in the last one)."""
         for key in [key for key in self._plans if key[0] == split and key[1] < epoch - 1 and self._plans[key].done()]:
             del self._plans[key]
+            self._known.pop(key, None)
             for path in self._run_dir.glob(f"plan-{key[0]}-{key[1]}-*.npy"):
                 path.unlink()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from loader_service.plan import PLAN_VERSION
-from loader_service.pool import WorkerPool, run_directory
+from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.shards import expand_entry
 from loader_service.server import LoaderServer
@@ -33,6 +33,8 @@ from stoker_proto.processor import Processor
 logger = logging.getLogger(__name__)
 
 _WORKERS_START_DEADLINE_S = 60.0
+CORES_PER_WORKER = 4
+"""Threads that one interpreter keeps busy: about a seventh of a sample's time holds its lock."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -82,9 +84,9 @@ def serve(arguments: argparse.Namespace) -> None:
     fingerprints = all_fingerprints(config, prepared, processor)
     name = LoaderServer.new_name()
     with run_directory() as run_dir, zmq.Context() as context:
-        num_workers = config.loader.workers or cpu_count()
-        pool = WorkerPool(context, run_dir, num_workers)
-        write_job(run_dir, config, prepared, processor, name, pool)
+        num_workers = config.loader.workers or -(-cpu_count() // CORES_PER_WORKER)
+        write_job(run_dir, config, prepared, processor, name, num_workers)
+        pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
         server = LoaderServer(
             config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name
         )
@@ -191,7 +193,7 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
 
 
 def write_job(
-    run_dir: Path, config: Config, prepared: Prepared, processor: Processor, name: str, pool: WorkerPool
+    run_dir: Path, config: Config, prepared: Prepared, processor: Processor, name: str, num_workers: int
 ) -> None:
     """Leave in the run directory all that a worker needs to know."""
     manifests = [
@@ -210,8 +212,8 @@ def write_job(
         "config": config_to_tree(config),
         "manifests": manifests,
         "loader": name,
-        "endpoint": pool.endpoint,
-        "workers": pool.num_workers,
+        "workers": num_workers,
+        "threads": config.loader.threads or -(-cpu_count() // num_workers),
     }
     (run_dir / "job.json").write_text(json.dumps(job))
     processor.save(run_dir)

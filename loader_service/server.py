@@ -10,14 +10,14 @@ import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
 from loader_service.planner import Planner
-from loader_service.pool import WorkerPool
+from loader_service.pool import Pool, has_message
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto import PROTOCOL_VERSION, codec
 from stoker_proto.config import Config
@@ -43,6 +43,8 @@ MAX_TICKETS_PER_CLIENT = 1024
 MAX_UNREAD_FRAMES = 256
 """Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline."""
 _MAX_CLIENTS = 65_536
+_AT_ONCE = 256
+_LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class LoaderServer:
         fingerprints: dict[str, str],
         processor_json: str,
         run_dir: Path,
-        pool: WorkerPool,
+        pool: Pool,
         context: zmq.Context[zmq.Socket[bytes]],
         *,
         name: str,
@@ -121,27 +123,32 @@ class LoaderServer:
     def run(self) -> None:
         """Serve."""
         poller = zmq.Poller()
-        for readable in (self._socket, self._pool.socket, self._wake_read):
+        for readable in (self._socket, self._pool.readable, self._wake_read):
             poller.register(readable, zmq.POLLIN)
         draining = False
+        next_look = 0.0
         while not self._stopped:
-            events = dict(poller.poll(500))
+            events = dict(poller.poll(_LOOK_INTERVAL_MS))
             if self._wake_read in events:
                 os.read(self._wake_read, 65536)
                 self._answer_planned()
-            if self._pool.socket in events:
-                self._drain_socket(self._pool.socket, self._from_worker)
+            if self._pool.readable in events:
+                self._pool.acknowledge()
+            self._from_workers()
             if self._socket in events:
-                self._drain_socket(self._socket, self._from_client)
-            for worker in self._pool.replace_dead():
-                self._fail_tickets_of(worker)
+                self._from_clients()
+                self._from_workers()
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
+                for worker in self._pool.replace_dead():
+                    self._fail_tickets_of(worker)
             if self._drain_deadline is not None:
                 if not draining:
                     draining = True
                     self._announce_drain()
                 in_work = sum(len(client.in_work) for client in self._clients.values())
                 if not in_work or time.monotonic() > self._drain_deadline:
-                    logger.warning("drained: %d tickets left unanswered", in_work)
+                    logger.log(logging.WARNING if in_work else logging.INFO, "drained: %d tickets unanswered", in_work)
                     return
 
     def close(self) -> None:
@@ -173,23 +180,23 @@ class LoaderServer:
         except BlockingIOError:
             return  # full: the loop is going to wake up anyway
 
-    def _drain_socket(self, socket: zmq.Socket[bytes], handle: Callable[[], None]) -> None:
-        """Handle what has come, but at most a few hundred messages, so that neither side starves the other."""
-        for _ in range(256):
-            if not socket.poll(0):
+    def _from_workers(self) -> None:
+        """Pass on what is ready, but at most some hundred frames, so that neither side starves the other."""
+        for _ in range(_AT_ONCE):
+            answer = self._pool.receive()
+            if answer is None:
                 return
-            handle()
+            address, frame = answer
+            client = self._clients.get(address)
+            if client is not None:
+                client.in_work.pop(codec.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer), None)
+                self._send_frame(address, frame)
 
-    def _from_worker(self) -> None:
-        message = self._pool.receive()
-        if message is None:
-            return
-        _, address, frame = message
-        client = self._clients.get(address)
-        if client is None:
-            return
-        client.in_work.pop(_ticket_number(frame.buffer), None)
-        self._send_frame(address, frame)
+    def _from_clients(self) -> None:
+        for _ in range(_AT_ONCE):
+            if not has_message(self._socket):
+                return
+            self._from_client()
 
     def _from_client(self) -> None:
         parts = self._socket.recv_multipart()
@@ -284,9 +291,10 @@ class LoaderServer:
             rule = f"lane {ticket.lane} has {length} samples, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
         worker = ticket.lane % self._pool.num_workers
-        if not self._pool.send(worker, address, frame):
-            return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
         client.in_work[ticket.ticket] = worker
+        if not self._pool.send(worker, address, ticket, frame):
+            del client.in_work[ticket.ticket]
+            return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
         return None
 
     def _answer_planned(self) -> None:
@@ -313,7 +321,9 @@ class LoaderServer:
 
     def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
         try:
-            self._socket.send_multipart([address, frame], zmq.NOBLOCK, copy=False)
+            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
+            # A received frame is passed on as it is; bytes are copied, see `worker.py`.
+            self._socket.send(frame, zmq.NOBLOCK, copy=isinstance(frame, bytes))
         except zmq.Again:
             self._dropped += 1
             return
@@ -323,8 +333,3 @@ class LoaderServer:
             self._clients.pop(address, None)  # the rank is gone
             return
         self._bytes_sent += len(frame)
-
-
-def _ticket_number(frame: memoryview) -> int:
-    """The ticket that a worker's frame answers. Workers put it into the first field, so nothing else is decoded."""
-    return codec.peek_ticket(frame)

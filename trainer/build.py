@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.checkpoint import Checkpoints, Cursor, Saved
+from trainer.checkpoint import Checkpoints
 from trainer.feed.batch import plain_memory
 from trainer.feed.feed import Feed, FeedInfo
 from trainer.flops import count_flops, peak_flops
@@ -21,6 +21,7 @@ from trainer.inputs import InputMaker
 from trainer.loop import Split, Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
+from trainer.saved import Cursor, Saved
 from trainer.step import Stepper
 from trainer.trackers import Trackers
 from trainer.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap

@@ -20,12 +20,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.checkpoint import Checkpoints, Cursor
+from trainer.checkpoint import Checkpoints
 from trainer.evals.validation import validate
 from trainer.export import export
 from trainer.feed.batch import StepBatch
 from trainer.flops import FlopCounter
 from trainer.progress import DigestLog, ProgressBar, write_summary
+from trainer.saved import Cursor
 from trainer.schedule_lr import learning_rate
 from trainer.step import Stepper, StepResult, max_over_ranks
 from trainer.trackers import Trackers
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class BatchFeed(Protocol):
     """What the loop needs of `trainer.feed.Feed`."""
+
+    @property
+    def num_ready(self) -> int:
+        """Micro-batches that lie ready."""
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
         """This rank's part of the epoch's global batches from there on."""
@@ -151,7 +156,8 @@ class Trainer:
         return result.num_supervised > 0 and not result.applied
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
-        wait_s, wait_share = max_over_ranks([batch.wait_s, min(1.0, batch.wait_s / step_s)], self.ranks)
+        worst = [batch.wait_s, min(1.0, batch.wait_s / step_s), -self.train.feed.num_ready]
+        wait_s, wait_share, none_ready = max_over_ranks(worst, self.ranks)
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
         figures = {
             "train/loss": result.loss,
@@ -161,6 +167,7 @@ class Trainer:
             "train/step_s": step_s,
             "train/data_wait_s": wait_s,
             "train/data_wait_frac": wait_share,
+            "train/queue_depth": -none_ready,
             "train/samples_per_s": result.num_rows / step_s,
             "train/tokens_per_s": result.num_tokens / step_s,
             "train/skipped_steps": float(self.cursor.skipped_steps),

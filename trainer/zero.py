@@ -6,7 +6,6 @@ compiles C++ for minutes; a plain `{"type": "AdamW"}` compiles `fused_adam`).
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -62,7 +61,8 @@ def join_ranks() -> Ranks:
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # In the module's own table, as asking for it makes DeepSpeed try its operators with a compiler.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
         if "OMP_NUM_THREADS" not in os.environ:  # or every rank would take every core
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not dist.is_initialized() and "MASTER_ADDR" not in os.environ:
@@ -129,7 +129,6 @@ def partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del keep_alive
-        gc.collect()
 
 
 def wrap(model: torch.nn.Module, config: Config, settings: dict[str, Any]) -> Engine:
@@ -139,7 +138,6 @@ def wrap(model: torch.nn.Module, config: Config, settings: dict[str, Any]) -> En
         parameter_groups(model, trainer.weight_decay),
         lr=trainer.lr,
         betas=trainer.betas,
-        fused=torch.cuda.is_available() and not trainer.offload,
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.train()  # `from_pretrained` gives a model in evaluation mode: no dropout, no gradient checkpointing

@@ -1,4 +1,4 @@
-"""Counting a part's actions, and the count as arrays for the cache: what was seen, and what of the sample can matter later.
+"""Counting a part's actions for the cache: what was seen, and how much of the sample can matter later.
 
 The parts of a large source would together keep far more actions than the fit's sample takes. A part with a share of the bytes
 has about that share of the sample: so it keeps four times as many, those with the smallest hashes, and no more.
@@ -6,8 +6,7 @@ has about that share of the sample: so it keeps four times as many, those with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,46 +32,6 @@ def actions_to_keep(part_bytes: int, entry_bytes: int) -> int:
     while keep < wanted and keep < SAMPLE_CAPACITY:
         keep *= 2
     return keep
-
-
-def actions_to_arrays(actions: StatisticsAccumulator, keep: int) -> dict[str, NDArray[Any]]:
-    """count; extremes [2, D]; sums of the used exponents; hashes [M] and rows [M, D] with M <= keep."""
-    actions._flush()
-    used = np.flatnonzero(actions._sums.any(axis=0))
-    hashes, rows = _smallest(actions._hashes, actions._rows, keep)
-    return {
-        "count": np.array(actions.count),
-        "extremes": np.stack([actions._min, actions._max]),
-        "used": used,
-        "sums": actions._sums[:, used],
-        "hashes": hashes,
-        "rows": rows,
-    }
-
-
-def actions_from_arrays(arrays: Mapping[str, NDArray[Any]], keep: int) -> StatisticsAccumulator | None:
-    """The inverse, with a sample of at most `keep` actions; None if fewer were kept than that, and more were there."""
-    hashes, rows, extremes = arrays["hashes"], arrays["rows"], arrays["extremes"]
-    count = int(arrays["count"])
-    if len(hashes) < min(keep, count):
-        return None
-    if extremes.ndim != 2 or rows.shape != (len(hashes), extremes.shape[1]):
-        raise DataError("a damaged part of the cache")
-    actions = StatisticsAccumulator(extremes.shape[1], capacity=SAMPLE_CAPACITY)
-    actions.count = count
-    actions._min, actions._max = extremes[0].copy(), extremes[1].copy()
-    actions._sums[:, arrays["used"]] = arrays["sums"]
-    actions._hashes, actions._rows = _smallest(hashes, rows, keep)
-    return actions
-
-
-def _smallest(
-    hashes: NDArray[np.uint64], rows: NDArray[np.float32], keep: int
-) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    if len(hashes) <= keep:
-        return hashes, rows
-    kept = np.argpartition(hashes, keep - 1)[:keep]
-    return hashes[kept], rows[kept]
 
 
 class ActionCounter:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from loader_service.prepare import parts as parts_module
-from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_to_arrays, actions_to_keep, check_same_width
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_to_keep, check_same_width
 from loader_service.prepare.cache import new_folder, save_arrays, write_whole
 from loader_service.prepare.manifest import (
     ACTIONS_FILE,
@@ -179,7 +179,7 @@ class EntryJob:
         for column in columns.values():
             column.flush()
         if actions is not None:
-            save_arrays(folder / ACTIONS_FILE, actions_to_arrays(actions, SAMPLE_CAPACITY))
+            save_arrays(folder / ACTIONS_FILE, actions.to_arrays(SAMPLE_CAPACITY))
         write_description(
             folder,
             content=content,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_from_arrays, check_same_width
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, check_same_width
 from loader_service.prepare.cache import writable
 from loader_service.prepare.manifest import ACTIONS_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
@@ -86,7 +86,7 @@ def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
 def _load_actions(path: Path) -> StatisticsAccumulator:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            actions = actions_from_arrays(arrays, SAMPLE_CAPACITY)
+            actions = StatisticsAccumulator.from_arrays(arrays, SAMPLE_CAPACITY, capacity=SAMPLE_CAPACITY)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
         reason = f"damaged ({type(error).__name__}): delete it and run loader-prepare again"
         raise ManifestError(reason, file=str(path)) from error

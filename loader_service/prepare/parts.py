@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.actions_state import ActionCounter, actions_from_arrays, actions_to_arrays
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, ActionCounter
 from loader_service.prepare.cache import save_arrays, writable
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.actions.statistics import StatisticsAccumulator
@@ -110,7 +110,7 @@ def load_part(path: Path, keep: int) -> Part | None:
         with np.load(path, allow_pickle=False) as saved:
             actions = None
             if "count" in saved.files:
-                actions = actions_from_arrays(saved, keep)
+                actions = StatisticsAccumulator.from_arrays(saved, keep, capacity=SAMPLE_CAPACITY)
                 if actions is None:
                     return None
             return Part(
@@ -136,7 +136,7 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "errors": np.array(part.errors, dtype=np.str_),
     }
     if part.actions is not None:
-        arrays.update(actions_to_arrays(part.actions, keep))
+        arrays.update(part.actions.to_arrays(keep))
     with writable(path.parent.parent.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(path, arrays)

@@ -157,9 +157,9 @@ class LoaderConfig:
     """How a loader uses its host. Nothing here changes what is in a batch."""
 
     workers: int = 0
-    """Processes that build pieces; 0: one per core."""
-    threads: int = 2
-    """Threads in each of them; decoding releases the interpreter lock."""
+    """Processes that build pieces; 0: one per four cores."""
+    threads: int = 0
+    """Threads in each of them; decoding releases the interpreter lock. 0: all cores, shared among the workers."""
     cache_mb: int = 1024
     """Encoded frames kept in memory over all workers, in MiB."""
     read_ahead: bool = True
@@ -286,7 +286,6 @@ class Config:
             "data.order.window_records": data.order.window_records,
             "data.order.cell": data.order.cell,
             "data.image.depth_max_mm": data.image.depth_max_mm,
-            "loader.threads": self.loader.threads,
             "loader.cache_mb": self.loader.cache_mb,
             "trainer.micro_batch_size": trainer.micro_batch_size,
             "trainer.global_batch_size": trainer.global_batch_size,
@@ -302,6 +301,7 @@ class Config:
             "data.order.seed": data.order.seed,
             "data.bad_sample_budget": data.bad_sample_budget,
             "loader.workers": self.loader.workers,
+            "loader.threads": self.loader.threads,
             "trainer.eval_interval": trainer.eval_interval,
             "trainer.checkpoint.interval": trainer.checkpoint.interval,
             "trainer.grad_clip": trainer.grad_clip,

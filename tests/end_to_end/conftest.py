@@ -24,7 +24,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demonstrations(tmp_path_factory.mktemp("demos"), LENGTHS)
 
 
-@pytest.fixture()
+@pytest.fixture
 def config(tmp_path: Path, model: Path, demos: Path) -> Path:
     """A config over them."""
     return write_config(tmp_path, model, [demos])

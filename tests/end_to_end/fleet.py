@@ -154,7 +154,7 @@ def pull(
                 result.longest_wait_s = max(result.longest_wait_s, batch.wait_s if batch.step else 0)
                 if rank == 0 and on_step:
                     on_step(batch.step)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
             errors.append(error)
         finally:
             feed.close()
@@ -183,7 +183,11 @@ def _rows(micro: Any) -> Iterator[tuple[tuple[int, ...], bytes]]:
     for row in range(micro.num_rows):
         length = int(micro.attention_mask[row].sum())
         images = int(micro.image_counts[row])
-        parts = [micro.keys[row].tobytes(), micro.input_ids[row, :length].tobytes(), micro.labels[row, :length].tobytes()]
+        parts = [
+            micro.keys[row].tobytes(),
+            micro.input_ids[row, :length].tobytes(),
+            micro.labels[row, :length].tobytes(),
+        ]
         parts.append(micro.actions[row].tobytes())
         if images:
             parts.append(micro.pixels[image : image + images].tobytes())

@@ -16,7 +16,7 @@ from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations
 
 
-@pytest.fixture()
+@pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """Ten trajectories of 4 timesteps, the fourth of which is cut short on disk."""
     jsonl = write_demonstrations(tmp_path / "damaged", [4] * 10)
@@ -31,7 +31,9 @@ def one_line(text: str) -> str:
     return lines[0]
 
 
-def test_policy_fail_ends_the_run_with_the_sample_and_the_loader_lives(tmp_path: Path, model: Path, damaged: Path) -> None:
+def test_policy_fail_ends_the_run_with_the_sample_and_the_loader_lives(
+    tmp_path: Path, model: Path, damaged: Path
+) -> None:
     config = write_config(tmp_path, model, [damaged])
     with serving(config) as loader:
         with pytest.raises(DataError, match=r"traj_3/obs.npz") as first:
@@ -69,7 +71,9 @@ def test_a_loader_with_other_data_is_refused_with_the_difference(tmp_path: Path,
         pull(config, [a.address, b.address])
 
 
-def test_a_loader_with_another_template_is_refused_by_name(tmp_path: Path, config: Path, model: Path, demos: Path) -> None:
+def test_a_loader_with_another_template_is_refused_by_name(
+    tmp_path: Path, config: Path, model: Path, demos: Path
+) -> None:
     other = write_config(tmp_path, model, [demos], dialogue={"template": "openvla"})
     with serving(other) as loader, pytest.raises(RefusedError, match="dialogue"):
         pull(config, [loader.address])
@@ -167,7 +171,9 @@ def test_a_dataset_class_from_outside_the_repository(tmp_path: Path, model: Path
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "captions.py").write_text(OUTSIDE)
-    (outside / "captions.txt").write_text("\n".join(json.dumps([f"what is number {i}?", f"it is {i}"]) for i in range(9)))
+    (outside / "captions.txt").write_text(
+        "\n".join(json.dumps([f"what is number {i}?", f"it is {i}"]) for i in range(9))
+    )
     config = write_config(tmp_path, model, [outside], dataset_type="captions:Captions")
     with serving(config, PYTHONPATH=f"{Path.cwd()}:{Path.cwd() / 'proto'}:{outside}") as loader:
         assert "9 records 9 samples" in loader.ready_line
@@ -175,7 +181,7 @@ def test_a_dataset_class_from_outside_the_repository(tmp_path: Path, model: Path
     assert sorted(key[1] for key in pulled.keys) == list(range(9))
 
 
-OUTSIDE = '''
+OUTSIDE = """
 import json
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 
@@ -191,4 +197,4 @@ class Captions(BaseSFTDataset):
     def read(self, shard, offset, size):
         question, answer = json.loads(shard.read_bytes()[offset : offset + size])
         yield Sample(instruction=question, answer=answer)
-'''
+"""

@@ -52,9 +52,7 @@ def test_a_killed_loader_costs_no_sample_and_changes_no_byte(config: Path) -> No
             if step == 3:
                 first.end(signal.SIGKILL)
 
-        survived = pull(
-            config, [first.address, second.address], "trainer.feed.ticket_deadline_s=1", on_step=kill_one
-        )
+        survived = pull(config, [first.address, second.address], "trainer.feed.ticket_deadline_s=1", on_step=kill_one)
     assert survived.keys == expected.keys
     assert survived.steps == expected.steps
 
@@ -73,7 +71,9 @@ def test_a_drained_loader_costs_no_sample(config: Path) -> None:
     assert drained.steps == expected.steps
 
 
-def test_augmentation_repeats_with_the_epoch_and_leaves_validation_alone(tmp_path: Path, model: Path, demos: Path) -> None:
+def test_augmentation_repeats_with_the_epoch_and_leaves_validation_alone(
+    tmp_path: Path, model: Path, demos: Path
+) -> None:
     plain = write_config(tmp_path, model, [demos], val_data_paths=[str(demos)])
     augmented = write_config(tmp_path, model, [demos], val_data_paths=[str(demos)], augment={"enabled": True})
     with serving(plain) as loader:

@@ -40,6 +40,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     )
 
 
+@settings(deadline=None)
 @given(piece=pieces())
 def test_pieces_round_trip(piece: Piece) -> None:
     back = codec.decode(codec.encode(piece))
@@ -51,6 +52,7 @@ def test_pieces_round_trip(piece: Piece) -> None:
         assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
 
 
+@settings(deadline=None)
 @given(
     message=st.one_of(
         st.builds(Ticket, ticket=INT64, split=TEXT, epoch=INT64, lane=INT64, start=INT64, count=INT64),
@@ -76,7 +78,7 @@ def test_big_endian_and_strided_arrays_travel_as_they_mean() -> None:
     assert codec.encode(odd) == codec.encode(piece)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(frame=st.binary(max_size=80))
 def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
     try:
@@ -85,7 +87,7 @@ def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
         return
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     name=st.sampled_from(sorted(MESSAGES)),
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),

@@ -35,6 +35,7 @@ def test_literal_stream() -> None:
     assert Order([7, 0, 4], 3).runs(2, 5) == [Run(0, 2, 1), Run(2, 0, 2)]
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, cell=CELL)
 def test_every_sample_once_and_lanes_in_their_order(lengths: list[int], cell: int) -> None:
     order = Order(lengths, cell)
@@ -44,6 +45,7 @@ def test_every_sample_once_and_lanes_in_their_order(lengths: list[int], cell: in
         assert [position for of, position in stream if of == lane] == list(range(length))
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, cell=CELL, cuts=st.lists(st.floats(0, 1), max_size=6))
 def test_slices_agree_with_the_whole(lengths: list[int], cell: int, cuts: list[float]) -> None:
     order = Order(lengths, cell)
@@ -52,6 +54,7 @@ def test_slices_agree_with_the_whole(lengths: list[int], cell: int, cuts: list[f
     assert pieces == samples(order, 0, order.total)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, cell=CELL)
 def test_runs_are_parts_of_single_cells(lengths: list[int], cell: int) -> None:
     order = Order(lengths, cell)
@@ -60,6 +63,7 @@ def test_runs_are_parts_of_single_cells(lengths: list[int], cell: int) -> None:
         assert run.start // cell == (run.start + run.count - 1) // cell
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, cell=CELL)
 def test_lanes_mix_in_proportion_at_every_prefix(lengths: list[int], cell: int) -> None:
     """After any number of samples each lane has given its share of its own length, to within a few cells."""
@@ -73,7 +77,7 @@ def test_lanes_mix_in_proportion_at_every_prefix(lengths: list[int], cell: int) 
         )
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS, cell=CELL)
 def test_due_times_decide_ties_by_lane(lengths: list[int], cell: int) -> None:
     order = Order(lengths, cell)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stoker_proto.errors import ConfigError, RefusedError
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
-from tests.trainer.support.runs import digests, run, weights
+from tests.trainer.support.runs import FINGERPRINTS, build_run, digests, run, weights
 
 CHECKPOINT = {"interval": 3, "keep": 10}
 pytestmark = pytest.mark.end_to_end
@@ -18,19 +19,19 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.fixture(scope="module")
 def straight(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks, two epochs, eight steps without a stop; dropout is on, so that random generators matter."""
+    """Two ranks, two epochs, eight steps without a stop; with dropout, so that random generators matter."""
     folder = tmp_path_factory.mktemp("straight")
-    config = make_config(tiny_llava, folder, epochs=2, checkpoint=CHECKPOINT)
-    run_ranks(2, lambda rank: run(config, dropout=0.1))
+    config = make_config(tiny_llava, folder, epochs=2, weight_decay=0.1, checkpoint=CHECKPOINT)
+    run_ranks(2, lambda rank: run(config, dropout=0.2))
     return folder
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tiny_llava: Path, tmp_path: Path) -> None:
-    config = make_config(tiny_llava, tmp_path, epochs=2, checkpoint=CHECKPOINT)
-    killed = run_ranks(2, lambda rank: run(config, dropout=0.1, fail_at=(1, 8)))  # five steps done, three saved
+    config = make_config(tiny_llava, tmp_path, epochs=2, weight_decay=0.1, checkpoint=CHECKPOINT)
+    killed = run_ranks(2, lambda rank: run(config, dropout=0.2, fail_at=(1, 8)))  # five steps done, three saved
     assert killed == ["killed", "killed"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-    run_ranks(2, lambda rank: run(config, dropout=0.1))
+    run_ranks(2, lambda rank: run(config, dropout=0.2))
     for rank in range(2):
         expected, found = digests(straight, rank), digests(tmp_path, rank)
         assert [line["step"] for line in expected] == list(range(1, 9))
@@ -39,15 +40,52 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tiny_llava:
     assert all(torch.equal(found_weights[name], tensor) for name, tensor in expected_weights.items())
 
 
+@pytest.fixture(scope="module")
+def without_dropout(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `straight`; on another number of ranks dropout would fall elsewhere."""
+    folder = tmp_path_factory.mktemp("without_dropout")
+    config = make_config(tiny_llava, folder, epochs=2, weight_decay=0.1, checkpoint=CHECKPOINT, export=False)
+    run_ranks(2, lambda rank: run(config))
+    return folder
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on_with_the_same_global_batches(
-    before: int, after: int, straight: Path, tiny_llava: Path, tmp_path: Path
+def test_another_number_of_ranks_trains_the_same_global_batches(
+    before: int, after: int, without_dropout: Path, tiny_llava: Path, tmp_path: Path
 ) -> None:
-    config = make_config(tiny_llava, tmp_path, epochs=2, checkpoint=CHECKPOINT)
-    if before == 2:  # the first three steps of the straight run
-        shutil.copytree(straight / "checkpoints" / "step-00000003", tmp_path / "checkpoints" / "step-00000003")
+    config = make_config(tiny_llava, tmp_path, epochs=2, weight_decay=0.1, checkpoint=CHECKPOINT, export=False)
+    if before == 2:  # the straight run, as if it had been killed after three steps
+        shutil.copytree(without_dropout / "checkpoints" / "step-00000003", tmp_path / "checkpoints" / "step-00000003")
     else:
-        run_ranks(before, lambda rank: run(config, dropout=0.0, fail_at=(0, 24)))
-    universal = make_config(tiny_llava, tmp_path, epochs=2, checkpoint={**CHECKPOINT, "universal": True})
-    run_ranks(after, lambda rank: run(universal, dropout=0.0))
-    ...
+        run_ranks(before, lambda rank: run(config, fail_at=(0, 24)))
+
+    def refused(rank: int) -> str:
+        with pytest.raises(ConfigError) as caught:
+            build_run(config)
+        return str(caught.value)
+
+    assert "trainer.checkpoint.universal=true" in run_ranks(after, refused)[0]
+
+    universal = make_config(
+        tiny_llava, tmp_path, epochs=2, weight_decay=0.1, checkpoint={**CHECKPOINT, "universal": True}, export=False
+    )
+    run_ranks(after, lambda rank: run(universal))
+    expected = {line["step"]: line["loss"] for line in digests(without_dropout)}
+    found = [(line["step"], line["loss"]) for line in digests(tmp_path)][-5:]
+    assert [step for step, _ in found] == [4, 5, 6, 7, 8]
+    for step, loss in found:
+        assert loss == pytest.approx(expected[step], abs=1e-5), f"step {step}"
+
+
+def test_another_meaning_of_the_data_is_refused(straight: Path, tiny_llava: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight / "checkpoints" / "step-00000003", tmp_path / "checkpoints" / "step-00000003")
+    config = make_config(tiny_llava, tmp_path, epochs=2)
+
+    def refused(rank: int) -> str:
+        with pytest.raises(RefusedError) as caught:
+            build_run(config, fingerprints={**FINGERPRINTS, "codec": "d" * 64})
+        return str(caught.value)
+
+    message = run_ranks(1, refused)[0]
+    assert "codec cccccccccccc -> dddddddddddd" in message
+    assert "trainer.checkpoint.resume=null" in message

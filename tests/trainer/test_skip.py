@@ -53,7 +53,9 @@ def break_one_rank(rank: int, config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), (3, "bf16"), (2, "fp32"), (2, "bf16"), (1, "bf16")])
-def test_one_rank_with_a_gradient_that_is_not_finite(stage: int, precision: str, tiny_causal: Path, tmp_path: Path) -> None:
+def test_one_rank_with_a_gradient_that_is_not_finite(
+    stage: int, precision: str, tiny_causal: Path, tmp_path: Path
+) -> None:
     config = make_config(tiny_causal, tmp_path, zero_stage=stage, precision=precision, weight_decay=0.1)
     for found in run_ranks(2, lambda rank: break_one_rank(rank, config)):
         assert found["first"].applied

@@ -38,6 +38,6 @@ def validate(
     total = Sums.from_vector(dim, sum_over_ranks(sums.to_vector(), ranks))
     if total.samples != num_samples:
         raise DataError(
-            f"validation saw {total.samples:.0f} samples, but the split has {num_samples}: a loader or a rank is wrong"
+            f"validation saw {total.samples:.0f} samples where the split has {num_samples}: report this with your config"
         )
     return total.metrics()

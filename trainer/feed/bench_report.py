@@ -33,7 +33,7 @@ class BenchReport:
         self._digest, self._stream_digest = hashlib.sha256(), hashlib.sha256()
         self._records: set[tuple[int, int]] = set()
         self._times: list[tuple[float, int]] = []  # (end of a step, samples so far)
-        self._wait_s = [0.0] * world_size
+        self._wait_s: list[list[float]] = []  # of each step: of each rank
         self._num_samples = self._num_supervised = self._num_skipped = 0
         self._first: Progress = ()
         self.figures: dict[str, Any] = {}
@@ -49,8 +49,8 @@ class BenchReport:
 
     def step(self, batches: Sequence[StepBatch]) -> None:
         """One step is done on all ranks; batches: by rank."""
+        self._wait_s.append([batch.wait_s for batch in batches])
         for rank, batch in enumerate(batches):
-            self._wait_s[rank] += batch.wait_s if self._times else 0.0
             for micro in batch.micro_batches:
                 self._digest.update(
                     batch.first_sample.to_bytes(8, "little") + rank.to_bytes(4, "little") + micro.digest
@@ -77,7 +77,8 @@ class BenchReport:
             "wire_bytes_per_sample": sum(feed.bytes_received for feed in feeds) / samples,
             "records_decoded_per_record": loader["records_decoded"] / max(len(self._records), 1),
             "first_batch_s": max((feed.first_batch_at or self._began) - self._began for feed in feeds),
-            "data_wait_frac": self._data_wait_frac(),
+            "data_wait_frac": self._data_wait_frac(0),
+            "data_wait_frac_steady": self._data_wait_frac(len(self._times) // 2),
             "digest": self._digest.hexdigest(),
             "stream_digest": self._stream_digest.hexdigest(),
             "steps": len(self._times),
@@ -93,7 +94,7 @@ class BenchReport:
 
     def table(self) -> str:
         """For people."""
-        figures = self.figures
+        figures, steady = self.figures, 100 * self.figures["data_wait_frac_steady"]
         rows = [
             ("samples", f"{figures['samples']} in {figures['steps']} steps on {figures['ranks']} ranks"),
             ("samples/s", f"{figures['samples_per_s']:.1f}"),
@@ -102,7 +103,10 @@ class BenchReport:
             ("wire", f"{figures['wire_bytes_per_sample']:.0f} bytes per sample"),
             ("records decoded", f"{figures['records_decoded_per_record']:.3f} times each"),
             ("first batch", f"{figures['first_batch_s']:.3f} s after connecting"),
-            ("data wait", f"{100 * figures['data_wait_frac']:.2f}% of the time, worst rank"),
+            (
+                "data wait",
+                f"{100 * figures['data_wait_frac']:.2f}% of the time, worst rank; {steady:.2f}% in the last half",
+            ),
             ("skipped", f"{figures['skipped']} bad samples"),
             (
                 "digest",
@@ -123,10 +127,12 @@ class BenchReport:
         (first_end, first), (last_end, last) = self._times[0], self._times[-1]
         return (last - first) / max(last_end - first_end, 1e-9)
 
-    def _data_wait_frac(self) -> float:
-        if len(self._times) < 2:
+    def _data_wait_frac(self, after: int) -> float:
+        """Of the worst rank, from the end of step `after` on."""
+        if len(self._times) < after + 2:
             return 0.0
-        return max(self._wait_s) / max(self._times[-1][0] - self._times[0][0], 1e-9)
+        worst: float = max(sum(waits) for waits in zip(*self._wait_s[after + 1 :], strict=True))
+        return worst / max(self._times[-1][0] - self._times[after][0], 1e-9)
 
     def _ramp(self) -> list[float]:
         """samples/s in each bin of time from the end of the first step on, as far as the run reaches."""

@@ -7,6 +7,7 @@ codec's fit come from a sample that depends on the actions' keys alone: those wi
 Letters: N actions, D dimensions of an action, M actions in the sample.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Self
@@ -93,6 +94,16 @@ class ActionStatistics:
         return result.astype(np.float32)
 
 
+def _smallest(
+    hashes: npt.NDArray[np.uint64], rows: Float32Array, keep: int
+) -> tuple[npt.NDArray[np.uint64], Float32Array]:
+    """The `keep` rows with the smallest hashes, in no particular order."""
+    if len(hashes) <= keep:
+        return hashes, rows
+    kept = np.argpartition(hashes, keep - 1)[:keep]
+    return hashes[kept], rows[kept]
+
+
 class StatisticsAccumulator:
     """Streaming, mergeable statistics: the same result, bit for bit, in whatever order actions were added and parts
     merged.
@@ -172,6 +183,36 @@ class StatisticsAccumulator:
         )
         return statistics, sample
 
+    def to_arrays(self, keep: int) -> dict[str, npt.NDArray[Any]]:
+        """For a file: count; extremes [2, D]; sums of the used exponents; hashes [M] and rows [M, D] with M <= keep."""
+        self._flush()
+        used = np.flatnonzero(self._sums.any(axis=0))
+        hashes, rows = _smallest(self._hashes, self._rows, keep)
+        return {
+            "count": np.array(self.count),
+            "extremes": np.stack([self._min, self._max]),
+            "used": used,
+            "sums": self._sums[:, used],
+            "hashes": hashes,
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], keep: int, *, capacity: int = 65_536) -> Self | None:
+        """The inverse, with a sample of at most `keep` actions; None if fewer were kept than that, and more were there."""
+        hashes, rows, extremes = arrays["hashes"], arrays["rows"], arrays["extremes"]
+        count = int(arrays["count"])
+        if len(hashes) < min(keep, count):
+            return None
+        if extremes.ndim != 2 or rows.shape != (len(hashes), extremes.shape[1]):
+            raise DataError("saved statistics whose arrays do not fit each other")
+        actions = cls(extremes.shape[1], capacity=capacity)
+        actions.count = count
+        actions._min, actions._max = extremes[0].copy(), extremes[1].copy()
+        actions._sums[:, arrays["used"]] = arrays["sums"]
+        actions._hashes, actions._rows = _smallest(hashes, rows, keep)
+        return actions
+
     def _flush(self) -> None:
         if self._buffered == 0:
             return
@@ -188,10 +229,7 @@ class StatisticsAccumulator:
     def _keep(self, hashes: npt.NDArray[np.uint64], rows: Float32Array) -> None:
         """Of the sample and these, the `capacity` with the smallest hash."""
         hashes, rows = np.concatenate([self._hashes, hashes]), np.concatenate([self._rows, rows])
-        if len(hashes) > self.capacity:
-            kept = np.argpartition(hashes, self.capacity - 1)[: self.capacity]
-            hashes, rows = hashes[kept], rows[kept]
-        self._hashes, self._rows = hashes, rows
+        self._hashes, self._rows = _smallest(hashes, rows, self.capacity)
 
     def _moments(self) -> tuple[Float64Array, Float64Array]:
         """Mean and standard deviation from the exact sums, each rounded once (the deviation: once more by the root)."""

@@ -12,8 +12,6 @@ from loader_service.prepare import fit as fit_module
 from loader_service.prepare.actions_state import (
     SAMPLE_CAPACITY,
     ActionCounter,
-    actions_from_arrays,
-    actions_to_arrays,
     actions_to_keep,
 )
 from loader_service.prepare.run import prepare
@@ -132,7 +130,7 @@ def counted(rows: np.ndarray, base: int) -> StatisticsAccumulator:
 def test_a_count_survives_the_cache() -> None:
     rows = np.random.default_rng(1).normal(size=(3000, 7)).astype(np.float32)
     actions = counted(rows, 5)
-    again = actions_from_arrays(actions_to_arrays(actions, SAMPLE_CAPACITY), SAMPLE_CAPACITY)
+    again = StatisticsAccumulator.from_arrays(actions.to_arrays(SAMPLE_CAPACITY), SAMPLE_CAPACITY)
     assert again is not None
     for a, b in zip(actions.finish(), again.finish(), strict=True):
         assert (a.to_json() if hasattr(a, "to_json") else a.tolist()) == (
@@ -149,12 +147,12 @@ def test_parts_that_keep_less_give_the_same_sample() -> None:
     for number, part in enumerate(rows):
         actions = counted(part, number << 40)
         full.merge(actions)
-        kept = actions_to_arrays(actions, keep)
+        kept = actions.to_arrays(keep)
         assert len(kept["rows"]) == keep
-        restored = actions_from_arrays(kept, keep)
+        restored = StatisticsAccumulator.from_arrays(kept, keep)
         assert restored is not None
         thrifty.merge(restored)
-        assert actions_from_arrays(kept, 2 * keep) is None  # more is asked for than was kept: scan again
+        assert StatisticsAccumulator.from_arrays(kept, 2 * keep) is None  # more is asked for than was kept: scan again
     assert thrifty.finish()[0].to_json() == full.finish()[0].to_json()
     np.testing.assert_array_equal(thrifty.finish()[1], full.finish()[1])
 

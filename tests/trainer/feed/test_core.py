@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, RefusedError
-from stoker_proto.messages import Drain, Hello, Lanes, Refuse, Ticket
+from stoker_proto.messages import Drain, Epoch, Hello, Lanes, Refuse, Ticket
 from stoker_proto.order import Order
 from tests.trainer.feed.core_driver import CoreDriver, asked
 from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, REPOSITORY, make_piece
+from trainer.feed.homes import Homes
 
 EXPECTED = [
     (run.lane // LANES, run.lane, run.start + i)
@@ -420,9 +421,78 @@ def test_faults_in_any_order_alter_nothing(seed: int) -> None:
     assert driver.keys() == EXPECTED, f"seed {seed}"
 
 
+def test_an_answer_that_was_not_asked_of_that_loader_is_dropped() -> None:
+    driver = CoreDriver().connect()
+    loader, ticket = driver.tickets[0]
+    driver.receive(1 - loader, make_piece(ticket, driver.names[1 - loader]))
+    assert driver.core.desk.num_dropped == 1
+    driver.finish()
+    assert driver.keys() == EXPECTED
+
+
+def test_hello_and_epoch_are_sent_again_until_they_are_answered() -> None:
+    driver = CoreDriver(1)
+    driver.silent = {0}
+    driver.connect()
+    driver.advance(driver.options.hello_retry_s)
+    assert [type(message) for _, message in driver.sent] == [Hello, Hello]
+    driver.receive(0, driver.welcome(0))
+    driver.advance()
+    driver.advance(driver.options.hello_retry_s)
+    assert [message for _, message in driver.sent if isinstance(message, Epoch)] == [Epoch(split="train", epoch=0)] * 2
+
+
+def test_waiting_for_loaders_at_the_start_has_its_own_deadline() -> None:
+    driver = CoreDriver(data_deadline_s=5.0)
+    driver.core.start(1, 0, 0, 1, driver.now)
+    driver.advance()
+    driver.advance(30)
+    assert driver.error is None
+    assert len(driver.warnings) == 1
+    assert "still waiting" in driver.warnings[0]
+    driver.connect(start=False)
+    driver.finish()
+    assert driver.keys() == EXPECTED
+
+
+def test_another_number_of_lanes_or_entries_is_refused() -> None:
+    driver = CoreDriver(1).connect(start=False)
+    driver.core.open(5, driver.now)
+    driver.receive(0, Lanes(split="train", epoch=5, lengths={0: [1, 2]}))
+    driver.advance()
+    assert "lanes of entry 0: the loader has 2, this rank 4" in str(driver.error)
+
+    driver = CoreDriver(1, entries=("only.jsonl",))
+    driver.connect(start=False)
+    assert "entries of data.train_data_paths: the loader has 2, this rank 1" in str(driver.error)
+
+
+def test_next_epoch_is_announced_before_it_is_needed() -> None:
+    driver = CoreDriver(1).connect(start=False)
+    driver.core.start(1, 0, 0, 2, driver.now)
+    driver.advance()
+    taken = 0
+    while Epoch(split="train", epoch=1) not in [message for _, message in driver.sent]:
+        driver.answer()
+        driver.take(len(driver.delivered) - taken)
+        taken = len(driver.delivered)
+    assert taken <= 8  # of 16
+
+
 def test_homes_are_even_and_stable() -> None:
-    driver = CoreDriver(3).connect()
-    homes = [driver.core.fleet.choices(lane, 0, driver.now)[0] for lane in range(2 * LANES)]
-    assert np.bincount(homes, minlength=3).max() <= 4  # 8 lanes of two entries over 3 loaders: at most 2 of each entry
-    other = CoreDriver(3, rank=1, world_size=2).connect()
-    assert homes == [other.core.fleet.choices(lane, 0, other.now)[0] for lane in range(2 * LANES)]
+    homes = Homes(("tcp://a:1", "tcp://b:1", "tcp://c:1"), 32)
+    three = homes(0, frozenset({0, 1, 2}))
+    assert np.bincount([lane[0] for lane in three]).max() == 11
+    assert all(sorted(lane) == [0, 1, 2] for lane in three)
+    two = homes(0, frozenset({0, 1}))
+    assert np.bincount([lane[0] for lane in two]).tolist() == [16, 16]
+    kept = [one[0] for one, other in zip(three, two, strict=True) if one[0] != 2 and one[0] == other[0]]
+    assert len(kept) >= 15  # of the 21 lanes whose home is still there most stay
+    assert homes(1, frozenset({0, 1})) != two
+
+
+def test_homes_are_the_same_for_all_ranks() -> None:
+    driver, other = CoreDriver(3).connect(), CoreDriver(3, rank=1, world_size=2).connect()
+    choices = [[one.core.fleet.choices(lane, 0, one.now) for lane in range(2 * LANES)] for one in (driver, other)]
+    assert choices[0] == choices[1]
+    assert {lane[0] for lane in choices[0]} == {0, 1, 2}

@@ -37,6 +37,13 @@ def make_feed(*addresses: str, rank: int = 0, world_size: int = 1, **overrides: 
     return Feed(config, "train", rank, world_size, processor=StandInDecoder(), **options)  # type: ignore[arg-type]
 
 
+def wait_ready(feed: Feed, count: int) -> None:
+    """Until so many loaders can be asked for tickets of epoch 0."""
+    wait_for(
+        lambda: feed._driver.call(lambda core, now: sum(0 in x.answered_epochs for x in core.fleet.loaders)) == count
+    )
+
+
 def rows(steps: list[StepBatch]) -> list[list[int]]:
     return [key for step in steps for batch in step.micro_batches for key in batch.keys[: batch.num_rows].tolist()]
 
@@ -71,6 +78,7 @@ def test_bytes_are_the_same_for_any_number_of_loaders_and_ranks() -> None:
         for rank in (0, 1):
             with make_feed(a.address, b.address, rank=rank, world_size=2, decode_threads=2) as feed:
                 feed.connect()
+                wait_ready(feed, 2)
                 parts.append([batch for step in feed.steps(0, 0) for batch in step.micro_batches])
         assert a.tickets
         assert b.tickets
@@ -116,7 +124,7 @@ def test_a_loader_killed_and_one_that_joins_alter_nothing() -> None:
         steps = [next(stream), next(stream)]
         with FakeLoader(name="b", address=f"tcp://127.0.0.1:{port}") as b:
             b.ignore_tickets = True
-            wait_for(lambda: b.hellos)
+            wait_ready(feed, 2)
             while not b.tickets:
                 steps.append(next(stream))
         steps += list(stream)
@@ -143,7 +151,7 @@ def test_a_mute_loader_is_replaced_after_the_ticket_deadline() -> None:
     with FakeLoader(name="a") as a, FakeLoader(name="b") as b:
         with make_feed(a.address, b.address, ticket_deadline_s=0.2) as feed:
             feed.connect()
-            wait_for(lambda: len(feed.first_progress()) == 2)
+            wait_ready(feed, 2)
             b.ignore_tickets = True
             steps = list(feed.steps(0, 0))
         assert b.tickets
@@ -160,11 +168,12 @@ def test_answers_that_come_twice_count_once() -> None:
 def test_a_draining_loader_is_left_for_the_other() -> None:
     with FakeLoader(name="a") as a, FakeLoader(name="b") as b, make_feed(a.address, b.address) as feed:
         feed.connect()
-        wait_for(lambda: len(feed.first_progress()) == 2)
+        wait_ready(feed, 2)
         stream = feed.steps(0, 0)
         steps = [next(stream)]
         b.drain.set()
         wait_for(lambda: feed._driver.call(lambda core, now: any(one.draining for one in core.fleet.loaders)))
+        feed.progress(fresh_within_s=5.0)  # b has answered this, so it has seen all that was sent before
         before = len(b.tickets)
         steps += list(stream)
         assert len(b.tickets) == before

@@ -33,7 +33,11 @@ def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = 
     model_keys = {key: trainer.pop(key) for key in ("precision", "gradient_checkpointing") if key in trainer}
     checkpoint = CheckpointConfig(**trainer.pop("checkpoint", {}))
     keys: dict[str, Any] = {"lr": 1e-3, "eval_interval": 0, "logger": LoggerConfig(tensorboard=False), **trainer}
-    data_keys: dict[str, Any] = {"image": ImageConfig(transport="pixels"), "action": ActionConfig(codec="bins"), **(data or {})}
+    data_keys: dict[str, Any] = {
+        "image": ImageConfig(transport="pixels"),
+        "action": ActionConfig(codec="bins"),
+        **(data or {}),
+    }
     return Config(
         model=ModelConfig(base_model_path=str(model), **{"precision": "fp32", **model_keys}),
         data=DataConfig(dataset_type="mani_openpi", train_data_paths=("memory",), max_seq_len=96, **data_keys),
@@ -86,7 +90,9 @@ def make_piece(examples: Sequence[Example], numbers: Sequence[int], processor: P
         if example.action is not None and processor.codec is not None:
             actions[row] = example.action
             codes = np.asarray(processor.codec.encode(example.action[None])[0], np.int32)
-        rows.append(processor.encode(example.instruction, int(example.frame is not None), codes=codes, answer=example.answer))
+        rows.append(
+            processor.encode(example.instruction, int(example.frame is not None), codes=codes, answer=example.answer)
+        )
         if example.frame is not None:
             images.append(processor.encode_image(example.frame, None))
     return Piece(
@@ -98,31 +104,46 @@ def make_piece(examples: Sequence[Example], numbers: Sequence[int], processor: P
         supervised=np.concatenate([row.supervised for row in rows]).astype(np.uint8),
         image_counts=np.array([int(example.frame is not None) for example in examples], np.uint8),
         images=images,
-        actions=actions if any(example.action is not None for example in examples) else np.zeros((len(examples), 0, 0), np.float32),
+        actions=actions
+        if any(example.action is not None for example in examples)
+        else np.zeros((len(examples), 0, 0), np.float32),
     )
 
 
 class MemoryFeed:
     """A rank's steps over examples in memory; the order differs from epoch to epoch."""
 
-    def __init__(self, examples: Sequence[Example], config: Config, processor: Processor, rank: int, world_size: int) -> None:
+    def __init__(
+        self, examples: Sequence[Example], config: Config, processor: Processor, rank: int, world_size: int
+    ) -> None:
         self.examples, self.config, self.processor = list(examples), config, processor
         self.rank, self.world_size = rank, world_size
         self.fail_at: tuple[int, int] | None = None
         """(epoch, first sample) of the step at which the loaders are gone."""
+
+    @property
+    def num_ready(self) -> int:
+        """Nothing is made ahead."""
+        return 0
 
     def batch(self, epoch: int, start: int, stop: int) -> MicroBatch:
         """Stream positions [start, stop) of an epoch."""
         order = np.random.default_rng(epoch).permutation(len(self.examples))
         numbers = order[start:stop].tolist()
         build = BatchBuilder(
-            decoder=self.processor, num_rows=self.config.trainer.micro_batch_size, max_tokens=self.config.data.max_seq_len
+            decoder=self.processor,
+            num_rows=self.config.trainer.micro_batch_size,
+            max_tokens=self.config.data.max_seq_len,
         )
         return build([make_piece([self.examples[n] for n in numbers], numbers, self.processor)] if numbers else [])
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
         """See `trainer.feed.schedule`."""
-        total, size, rows = len(self.examples), self.config.trainer.global_batch_size, self.config.trainer.micro_batch_size
+        total, size, rows = (
+            len(self.examples),
+            self.config.trainer.global_batch_size,
+            self.config.trainer.micro_batch_size,
+        )
         num_steps = -(-max(total - first_sample, 0) // size)
         for step in range(num_steps):
             first = first_sample + step * size

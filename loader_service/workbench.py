@@ -1,0 +1,106 @@
+"""What turns tickets into frames on one host process: config, manifests, plans, builder threads, and a box of answers.
+
+A worker process has one, and so has a loader that is small enough to need no worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict, deque
+from pathlib import Path
+
+from loader_service.build import RecordEncoder
+from loader_service.builder import Counters, PieceBuilder
+from loader_service.plan import EpochPlan
+from loader_service.prepare.manifest import EntryManifest, load_manifest
+from loader_service.sources.base import make_dataset
+from stoker_proto import codec
+from stoker_proto.config import Config
+from stoker_proto.config_reader import config_from_tree
+from stoker_proto.errors import StokerError
+from stoker_proto.messages import Failure, Ticket
+from stoker_proto.processor import Processor
+
+_KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped files
+
+
+class Workbench:
+    """Made from what the front left in the run directory. `submit` a ticket; `readable` wakes a poller; `take` the answers."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        job = json.loads((run_dir / "job.json").read_text())
+        self._config: Config = config_from_tree(job["config"])
+        self._manifests: dict[tuple[str, int], EntryManifest] = {}
+        for item in job["manifests"]:
+            manifest = load_manifest(**{**item, "folder": Path(item["folder"]), "shards": tuple(item["shards"])})
+            self._manifests[manifest.split, manifest.entry] = manifest
+        self._plans: OrderedDict[tuple[str, int, int], EpochPlan] = OrderedDict()
+        self._out: deque[tuple[bytes, bytes]] = deque()
+        self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
+        """File descriptor that a poller may watch for answers."""
+        self._owner = threading.current_thread()
+        self._builder = PieceBuilder(
+            RecordEncoder(self._config.data, make_dataset(self._config.data), Processor.load(run_dir)),
+            job["loader"],
+            self._deliver,
+            threads=job["threads"],
+            cache_bytes=(self._config.loader.cache_mb << 20) // max(1, job["workers"]),
+            read_ahead=self._config.loader.read_ahead,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done since its start."""
+        return self._builder.counters
+
+    def submit(self, address: bytes, ticket: Ticket) -> None:
+        """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""
+        entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
+        try:
+            plan = self._plan(ticket.split, ticket.epoch, entry)
+            self._builder.submit(address, ticket, self._manifests[ticket.split, entry], plan, lane)
+        except StokerError as error:
+            failure = Failure(ticket=ticket.ticket, reason="rejected", message=str(error))
+            self._out.append((address, codec.encode(failure)))
+
+    def take(self) -> tuple[bytes, bytes] | None:
+        """(client address, frame) of one answer, or None."""
+        return self._out.popleft() if self._out else None
+
+    def acknowledge(self) -> None:
+        """Call when `readable` is: what was written to wake the poller is read away."""
+        os.read(self.readable, 65536)
+
+    def close(self) -> None:
+        """Stop the threads; what is in work is finished first."""
+        self._builder.close()
+        os.close(self.readable)
+        os.close(self._wakeup)
+
+    def _plan(self, split: str, epoch: int, entry: int) -> EpochPlan:
+        key = (split, epoch, entry)
+        if key not in self._plans:
+            self._plans[key] = EpochPlan.load(
+                self._run_dir, self._config.data.order, split=split, epoch=epoch, entry=entry
+            )
+            if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
+                self._plans.popitem(last=False)
+        return self._plans[key]
+
+    def _deliver(self, address: bytes, frame: bytes) -> None:
+        self._out.append((address, frame))
+        if threading.current_thread() is not self._owner:  # the owner looks at its answers after each submit anyway
+            os.write(self._wakeup, b"1")
+
+
+def end_process_when_a_thread_fails() -> None:
+    """A thread that fails for another reason than bad data must not leave tickets waiting: end, and be restarted."""
+
+    def end(failure: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(failure)
+        os._exit(70)
+
+    threading.excepthook = end

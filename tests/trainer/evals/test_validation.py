@@ -1,0 +1,75 @@
+"""Validation sees every sample once, on any number of ranks, and equals a plain computation row by row."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stoker_proto.config import Config
+from stoker_proto.errors import DataError
+from tests.trainer.support.memory import MemoryFeed, make_config, make_processor
+from tests.trainer.support.ranks import run_ranks
+from tests.trainer.support.runs import NUM_VAL, build_run
+from trainer.evals.validation import validate
+from trainer.feed.batch import IGNORED
+from trainer.inputs import InputMaker
+from trainer.models.families import family_of, read_model_config
+
+pytestmark = pytest.mark.end_to_end
+
+
+def validate_on(rank: int, config: Config) -> tuple[dict[str, float], str]:
+    trainer = build_run(config)
+    assert trainer.val is not None
+
+    def once(num_samples: int) -> dict[str, float]:
+        assert trainer.val is not None
+        steps = trainer.val.feed.steps(0, 0)
+        return validate(trainer.stepper, steps, trainer.processor, trainer.ranks, num_samples)
+
+    with pytest.raises(DataError) as caught:
+        once(NUM_VAL + 1)
+    metrics = once(NUM_VAL)
+    assert trainer.stepper.engine.module.training, "it goes on training afterwards"
+    return metrics, str(caught.value)
+
+
+def plain_perplexity(config: Config) -> tuple[float, float]:
+    """(perplexity, accuracy) by full logits of one row at a time."""
+    processor, family = make_processor(config), family_of(read_model_config(config.model.base_model_path))
+    model = family.auto_class.from_pretrained(config.model.base_model_path, dtype=torch.float32).eval()
+    from tests.trainer.support.memory import make_examples
+
+    single = make_config(Path(config.model.base_model_path), Path(config.trainer.output_dir))
+    feed = MemoryFeed(make_examples(NUM_VAL, seed=2), single, processor, 0, 1)
+    make_inputs = InputMaker(processor, family, torch.device("cpu"), torch.float32)
+    nll, correct, tokens = 0.0, 0, 0
+    for number in range(NUM_VAL):
+        batch: Any = feed.batch(0, number, number + 1)
+        inputs = make_inputs(batch)
+        with torch.no_grad():
+            logits = model(**inputs.arguments).logits[0]
+        labels = torch.from_numpy(batch.labels[0])
+        for position in torch.nonzero(labels != IGNORED).flatten().tolist():
+            nll -= torch.log_softmax(logits[position - 1], -1)[labels[position]].item()
+            correct += int(logits[position - 1].argmax() == labels[position])
+            tokens += 1
+    return math.exp(nll / tokens), correct / tokens
+
+
+def test_two_ranks_and_one_equal_a_plain_computation(tiny_llava: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_llava, tmp_path)
+    (two, message), (other, _) = run_ranks(2, lambda rank: validate_on(rank, config))
+    [(one, _)] = run_ranks(1, lambda rank: validate_on(rank, config))
+    assert two == other
+    assert f"validation saw {NUM_VAL} samples where the split has {NUM_VAL + 1}" in message
+    assert two["samples"] == NUM_VAL
+    perplexity, accuracy = plain_perplexity(config)
+    for metrics in (one, two):
+        assert metrics["perplexity"] == pytest.approx(perplexity, rel=1e-5)
+        assert metrics["accuracy"] == pytest.approx(accuracy)
+        assert metrics == pytest.approx(one, rel=1e-5)

@@ -1,0 +1,189 @@
+"""Which checkpoint counts, which are deleted, and what is refused; with a stand-in for DeepSpeed's engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError, RefusedError
+from stoker_proto.processor import Processor
+from tests.trainer.support.memory import make_config, make_processor
+from trainer.checkpoint import Checkpoints
+from trainer.saved import Cursor
+from trainer.zero import Ranks
+
+RANKS = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
+
+
+class Engine:
+    """Saves one file, and dies in the middle of it when told to."""
+
+    def __init__(self) -> None:
+        self.dies = False
+
+    def save_checkpoint(self, folder: str, tag: str) -> None:
+        file = Path(folder) / tag / "weights.pt"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"half")
+        if self.dies:
+            raise KeyboardInterrupt
+        file.write_bytes(b"whole")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+
+
+@pytest.fixture
+def processor(tiny_causal: Path, tmp_path: Path) -> Processor:
+    return make_processor(make_config(tiny_causal, tmp_path))
+
+
+def config_of(output_dir: Path, **checkpoint_keys: Any) -> Config:
+    return make_config(Path("model"), output_dir, checkpoint=checkpoint_keys)
+
+
+def save(checkpoints: Checkpoints, step: int, processor: Processor, engine: Engine | None = None) -> None:
+    checkpoints.save(
+        engine or Engine(), Cursor(step=step, sample=8 * step, position=8 * step), {"plan": "p"}, processor
+    )
+
+
+def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path, processor: Processor) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path, keep=2), RANKS)
+    assert checkpoints.find() is None
+    for step in (5, 10, 15):
+        save(checkpoints, step, processor)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000010", "step-00000015"]
+    found = checkpoints.find()
+    assert found is not None
+    assert found.cursor == Cursor(step=15, sample=120, position=120)
+    assert Processor.load(found.folder / "processor").to_json() == processor.to_json()
+
+
+def test_after_a_resume_from_an_older_one_the_abandoned_ones_are_older(tmp_path: Path, processor: Processor) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path, keep=2), RANKS)
+    for step in (10, 20):
+        save(checkpoints, step, processor)
+    save(checkpoints, 12, processor)  # of a run that went on from 10
+    found = checkpoints.find()
+    assert found is not None
+    assert found.cursor.step == 12
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000012", "step-00000020"]
+    save(checkpoints, 20, processor)
+    found = checkpoints.find()
+    assert found is not None
+    assert (found.cursor.step, found.state["serial"]) == (20, 4)
+
+
+def test_a_half_written_one_is_never_picked_up(tmp_path: Path, processor: Processor) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+    engine = Engine()
+    engine.dies = True
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 10, processor, engine)
+    found = checkpoints.find()
+    assert found is not None
+    assert found.cursor.step == 5
+    save(checkpoints, 10, processor)  # over the remains
+    found = checkpoints.find()
+    assert found is not None
+    assert (found.folder / "deepspeed" / "weights.pt").read_bytes() == b"whole"
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def test_what_to_resume_from(tmp_path: Path, processor: Processor) -> None:
+    save(Checkpoints(config_of(tmp_path), RANKS), 5, processor)
+    save(Checkpoints(config_of(tmp_path), RANKS), 10, processor)
+    assert Checkpoints(config_of(tmp_path, resume=None), RANKS).find() is None
+    older = Checkpoints(config_of(tmp_path, resume=str(tmp_path / "checkpoints" / "step-00000005")), RANKS).find()
+    assert older is not None
+    assert older.cursor.step == 5
+    with pytest.raises(
+        ConfigError, match=r"trainer\.checkpoint\.resume is '/nowhere': there is no /nowhere/stoker\.json"
+    ):
+        Checkpoints(config_of(tmp_path, resume="/nowhere"), RANKS).find()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not the state of a checkpoint"),
+        ('{"format": 2}', "format 2, this program reads 1"),
+        ("[]", "not the state"),
+    ],
+)
+def test_a_state_that_cannot_be_read(tmp_path: Path, processor: Processor, text: str, message: str) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+    (checkpoints.folder / "step-00000005" / "stoker.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        checkpoints.find()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("global_batch_size", 16, "made with global_batch_size 16, this run has 8"),
+        ("zero_stage", 2, "made with zero_stage 2, this run has 3"),
+        ("precision", "bf16", "made with precision bf16, this run has fp32"),
+        (
+            "world_size",
+            4,
+            "made by 4 ranks, this run has 2: start as many, or convert it with trainer.checkpoint.universal=true",
+        ),
+    ],
+)
+def test_a_run_that_differs_is_refused_in_words(
+    tmp_path: Path, processor: Processor, name: str, value: object, message: str
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+    path = checkpoints.folder / "step-00000005" / "stoker.json"
+    state = cast("dict[str, Any]", json.loads(path.read_text()))
+    path.write_text(json.dumps({**state, name: value}))
+    found = checkpoints.find()
+    assert found is not None
+    with pytest.raises(ConfigError, match=message):
+        checkpoints.check(found, {"plan": "p"})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        ({"codec": "aaaa"}, {"codec": "bbbb"}, "codec aaaa -> bbbb"),
+        (
+            {"manifest/train/0": "aaaa"},
+            {"manifest/train/0": "aaaa", "manifest/train/1": "bbbb"},
+            "manifest/train/1 none -> bbbb",
+        ),
+        ({"manifest/train/0": "aaaa"}, {}, "manifest/train/0 aaaa -> none"),
+    ],
+)
+def test_other_data_is_refused(
+    tmp_path: Path, processor: Processor, before: dict[str, str], now: dict[str, str], change: str
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    checkpoints.save(Engine(), Cursor(step=5), before, processor)
+    found = checkpoints.find()
+    assert found is not None
+    with pytest.raises(RefusedError, match=f"another meaning of it \\({change}\\)"):
+        checkpoints.check(found, now)
+
+
+def test_what_changes_no_training_row_is_only_said(
+    tmp_path: Path, processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    checkpoints.save(Engine(), Cursor(step=5), {"image_libraries": "simplejpeg 1", "codec": "c"}, processor)
+    found = checkpoints.find()
+    assert found is not None
+    checkpoints.check(found, {"image_libraries": "simplejpeg 2", "codec": "c", "manifest/val/0": "v"})
+    assert "image_libraries simplejpeg 1 -> simplejpeg 2, manifest/val/0 none -> v" in caplog.text

@@ -1,0 +1,90 @@
+"""`python trainer/main.py` as a user meets it: one line per mistake, an exit code that is not 0, no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import main
+
+ROOT = Path(main.__file__).resolve().parents[1]
+CONFIG = """
+model: {{base_model_path: {model}}}
+data: {{dataset_type: mani_openpi, train_data_paths: [none.jsonl], max_seq_len: 64}}
+trainer: {{micro_batch_size: 2, global_batch_size: 8, lr: 2e-5, output_dir: {output}}}
+"""
+
+
+def start(tmp_path: Path, model: Path, *overrides: str, **environment: str) -> tuple[int, list[str]]:
+    """Exit code and the lines on stderr of a trainer started far from the repository."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(model=model, output=tmp_path / "out"))
+    command = [sys.executable, str(ROOT / "trainer" / "main.py"), "--local_rank=0", "--config", str(config)]
+    for override in overrides:
+        command += ["--set", override]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.strip().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.learning_rate=1", "error: trainer.learning_rate: unknown key; known here: micro_batch_size"),
+        (
+            "model.base_model_path=/not/here",
+            "error: model.base_model_path is '/not/here': there is no folder /not/here; name",
+        ),
+        (
+            "trainer.global_batch_size=7",
+            "error: trainer.global_batch_size is 7, but micro_batch_size 2 x 1 trainer ranks",
+        ),
+        ("cluster.component_placement.trainer=0-1", "names 2 slots, but the launcher started 1 ranks: start as many"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(override: str, message: str, tiny_causal: Path, tmp_path: Path) -> None:
+    code, lines = start(tmp_path, tiny_causal, override)
+    assert code == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    code, lines = start(tmp_path, tmp_path)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].endswith(f"there is no file {tmp_path}/config.json; name the folder of a downloaded model "
+                             "(config.json, weights, tokenizer.json)")  # fmt: skip
+
+
+@pytest.mark.end_to_end
+def test_no_loader_is_one_line_after_the_deadline(tiny_causal: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    code, lines = start(
+        tmp_path, tiny_causal, f"cluster.loader_addresses=[{address}]", "trainer.feed.connect_deadline_s=0.5"
+    )
+    errors = [line for line in lines if line.startswith("error:")]
+    assert (code, len(errors)) == (1, 1)
+    assert address in errors[0]
+
+
+def test_the_scripts_own_folder_leaves_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "trainer"), "/somewhere/else"])
+    main.use_source_roots()
+    assert sys.path == [str(ROOT), str(ROOT / "proto"), "/somewhere/else"]
