@@ -51,6 +51,7 @@ def train_zero(rank: int, config: Config) -> tuple[list[StepResult], Weights]:
     processor = make_processor(config)
     engine = build_engine(config, ranks, processor, Checkpoints(config, ranks), None)
     stepper = build_stepper(engine, config, processor, ranks)
+    assert engine.module.training, "in evaluation mode neither dropout nor gradient checkpointing would be on"
     results = []
     for number, batches in enumerate(global_batches(config, rank, ranks.world_size)):
         set_learning_rate(engine, learning_rate(config.trainer, number, STEPS))

@@ -156,11 +156,6 @@ class Core:
         self.fleet.close_except({epoch, epoch + 1})
         self.fleet.open(epoch, now)
 
-    def stop(self) -> None:
-        """Nothing is wanted any more."""
-        self.desk.clear()
-        self._cursor, self._untaken, self._opening = None, 0, None
-
     def taken(self, session: int) -> None:
         """The consumer took a micro-batch: one credit is free again."""
         if self._cursor is not None and session == self._cursor.session:

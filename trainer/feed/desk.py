@@ -236,11 +236,3 @@ class Desk:
                 del self._works[work.ticket.ticket]
             done.append((job.slice, pieces))
         return done, None
-
-    def loaders_asked(self) -> dict[int, int]:
-        """Loader -> tickets that it has not answered."""
-        counts: dict[int, int] = {}
-        for work in self._works.values():
-            for ask in work.asks:
-                counts[ask.loader] = counts.get(ask.loader, 0) + 1
-        return counts
