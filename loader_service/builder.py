@@ -85,8 +85,19 @@ class PieceBuilder:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, address: bytes, ticket: Ticket, manifest: EntryManifest, plan: EpochPlan, lane: int) -> None:
-        """Build the ticket's piece; the frame goes to `deliver(address, frame)`. lane: its number inside the entry."""
+    def submit(
+        self,
+        address: bytes,
+        ticket: Ticket,
+        manifest: EntryManifest,
+        plan: EpochPlan,
+        lane: int,
+        next_plan: Callable[[], EpochPlan | None],
+    ) -> None:
+        """Build the ticket's piece; the frame goes to `deliver(address, frame)`.
+
+        lane: its number inside the entry; next_plan: gives the plan of the epoch after this one, if there will be one.
+        """
         with self._wake:
             self._tickets += 1
             self._manifests[manifest.split, manifest.entry] = manifest
@@ -104,7 +115,10 @@ class PieceBuilder:
                         heapq.heappush(self._urgent, (self._tickets, key))
             if self._read_ahead:
                 lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
-                self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
+                is_over = self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
+                if is_over and (following := next_plan()) is not None and following.lane_length(lane):
+                    lane_key = lane_key._replace(epoch=ticket.epoch + 1)
+                    self._ahead.asked(lane_key, following, following.lane_length(lane), 0)
             self._wake.notify_all()
         if not pending.missing:
             self._finish(pending)

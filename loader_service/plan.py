@@ -1,18 +1,22 @@
 """Steps 1 and 2 of the order: an entry's records -> lanes, a lane's records -> windows -> samples.
 
     16 records, 2 lanes:   permuted 7 3 12 0 9 ...   ->   lane 0: 7 12 9 ...   lane 1: 3 0 ...
-    lane 0, window_records 4:   [7] [12 9] [1 4 6] [...stagger...] [4 records] [4 records] ...
+    lane 0, window_records 4, first epoch:   [7] [12 9] [1 4 6] [1 + lane % W] [4 records] [4 records] ...
+             any later epoch:                [1 + lane % W] [4 records] [4 records] ...
 
 An `EpochPlan` is two arrays over the records, 8 bytes each record, and answers "which samples are [start, start + count) of
 lane l?" by bisection. The front makes it, saves it, and the workers map the same pages.
 
-Windows grow from one record to `window_records` at an epoch's start, so that the first pieces need few records decoded; the
-window after that has a length that depends on the lane, so that the lanes do not turn over at the same moment.
+In the first epoch of a run (and in validation, where the order does not matter) nothing was decoded before, so lanes begin
+one after another and their windows grow from one record to `window_records`: the records that are needed then never run far
+ahead of the samples that are trained. Later epochs begin with full windows: the loader reads them ahead while the epoch
+before ends. One window of each lane has a length that depends on the lane, so that they do not turn over at the same moment.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +28,12 @@ from loader_service.permutation import keyed_permutation
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import DataError, LocalProtocolError
 from stoker_proto.hashing import key64
+from stoker_proto.order import TIME_END
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+_FIRST_LANES = 4  # that begin with the epoch
+_RECORDS_BETWEEN_LANES = 4  # samples of so many records are trained before the next lane begins ...
+_LAST_START = 0.5  # ... but all lanes have begun when this share of the epoch is trained
 _MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
 
 
@@ -98,15 +106,22 @@ class EpochPlan:
         return cls(np.concatenate(lanes), ends, order, split=split, epoch=epoch, entry=entry)
 
     def save(self, folder: Path) -> None:
-        """Write the two arrays where `load` finds them."""
+        """Write the two arrays where `load` finds them; `ends` last, which says that both are there."""
         for name, array in (("records", self.records), ("ends", self.ends)):
-            np.save(folder / f"plan-{self.split}-{self.epoch}-{self.entry}-{name}.npy", array)
+            path = plan_file(folder, self.split, self.epoch, self.entry, name)
+            np.save(path.with_suffix(".tmp.npy"), array)
+            path.with_suffix(".tmp.npy").rename(path)
+
+    @staticmethod
+    def is_saved(folder: Path, split: str, epoch: int, entry: int) -> bool:
+        """Whether `load` will find it."""
+        return plan_file(folder, split, epoch, entry, "ends").exists()
 
     @classmethod
     def load(cls, folder: Path, order: OrderConfig, *, split: str, epoch: int, entry: int) -> EpochPlan:
         """The saved plan, its arrays mapped from the file so that all workers of a host share them."""
         records, ends = (
-            np.load(folder / f"plan-{split}-{epoch}-{entry}-{name}.npy", mmap_mode="r") for name in ("records", "ends")
+            np.load(plan_file(folder, split, epoch, entry, name), mmap_mode="r") for name in ("records", "ends")
         )
         return cls(records, ends, order, split=split, epoch=epoch, entry=entry)
 
@@ -118,6 +133,18 @@ class EpochPlan:
         """Samples of one of the entry's lanes."""
         first, last = self._bounds[lane], self._bounds[lane + 1]
         return int(self.ends[last - 1]) if last > first else 0
+
+    @property
+    def is_gentle(self) -> bool:
+        """Whether lanes begin one after another and windows grow."""
+        return self.epoch == 0 or self.split != "train"
+
+    def lane_starts(self) -> list[int]:
+        """When each of the entry's lanes begins, in units of 2**-32 of the epoch: see `stoker_proto.order`."""
+        lengths = self.lane_lengths()
+        if not self.is_gentle or not any(lengths):
+            return [0] * len(lengths)
+        return gentle_starts(lengths, sum(lengths) / len(self.records))
 
     def samples(self, lane: int, start: int, count: int) -> list[SampleRef]:
         """The samples [start, start + count) of a lane, in training order."""
@@ -141,7 +168,7 @@ class EpochPlan:
         if not 0 <= position < (int(ends[-1]) if len(ends) else 0):
             raise LocalProtocolError(f"lane {lane} of entry {self.entry} has no sample {position}")
         record = int(np.searchsorted(ends, position, side="right"))
-        number, low, high = window_bounds(record, last - first, self.order.window_records, lane)
+        number, low, high = window_bounds(record, last - first, self.order.window_records, lane, gentle=self.is_gentle)
         layout = self._layouts.get((lane, number))
         if layout is None:
             layout = self._layout(lane, number, low, high)
@@ -168,18 +195,43 @@ class EpochPlan:
         return Window(number, low, high, start, self.records[base + low : base + high], record_of, index_of, first_use)
 
 
-def window_bounds(record: int, num_records: int, window_records: int, lane: int) -> tuple[int, int, int]:
-    """(number, first, last) of the window that holds a lane's record: sizes 1, 2, ... W-1, 1 + lane % W, W, W, ...
+def plan_file(folder: Path, split: str, epoch: int, entry: int, name: str) -> Path:
+    """Where one array of a plan is kept."""
+    return folder / f"plan-{split}-{epoch}-{entry}-{name}.npy"
 
-    >>> [window_bounds(record, 100, 3, 1)[1:] for record in (0, 1, 3, 5, 8)]
-    [(0, 1), (1, 3), (3, 5), (5, 8), (8, 11)]
+
+def window_bounds(
+    record: int, num_records: int, window_records: int, lane: int, *, gentle: bool
+) -> tuple[int, int, int]:
+    """(number, first, last) of the window that holds a lane's record: sizes 1 + lane % W, W, W, ...; gentle: smaller ones before.
+
+    >>> [window_bounds(record, 100, 3, 1, gentle=True)[1:] for record in (0, 1, 2, 4, 6, 9)]
+    [(0, 1), (1, 2), (2, 4), (4, 6), (6, 9), (9, 12)]
     """
+    # The lanes that begin together grow at different times: one record 1 + lane % 4 times, then 2, 3, ... W - 1.
+    growing = (*[1] * (1 + lane % _FIRST_LANES), *range(2, window_records)) if gentle else ()
     first = 0
-    for number in range(window_records):
-        size = number + 1 if number < window_records - 1 else 1 + lane % window_records
+    for number, size in enumerate((*growing, 1 + lane % window_records)):
         if record < first + size:
             return number, first, min(first + size, num_records)
         first += size
     extra = (record - first) // window_records
     first += extra * window_records
-    return window_records + extra, first, min(first + window_records, num_records)
+    return len(growing) + 1 + extra, first, min(first + window_records, num_records)
+
+
+def gentle_starts(lengths: Sequence[int], samples_per_record: float) -> list[int]:
+    """Times, in units of 2**-32, at which lanes of these lengths begin, so that a new one needs its first record only every so
+    many samples of the stream. Plain float64 arithmetic in a fixed order: the same on every machine.
+    """
+    used = [lane for lane, length in enumerate(lengths) if length]
+    late = max(1, len(used) - _FIRST_LANES)
+    distance = min(_RECORDS_BETWEEN_LANES * samples_per_record, _LAST_START * sum(lengths) / late)
+    starts = [0] * len(lengths)
+    time = rate = 0.0  # rate: samples per unit of time, of the lanes that have begun
+    for number, lane in enumerate(used):
+        if number >= _FIRST_LANES:
+            time += distance / rate
+            starts[lane] = int(time * TIME_END)
+        rate += lengths[lane] / (1.0 - time)
+    return starts

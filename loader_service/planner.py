@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from loader_service.plan import EpochPlan
@@ -13,12 +14,19 @@ from stoker_proto.config import OrderConfig
 
 logger = logging.getLogger(__name__)
 
-LaneLengths = dict[int, list[int]]
-"""entry -> samples of each of its lanes."""
+
+@dataclass(frozen=True, slots=True)
+class PlannedLanes:
+    """What ranks must know of an epoch's lanes: entry -> one number for each lane."""
+
+    lengths: dict[int, list[int]]
+    """Samples."""
+    starts: dict[int, list[int]]
+    """When it begins, in units of 2**-32 of the epoch."""
 
 
 class Planner:
-    """`lengths(split, epoch)` is None until the plan is there; `wake` is called (from the thread) when one is."""
+    """`lanes(split, epoch)` is None until the plan is there; `wake` is called (from the thread) when one is."""
 
     def __init__(
         self,
@@ -28,12 +36,12 @@ class Planner:
         wake: Callable[[], None],
     ) -> None:
         self._run_dir, self._entries, self._order, self._wake = run_dir, entries, order, wake
-        self._plans: dict[tuple[str, int], Future[LaneLengths]] = {}
-        self._known: dict[tuple[str, int], LaneLengths] = {}
+        self._plans: dict[tuple[str, int], Future[PlannedLanes]] = {}
+        self._known: dict[tuple[str, int], PlannedLanes] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
-    def lengths(self, split: str, epoch: int) -> LaneLengths | None:
-        """The lanes' lengths of an epoch; starts planning it, and then the epoch after it, where that was not done."""
+    def lanes(self, split: str, epoch: int) -> PlannedLanes | None:
+        """The lanes of an epoch; starts planning it, and then the epoch after it, where that was not done."""
         known = self._known.get((split, epoch))
         if known is not None:
             return known
@@ -50,20 +58,21 @@ class Planner:
         """Wait for the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _request(self, split: str, epoch: int) -> Future[LaneLengths]:
+    def _request(self, split: str, epoch: int) -> Future[PlannedLanes]:
         key = (split, epoch)
         if key not in self._plans:
             self._plans[key] = self._thread.submit(self._make, split, epoch)
             self._plans[key].add_done_callback(lambda _: self._wake())
         return self._plans[key]
 
-    def _make(self, split: str, epoch: int) -> LaneLengths:
-        lengths: LaneLengths = {}
+    def _make(self, split: str, epoch: int) -> PlannedLanes:
+        planned = PlannedLanes({}, {})
         for entry, manifest in self._entries.get(split, {}).items():
             plan = EpochPlan.make(manifest.num_samples, self._order, split=split, epoch=epoch, entry=entry)
             plan.save(self._run_dir)
-            lengths[entry] = plan.lane_lengths()
-        return lengths
+            planned.lengths[entry] = plan.lane_lengths()
+            planned.starts[entry] = plan.lane_starts()
+        return planned
 
     def _forget(self, split: str, epoch: int) -> None:
         """Drop what lies more than one epoch behind (a rank may still be in the last one)."""

@@ -105,7 +105,7 @@ class LoaderServer:
         except zmq.ZMQError as error:
             raise StokerError(f"--bind {address}: {error}; choose a free port, or tcp://127.0.0.1:* for any") from error
         for split in self._entries:
-            self._planner.lengths(split, 0)
+            self._planner.lanes(split, 0)
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
 
@@ -261,11 +261,14 @@ class LoaderServer:
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:
             raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
-        lengths = self._planner.lengths(message.split, message.epoch)
-        if lengths is None:
+        lanes = self._planner.lanes(message.split, message.epoch)
+        if lanes is None:
             self._awaiting_plan.append((address, message))
-        else:
-            self._send(address, Lanes(split=message.split, epoch=message.epoch, lengths=lengths))
+            return
+        self._send(
+            address,
+            Lanes(split=message.split, epoch=message.epoch, lengths=lanes.lengths, starts=lanes.starts),
+        )
 
     def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
         client = self._clients[address]
@@ -282,11 +285,11 @@ class LoaderServer:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         if entry not in self._entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
-        lengths = self._planner.lengths(ticket.split, ticket.epoch)
-        if lengths is None:
+        lanes = self._planner.lanes(ticket.split, ticket.epoch)
+        if lanes is None:
             self._awaiting_plan.append((address, ticket))
             return None
-        length = lengths[entry][lane]
+        length = lanes.lengths[entry][lane]
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_SAMPLES)):
             rule = f"lane {ticket.lane} has {length} samples, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)

@@ -44,6 +44,7 @@ class _LaneReader:
     todo: list[tuple[int, int]] = field(default_factory=list)  # (first use, record), soonest last
     next_start: int = 0  # lane position at which the next window begins
     limit: int = 0  # lane position up to which windows may be listed
+    is_over: bool = False  # all was given, and this was said
 
 
 class ReadAhead:
@@ -54,19 +55,27 @@ class ReadAhead:
         self._heap: list[tuple[int, float, LaneKey]] = []  # (epoch, due, lane)
         self._queued: set[LaneKey] = set()
 
-    def asked(self, lane: LaneKey, plan: EpochPlan, length: int, stop: int) -> None:
-        """A ticket asked for the lane's samples up to `stop`."""
+    def asked(self, lane: LaneKey, plan: EpochPlan, length: int, stop: int) -> bool:
+        """A ticket asked for the lane's samples up to `stop` (0: nothing yet, but it soon will be).
+
+        True once: when all the rest of the lane was given by `pop`, so that its next epoch may be begun.
+        """
         if lane not in self._lanes:
             self._forget_before(lane)
             start = max(stop - 1, 0)
             self._lanes[lane] = _LaneReader(plan, length, stop, next_start=plan.window_at(lane.lane, start).start)
         reader = self._lanes[lane]
         reader.asked = max(reader.asked, stop)
-        if reader.asked >= length:
+        if reader.asked == 0:
+            reader.limit = 1  # the first window alone: this epoch has not begun
+        elif reader.asked >= length:
             reader.limit = length
         else:
             reader.limit = max(reader.limit, plan.window_at(lane.lane, min(reader.asked, length - 1)).stop + 1)
         self._enqueue(lane, reader)
+        is_over = not reader.todo and reader.next_start >= length and not reader.is_over
+        reader.is_over = reader.is_over or is_over
+        return is_over
 
     def pop(self) -> RecordKey | None:
         """The record that is needed soonest of those not yet given, or None. `RecordKey.epoch` is the lane's own."""

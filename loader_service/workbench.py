@@ -61,7 +61,14 @@ class Workbench:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         try:
             plan = self._plan(ticket.split, ticket.epoch, entry)
-            self._builder.submit(address, ticket, self._manifests[ticket.split, entry], plan, lane)
+            self._builder.submit(
+                address,
+                ticket,
+                self._manifests[ticket.split, entry],
+                plan,
+                lane,
+                lambda: self._next_plan(ticket.split, ticket.epoch + 1, entry),
+            )
         except StokerError as error:
             failure = Failure(ticket=ticket.ticket, reason="rejected", message=str(error))
             self._out.append((address, codec.encode(failure)))
@@ -79,6 +86,12 @@ class Workbench:
         self._builder.close()
         os.close(self.readable)
         os.close(self._wakeup)
+
+    def _next_plan(self, split: str, epoch: int, entry: int) -> EpochPlan | None:
+        """The plan of an epoch that will be trained and is planned already."""
+        if split != "train" or epoch >= self._config.trainer.epochs:
+            return None
+        return self._plan(split, epoch, entry) if EpochPlan.is_saved(self._run_dir, split, epoch, entry) else None
 
     def _plan(self, split: str, epoch: int, entry: int) -> EpochPlan:
         key = (split, epoch, entry)

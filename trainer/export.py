@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer
 
 from stoker_proto.config import Config
-from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 from trainer.zero import Engine, Ranks
 
@@ -52,8 +50,7 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
         dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         engine.module.save_pretrained(partial, state_dict=weights)
-        processor.save(partial)
-        add_action_tokens(partial, processor, config)
+        processor.save(partial)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     dist.barrier()
@@ -75,21 +72,3 @@ def copy_base_files(source: Path, target: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def add_action_tokens(folder: Path, processor: Processor, config: Config) -> None:
-    """Give the exported tokenizer the tokens of `data.action.vocabulary: added`, under the ids that were trained."""
-    vocabulary = processor.vocabulary
-    strings = vocabulary.token_strings() if vocabulary is not None else []
-    if not strings or vocabulary is None:
-        return
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.add_tokens(strings)
-    ids = tokenizer.convert_tokens_to_ids(strings)
-    expected = vocabulary.to_ids(list(range(len(strings)))).tolist()
-    if ids != expected:
-        raise ConfigError(
-            f"model.base_model_path is {config.model.base_model_path!r}: its tokenizer gives the new action tokens the ids "
-            f"{ids[0]}..., but {expected[0]}... were trained; use data.action.vocabulary=reuse_last"
-        )
-    tokenizer.save_pretrained(folder)

@@ -184,7 +184,7 @@ class LoggerConfig:
 class FeedConfig:
     """How a rank pulls its micro-batches."""
 
-    prefetch: int = 4
+    prefetch: int = 8
     """Micro-batches asked for ahead of the one that trains: the credit window."""
     ticket_deadline_s: float = 10.0
     """A piece not here after this time is asked from another loader."""

@@ -70,6 +70,8 @@ class Lanes:
     epoch: int
     lengths: dict[int, list[int]]
     """entry -> samples of each of its lanes. Lane number of the stream = entry * lanes per entry + index here."""
+    starts: dict[int, list[int]]
+    """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,9 @@ lane. So every lane is spread evenly over the whole epoch, lanes of equal length
 
     lengths [4, 2], cell 1:   due times 1/8 3/8 5/8 7/8 and 1/4 3/4   ->   lanes 0 1 0 0 1 0
 
+A lane may begin later than the epoch: with a start s in [0, 1) its cells are spread over (s, 1) instead. The loader's plan
+lets lanes begin one after another in a run's first epoch, so that the first batches need few records decoded.
+
 Due times are compared as integers (scaled by 2**32 and cut), so that every machine finds the same order. Any position is
 found by bisection over time: no list of cells is ever made, memory is one array of lengths.
 """
@@ -23,9 +26,11 @@ from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.hashing import fingerprint
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Of the rule above: to be raised when the same lengths give another stream."""
 _SCALE = 32  # bits of a due time
+TIME_END = 1 << _SCALE
+"""The end of the epoch, in units of due times."""
 MAX_CELLS = 1 << 29  # per lane, so that (2k + 1) << 32 stays inside int64
 
 
@@ -46,8 +51,14 @@ def order_fingerprint(config: OrderConfig) -> str:
 class Order:
     """The stream of one epoch. `total` samples; `runs(a, b)` gives stream positions [a, b) as runs of lanes."""
 
-    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], cell: int) -> None:
-        """lengths: samples of each lane, int64[L]; cell: samples of a lane before the next one's turn."""
+    def __init__(
+        self,
+        lengths: Sequence[int] | NDArray[np.int64],
+        cell: int,
+        starts: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        """lengths: samples of each lane, int64[L]; cell: samples of a lane before the next one's turn; starts: int64[L], times
+        in units of 2**-32 at which the lanes begin, by default 0."""
         self.lengths = np.asarray(lengths, dtype=np.int64)  # [L]
         self.cell = cell
         if cell < 1 or (self.lengths.size and int(self.lengths.min()) < 0):
@@ -59,6 +70,11 @@ class Order:
             raise LocalProtocolError(
                 f"a lane of {int(self.lengths.max())} samples: at most {MAX_CELLS} cells; use more lanes"
             )
+        self.starts = np.zeros_like(self.lengths) if starts is None else np.asarray(starts, dtype=np.int64)  # [L]
+        if self.starts.shape != self.lengths.shape or ((self.starts < 0) | (self.starts >= TIME_END)).any():
+            raise LocalProtocolError(f"{self.starts.size} starts of {self.lengths.size} lanes: one each, in [0, 2**32)")
+        self._spans = TIME_END - self.starts  # [L]
+        self._all_at_once = not self.starts.any()
         self.total = int(self.lengths.sum())
 
     def runs(self, start: int, stop: int) -> list[Run]:
@@ -72,7 +88,7 @@ class Order:
         counts = after - before
         lanes = np.repeat(np.arange(len(counts)), counts)  # [C]: the cells between, in any order
         cells = np.arange(len(lanes)) + np.repeat(before - (np.cumsum(counts) - counts), counts)
-        due = ((2 * cells + 1) << _SCALE) // (2 * self.num_cells[lanes])
+        due = self.starts[lanes] + (2 * cells + 1) * self._spans[lanes] // (2 * self.num_cells[lanes])
         by_due = np.lexsort((lanes, due))
         lanes, lows = lanes[by_due], cells[by_due] * self.cell
         sizes = np.minimum(self.cell, self.lengths[lanes] - lows)
@@ -87,11 +103,14 @@ class Order:
         """The largest time before which at most `position` samples are due; position < total.
 
         A lane of n cells has given n t cells, give or take one half, by the time t in (0, 1), and its last cell may be short: so
-        the samples by t are total t, give or take one and a half cells of each lane. There is bisected.
+        the samples by t are total t, give or take one and a half cells of each lane. There is bisected; where lanes begin at
+        different times, over the whole epoch.
         """
-        slack = 2 * self.cell * int(np.count_nonzero(self.lengths))
-        low = max(((position - slack) << _SCALE) // self.total, 0)  # invariant: samples before `low` <= position
-        high = min(((position + slack) << _SCALE) // self.total + 1, 1 << _SCALE)  # ... and before `high` more
+        low, high = 0, TIME_END  # invariant: samples before `low` <= position, and before `high` more
+        if self._all_at_once:
+            slack = 2 * self.cell * int(np.count_nonzero(self.lengths))
+            low = max(((position - slack) << _SCALE) // self.total, low)
+            high = min(((position + slack) << _SCALE) // self.total + 1, high)
         while high - low > 1:
             middle = (low + high) // 2
             if self._samples(self._cells_due_before(middle)) <= position:
@@ -101,9 +120,9 @@ class Order:
         return low
 
     def _cells_due_before(self, time: int) -> NDArray[np.int64]:
-        """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) << 32 < 2 n time."""
-        doubled = 2 * self.num_cells * time - (1 << _SCALE)  # < 2**62: see MAX_CELLS
-        cells = -((-doubled) >> (_SCALE + 1))  # ceil(doubled / 2**33)
+        """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) span < 2 n (time - start)."""
+        doubled = 2 * self.num_cells * (time - self.starts) - self._spans  # < 2**62: see MAX_CELLS
+        cells = -(-doubled // (2 * self._spans))  # ceil(doubled / 2 span)
         inside: NDArray[np.int64] = np.clip(cells, 0, self.num_cells)
         return inside
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from loader_service.plan import EpochPlan, SampleRef, window_bounds
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
+from stoker_proto.order import Order
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=60).map(lambda counts: np.array(counts, np.uint32))
 ORDERS = st.builds(OrderConfig, lanes=st.integers(1, 7), window_records=st.integers(1, 5), seed=st.integers(0, 3))
@@ -80,12 +81,41 @@ PINNED = [[(2, 2), (2, 0), (2, 1), (0, 0), (0, 1)], [(1, 0), (3, 1), (3, 0)]]
 
 
 def test_windows_grow_then_are_staggered_by_lane() -> None:
-    bounds = [window_bounds(record, 1000, 4, lane=2) for record in range(24)]
+    bounds = [window_bounds(record, 1000, 4, lane=2, gentle=True) for record in range(24)]
     sizes = [last - first for _, first, last in sorted(set(bounds))]
-    assert sizes == [1, 2, 3, 3, 4, 4, 4, 4]  # 1 + 2 % 4 = 3 puts this lane out of step with the others
+    assert sizes == [1, 1, 1, 2, 3, 3, 4, 4, 4, 4]  # the repeated ones and 1 + 2 % 4 = 3 put the lanes out of step
     for record, (_, first, last) in enumerate(bounds):
         assert first <= record < last
-    assert window_bounds(999, 1000, 4, lane=2)[2] == 1000
+    assert window_bounds(999, 1000, 4, lane=2, gentle=True)[2] == 1000
+
+
+def test_later_epochs_begin_with_full_windows() -> None:
+    sizes = [last - first for _, first, last in sorted({window_bounds(r, 1000, 4, 2, gentle=False) for r in range(15)})]
+    assert sizes == [3, 4, 4, 4]
+
+
+def test_lanes_of_a_first_epoch_begin_one_after_another() -> None:
+    """So many records must be decoded by the time so many samples are trained: the surplus grows slowly, from four records."""
+    counts = np.full(640, 50, np.uint32)
+    plan = EpochPlan.make(counts, OrderConfig(lanes=32), split="train", epoch=0, entry=0)
+    order = Order(plan.lane_lengths(), 8, plan.lane_starts())
+    seen: set[int] = set()
+    position = 0
+    for run in order.runs(0, 6400):
+        seen.update(ref.record for ref in plan.samples(run.lane, run.start, run.count))
+        position += run.count
+        assert len(seen) * 50 <= 1.43 * position + 250, position
+    assert order.runs(6400, 6400 + 800)[-1].lane >= 0
+    assert len({run.lane for run in order.runs(6400, 6400 + 800)}) == 32  # by now all take turns
+    later = EpochPlan.make(counts, OrderConfig(lanes=32), split="train", epoch=1, entry=0)
+    assert later.lane_starts() == [0] * 32
+
+
+def test_a_small_epoch_begins_all_its_lanes_by_its_middle() -> None:
+    plan = EpochPlan.make(np.full(64, 50, np.uint32), OrderConfig(lanes=32), split="train", epoch=0, entry=0)
+    order = Order(plan.lane_lengths(), 8, plan.lane_starts())
+    assert len({run.lane for run in order.runs(0, 1800)}) == 32
+    assert len({run.lane for run in order.runs(0, 32)}) == 4
 
 
 def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:

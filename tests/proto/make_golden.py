@@ -40,7 +40,9 @@ MESSAGES: dict[str, Message] = {
     ),
     "refuse": Refuse(protocol=1, differences=[["codec", "bb", "dd"]]),
     "epoch": Epoch(split="train", epoch=3),
-    "lanes": Lanes(split="train", epoch=3, lengths={0: [9, 14, 0, 7], 1: [70_000, 1]}),
+    "lanes": Lanes(
+        split="train", epoch=3, lengths={0: [9, 14, 0, 7], 1: [70_000, 1]}, starts={0: [0, 0, 0, 0], 1: [0, 1 << 31]}
+    ),
     "ticket": Ticket(ticket=7, split="train", epoch=0, lane=3, start=16, count=8),
     "piece": Piece(
         ticket=7,

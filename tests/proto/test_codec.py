@@ -17,6 +17,7 @@ from stoker_proto.messages import Failure, Hello, Lanes, Message, Piece, Pong, T
 from tests.proto.make_golden import MESSAGES
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+LANES = st.dictionaries(INT64, st.lists(INT64, max_size=3), max_size=3)
 TEXT = st.text(max_size=20)
 
 
@@ -59,7 +60,7 @@ def test_pieces_round_trip(piece: Piece) -> None:
         st.builds(Failure, ticket=INT64, reason=TEXT, message=TEXT),
         st.builds(Pong, nonce=INT64, progress=st.dictionaries(TEXT, st.floats(allow_nan=False))),
         st.builds(
-            Lanes, split=TEXT, epoch=INT64, lengths=st.dictionaries(INT64, st.lists(INT64, max_size=3), max_size=3)
+            Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES
         ),
         st.builds(
             Hello, protocol=INT64, client=TEXT, rank=INT64, world_size=INT64, fingerprints=st.dictionaries(TEXT, TEXT)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
-from stoker_proto.order import MAX_CELLS, Order, Run, order_fingerprint
+from stoker_proto.order import MAX_CELLS, TIME_END, Order, Run, order_fingerprint
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=0, max_size=8)
 CELL = st.integers(1, 9)
@@ -43,6 +43,30 @@ def test_every_sample_once_and_lanes_in_their_order(lengths: list[int], cell: in
     assert sorted(stream) == [(lane, position) for lane, length in enumerate(lengths) for position in range(length)]
     for lane, length in enumerate(lengths):
         assert [position for of, position in stream if of == lane] == list(range(length))
+
+
+@settings(deadline=None)
+@given(
+    lanes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, TIME_END - 1)), max_size=8), cell=CELL, data=st.data()
+)
+def test_lanes_that_begin_later(lanes: list[tuple[int, int]], cell: int, data: st.DataObject) -> None:
+    order = Order([length for length, _ in lanes], cell, [start for _, start in lanes])
+    stream = samples(order, 0, order.total)
+    assert sorted(stream) == [(lane, position) for lane, (length, _) in enumerate(lanes) for position in range(length)]
+    low = data.draw(st.integers(0, order.total))
+    high = data.draw(st.integers(low, order.total))
+    assert samples(order, low, high) == stream[low:high]
+
+
+def test_a_late_lane_in_numbers() -> None:
+    """Lane 0: due at 1/8 3/8 5/8 7/8. Lane 1 begins at 1/2: due at 5/8 7/8. Ties go to the lower lane."""
+    assert [lane for lane, _ in samples(Order([4, 2], 1, [0, 1 << 31]), 0, 6)] == [0, 0, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("starts", [[0], [0, -1], [0, 1 << 32]])
+def test_impossible_starts_are_refused(starts: list[int]) -> None:
+    with pytest.raises(LocalProtocolError, match="starts of 2 lanes"):
+        Order([4, 2], 1, starts)
 
 
 @settings(deadline=None)

@@ -95,7 +95,8 @@ def tied_causal(tiny_causal: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def cases(
     tiny_llava: Path, tiny_idefics3: Path, tied_causal: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Case]:
-    added = {"action": ActionConfig(codec="bins", vocabulary="added"), "image": ImageConfig(transport="base64")}
+    action = ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 128})
+    added = {"action": action, "image": ImageConfig(transport="base64")}
     folders = {name: tmp_path_factory.mktemp(name) for name in ("llava", "idefics3", "causal", "causal2")}
     image_text, causal = "AutoModelForImageTextToText", "AutoModelForCausalLM"
     keys: dict[str, Any] = {"max_steps": 2, "lr": 1e-2, "lr_schedule": "constant"}

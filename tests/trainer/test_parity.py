@@ -22,7 +22,6 @@ from trainer.export import gather_weights
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.inputs import PixelNormaliser
 from trainer.models.families import family_of, read_model_config
-from trainer.models.loading import grow_embeddings
 from trainer.schedule_lr import learning_rate, parameter_groups
 from trainer.step import StepResult
 from trainer.zero import join_ranks, set_learning_rate
@@ -63,7 +62,11 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     """No DeepSpeed, no ranks, full logits, the mean over all supervised tokens of the global batch, rows one by one."""
     family, processor = family_of(read_model_config(config.model.base_model_path)), make_processor(config)
     model = family.auto_class.from_pretrained(config.model.base_model_path, dtype=torch.float32)
-    grow_embeddings(model, processor.vocab_size_needed)
+    old_size = model.get_input_embeddings().num_embeddings
+    assert processor.vocab_size_needed > old_size, "the embeddings have to grow"
+    model.resize_token_embeddings(processor.vocab_size_needed, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight.data[old_size:] = layer.weight.data[:old_size].mean(dim=0)
     trainer = config.trainer
     optimizer = torch.optim.AdamW(parameter_groups(model, trainer.weight_decay), lr=trainer.lr, betas=trainer.betas)
     assert processor.image is not None
@@ -110,7 +113,7 @@ def test_two_zero3_ranks_train_as_one_plain_process(
     config = make_config(
         model,
         tmp_path,
-        data={"action": ActionConfig(codec="bins", vocabulary="added")},
+        data={"action": ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 128})},
         weight_decay=0.1,
         gradient_checkpointing=True,
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
-from stoker_proto.order import Order
+from stoker_proto.order import TIME_END, Order
 from trainer.feed.commands import Command, CoreOptions, Send
 from trainer.feed.homes import Homes
 from trainer.feed.peer import Loader, State
@@ -29,6 +29,7 @@ class Fleet:
         self.processor = ""
         self.orders: dict[int, Order] = {}
         self._lengths: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> samples per lane
+        self._starts: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> when each lane begins
         self._homes = Homes(options.addresses, options.lanes)
         self._nonce = 0
 
@@ -113,6 +114,7 @@ class Fleet:
         """Forget all other epochs."""
         for epoch in set(self._lengths) - epochs:
             del self._lengths[epoch]
+            self._starts.pop(epoch, None)
             self.orders.pop(epoch, None)
 
     def lanes(self, number: int, message: Lanes) -> tuple[bool, str | None]:
@@ -121,20 +123,27 @@ class Fleet:
         if known is None or message.split != self.options.split or self.loaders[number].state is not State.READY:
             return False, None
         rows = []
+        known_starts = self._starts.setdefault(message.epoch, {})
         for entry, lengths in sorted(message.lengths.items()):
+            starts = message.starts.get(entry, [])
             if not 0 <= entry < len(self.options.entries) or len(lengths) != self.options.lanes or min(lengths) < 0:
                 rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.lanes)])
+            elif len(starts) != len(lengths) or not 0 <= min(starts) <= max(starts) < TIME_END:
+                rows.append([f"starts of entry {entry}", str(starts)[:80], f"{len(lengths)} of them"])
             elif known.setdefault(entry, lengths) != lengths:
                 rows.append(
                     [f"samples of entry {entry}, epoch {message.epoch}", str(sum(lengths)), str(sum(known[entry]))]
                 )
+            elif known_starts.setdefault(entry, starts) != starts:
+                rows.append([f"starts of entry {entry}, epoch {message.epoch}", "others", "those of the first loader"])
         if rows:
             return False, self._differ(number, rows, "is refused")
         self.loaders[number].answered_epochs.add(message.epoch)
         if message.epoch in self.orders or len(known) < len(self.options.entries):
             return False, None
         lanes = [length for entry in range(len(known)) for length in known[entry]]
-        self.orders[message.epoch] = Order(lanes, self.options.cell)
+        starts = [start for entry in range(len(known)) for start in known_starts[entry]]
+        self.orders[message.epoch] = Order(lanes, self.options.cell, starts)
         return True, None
 
     def lengths(self, epoch: int) -> dict[int, list[int]]:

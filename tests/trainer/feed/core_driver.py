@@ -85,7 +85,12 @@ class CoreDriver:
             return self.welcome(loader)
         if isinstance(message, Epoch):
             lengths = {entry: LENGTHS[entry] for entry in self.held[loader]}
-            return Lanes(split=message.split, epoch=message.epoch, lengths=lengths)
+            return Lanes(
+                split=message.split,
+                epoch=message.epoch,
+                lengths=lengths,
+                starts={entry: [0] * len(lanes) for entry, lanes in lengths.items()},
+            )
         assert isinstance(message, Ping)
         return Pong(nonce=message.nonce, progress={"cpu_s": 1.0})
 

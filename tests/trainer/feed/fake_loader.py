@@ -175,7 +175,14 @@ class FakeLoader:
             return [self._welcome()]
         if isinstance(message, Epoch):
             lengths = {entry: LENGTHS[entry] for entry in self.held}
-            return [Lanes(split=message.split, epoch=message.epoch, lengths=lengths)]
+            return [
+                Lanes(
+                    split=message.split,
+                    epoch=message.epoch,
+                    lengths=lengths,
+                    starts={entry: [0] * len(lanes) for entry, lanes in lengths.items()},
+                )
+            ]
         if isinstance(message, Ping):
             return [Pong(nonce=message.nonce, progress=self._progress())]
         assert isinstance(message, Ticket)

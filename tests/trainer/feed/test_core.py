@@ -293,7 +293,7 @@ def test_lanes_that_differ_are_refused() -> None:
     driver = CoreDriver().connect(start=False)
     driver.core.open(0, driver.now)
     driver.advance()
-    driver.receive(1, Lanes(split="train", epoch=0, lengths={0: [9, 14, 0, 8]}))
+    driver.receive(1, Lanes(split="train", epoch=0, lengths={0: [9, 14, 0, 8]}, starts={0: [0] * 4}))
     driver.advance()
     assert "samples of entry 0, epoch 0: the loader has 31, this rank 30" in str(driver.error)
 
@@ -458,7 +458,7 @@ def test_waiting_for_loaders_at_the_start_has_its_own_deadline() -> None:
 def test_another_number_of_lanes_or_entries_is_refused() -> None:
     driver = CoreDriver(1).connect(start=False)
     driver.core.open(5, driver.now)
-    driver.receive(0, Lanes(split="train", epoch=5, lengths={0: [1, 2]}))
+    driver.receive(0, Lanes(split="train", epoch=5, lengths={0: [1, 2]}, starts={0: [0, 0]}))
     driver.advance()
     assert "lanes of entry 0: the loader has 2, this rank 4" in str(driver.error)
 

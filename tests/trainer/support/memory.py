@@ -48,12 +48,13 @@ def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = 
 
 
 def make_processor(config: Config) -> Processor:
-    """With 16 bins for actions of DIM dimensions in [-1, 1]."""
+    """With 16 bins, or what `data.action.codec_options` say, for actions of DIM dimensions in [-1, 1]."""
     accumulator = StatisticsAccumulator(DIM)
     rows = np.random.default_rng(0).uniform(-1, 1, (512, DIM)).astype(np.float32)
     accumulator.add(rows, np.arange(512, dtype=np.uint64))
     statistics, sample = accumulator.finish()
-    codec = fit_codec(config.data.action.codec, sample, statistics, chunk=config.data.action.chunk, num_bins=16)
+    action, options = config.data.action, config.data.action.codec_options or {"num_bins": 16}
+    codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **options)
     return Processor.build(config, codec)
 
 
