@@ -8,12 +8,15 @@ the lane's length: one number comparable between lanes.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loader_service.build import EncodedRecord
 from loader_service.plan import EpochPlan
+
+logger = logging.getLogger(__name__)
 
 
 class RecordKey(NamedTuple):
@@ -123,6 +126,7 @@ class RecordCache:
         self._wanted: OrderedDict[RecordKey, _Kept] = OrderedDict()
         self._served: OrderedDict[RecordKey, _Kept] = OrderedDict()
         self._served_bytes = 0
+        self._warned = False
 
     def __contains__(self, key: RecordKey) -> bool:
         return key in self._wanted or key in self._served
@@ -166,3 +170,10 @@ class RecordCache:
             if oldest == newest:
                 break
             self.size_bytes -= self._wanted.pop(oldest).value.size_bytes
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "the %d MiB of loader.cache_mb do not hold the open windows: records are decoded more than once; raise it, "
+                    "or lower data.order.lanes or window_records",
+                    self.budget_bytes >> 20,
+                )

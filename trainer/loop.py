@@ -117,8 +117,8 @@ class Trainer:
 
     def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
         """The rest of the epoch that the cursor is in."""
-        trainer = self.config.trainer
-        steps = self.train.feed.steps(self.cursor.epoch, self.cursor.sample)
+        trainer, epoch = self.config.trainer, self.cursor.epoch
+        steps = self.train.feed.steps(epoch, self.cursor.sample)
         with closing(cast("Any", steps)):
             last = time.monotonic()
             for batch in steps:
@@ -138,6 +138,8 @@ class Trainer:
                 if self.cursor.step >= self.total_steps:
                     return
                 last = time.monotonic()  # the clock of the next step: waiting for its data counts, validation does not
+        if self.cursor.epoch == epoch:  # nothing was left of it
+            self.cursor = replace(self.cursor, epoch=epoch + 1, sample=0)
 
     def _advance(self, batch: StepBatch, result: StepResult) -> None:
         at_end = batch.step + 1 == batch.num_steps

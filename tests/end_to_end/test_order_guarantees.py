@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psutil
+
+from stoker_proto.config_reader import load_config
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations
+from trainer.feed.feed import Feed
 
 ALL_KEYS = sorted((0, record, timestep) for record, length in enumerate(LENGTHS) for timestep in range(length))
 
@@ -55,6 +59,43 @@ def test_a_killed_loader_costs_no_sample_and_changes_no_byte(config: Path) -> No
         survived = pull(config, [first.address, second.address], "trainer.feed.ticket_deadline_s=1", on_step=kill_one)
     assert survived.keys == expected.keys
     assert survived.steps == expected.steps
+
+
+def test_a_killed_worker_is_replaced_and_changes_no_byte(config: Path) -> None:
+    with serving(config) as loader:
+        expected = pull(config, [loader.address])
+    with serving(config, "--set", "loader.workers=2", "--set", "loader.read_ahead=false") as loader:
+        killed: list[int] = []
+
+        def kill_a_worker(step: int) -> None:
+            if step == 2:
+                worker = psutil.Process(loader.process.pid).children()[0]
+                killed.append(worker.pid)
+                worker.kill()
+
+        survived = pull(config, [loader.address], "trainer.feed.prefetch=2", on_step=kill_a_worker)
+        workers = [child.pid for child in psutil.Process(loader.process.pid).children()]
+    assert survived.keys == expected.keys
+    assert survived.steps == expected.steps
+    assert len(workers) == 2
+    assert killed[0] not in workers
+
+
+def test_each_record_is_decoded_once_an_epoch_also_when_read_ahead_of_it(
+    tmp_path: Path, model: Path, demos: Path
+) -> None:
+    """With augmentation every epoch needs its own frames; without, those of the first are kept."""
+    for augmented, expected in ((True, 2 * len(LENGTHS)), (False, len(LENGTHS))):
+        config = write_config(tmp_path, model, [demos], augment={"enabled": augmented})
+        with serving(config, "--set", "trainer.epochs=2") as loader:
+            loaded = load_config(config, [f"cluster.loader_addresses=[{loader.address}]", "trainer.epochs=2"])
+            with Feed(loaded, "train", 0, 1) as feed:
+                feed.connect()
+                for epoch in (0, 1):
+                    assert sum(1 for _ in feed.steps(epoch, 0)) == -(-sum(LENGTHS) // 8)
+                (progress,) = feed.progress(fresh_within_s=5).values()
+        assert progress["samples"] == 2 * sum(LENGTHS)
+        assert progress["records_decoded"] == expected
 
 
 def test_a_drained_loader_costs_no_sample(config: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from loader_service.build import EncodedRecord, EncodedSample
 from loader_service.plan import EpochPlan
@@ -39,11 +40,12 @@ def test_served_records_stay_for_the_next_epoch_while_there_is_room() -> None:
     assert cache.size_bytes == 40
 
 
-def test_reading_ahead_stops_at_the_budget_but_what_is_needed_is_always_taken() -> None:
+def test_reading_ahead_stops_at_the_budget_but_what_is_needed_is_always_taken(caplog: pytest.LogCaptureFixture) -> None:
     cache = RecordCache(100)
     for number in range(3):
         cache.put(key(number), record(50))
     assert not cache.has_room()
+    assert [record.getMessage() for record in caplog.records if "loader.cache_mb" in record.getMessage()]
     assert cache.size_bytes <= 100
     assert key(2) in cache  # the newest is never the one dropped
     cache.put(key(9), record(500))
