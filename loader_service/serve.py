@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -73,14 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def serve(arguments: argparse.Namespace) -> None:
     """Run one loader. Raises StokerError."""
     check_bind(arguments.bind, insecure=arguments.insecure)
-    config = load_config(arguments.config, arguments.set)
-    prepared = prepare(
-        config,
-        held=held_entries(config, arguments.shards),
-        cache_dir=Path(arguments.cache_dir) if arguments.cache_dir else None,
-        progress=sys.stderr.isatty(),
-    )
-    processor = Processor.build(config, prepared.codec)
+    config, prepared, processor = read_everything(arguments)
     fingerprints = all_fingerprints(config, prepared, processor)
     name = LoaderServer.new_name()
     with run_directory() as run_dir, zmq.Context() as context:
@@ -107,12 +99,7 @@ def check(arguments: argparse.Namespace) -> None:
     from loader_service.build import RecordEncoder  # workers build; the front needs it only here
 
     check_bind(arguments.bind, insecure=arguments.insecure)
-    config = load_config(arguments.config, arguments.set)
-    cache_dir = Path(arguments.cache_dir) if arguments.cache_dir else None
-    prepared = prepare(
-        config, held=held_entries(config, arguments.shards), cache_dir=cache_dir, progress=sys.stderr.isatty()
-    )
-    processor = Processor.build(config, prepared.codec)
+    config, prepared, processor = read_everything(arguments)
     encoder = RecordEncoder(config.data, make_dataset(config.data), processor)
     started = time.process_time()
     for split, entries in prepared.entries.items():
@@ -124,6 +111,19 @@ def check(arguments: argparse.Namespace) -> None:
                     raise StokerError(f"{split} {manifest.path}: {encoded.error}")
     print(f"loader-serve check passed {describe(prepared, processor, all_fingerprints(config, prepared, processor))}")
     logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
+
+
+def read_everything(arguments: argparse.Namespace) -> tuple[Config, Prepared, Processor]:
+    """The config, what is in the data, and what turns it into rows. Raises StokerError."""
+    config = load_config(arguments.config, arguments.set)
+    Processor.build(config, None)  # a wrong model folder is said before a long scan, not after it
+    prepared = prepare(
+        config,
+        held=held_entries(config, arguments.shards),
+        cache_dir=Path(arguments.cache_dir) if arguments.cache_dir else None,
+        progress=True,
+    )
+    return config, prepared, Processor.build(config, prepared.codec)
 
 
 def check_bind(address: str, *, insecure: bool) -> None:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.config import Config
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, RefusedError
+from stoker_proto.hashing import key64
 from stoker_proto.processor import Processor
 from trainer.checkpoint import Checkpoints
 from trainer.feed.batch import plain_memory
@@ -43,6 +45,7 @@ def build_trainer(config: Config) -> Trainer:
         if config.data.val_data_paths:
             val, val_info = open_split(config, "val", ranks, feeds)
             fingerprints |= val_info.fingerprints
+        check_same_on_all_ranks(fingerprints, ranks)
         if saved is not None:
             checkpoints.check(saved, fingerprints)
         processor = Processor.from_json(info.processor_json, Path(config.model.base_model_path) / "tokenizer.json")
@@ -64,6 +67,25 @@ def open_split(
     if info.num_samples == 0:
         raise DataError(f"data.{split}_data_paths hold no samples: name other files")
     return Split(feed=feed, num_samples=info.num_samples), info
+
+
+def check_same_on_all_ranks(fingerprints: dict[str, str], ranks: Ranks) -> None:
+    """Each rank pins what the first loader that answers it says: two that differ must not each win one rank. RefusedError."""
+    names = sorted(fingerprints)
+    keys = [key64(name, fingerprints[name]) >> 1 for name in names]  # >> 1: inside int64
+    least = torch.tensor([len(names), *keys], dtype=torch.int64, device=ranks.device)
+    most = least.clone()
+    dist.all_reduce(least[:1], op=dist.ReduceOp.MIN)
+    dist.all_reduce(most[:1], op=dist.ReduceOp.MAX)
+    if least[0] == most[0]:  # as many names everywhere, so the rest lines up
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    differing = [name for name, low, high in zip(names, least[1:], most[1:], strict=True) if low != high]
+    if differing or least[0] != most[0]:
+        raise RefusedError(
+            f"ranks were answered by loaders that differ in {', '.join(differing) or 'what they hold'}: start all loaders with "
+            "the same config, data and version"
+        )
 
 
 def pinned_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

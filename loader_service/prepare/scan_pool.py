@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -48,7 +49,18 @@ def run_all(
     processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
     total = sum(weights)
     least = MIN_POOL_BYTES if min_pool_weight is None else min_pool_weight
-    with tqdm(total=total, desc=progress, unit=unit, unit_scale=True, disable=progress is None, leave=False) as bar:
+    # A log file wants a line now and then where it takes long, not a moving bar.
+    interval_s, delay_s = (0.1, 0.0) if sys.stderr.isatty() else (10.0, 10.0)
+    with tqdm(
+        total=total,
+        desc=progress,
+        unit=unit,
+        unit_scale=True,
+        disable=progress is None,
+        leave=False,
+        mininterval=interval_s,
+        delay=delay_s,
+    ) as bar:
         if processes <= 1 or total < least:
             results = []
             for task, weight in zip(tasks, weights, strict=True):

@@ -181,6 +181,26 @@ def test_a_dataset_class_from_outside_the_repository(tmp_path: Path, model: Path
     assert sorted(key[1] for key in pulled.keys) == list(range(9))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"), [(1, "it gives 1 samples, the scan counted 2"), (3, "more samples than")]
+)
+def test_a_dataset_that_gives_another_number_than_it_counted(
+    tmp_path: Path, model: Path, given: int, message: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    several = f"        for _ in range({given}):\n            yield Sample"
+    wrong = OUTSIDE.replace("num_samples=1", "num_samples=2").replace("        yield Sample", several)
+    (outside / "captions.py").write_text(wrong)
+    (outside / "captions.txt").write_text("\n".join(json.dumps(["what?", "that"]) for _ in range(9)))
+    config = write_config(tmp_path, model, [outside], dataset_type="captions:Captions")
+    with (
+        serving(config, PYTHONPATH=f"{Path.cwd()}:{Path.cwd() / 'proto'}:{outside}") as loader,
+        pytest.raises(DataError, match=message),
+    ):
+        pull(config, [loader.address])
+
+
 OUTSIDE = """
 import json
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord

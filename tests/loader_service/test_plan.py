@@ -71,6 +71,14 @@ def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
     assert stream(split="val") == stream(split="val", epoch=1)  # validation is the same every time
 
 
+def test_records_change_lanes_between_epochs() -> None:
+    def records(epoch: int) -> list[int]:
+        plan = EpochPlan.make(np.full(40, 5, np.uint32), OrderConfig(lanes=4), split="train", epoch=epoch, entry=0)
+        return sorted({ref.record for ref in plan.samples(0, 0, plan.lane_length(0))})
+
+    assert records(0) != records(1)
+
+
 def test_the_order_is_pinned() -> None:
     """Another order under the same fingerprint would silently mix loaders of two versions: raise PLAN_VERSION instead."""
     plan = EpochPlan.make(np.array([2, 1, 3, 2], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)

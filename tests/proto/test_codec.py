@@ -59,9 +59,7 @@ def test_pieces_round_trip(piece: Piece) -> None:
         st.builds(Ticket, ticket=INT64, split=TEXT, epoch=INT64, lane=INT64, start=INT64, count=INT64),
         st.builds(Failure, ticket=INT64, reason=TEXT, message=TEXT),
         st.builds(Pong, nonce=INT64, progress=st.dictionaries(TEXT, st.floats(allow_nan=False))),
-        st.builds(
-            Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES
-        ),
+        st.builds(Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES),
         st.builds(
             Hello, protocol=INT64, client=TEXT, rank=INT64, world_size=INT64, fingerprints=st.dictionaries(TEXT, TEXT)
         ),
