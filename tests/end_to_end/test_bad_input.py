@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -201,20 +202,8 @@ def test_a_dataset_that_gives_another_number_than_it_counted(
         pull(config, [loader.address])
 
 
-OUTSIDE = """
-import json
-from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
-
-class Captions(BaseSFTDataset):
-    shard_patterns = ("*.txt",)
-
-    def scan(self, shard):
-        offset = 0
-        for line in shard.read_bytes().splitlines(keepends=True):
-            yield ScannedRecord(offset=offset, size=len(line), num_samples=1)
-            offset += len(line)
-
-    def read(self, shard, offset, size):
-        question, answer = json.loads(shard.read_bytes()[offset : offset + size])
-        yield Sample(instruction=question, answer=answer)
-"""
+README = Path(__file__).resolve().parents[2] / "README.md"
+(OUTSIDE,) = [
+    block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "class Captions" in block
+]
+"""The example that the README shows."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: ranks are forked, and they share the cores
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the same for tokenizers, which else warns after a fork
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 DEADLINE_S = 120.0
 
 _WANTED = (  # what DeepSpeed and transformers import only when an engine is made: 2 s of CPU in every rank otherwise
@@ -32,6 +34,7 @@ with warnings.catch_warnings():
 
 def run_ranks(world_size: int, work: Callable[[int], Any]) -> list[Any]:
     """What `work(rank)` gives in each of `world_size` processes that can meet. AssertionError with a rank's traceback."""
+    assert torch.get_num_threads() == 1, "torch has threads that a fork loses: see tests/conftest.py"
     context = multiprocessing.get_context("fork")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

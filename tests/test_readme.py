@@ -1,0 +1,40 @@
+"""The README's promises that can be checked without running its commands (those are run by other tests and by `make demo`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stoker_proto.config_reader import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_linked_files_exist() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)", README) if "://" not in target]
+    assert len(targets) > 8
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_the_example_configuration_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    path = tmp_path / "my.yaml"
+    path.write_text(example)
+    config = load_config(path)
+    assert config.cluster.component_placement.trainer == (0, 1, 2, 3)
+    assert config.trainer.lr == 2e-5
+
+
+def test_every_make_target_named_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+    assert {"demo", "test", "bench"} <= named
+    assert named <= targets
+
+
+def test_every_file_named_in_a_command_is_there() -> None:
+    commands = " ".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+    files = re.findall(r"\b((?:deploy|trainer|tests|loader_service)/[\w/.-]+\.(?:py|sh|yaml))", commands)
+    assert files
+    assert not [file for file in files if not (ROOT / file).exists()]
