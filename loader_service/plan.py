@@ -54,8 +54,8 @@ class Window:
     start: int
     """Lane position of its first sample."""
     records: NDArray[np.uint32]  # [R], numbers in the entry
-    record_of: NDArray[np.uint32]  # [n]: index into `records` of each sample in training order
-    index_of: NDArray[np.uint32]  # [n]: which sample of that record
+    record_of: NDArray[np.uint32]  # [n]: record in the entry of each sample in training order
+    sample_of: NDArray[np.uint32]  # [n]: which sample of that record
     first_use: NDArray[np.int64]  # [R]: lane position at which each record is first needed (past the end: never)
 
     @property
@@ -153,8 +153,7 @@ class EpochPlan:
             window = self.window_at(lane, start)
             low = start - window.start
             high = min(low + count, len(window.record_of))
-            records = window.records[window.record_of[low:high]].tolist()
-            refs.extend(map(SampleRef, records, window.index_of[low:high].tolist()))
+            refs.extend(map(SampleRef, window.record_of[low:high].tolist(), window.sample_of[low:high].tolist()))
             start, count = start + high - low, count - (high - low)
         return refs
 
@@ -189,10 +188,11 @@ class EpochPlan:
             int(counts.sum()), key64("window", self.order.seed, self.split, epoch, self.entry, lane, number)
         )
         record_of = np.repeat(np.arange(high - low, dtype=np.uint32), counts)[order]
-        index_of = (order - offsets[record_of]).astype(np.uint32)
+        sample_of = (order - offsets[record_of]).astype(np.uint32)
+        records = self.records[base + low : base + high]
         first_use = np.full(high - low, start + len(order), np.int64)
         np.minimum.at(first_use, record_of, start + np.arange(len(order)))
-        return Window(number, low, high, start, self.records[base + low : base + high], record_of, index_of, first_use)
+        return Window(number, low, high, start, records, records[record_of], sample_of, first_use)
 
 
 def plan_file(folder: Path, split: str, epoch: int, entry: int, name: str) -> Path:

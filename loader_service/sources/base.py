@@ -133,8 +133,9 @@ def make_dataset(config: DataConfig) -> BaseSFTDataset:
         )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({error})") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({reason})") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseSFTDataset)):
         raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: not a subclass of BaseSFTDataset")
     return cls(config)

@@ -67,7 +67,7 @@ _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
 
 def encode(message: Message) -> bytes:
     """The frame of a message."""
-    body = {item.name: getattr(message, item.name) for item in fields(message)}
+    body = {name: getattr(message, name) for name, _, _ in _FIELDS[type(message)]}
     if isinstance(message, Piece):
         for name, dtype in _PIECE_DTYPES.items():
             body[name] = np.ascontiguousarray(body[name], dtype=dtype).tobytes()
@@ -173,14 +173,14 @@ def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
 
 
 def _build(cls: type[Any], body: dict[str, Any]) -> Any:
-    names = {item.name for item in fields(cls)}
-    if set(body) != names:
+    names = {name for name, _, _ in _FIELDS[cls]}
+    if body.keys() != names:
         odd = sorted(map(str, set(body) ^ names))
         raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {', '.join(odd)[:200]}")
-    for item in fields(cls):
-        if not _CHECKS[str(item.type)](body[item.name]):
-            shown = repr(body[item.name])[:80]
-            raise RemoteProtocolError(f"{cls.__name__}.{item.name} is {shown}: {item.type} is expected")
+    for name, kind, check in _FIELDS[cls]:
+        if not check(body[name]):
+            shown = repr(body[name])[:80]
+            raise RemoteProtocolError(f"{cls.__name__}.{name} is {shown}: {kind} is expected")
     return cls(**body)
 
 
@@ -216,6 +216,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "NDArray[np.uint8]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.float32]": lambda value: isinstance(value, np.ndarray),
 }
+
+_FIELDS: dict[type[Any], list[tuple[str, str, Callable[[Any], bool]]]] = {
+    cls: [(item.name, str(item.type), _CHECKS[str(item.type)]) for item in fields(cls)] for cls in KINDS.values()
+}
+"""Name, type and check of each message's fields, looked up once."""
 
 
 def peek_ticket(frame: bytes | memoryview) -> int:
