@@ -25,7 +25,7 @@ from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
 from deploy.node import Plan, run_node  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
-from stoker_proto.config_reader import load_config  # noqa: E402
+from stoker_proto.config_reader import add_config_arguments, load_config  # noqa: E402
 from stoker_proto.errors import ConfigError  # noqa: E402
 
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -45,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the YAML that both programs read")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one key; repeatable")
+    add_config_arguments(parser)
     parser.add_argument(
         "--no-loaders", action="store_true", help="the loaders run elsewhere; cluster.loader_addresses names them"
     )
@@ -93,8 +92,8 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
 def loader_command(common: Sequence[str], config: Config, num_loaders: int) -> list[str]:
     """`loader-serve` on a free port of the loopback; loaders of one node share its cores."""
     command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", "tcp://127.0.0.1:*"]
-    if config.loader.workers == 0 and num_loaders > 1:
-        command += ["--set", f"loader.workers={max(1, _num_cores() // num_loaders)}"]
+    if config.loader.cores == 0 and num_loaders > 1:
+        command += ["--set", f"loader.cores={max(1, _num_cores() // num_loaders)}"]
     return command
 
 

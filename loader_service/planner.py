@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from loader_service.plan import EpochPlan
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto.config import OrderConfig
 
-logger = logging.getLogger(__name__)
+_KEEP_PLANS = 8
+_MAX_IN_THE_MAKING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +37,34 @@ class Planner:
         wake: Callable[[], None],
     ) -> None:
         self._run_dir, self._entries, self._order, self._wake = run_dir, entries, order, wake
-        self._plans: dict[tuple[str, int], Future[PlannedLanes]] = {}
-        self._known: dict[tuple[str, int], PlannedLanes] = {}
+        self._plans: OrderedDict[tuple[str, int], Future[PlannedLanes]] = OrderedDict()  # the last asked is the last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
     def lanes(self, split: str, epoch: int) -> PlannedLanes | None:
         """The lanes of an epoch; starts planning it, and then the epoch after it, where that was not done."""
-        known = self._known.get((split, epoch))
-        if known is not None:
-            return known
         future = self._request(split, epoch)
-        if not future.done():
+        if future is None or not future.done():
             return None
-        if split == "train":
+        if split == "train" and (split, epoch + 1) not in self._plans:
             self._request(split, epoch + 1)
-            self._forget(split, epoch)
-        self._known[split, epoch] = future.result()
-        return self._known[split, epoch]
+        return future.result()
 
     def close(self) -> None:
         """Wait for the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _request(self, split: str, epoch: int) -> Future[PlannedLanes]:
+    def _request(self, split: str, epoch: int) -> Future[PlannedLanes] | None:
+        """The plan, made or in the making; None where too many are being made already: ask again later."""
         key = (split, epoch)
-        if key not in self._plans:
-            self._plans[key] = self._thread.submit(self._make, split, epoch)
-            self._plans[key].add_done_callback(lambda _: self._wake())
-        return self._plans[key]
+        if key in self._plans:
+            self._plans.move_to_end(key)
+            return self._plans[key]
+        if sum(not future.done() for future in self._plans.values()) >= _MAX_IN_THE_MAKING:
+            return None
+        future = self._plans[key] = self._thread.submit(self._make, split, epoch)
+        future.add_done_callback(lambda _: self._wake())
+        self._forget()
+        return future
 
     def _make(self, split: str, epoch: int) -> PlannedLanes:
         planned = PlannedLanes({}, {})
@@ -74,10 +75,10 @@ class Planner:
             planned.starts[entry] = plan.lane_starts()
         return planned
 
-    def _forget(self, split: str, epoch: int) -> None:
-        """Drop what lies more than one epoch behind (a rank may still be in the last one)."""
-        for key in [key for key in self._plans if key[0] == split and key[1] < epoch - 1 and self._plans[key].done()]:
-            del self._plans[key]
-            self._known.pop(key, None)
-            for path in self._run_dir.glob(f"plan-{key[0]}-{key[1]}-*.npy"):
-                path.unlink()
+    def _forget(self) -> None:
+        """Keep only the plans that were asked for last: ranks are in one epoch, or at the border between two."""
+        for split, epoch in list(self._plans)[:-_KEEP_PLANS]:
+            if self._plans[split, epoch].done():
+                del self._plans[split, epoch]
+                for path in self._run_dir.glob(f"plan-{split}-{epoch}-*.npy"):
+                    path.unlink()

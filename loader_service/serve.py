@@ -23,7 +23,7 @@ from loader_service.prepare.shards import expand_entry
 from loader_service.server import LoaderServer
 from loader_service.sources.base import make_dataset
 from stoker_proto.config import Config
-from stoker_proto.config_reader import config_to_tree, load_config
+from stoker_proto.config_reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order import order_fingerprint
@@ -44,8 +44,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "ZeroMQ. Any number of loaders may serve the same run; all read the same YAML as the trainer.",
         epilog="example: loader-serve --config deploy/configs/demo.yaml --bind tcp://127.0.0.1:5555",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that the trainer reads too")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", help="override a key of it; repeatable")
+    add_config_arguments(parser)
     parser.add_argument(
         "--shards",
         nargs="+",
@@ -76,8 +75,10 @@ def serve(arguments: argparse.Namespace) -> None:
     fingerprints = all_fingerprints(config, prepared, processor)
     name = LoaderServer.new_name()
     with run_directory() as run_dir, zmq.Context() as context:
-        num_workers = config.loader.workers or -(-cpu_count() // CORES_PER_WORKER)
-        write_job(run_dir, config, prepared, processor, name, num_workers)
+        cores = config.loader.cores or cpu_count()
+        num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
+        num_threads = config.loader.threads or -(-cores // num_workers)
+        write_job(run_dir, config, prepared, processor, name, num_workers, num_threads)
         pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
         server = LoaderServer(
             config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name
@@ -193,7 +194,13 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
 
 
 def write_job(
-    run_dir: Path, config: Config, prepared: Prepared, processor: Processor, name: str, num_workers: int
+    run_dir: Path,
+    config: Config,
+    prepared: Prepared,
+    processor: Processor,
+    name: str,
+    num_workers: int,
+    num_threads: int,
 ) -> None:
     """Leave in the run directory all that a worker needs to know."""
     manifests = [
@@ -213,7 +220,7 @@ def write_job(
         "manifests": manifests,
         "loader": name,
         "workers": num_workers,
-        "threads": config.loader.threads or -(-cpu_count() // num_workers),
+        "threads": num_threads,
     }
     (run_dir / "job.json").write_text(json.dumps(job))
     processor.save(run_dir)

@@ -43,6 +43,7 @@ MAX_TICKETS_PER_CLIENT = 1024
 MAX_UNREAD_FRAMES = 256
 """Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline."""
 _MAX_CLIENTS = 65_536
+_MAX_AWAITING = 65_536
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
@@ -263,7 +264,7 @@ class LoaderServer:
             raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
         lanes = self._planner.lanes(message.split, message.epoch)
         if lanes is None:
-            self._awaiting_plan.append((address, message))
+            self._await_plan(address, message)
             return
         self._send(
             address,
@@ -287,7 +288,7 @@ class LoaderServer:
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
         lanes = self._planner.lanes(ticket.split, ticket.epoch)
         if lanes is None:
-            self._awaiting_plan.append((address, ticket))
+            self._await_plan(address, ticket)
             return None
         length = lanes.lengths[entry][lane]
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_SAMPLES)):
@@ -300,10 +301,16 @@ class LoaderServer:
             return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
         return None
 
+    def _await_plan(self, address: bytes, message: Epoch | Ticket) -> None:
+        if len(self._awaiting_plan) >= _MAX_AWAITING:
+            raise RemoteProtocolError(f"{_MAX_AWAITING} messages wait for plans already")  # dropped; ranks ask again
+        self._awaiting_plan.append((address, message))
+
     def _answer_planned(self) -> None:
         waiting, self._awaiting_plan = self._awaiting_plan, []
         for address, message in waiting:
-            self._handle(address, message, codec.encode(message))
+            if address in self._clients:  # it may have gone meanwhile
+                self._handle(address, message, codec.encode(message))
 
     def _announce_drain(self) -> None:
         for address in list(self._clients):

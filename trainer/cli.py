@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stoker_proto.config import Config, check_batch_arithmetic
-from stoker_proto.config_reader import load_config
+from stoker_proto.config_reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
 
 
@@ -21,18 +21,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
         prog="deepspeed trainer/main.py",
         description="Train a model on what the loaders send (ZeRO-3), validate, save and export it.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainers share")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=VALUE",
-        dest="overrides",
-        help="change one key; may be repeated",
-    )
+    add_config_arguments(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher's
     known = parser.parse_args(arguments)
-    config = load_config(known.config, known.overrides)
+    config = load_config(known.config, known.set)
     check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
     return config

@@ -16,7 +16,7 @@ from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_dataset
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
-from stoker_proto.config_reader import load_config
+from stoker_proto.config_reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError
 
 _DESCRIPTION = """\
@@ -85,14 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "loader-prepare", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainer read")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=VALUE",
-        help="change one key of it; may be given several times",
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--cache-dir",
         type=Path,

@@ -156,10 +156,12 @@ class DataConfig:
 class LoaderConfig:
     """How a loader uses its host. Nothing here changes what is in a batch."""
 
+    cores: int = 0
+    """Cores to use; 0: all that the process may use, which `deploy/launch.py` shares among a node's loaders."""
     workers: int = 0
-    """Processes that build pieces; 0: one per four cores."""
+    """Processes that build pieces; 0: one per four cores. With one, its threads live in the loader's own process."""
     threads: int = 0
-    """Threads in each of them; decoding releases the interpreter lock. 0: all cores, shared among the workers."""
+    """Threads in each of them; decoding releases the interpreter lock. 0: the cores, shared among the workers."""
     cache_mb: int = 1024
     """Encoded frames kept in memory over all workers, in MiB."""
     read_ahead: bool = True
@@ -300,6 +302,7 @@ class Config:
         not_negative = {
             "data.order.seed": data.order.seed,
             "data.bad_sample_budget": data.bad_sample_budget,
+            "loader.cores": self.loader.cores,
             "loader.workers": self.loader.workers,
             "loader.threads": self.loader.threads,
             "trainer.eval_interval": trainer.eval_interval,

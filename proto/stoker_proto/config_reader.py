@@ -6,6 +6,7 @@ Here numbers are what they look like, a path such as `007` stays text, and a key
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -21,6 +22,14 @@ import yaml
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.placement import Placement, parse_slots
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` and `--set a.b=value`, the same in every program: `load_config(arguments.config, arguments.set)`."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainers share")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=V", help="override one key of it; repeatable"
+    )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -88,10 +88,10 @@ def test_loaders_without_authentication_are_reached_only_on_the_internal_network
 def test_data_and_models_are_mounted_read_only() -> None:
     services = resolved("gpu", STOKER_DATA="/srv/demos", STOKER_MODELS="/srv/models")["services"]
     mounts = {mount["target"]: mount for mount in services["loader-0"]["volumes"] if mount["type"] == "bind"}
-    assert mounts["/opt/stoker/work/data"]["source"] == "/srv/demos"
+    assert mounts["/opt/stoker/job/data"]["source"] == "/srv/demos"
     assert all(mount["read_only"] for mount in mounts.values())
     writable = [mount["target"] for mount in services["trainer"]["volumes"] if not mount.get("read_only")]
-    assert writable == ["/opt/stoker/work/outputs"]
+    assert writable == ["/opt/stoker/job/outputs"]
 
 
 @dataclass(frozen=True)

@@ -44,18 +44,18 @@ def words_after(command: list[str] | tuple[str, ...], flag: str) -> list[str]:
 
 
 def test_one_loader_per_dataloader_slot_on_a_free_loopback_port(config_file: Path) -> None:
-    plan = plan_for(config_file, "trainer.epochs=2", "loader.workers=1")
+    plan = plan_for(config_file, "trainer.epochs=2", "loader.cores=1")
     assert len(plan.loaders) == 3
     for command in plan.loaders:
         assert command[:4] == (sys.executable, "-m", "loader_service.cli", "serve")
         assert words_after(command, "--bind") == ["tcp://127.0.0.1:*"]
         assert words_after(command, "--config") == [str(config_file)]
-        assert words_after(command, "--set") == ["trainer.epochs=2", "loader.workers=1"]
+        assert words_after(command, "--set") == ["trainer.epochs=2", "loader.cores=1"]
 
 
 def test_loaders_of_one_node_share_its_cores(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    assert words_after(plan_for(config_file).loaders[0], "--set") == ["loader.workers=4"]
+    assert words_after(plan_for(config_file).loaders[0], "--set") == ["loader.cores=4"]
 
 
 def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(config_file: Path) -> None:

@@ -16,7 +16,7 @@ CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_it_is_read(path: Path) -> None:
-    load_config(path)
+    assert load_config(path).data.train_data_paths
 
 
 def test_the_page_s_keys_are_kept_word_for_word() -> None:

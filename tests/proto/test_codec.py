@@ -81,9 +81,10 @@ def test_big_endian_and_strided_arrays_travel_as_they_mean() -> None:
 @given(frame=st.binary(max_size=80))
 def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
     try:
-        codec.decode(frame)
+        message = codec.decode(frame)
     except RemoteProtocolError:
         return
+    assert type(message) in codec.KINDS.values()
 
 
 @settings(max_examples=300, deadline=None)
@@ -96,9 +97,10 @@ def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits:
     for position, value in edits:
         frame[position % len(frame)] = value
     try:
-        codec.decode(bytes(frame))
+        message = codec.decode(bytes(frame))
     except RemoteProtocolError:
         return
+    assert type(message) in codec.KINDS.values()
 
 
 TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8}

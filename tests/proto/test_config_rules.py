@@ -94,7 +94,7 @@ def test_a_value_outside_its_range_is_refused_in_one_line(minimal: Path, overrid
 
 
 def test_values_at_the_edge_of_their_range_are_taken(minimal: Path) -> None:
-    load_config(
+    config = load_config(
         minimal,
         [
             *("trainer.eval_interval=0", "trainer.grad_clip=0", "trainer.warmup_ratio=1", "trainer.max_steps=1"),
@@ -102,6 +102,7 @@ def test_values_at_the_edge_of_their_range_are_taken(minimal: Path) -> None:
             *("data.dialogue={template: custom, user: 'Q: {instruction} A:'}", "trainer.checkpoint.interval=0"),
         ],
     )
+    assert (config.trainer.warmup_ratio, config.data.image.quality, config.loader.workers) == (1, 100, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stoker_proto.config import Config
-from stoker_proto.config_reader import load_config
+from stoker_proto.config_reader import add_config_arguments, load_config
 from stoker_proto.errors import StokerError
 from trainer.feed.batch import StepBatch
 from trainer.feed.bench_report import BenchReport
@@ -36,8 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="loader-bench",
         description="Measure loaders with a null trainer: batches are pulled, decoded to uint8 arrays, and dropped.",
     )
-    parser.add_argument("--config", required=True, help="the YAML that the loaders read")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="override a key of the config")
+    add_config_arguments(parser)
     parser.add_argument("--connect", action="append", default=[], metavar="ADDR", help="a loader's address; repeatable")
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="W", help="trainer ranks to act as; default: %(default)s"
