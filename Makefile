@@ -5,7 +5,7 @@ CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint clean install bench bench-prepare bench-client sim-data help
+.PHONY: demo test test-sim lint clean install bench bench-prepare help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -22,6 +22,13 @@ demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrati
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-sim: $(VENV)/.installed-sim  ## the collector in the real simulator (needs the renderer: trainer/sim/install_renderer.sh)
+	$(BIN)/python -m pytest tests/trainer/sim
+
+$(VENV)/.installed-sim: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[sim]'
+	touch $@
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
