@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; each makes its own virtual environment and installs what it uses.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin

@@ -37,10 +37,12 @@ class Counters:
     records_decoded: int = 0
     records_distinct: int = 0
     skipped: int = 0
+    records_ahead: int = 0
+    """Of the decoded ones: kept, and no ticket had a sample of them yet."""
 
     def as_list(self) -> list[int]:
         """In the order of the fields."""
-        return [self.samples, self.records_decoded, self.records_distinct, self.skipped]
+        return [self.samples, self.records_decoded, self.records_distinct, self.skipped, self.records_ahead]
 
 
 @dataclass(slots=True, eq=False)
@@ -177,6 +179,7 @@ class PieceBuilder:
             if isinstance(outcome, DataError):
                 return waiting
             self._cache.put(key, outcome)
+            self.counters.records_ahead = self._cache.num_ahead
             ready = []
             for pending in waiting:
                 pending.records[key.record] = outcome
@@ -206,4 +209,5 @@ class PieceBuilder:
             for record, count in Counter(ref.record for ref in pending.refs).items():
                 key = self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, record)
                 self._cache.serve(key, count)
+            self.counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,7 +149,7 @@ class WorkerPool:
                 )
             logger.error("worker %d ended with code %s and is started again", index, code)
             self._ready.discard(index)
-            self._past = _sum(self._past, self._counters[index])
+            self._past = replace(_sum(self._past, self._counters[index]), records_ahead=0)
             self._counters[index] = Counters()
             self._processes[index] = self._spawn(index)
         return dead
@@ -254,4 +255,5 @@ def _sum(first: Counters, second: Counters) -> Counters:
         records_decoded=first.records_decoded + second.records_decoded,
         records_distinct=first.records_distinct + second.records_distinct,
         skipped=first.skipped + second.skipped,
+        records_ahead=first.records_ahead + second.records_ahead,
     )

@@ -167,6 +167,7 @@ class LoaderServer:
             "samples": counters.samples,
             "records_decoded": counters.records_decoded,
             "records_distinct": counters.records_distinct,
+            "records_ahead": counters.records_ahead,
             "skipped": counters.skipped,
             "bytes_sent": self._bytes_sent,
             "queued": sum(len(client.in_work) for client in self._clients.values()),

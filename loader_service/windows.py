@@ -115,6 +115,7 @@ class ReadAhead:
 class _Kept:
     value: EncodedRecord
     unserved: int  # samples that no ticket has had yet
+    is_ahead: bool = True  # no ticket had any of them yet
 
 
 class RecordCache:
@@ -127,6 +128,8 @@ class RecordCache:
         self._served: OrderedDict[RecordKey, _Kept] = OrderedDict()
         self._served_bytes = 0
         self._warned = False
+        self.num_ahead = 0
+        """Records kept of which no ticket has had a sample yet."""
 
     def __contains__(self, key: RecordKey) -> bool:
         return key in self._wanted or key in self._served
@@ -143,6 +146,7 @@ class RecordCache:
     def put(self, key: RecordKey, value: EncodedRecord) -> None:
         """Keep a record, and drop others down to the budget (never this one)."""
         self._wanted[key] = _Kept(value, len(value.samples))
+        self.num_ahead += 1
         self.size_bytes += value.size_bytes
         self._shrink(key)
 
@@ -153,6 +157,8 @@ class RecordCache:
             if key in self._served:
                 self._served.move_to_end(key)
             return
+        self.num_ahead -= kept.is_ahead
+        kept.is_ahead = False
         kept.unserved -= count
         if kept.unserved <= 0:
             del self._wanted[key]
@@ -169,7 +175,9 @@ class RecordCache:
             oldest = next(iter(self._wanted))
             if oldest == newest:
                 break
-            self.size_bytes -= self._wanted.pop(oldest).value.size_bytes
+            dropped = self._wanted.pop(oldest)
+            self.size_bytes -= dropped.value.size_bytes
+            self.num_ahead -= dropped.is_ahead
             if not self._warned:
                 self._warned = True
                 logger.warning(

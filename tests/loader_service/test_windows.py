@@ -32,6 +32,18 @@ def test_records_that_are_wholly_served_go_before_wanted_ones() -> None:
     assert cache.size_bytes == 80
 
 
+def test_records_that_no_ticket_has_touched_are_counted() -> None:
+    cache = RecordCache(100)
+    cache.put(key(1), record(40))
+    cache.put(key(2), record(40))
+    assert cache.num_ahead == 2
+    cache.serve(key(1), 1)
+    cache.serve(key(1), 1)
+    assert cache.num_ahead == 1
+    cache.put(key(3), record(90))  # pushes both others out
+    assert cache.num_ahead == 1
+
+
 def test_served_records_stay_for_the_next_epoch_while_there_is_room() -> None:
     cache = RecordCache(100)
     cache.put(key(1), record(40))

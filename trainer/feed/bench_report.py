@@ -3,7 +3,7 @@
 samples/s          between the end of the first step and the end of the last, by the wall clock
 loader CPU         `cpu_s` of all loaders' PONGs, last minus first: all their processes, with read-ahead and the epoch's plan
 client CPU         this process after all ranks are connected: all threads, with the digest and this report
-records decoded    `records_decoded` of the PONGs over the distinct records seen here; read ahead counts, so pull whole epochs
+records decoded    `records_decoded` of the PONGs over the distinct records seen here; without those read ahead and not asked for
 first batch        from the start of the first `connect` to the slowest rank's first micro-batch
 data wait          blocked in `steps` / time, each after its own first batch; the worst rank
 """
@@ -68,14 +68,17 @@ class BenchReport:
         """All is pulled: work the figures out."""
         client_cpu = time.process_time() - self._client_cpu
         samples = max(self._num_samples, 1)
-        loader = {name: _difference(self._first, progress, name) for name in ("cpu_s", "records_decoded")}
+        loader = {
+            name: _difference(self._first, progress, name) for name in ("cpu_s", "records_decoded", "records_ahead")
+        }
         self.figures = {
             "samples": self._num_samples,
             "samples_per_s": self._rate(),
             "loader_cpu_ms_per_sample": 1e3 * loader["cpu_s"] / samples,
             "client_cpu_ms_per_sample": 1e3 * client_cpu / samples,
             "wire_bytes_per_sample": sum(feed.bytes_received for feed in feeds) / samples,
-            "records_decoded_per_record": loader["records_decoded"] / max(len(self._records), 1),
+            "records_decoded_per_record": (loader["records_decoded"] - loader["records_ahead"])
+            / max(len(self._records), 1),
             "first_batch_s": max((feed.first_batch_at or self._began) - self._began for feed in feeds),
             "data_wait_frac": self._data_wait_frac(0),
             "data_wait_frac_steady": self._data_wait_frac(len(self._times) // 2),
@@ -148,11 +151,15 @@ class BenchReport:
         return [count / _RAMP_BIN_S for count in counts]
 
 
+_GAUGES = {"records_ahead"}  # these fall too; a counter that fell is that of a restarted loader
+
+
 def _difference(first: Progress, last: Progress, name: str) -> float:
     """Growth of a counter over all loaders: the newest reading of any rank minus the oldest; a restarted loader began at 0."""
     total = 0.0
     for address in {address for rank in last for address in rank}:
         new = max(rank[address].get(name, 0.0) for rank in last if address in rank)
         old = min((rank[address].get(name, 0.0) for rank in first if address in rank), default=0.0)
-        total += new - old if new >= old else new
+        restarted = new < old and name not in _GAUGES
+        total += new if restarted else new - old
     return total
