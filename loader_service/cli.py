@@ -1,4 +1,4 @@
-"""Entry points: `loader-serve` and `loader-prepare`, also as `python -m loader_service.cli serve|prepare ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-keys`; also `python -m loader_service.cli serve|prepare|keys ...`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def prepare(argv: list[str] | None = None) -> int:
     return _guarded("loader-prepare", lambda: main(argv))
 
 
+def keys(argv: list[str] | None = None) -> int:
+    """`loader-keys`."""
+    from loader_service.keys import main
+
+    return _guarded("loader-keys", lambda: main(argv))
+
+
 def _guarded(program: str, run: Callable[[], object]) -> int:
     """0, or 1 after printing a StokerError as one line; 130 after Ctrl-C."""
     try:
@@ -40,7 +47,7 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    commands = {"serve": serve, "prepare": prepare}
+    commands = {"serve": serve, "prepare": prepare, "keys": keys}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m loader_service.cli {{{','.join(commands)}}} ...")
     sys.exit(commands[sys.argv[1]](sys.argv[2:]))

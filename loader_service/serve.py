@@ -26,6 +26,7 @@ from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.keys import Key, loader_keys
 from stoker_proto.order import order_fingerprint
 from stoker_proto.processor import Processor
 
@@ -55,7 +56,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
     )
     parser.add_argument(
-        "--insecure", action="store_true", help="allow --bind beyond loopback: anyone who reaches it may read"
+        "--insecure",
+        action="store_true",
+        help="allow --bind beyond loopback without keys: anyone who reaches it may read",
     )
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
@@ -70,8 +73,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Run one loader. Raises StokerError."""
-    check_bind(arguments.bind, insecure=arguments.insecure)
-    config, prepared, processor = read_everything(arguments)
+    config, keys = read_config(arguments)
+    prepared, processor = read_data(config, arguments)
     fingerprints = all_fingerprints(config, prepared, processor)
     name = LoaderServer.new_name()
     with run_directory() as run_dir, zmq.Context() as context:
@@ -81,7 +84,7 @@ def serve(arguments: argparse.Namespace) -> None:
         write_job(run_dir, config, prepared, processor, name, num_workers, num_threads)
         pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
         server = LoaderServer(
-            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name
+            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name, keys=keys
         )
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
@@ -99,8 +102,8 @@ def check(arguments: argparse.Namespace) -> None:
     """`--check`: everything up to one encoded record of each entry. Raises StokerError."""
     from loader_service.build import RecordEncoder  # workers build; the front needs it only here
 
-    check_bind(arguments.bind, insecure=arguments.insecure)
-    config, prepared, processor = read_everything(arguments)
+    config, _ = read_config(arguments)
+    prepared, processor = read_data(config, arguments)
     encoder = RecordEncoder(config.data, make_dataset(config.data), processor)
     started = time.process_time()
     for split, entries in prepared.entries.items():
@@ -114,9 +117,16 @@ def check(arguments: argparse.Namespace) -> None:
     logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
 
 
-def read_everything(arguments: argparse.Namespace) -> tuple[Config, Prepared, Processor]:
-    """The config, what is in the data, and what turns it into rows. Raises StokerError."""
+def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[bytes, str]] | None]:
+    """The config, and the keys that it names for loaders. Raises ConfigError, also where --bind is not safe with them."""
     config = load_config(arguments.config, arguments.set)
+    keys = loader_keys(config.cluster.security)
+    check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
+    return config, keys
+
+
+def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor]:
+    """What is in the data, and what turns it into rows. Raises StokerError."""
     Processor.build(config, None)  # a wrong model folder is said before a long scan, not after it
     prepared = prepare(
         config,
@@ -124,19 +134,20 @@ def read_everything(arguments: argparse.Namespace) -> tuple[Config, Prepared, Pr
         cache_dir=Path(arguments.cache_dir) if arguments.cache_dir else None,
         progress=True,
     )
-    return config, prepared, Processor.build(config, prepared.codec)
+    return prepared, Processor.build(config, prepared.codec)
 
 
-def check_bind(address: str, *, insecure: bool) -> None:
-    """Refuse to be reachable from other machines without being told so."""
+def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
+    """Refuse to be reachable from other machines without keys, unless told so."""
     if not address.startswith("tcp://"):
         raise ConfigError(f"--bind {address}: write tcp://HOST:PORT, e.g. tcp://127.0.0.1:5555")
     host = urlsplit(address.replace("*", "0")).hostname or ""
     loopback = host in ("localhost", "::1") or host.startswith("127.")
-    if not loopback and not insecure:
+    if not (loopback or authenticated or insecure):
         raise ConfigError(
-            f"--bind {address} is reachable from other machines, and ranks are not authenticated: bind tcp://127.0.0.1:PORT "
-            "(and tunnel it), or say --insecure on a network that only you can reach"
+            f"--bind {address} is reachable from other machines, and without keys ranks are not authenticated: make keys with "
+            "loader-keys and name them in cluster.security, or bind tcp://127.0.0.1:PORT, or say --insecure on a network that "
+            "only you can reach"
         )
 
 

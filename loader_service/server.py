@@ -16,12 +16,14 @@ from pathlib import Path
 
 import zmq
 
+from loader_service.gate import Gate
 from loader_service.planner import Planner
 from loader_service.pool import Pool, has_message
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto import PROTOCOL_VERSION, codec
 from stoker_proto.config import Config
 from stoker_proto.errors import RemoteProtocolError, StokerError
+from stoker_proto.keys import Key
 from stoker_proto.messages import (
     Drain,
     Epoch,
@@ -68,7 +70,9 @@ class LoaderServer:
         context: zmq.Context[zmq.Socket[bytes]],
         *,
         name: str,
+        keys: tuple[Key, Mapping[bytes, str]] | None = None,
     ) -> None:
+        """keys: this loader's secret and the ranks admitted (`stoker_proto.keys.loader_keys`); None: whoever reaches it."""
         self.name = name
         self._config, self._entries, self._pool = config, entries, pool
         self._fingerprints, self._processor_json = fingerprints, processor_json
@@ -93,6 +97,7 @@ class LoaderServer:
             (zmq.HEARTBEAT_TTL, 3000),
         ):
             self._socket.setsockopt(option, value)
+        self._gate = Gate(context, self._socket, *keys) if keys else None
 
     @staticmethod
     def new_name() -> str:
@@ -126,6 +131,9 @@ class LoaderServer:
         poller = zmq.Poller()
         for readable in (self._socket, self._pool.readable, self._wake_read):
             poller.register(readable, zmq.POLLIN)
+        gate = self._gate
+        for asked in (gate.zap, gate.monitor) if gate else ():
+            poller.register(asked, zmq.POLLIN)
         draining = False
         next_look = 0.0
         while not self._stopped:
@@ -133,6 +141,8 @@ class LoaderServer:
             if self._wake_read in events:
                 os.read(self._wake_read, 65536)
                 self._answer_planned()
+            if gate and (gate.zap in events or gate.monitor in events):
+                gate.look()
             if self._pool.readable in events:
                 self._pool.acknowledge()
             self._from_workers()
@@ -155,6 +165,8 @@ class LoaderServer:
     def close(self) -> None:
         """Close sockets and the planning thread."""
         self._planner.close()
+        if self._gate:
+            self._gate.close()
         self._socket.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -173,6 +185,7 @@ class LoaderServer:
             "queued": sum(len(client.in_work) for client in self._clients.values()),
             "dropped": self._dropped,
             "rejected": self._rejected,
+            "refused": self._gate.refused if self._gate else 0,
             "uptime_s": time.monotonic() - self._started,
         }
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.placement import Placement
+from stoker_proto.security import SecurityConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class ClusterConfig:
     slot, one loader per `dataloader` slot; a CPU loader takes only the count, so the two may overlap."""
     loader_addresses: tuple[str, ...] = ("tcp://127.0.0.1:5555",)
     """Where trainer ranks find the loaders (ZeroMQ addresses). `deploy/launch.py` fills this in."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +270,7 @@ class Config:
     def check(self) -> None:
         """Rules between keys. Raises ConfigError with the values, the rule and the way out."""
         self._check_ranges()
+        self.cluster.security.check()
         world_size = len(self.cluster.component_placement.trainer)
         if world_size:
             check_batch_arithmetic(self.trainer.global_batch_size, self.trainer.micro_batch_size, world_size)
