@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ class Loader:
 
 
 @contextmanager
-def serving(config: Path, *arguments: str, cwd: Path = ROOT, **env: str) -> Iterator[Loader]:
-    """One loader on a free port, until the block ends."""
+def serving(config: Path, *arguments: str, cwd: Path = ROOT, log: Path | None = None, **env: str) -> Iterator[Loader]:
+    """One loader on a free port, until the block ends; its stderr goes to `log`."""
     command = [sys.executable, "-m", "loader_service.cli", "serve", "--config", str(config), *arguments]
     if "--bind" not in arguments:
         command += ["--bind", "tcp://127.0.0.1:*"]
-    process = subprocess.Popen(command, cwd=cwd, env=environment(**env), stdout=subprocess.PIPE, text=True)
+    with log.open("a") if log else nullcontext() as stderr:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment(**env), stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     try:
         assert process.stdout
         readable, _, _ = select.select([process.stdout], [], [], START_DEADLINE_S)

@@ -1,7 +1,7 @@
 """The client's logic as a pure state machine: events are told to it, `advance` answers with commands.
 
-    events     connected  lost  received  broken      from the sockets
-               open  start  taken  ping               from the consumer
+    events     connected  lost  denied  received  broken    from the sockets
+               open  start  taken  ping                     from the consumer
     commands   Send  Opened  Deliver  Warn  Fail
 
 No socket, clock, thread or source of chance is imported here or in what it imports, so that every schedule of events can be
@@ -67,6 +67,10 @@ class Core:
         """The connection broke, or could not be made."""
         self._leave(loader, reason, now)
         self.fleet.lost(loader, reason)
+
+    def denied(self, loader: int, text: str, now: float) -> None:
+        """There is no connection, because the keys of the two sides do not fit."""
+        self._differs(loader, text, now)
 
     def broken(self, loader: int, reason: str, now: float) -> None:
         """The loader sent what is no message of the protocol."""

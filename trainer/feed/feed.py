@@ -20,6 +20,7 @@ from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
+from stoker_proto.keys import rank_keys
 from stoker_proto.messages import Piece
 from stoker_proto.order import order_fingerprint
 from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
@@ -103,8 +104,9 @@ class Feed:
             data_deadline_s=trainer.feed.data_deadline_s,
             connect_deadline_s=trainer.feed.connect_deadline_s,
         )
+        keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
-        self._driver = SocketDriver(options, self._prefetcher)
+        self._driver = SocketDriver(options, self._prefetcher, keys)
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
         self.num_skipped = 0

@@ -21,8 +21,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from stoker_proto.codec import MAX_FRAME_BYTES, decode, encode
 from stoker_proto.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from stoker_proto.keys import Key
 from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.core import Core
+from trainer.feed.handshake import EVENTS, GIVEN_UP, Denied, Handshake, Stands
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,15 +34,8 @@ _LONGEST_SLEEP_S = 1.0
 _STALL_S = 5.0
 """A gap between two turns that is longer than this was spent stopped or starved: it is not held against the loaders."""
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 500, 1500
-_REASONS = {
-    zmq.EVENT_CONNECTED: "something listens there, but has not spoken ZeroMQ: is it a loader's port?",
-    zmq.EVENT_DISCONNECTED: "the connection broke",
-    zmq.EVENT_CLOSED: "nothing listens there",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "what listens there hung up on the ZeroMQ handshake: is it a loader's port?",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ: is it a loader's port?",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "our key was refused",
-}
-"""Monitor events -> why there is no connection."""
+_REDIAL_S = 5.0
+"""Where ZeroMQ gives an address up (keys that do not fit), it is dialled again: the loader there may be replaced."""
 
 
 class Sink(Protocol):
@@ -59,16 +54,25 @@ class Sink(Protocol):
 class SocketDriver:
     """One rank's connections to all loaders. `start` once, `post` from anywhere, `close` at the end."""
 
-    def __init__(self, options: CoreOptions, sink: Sink) -> None:
-        """Makes the core and its sockets, which begin to connect. Raises ConfigError for an address ZeroMQ cannot read."""
-        self._sink = sink
+    def __init__(self, options: CoreOptions, sink: Sink, keys: tuple[Key, Key] | None = None) -> None:
+        """Makes the core and its sockets, which begin to connect. Raises ConfigError for an address ZeroMQ cannot read.
+
+        keys: our secret and the loaders' public key (`stoker_proto.keys.rank_keys`); None: in the clear.
+        """
+        if keys and not zmq.has("curve"):
+            raise ConfigError(
+                "cluster.security is set, but this pyzmq was built without CURVE: install its wheel from PyPI"
+            )
+        self._sink, self._keys = sink, keys
         addresses = options.addresses
         self._posted: deque[Callable[[Core, float], None]] = deque()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._dealers: list[zmq.Socket[bytes]] = []
         self._monitors: list[Any] = []
         self._outboxes: list[deque[bytes]] = [deque() for _ in addresses]
-        self._standing = [False] * len(addresses)  # whether the handshake of ZeroMQ is done
+        self._handshakes = [Handshake(address, keys[0].name if keys else None) for address in addresses]
+        self._redials: dict[int, float] = {}  # loader -> when to connect anew, by ourselves
+        self._addresses = addresses
         self._wake_here, self._wake_there = socket.socketpair()
         self._wake_here.setblocking(False)
         self._wake_there.setblocking(False)
@@ -136,6 +140,7 @@ class SocketDriver:
         for dealer, monitor, outbox in zip(self._dealers, self._monitors, self._outboxes, strict=True):
             poller.register(dealer, zmq.POLLIN | (zmq.POLLOUT if outbox else 0))
             poller.register(monitor, zmq.POLLIN)
+        self._redial(self._now)
         sleep_s = min(self._core.next_time(self._now) - self._now, _LONGEST_SLEEP_S)
         ready = dict(poller.poll(max(0, round(sleep_s * 1000 + 0.5))))
         now = self._clock()
@@ -164,16 +169,29 @@ class SocketDriver:
     def _connection_events(self, number: int, now: float) -> None:
         monitor = self._monitors[number]
         while monitor.poll(0):
-            event = recv_monitor_message(monitor)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._standing[number] = True
+            event = recv_monitor_message(monitor)
+            change = self._handshakes[number].event(event["event"], event["value"])
+            if change is None:
+                continue
+            if isinstance(change, Stands):
                 self._outboxes[number].clear()
                 self._core.connected(number, now)
-            elif event != zmq.EVENT_DISCONNECTED or self._standing[number]:  # else there is a better reason already
-                self._receive(number, now)  # what came before the connection broke
-                self._standing[number] = False
-                self._outboxes[number].clear()
-                self._core.lost(number, _REASONS[event], now)
+                continue
+            self._receive(number, now)  # what came before the connection broke
+            self._outboxes[number].clear()
+            if event["event"] in GIVEN_UP:
+                self._redials[number] = now + _REDIAL_S
+            if not isinstance(change, Denied):
+                self._core.lost(number, change.reason, now)
+                continue
+            if change.news:
+                self._core.denied(number, change.text, now)
+
+    def _redial(self, now: float) -> None:
+        for number in [number for number, due in self._redials.items() if now >= due]:
+            del self._redials[number]
+            self._dealers[number].disconnect(self._addresses[number])
+            self._dealers[number].connect(self._addresses[number])
 
     def _receive(self, number: int, now: float) -> None:
         dealer = self._dealers[number]
@@ -240,7 +258,11 @@ class SocketDriver:
             (zmq.IPV6, 1),
         ):
             dealer.setsockopt(option, value)
-        self._monitors.append(dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | sum(_REASONS)))
+        if self._keys:
+            secret, loader = self._keys
+            dealer.curve_secretkey, dealer.curve_publickey = secret.value, zmq.curve_public(secret.value)
+            dealer.curve_serverkey = loader.value
+        self._monitors.append(dealer.get_monitor_socket(EVENTS))
         dealer.connect(address)
 
     def _close_sockets(self) -> None:

@@ -16,6 +16,7 @@ from stoker_proto.order import Order
 from tests.trainer.feed.core_driver import CoreDriver, asked
 from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, REPOSITORY, make_piece
 from trainer.feed.homes import Homes
+from trainer.feed.peer import State
 
 EXPECTED = [
     (run.lane // LANES, run.lane, run.start + i)
@@ -287,6 +288,26 @@ def test_a_loader_that_comes_later_and_differs_is_left_out() -> None:
     assert "codec: the loader has other, this rank c1" in driver.warnings[0]
     assert asked([pair for pair in driver.sent if isinstance(pair[1], Ticket)]) == {0}  # type: ignore[misc]
     assert driver.keys() == EXPECTED
+
+
+def test_keys_that_do_not_fit_end_the_run_at_its_start() -> None:
+    driver = CoreDriver(1)
+    driver.core.denied(0, "the loader at A refused our key", driver.now)
+    driver.advance()
+    assert isinstance(driver.error, RefusedError)
+    assert str(driver.error) == "the loader at A refused our key"
+
+
+def test_keys_that_stop_fitting_leave_the_loader_out_until_they_fit_again() -> None:
+    driver = CoreDriver(2).connect(0, 1)
+    driver.core.lost(1, "the connection broke", driver.now)
+    driver.core.denied(1, "the loader at B refused our key", driver.now)
+    driver.advance()
+    assert driver.error is None
+    assert driver.warnings == ["the loader at B refused our key"]
+    assert driver.core.fleet.loaders[1].state is State.REFUSED
+    driver.connect(1, start=False)
+    assert driver.core.fleet.loaders[1].state is State.READY
 
 
 def test_lanes_that_differ_are_refused() -> None:
