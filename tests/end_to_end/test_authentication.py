@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import stat
 from pathlib import Path
 
@@ -108,6 +110,17 @@ def test_a_stranger_gets_no_byte_of_an_answer(config: Path, keys: Path) -> None:
         peer.send(b"H" + b"\x80")
         assert not peer.poll(1000)
         peer.close(0)
+
+
+def test_bytes_that_are_no_handshake_change_nothing(config: Path, keys: Path) -> None:
+    chance = random.Random(5)
+    with serving(config, *loader_side(keys, "rank")) as loader:
+        host, port = loader.address.removeprefix("tcp://").split(":")
+        for _ in range(100):
+            greeting = bytes([0xFF, *bytes(8), 0x7F, 3, 1]) + b"CURVE".ljust(20, b"\0") + bytes(32)
+            with socket.create_connection((host, int(port)), 5) as peer:
+                peer.sendall(greeting[: chance.randrange(len(greeting) + 1)] + chance.randbytes(chance.randrange(300)))
+        assert len(pull_all(config, loader, *rank_side(keys)).keys) == sum(LENGTHS)
 
 
 def test_a_loader_that_comes_back_with_other_keys_is_left_out_and_taken_back(
