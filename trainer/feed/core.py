@@ -124,6 +124,7 @@ class Core:
         if differences:
             self._differs(loader, differences, now)
         elif complete:
+            self._covered = True  # perhaps one after the other, never at the same time
             self._out.append(Opened(message.epoch, self.fleet.lengths(message.epoch)))
 
     def _differs(self, loader: int, text: str, now: float) -> None:
@@ -230,7 +231,8 @@ class Core:
                 self.fleet.open(cursor.epoch + 1, now)  # ahead of need: a loader prepares an epoch once
             if cursor.step >= steps:
                 cursor.epoch, cursor.first, cursor.step, cursor.index = cursor.epoch + 1, 0, 0, 0
-                self.fleet.close_except({cursor.epoch - 1, cursor.epoch, cursor.epoch + 1})
+                still_open = {job.slice.epoch for job in self.desk.jobs}  # a loader that returns is asked for these
+                self.fleet.close_except({cursor.epoch, cursor.epoch + 1} | still_open)
                 continue
             slice_ = schedule.slice(cursor.first, cursor.step, cursor.index)
             if not self.desk.room_for(len(slice_.runs)):

@@ -17,6 +17,9 @@ from trainer.feed.schedule import Slice
 
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 8.0
+_MOST_PATIENCE = 4
+"""A ticket's deadline doubles from round to round up to so many times the first: a loader may need longer than thought, but
+what was lost in an outage must be asked for again soon after, long before the data deadline."""
 
 
 @dataclass(slots=True)
@@ -183,7 +186,7 @@ class Desk:
                 f"{work.ticket.split} epoch {work.ticket.epoch} were asked for {self.options.max_attempts} times in vain "
                 f"({'; '.join(work.history[-3:])}); look into the loaders' logs for what these samples do to them"
             )
-        deadline = now + self.options.ticket_deadline_s * 2**work.rounds
+        deadline = now + self.options.ticket_deadline_s * min(2**work.rounds, _MOST_PATIENCE)
         work.asks = [ask for ask in work.asks if ask.loader != loader]
         work.asks.append(Ask(loader, deadline))
         return work.ticket

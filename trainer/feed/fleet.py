@@ -116,6 +116,8 @@ class Fleet:
             del self._lengths[epoch]
             self._starts.pop(epoch, None)
             self.orders.pop(epoch, None)
+        for loader in self.loaders:  # an epoch that is opened anew must be answered anew
+            loader.answered_epochs.intersection_update(epochs)
 
     def lanes(self, number: int, message: Lanes) -> tuple[bool, str | None]:
         """Take LANES in: (whether the epoch is now complete for the first time, differences in words)."""
