@@ -5,7 +5,7 @@ CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-sim lint clean install bench bench-prepare help
+.PHONY: demo test test-sim lint clean install bench bench-prepare soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -40,6 +40,9 @@ bench: $(INSTALLED)  ## loader CPU per sample against a hand-tuned pipeline and 
 
 bench-prepare: $(INSTALLED)  ## loader-prepare on 100,000 synthetic trajectories
 	$(BIN)/python tests/benchmarks/prepare_scale.py
+
+soak-sim: $(INSTALLED)  ## SOAK_SEEDS (200,000) fresh schedules of faults against the client's core
+	$(BIN)/python -m tests.faults.soak
 
 clean:  ## remove everything that the targets above made
 	rm -rf $(VENV) build dist outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

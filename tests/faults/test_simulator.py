@@ -1,0 +1,102 @@
+"""Twenty thousand seeded schedules of faults against the real cores; a failing one prints the command that replays it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import pytest
+
+from stoker_proto.order import Order
+from tests.faults import replay, soak
+from tests.faults.mutants import MUTANTS
+from tests.faults.reference import LANES, SHAPES, Violation, lanes_of, stream
+from tests.faults.scenario import draw
+from tests.faults.simulator import simulate
+from trainer.feed.core import Core
+
+SEEDS, CHUNK = 20_000, 1000
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_all_promises_are_kept_under_faults(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        violation = simulate(seed).violation
+        assert violation is None, f"seed {seed}: {violation}\nreplay it: {replay.command(seed)}"
+
+
+def test_the_schedules_hold_every_fault() -> None:
+    scenarios = [draw(seed) for seed in range(CHUNK)]
+    kinds = Counter(fault.kind for scenario in scenarios for fault in scenario.faults)
+    assert set(kinds) == {"kill", "leave", "hang", "cut", "drain", "full"}
+    assert min(kinds.values()) > CHUNK // 10
+    for value in ("drop", "duplicate", "delay", "garble"):
+        assert sum(getattr(scenario, value) > 0 for scenario in scenarios) > CHUNK // 10, value
+    assert sum(len(set(scenario.held)) > 1 for scenario in scenarios) > CHUNK // 10
+    assert sum(any(scenario.joins_at) for scenario in scenarios) > CHUNK // 10
+    assert {soft for scenario in scenarios for _, soft in scenario.crashes} == {True, False}
+
+
+def test_trainers_resume_in_other_sizes_and_give_up_when_the_data_is_gone() -> None:
+    outcomes = [simulate(seed) for seed in range(200)]
+    resumed = [outcome for outcome in outcomes if outcome.lives > 1]
+    resized = [outcome for outcome in resumed if len(set(draw(outcome.seed).worlds[: outcome.lives])) > 1]
+    assert len(resized) > 20
+    assert sum(outcome.gave_up for outcome in outcomes) > 5
+
+
+def test_a_seed_decides_everything() -> None:
+    for seed in range(20):
+        one, other = simulate(seed, keep_log=True), simulate(seed, keep_log=True)
+        assert one.num_events == other.num_events
+        assert [line for line in one.log if "object at" not in line] == [
+            line for line in other.log if "object at" not in line
+        ]
+
+
+def test_keeping_a_log_changes_nothing() -> None:
+    for seed in range(20):
+        assert simulate(seed, keep_log=True).num_events == simulate(seed).num_events
+
+
+def test_the_naive_stream_is_the_stream_of_the_order() -> None:
+    for shape in range(len(SHAPES)):
+        for cell in (1, 2, 3):
+            lengths = [length for entry in lanes_of(shape, 1) for length in entry]
+            order = Order(lengths, cell)
+            runs = order.runs(0, order.total)
+            assert stream(shape, cell, 1) == [(1, run.lane, run.start + n) for run in runs for n in range(run.count)]
+            assert len(lengths) == LANES * len(SHAPES[shape])
+
+
+def test_replay_prints_what_happened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["replay", "3"])
+    assert replay.main() == 0
+    assert "all is trained\nseed 3: all promises kept" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["replay", "3", "--mutant", "no-reorder"])
+    assert replay.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "  seed = 3" in lines
+    assert lines[-1].startswith("seed 3: VIOLATION of order: ")
+
+
+def test_what_a_core_raises_is_a_violation() -> None:
+    def make(*values: object) -> Core:
+        raise KeyError("lane")
+
+    violation = simulate(0, make).violation
+    assert isinstance(violation, Violation)
+    assert str(violation) == "crash: KeyError: 'lane'"
+
+
+def test_soak_takes_its_number_of_seeds_and_says_how_to_replay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOAK_SEEDS", "20")
+    assert soak.main() == 0
+    assert "20 schedules from seed " in capsys.readouterr().out
+
+    monkeypatch.setattr(soak, "simulate", lambda seed: simulate(3, MUTANTS["no-reorder"]))
+    assert soak.main() == 1
+    assert "VIOLATION of order" in (said := capsys.readouterr().out)
+    assert "python -m tests.faults.replay " in said
