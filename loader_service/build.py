@@ -10,13 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.plan import SampleRef
 from loader_service.prepare.manifest import EntryManifest
-from loader_service.sources.base import BaseSFTDataset, Sample
+from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError
 from stoker_proto.hashing import key64
@@ -46,6 +47,15 @@ class EncodedRecord:
     size_bytes: int = 0
 
 
+class _Text(NamedTuple):
+    """What of a `Sample` is still needed when its frames are encoded."""
+
+    instruction: str
+    action: NDArray[np.float32] | None
+    answer: str | None
+    timestep: int
+
+
 class RecordEncoder:
     """Decodes and encodes single records of one config; used by several threads at once."""
 
@@ -67,7 +77,7 @@ class RecordEncoder:
         augment = self.data.augment.enabled and manifest.split == "train"
         seed = self.data.order.seed
         expected = int(manifest.num_samples[record])
-        texts: list[Sample] = []
+        texts: list[_Text] = []
         images: list[tuple[bytes, ...]] = []
         try:
             for index, sample in enumerate(
@@ -80,14 +90,7 @@ class RecordEncoder:
                 key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
                 images.append(tuple(self.processor.encode_image(image, key) for image in sample.images))
                 # Kept without its frames, so that one raw frame at a time is alive.
-                texts.append(
-                    Sample(
-                        instruction=sample.instruction,
-                        action=sample.action,
-                        answer=sample.answer,
-                        timestep=sample.timestep,
-                    )
-                )
+                texts.append(_Text(sample.instruction, sample.action, sample.answer, sample.timestep))
         except (DataError, MemoryError):
             raise
         except Exception as error:
@@ -102,7 +105,7 @@ class RecordEncoder:
         return self._tokenise(texts, images, shard, record)
 
     def _tokenise(
-        self, samples: Sequence[Sample], images: Sequence[tuple[bytes, ...]], shard: Path, record: int
+        self, samples: Sequence[_Text], images: Sequence[tuple[bytes, ...]], shard: Path, record: int
     ) -> EncodedRecord:
         codes = self._action_codes(samples)
         encoded = []
@@ -121,7 +124,7 @@ class RecordEncoder:
             size += 5 * len(row.input_ids) + sum(map(len, images[i])) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
 
-    def _action_codes(self, samples: Sequence[Sample]) -> dict[int, NDArray[np.int32]]:
+    def _action_codes(self, samples: Sequence[_Text]) -> dict[int, NDArray[np.int32]]:
         """Codes of all action chunks of the record, in one call of the codec."""
         with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
         if not with_action:

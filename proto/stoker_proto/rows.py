@@ -85,11 +85,13 @@ class RowWriter:
     def _action_ids(self, codes: Ids) -> Ids:
         if self._id_of_code is None:
             raise DataError("a sample has an action, but this processor has no action codec; run loader-prepare")
-        if codes.size and int(codes.min()) < 0:
-            raise DataError(f"action code {int(codes.min())} is negative")
         try:
-            return self._id_of_code[codes]
+            return self._id_of_code[
+                codes.astype(np.uint32)
+            ]  # unsigned: a negative code is out of range, not the last one
         except IndexError as error:
+            if int(codes.min()) < 0:
+                raise DataError(f"action code {int(codes.min())} is negative") from error
             raise DataError(f"action code {int(codes.max())}: there are {len(self._id_of_code)} codes") from error
 
     def _answer_ids(self, answer: str) -> Ids:
