@@ -46,11 +46,8 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Records [first, last) of a lane (positions in the lane), and their samples in training order."""
+    """Consecutive records of a lane, and their samples in training order."""
 
-    number: int
-    first: int
-    last: int
     start: int
     """Lane position of its first sample."""
     records: NDArray[np.uint32]  # [R], numbers in the entry
@@ -192,7 +189,7 @@ class EpochPlan:
         records = self.records[base + low : base + high]
         first_use = np.full(high - low, start + len(order), np.int64)
         np.minimum.at(first_use, record_of, start + np.arange(len(order)))
-        return Window(number, low, high, start, records, records[record_of], sample_of, first_use)
+        return Window(start, records, records[record_of], sample_of, first_use)
 
 
 def plan_file(folder: Path, split: str, epoch: int, entry: int, name: str) -> Path:

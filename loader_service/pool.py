@@ -82,7 +82,6 @@ class WorkerPool:
         self._ready: set[int] = set()
         self._counters = [Counters() for _ in range(num_workers)]
         self._past = Counters()  # of workers that died
-        self._past_cpu_s = 0.0
         self._restarts = 0
         self.readable = context.socket(zmq.ROUTER)
         for option, value in (

@@ -52,7 +52,6 @@ _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 @dataclass(slots=True)
 class _Client:
-    name: str
     in_work: dict[int, int] = field(default_factory=dict)  # ticket -> worker
 
 
@@ -251,7 +250,7 @@ class LoaderServer:
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, hello.client, differences)
             self._send(address, Refuse(protocol=PROTOCOL_VERSION, differences=differences))
             return
-        self._clients.setdefault(address, _Client(hello.client))
+        self._clients.setdefault(address, _Client())
         while len(self._clients) > _MAX_CLIENTS:
             self._clients.popitem(last=False)
         self._send(

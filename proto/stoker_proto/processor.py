@@ -133,11 +133,6 @@ class Processor:
         actions: NDArray[np.float32] = self.codec.decode(self.vocabulary.to_codes(ids)[None])[0]
         return actions
 
-    def text_from_ids(self, ids: NDArray[np.integer[Any]]) -> str:
-        """The words of token ids, without special tokens."""
-        text: str = self._tokenizer.tokenizer.decode([int(number) for number in ids], skip_special_tokens=True)
-        return text
-
     def to_json(self) -> str:
         """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""
         parts = self._parts

@@ -109,8 +109,6 @@ class Feed:
         self._driver = SocketDriver(options, self._prefetcher, keys)
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
-        self.num_skipped = 0
-        """Samples that came as rows without labels so far."""
         self.first_batch_at: float | None = None
         """`time.monotonic()` when the first micro-batch was there."""
 
@@ -181,7 +179,6 @@ class Feed:
                 raise LocalProtocolError(
                     f"{slice_} with {batch.num_rows} rows came where epoch {epoch}, sample {due} is due"
                 )
-            self.num_skipped += len(batch.skipped)
             micro_batches.append(batch)
             wait_s += waited_s
         return micro_batches, wait_s
