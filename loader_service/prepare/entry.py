@@ -167,6 +167,7 @@ class EntryJob:
             columns["offsets"][rows] = part.offsets + task.start
             columns["sizes"][rows] = part.sizes
             columns["num_samples"][rows] = part.num_samples
+            columns["num_tokens"][rows] = part.num_tokens
             position = rows.stop
             total_samples += int(part.num_samples.sum(dtype=np.int64))
             num_bad += part.num_bad

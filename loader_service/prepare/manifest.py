@@ -1,10 +1,10 @@
-"""What `loader-prepare` found in one entry of the data paths: four columns over its records, and a fingerprint.
+"""What `loader-prepare` found in one entry of the data paths: five columns over its records, and a fingerprint.
 
-    record   shard_index   offset   size   num_samples
-    0        0             0        5310   26
-    1        0             5311     4102   20
+    record   shard_index   offset   size   num_samples   num_tokens
+    0        0             0        5310   26            0             (0: not counted)
+    1        0             5311     4102   20            0
 
-The columns are .npy files that all processes of a host map, so that their pages are shared: 20 bytes a record.
+The columns are .npy files that all processes of a host map, so that their pages are shared: 24 bytes a record.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "offsets": np.int64,
     "sizes": np.uint32,
     "num_samples": np.uint32,
+    "num_tokens": np.uint32,
 }
 ACTIONS_FILE = "actions.npz"
 
@@ -46,6 +47,7 @@ class EntryManifest:
     offsets: NDArray[np.int64]  # [R]
     sizes: NDArray[np.uint32]  # [R]
     num_samples: NDArray[np.uint32]  # [R]
+    num_tokens: NDArray[np.uint32]  # [R], of all samples of the record; 0 where they were not counted
     content: str
     """Fingerprint of the shards' names and bytes and of all that decides a scan."""
     fingerprint: str

@@ -27,7 +27,7 @@ from stoker_proto.hashing import fingerprint
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of everything in the cache; a change makes all of it anew."""
 PART_BYTES = 16 << 20
 _BLOCK = 1 << 20
@@ -79,6 +79,7 @@ class Part:
     offsets: NDArray[np.int64]  # [R], relative to the part
     sizes: NDArray[np.uint32]  # [R]
     num_samples: NDArray[np.uint32]  # [R]
+    num_tokens: NDArray[np.uint32]  # [R]
     num_bad: int
     errors: tuple[str, ...]
     actions: StatisticsAccumulator | None
@@ -117,6 +118,7 @@ def load_part(path: Path, keep: int) -> Part | None:
                 saved["offsets"],
                 saved["sizes"],
                 saved["num_samples"],
+                saved["num_tokens"],
                 int(saved["num_bad"]),
                 tuple(map(str, saved["errors"].tolist())),
                 actions,
@@ -132,6 +134,7 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "offsets": part.offsets,
         "sizes": part.sizes,
         "num_samples": part.num_samples,
+        "num_tokens": part.num_tokens,
         "num_bad": np.array(part.num_bad),
         "errors": np.array(part.errors, dtype=np.str_),
     }
@@ -166,13 +169,13 @@ def _check_unchanged(task: PartTask) -> None:
 
 
 def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
-    columns: list[tuple[int, int, int]] = []
+    columns: list[tuple[int, int, int, int]] = []
     errors: list[str] = []
     num_bad = 0
     actions = ActionCounter(task.shard, int(digest[:16], 16))
     for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
         _check_record(dataset, task, record)
-        columns.append((record.offset - task.start, record.size, record.num_samples))
+        columns.append((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
         if record.error is not None:
             num_bad += 1
             if len(errors) < _MAX_ERRORS:
@@ -180,11 +183,12 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
         elif record.actions is not None:
             actions.add(record.actions)
     _check_unchanged(task)
-    table = np.array(columns, dtype=np.int64).reshape(-1, 3)
+    table = np.array(columns, dtype=np.int64).reshape(-1, 4)
     return Part(
         table[:, 0].copy(),
         table[:, 1].astype(np.uint32),
         table[:, 2].astype(np.uint32),
+        table[:, 3].astype(np.uint32),
         num_bad,
         tuple(errors),
         actions.finish(),
@@ -193,7 +197,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
 
 def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord) -> None:
     """What the columns can hold. A dataset class may be anybody's."""
-    limits = {"offset": 1 << 63, "size": 1 << 32, "num_samples": 1 << 32}
+    limits = {"offset": 1 << 63, "size": 1 << 32, "num_samples": 1 << 32, "num_tokens": 1 << 32}
     for name, limit in limits.items():
         value = getattr(record, name)
         if not 0 <= value < limit:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ class ScannedRecord:
     """Bytes or rows from there; 0 <= size < 2**32."""
     num_samples: int
     """Samples that `read` will give; 0 is allowed."""
+    num_tokens: int = 0
+    """Tokens of all its samples together, where the scan counts them (packing, weights by tokens); else 0."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, or None."""
     error: str | None = None
@@ -46,10 +48,32 @@ class ScannedRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One row of training: what is seen, what is asked, and either an action chunk or a text as the answer."""
+class Turn:
+    """One turn of a dialogue."""
 
-    instruction: str
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str
+    learned: bool = False
+    """Whether its words (and the token that ends them) are labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One row of training, in one of four forms:
+
+    `instruction` with `action` (an action chunk is learned) or with `answer` (words are learned);
+    `turns`: a dialogue, whose learned turns are labels;
+    `text`: plain language modelling, every token is a label;
+    `input_ids`: the same, tokenised already.
+    """
+
+    instruction: str = ""
+    turns: tuple[Turn, ...] = ()
+    text: str | None = None
+    input_ids: NDArray[np.int32] | None = None
+    """int32[T]."""
+    state: NDArray[np.float32] | None = None
+    """float32[S], what the robot feels of itself (joints, gripper), in the source's units."""
     images: tuple[NDArray[np.uint8], ...] = ()
     """uint8[H, W, 3] each; a depth frame is uint16[H, W] in mm."""
     action: NDArray[np.float32] | None = None
