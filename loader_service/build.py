@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from loader_service.plan import SampleRef
 from loader_service.prepare.manifest import EntryManifest
-from loader_service.sources.base import BaseSFTDataset
+from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError
 from stoker_proto.hashing import key64
@@ -59,8 +59,14 @@ class _Text(NamedTuple):
 class RecordEncoder:
     """Decodes and encodes single records of one config; used by several threads at once."""
 
-    def __init__(self, data: DataConfig, dataset: BaseSFTDataset, processor: Processor) -> None:
-        self.data, self.dataset, self.processor = data, dataset, processor
+    def __init__(self, data: DataConfig, processor: Processor) -> None:
+        self.data, self.processor = data, processor
+        datasets = make_datasets(data)
+        self._dataset_of: dict[tuple[str, int], BaseSFTDataset] = {
+            (split, entry): datasets[source]
+            for split in ("train", "val")
+            for entry, source in enumerate(data.entry_sources(split))
+        }
 
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
@@ -76,12 +82,13 @@ class RecordEncoder:
     def _encode(self, manifest: EntryManifest, shard: Path, record: int, epoch: int) -> EncodedRecord:
         augment = self.data.augment.enabled and manifest.split == "train"
         seed = self.data.order.seed
+        dataset = self._dataset_of[manifest.split, manifest.entry]
         expected = int(manifest.num_samples[record])
         texts: list[_Text] = []
         images: list[tuple[bytes, ...]] = []
         try:
             for index, sample in enumerate(
-                self.dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
+                dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
             ):
                 if index == expected:
                     raise DataError(
@@ -94,7 +101,7 @@ class RecordEncoder:
         except (DataError, MemoryError):
             raise
         except Exception as error:
-            logger.exception("dataset class %s failed on %s", type(self.dataset).__name__, shard)
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
             raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(record)) from error
         if len(texts) != expected:
             raise DataError(

@@ -21,7 +21,7 @@ from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.shards import expand_entry
 from loader_service.server import LoaderServer
-from loader_service.sources.base import make_dataset
+from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
@@ -104,7 +104,7 @@ def check(arguments: argparse.Namespace) -> None:
 
     config, _ = read_config(arguments)
     prepared, processor = read_data(config, arguments)
-    encoder = RecordEncoder(config.data, make_dataset(config.data), processor)
+    encoder = RecordEncoder(config.data, processor)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
@@ -156,26 +156,25 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
     if globs is None:
         return None
     wanted = {path for pattern in globs for path in expand_entry(pattern, ("*",))}
-    patterns = make_dataset(config.data).shard_patterns
+    datasets = make_datasets(config.data)
     held: dict[str, list[int]] = {"train": [], "val": []}
-    for split, paths in (("train", config.data.train_data_paths), ("val", config.data.val_data_paths)):
-        for entry, path in enumerate(paths):
+    for split, entries in held.items():
+        sources = config.data.entry_sources(split)
+        for entry, path in enumerate(config.data.paths(split)):
             try:
-                shards = set(expand_entry(path, patterns))
+                shards = set(expand_entry(path, datasets[sources[entry]].shard_patterns))
             except ConfigError:
                 continue  # it lies on another loader's disk
             matched = shards & wanted
             if matched and matched != shards:
                 raise ConfigError(
-                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry of "
-                    f"data.{split}_data_paths; list what different loaders hold as separate entries"
+                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry "
+                    f"({config.data.path_key(split, entry)}); list what different loaders hold as separate entries"
                 )
             if matched:
-                held[split].append(entry)
+                entries.append(entry)
     if not held["train"] and not held["val"]:
-        raise ConfigError(
-            f"--shards {' '.join(globs)} matches no shard of data.train_data_paths or data.val_data_paths"
-        )
+        raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
     return held
 
 
@@ -193,13 +192,13 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         for split, entries in prepared.entries.items()
         for entry, manifest in entries.items()
     }
-    dataset = make_dataset(data).identity()
+    datasets = [dataset.identity() for dataset in make_datasets(data)]
     order = order_fingerprint(data.order)
     return {
         **processor.fingerprints(),
         "order": order,
         "plan": fingerprint(plan),
-        "dataset": fingerprint(dataset),
+        "dataset": fingerprint(datasets),
         **manifests,
     }
 

@@ -261,8 +261,8 @@ class LoaderServer:
                 fingerprints=self._fingerprints,
                 held={split: sorted(entries) for split, entries in self._entries.items()},
                 num_entries={
-                    "train": len(self._config.data.train_data_paths),
-                    "val": len(self._config.data.val_data_paths),
+                    "train": len(self._config.data.paths("train")),
+                    "val": len(self._config.data.paths("val")),
                 },
                 num_samples={
                     split: sum(manifest.total_samples for manifest in entries.values())

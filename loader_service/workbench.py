@@ -15,7 +15,6 @@ from loader_service.build import RecordEncoder
 from loader_service.builder import Counters, PieceBuilder
 from loader_service.plan import EpochPlan
 from loader_service.prepare.manifest import EntryManifest, load_manifest
-from loader_service.sources.base import make_dataset
 from stoker_proto import codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import config_from_tree
@@ -43,7 +42,7 @@ class Workbench:
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
         self._builder = PieceBuilder(
-            RecordEncoder(self._config.data, make_dataset(self._config.data), Processor.load(run_dir)),
+            RecordEncoder(self._config.data, Processor.load(run_dir)),
             job["loader"],
             self._deliver,
             threads=job["threads"],

@@ -42,7 +42,7 @@ def build_trainer(config: Config) -> Trainer:
     try:
         train, info = open_split(config, "train", ranks, feeds)
         fingerprints, val = dict(info.fingerprints), None
-        if config.data.val_data_paths:
+        if config.data.paths("val"):
             val, val_info = open_split(config, "val", ranks, feeds)
             fingerprints |= val_info.fingerprints
         check_same_on_all_ranks(fingerprints, ranks)

@@ -13,7 +13,7 @@ from pathlib import Path
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.summary import report_of, summary_lines, summary_tree
 from loader_service.prepare.verify import verify
-from loader_service.sources.base import make_dataset
+from loader_service.sources.base import make_datasets
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, load_config
@@ -77,8 +77,16 @@ def _write_codec(prepared: Prepared, path: Path) -> None:
 
 
 def _verify(prepared: Prepared, config: Config, processes: int, progress: bool) -> list[str]:
-    manifests = [entry for entries in prepared.entries.values() for entry in entries.values()]
-    return verify(manifests, make_dataset(config.data), processes=processes, progress=progress)
+    problems: list[str] = []
+    for number, dataset in enumerate(make_datasets(config.data)):
+        manifests = [
+            manifest
+            for split, entries in prepared.entries.items()
+            for entry, manifest in entries.items()
+            if config.data.entry_sources(split)[entry] == number
+        ]
+        problems += verify(manifests, dataset, processes=processes, progress=progress)
+    return problems
 
 
 def _parser() -> argparse.ArgumentParser:

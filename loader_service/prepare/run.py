@@ -15,7 +15,7 @@ from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import run_all
 from loader_service.prepare.shards import locate_entry
-from loader_service.sources.base import BaseSFTDataset, make_dataset
+from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, DataError
@@ -48,11 +48,6 @@ class Prepared:
         }
 
 
-def data_paths(data: DataConfig, split: str) -> tuple[str, ...]:
-    """The entries of a split as the config names them."""
-    return data.train_data_paths if split == "train" else data.val_data_paths
-
-
 def prepare(
     config: Config,
     *,
@@ -75,11 +70,11 @@ def prepare(
         DataError: a shard or a record is not what its format promises.
     """
     data = config.data
-    dataset = make_dataset(data)
+    datasets = make_datasets(data)
     if cache_dir is None and data.cache_dir is not None:
         cache_dir = Path(data.cache_dir)
     codec = given_codec(data.action) if data.action.codec_path is not None else None
-    jobs = _jobs(data, dataset, splits, held, cache_dir)
+    jobs = _jobs(data, datasets, splits, held, cache_dir)
     manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
     stale = [number for number in range(len(jobs)) if number not in manifests]
     if stale:
@@ -88,7 +83,9 @@ def prepare(
                 {jobs[number].root for number in stale}
             ):  # in one order, so that two never wait for each other
                 stack.enter_context(locked(root, lock_deadline_s))
-            manifests.update(_scan([jobs[n] for n in stale], stale, dataset, processes, progress))
+            for dataset in datasets:
+                own = [number for number in stale if jobs[number].dataset is dataset]
+                manifests.update(_scan([jobs[n] for n in own], own, dataset, processes, progress))
     entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
     for number, job in enumerate(jobs):
         entries[job.split][job.entry] = manifests[number]
@@ -102,20 +99,21 @@ def prepare(
 
 def _jobs(
     data: DataConfig,
-    dataset: BaseSFTDataset,
+    datasets: Sequence[BaseSFTDataset],
     splits: Sequence[str],
     held: Mapping[str, Collection[int]] | None,
     cache_dir: Path | None,
 ) -> list[EntryJob]:
     jobs = []
     for split in splits:
-        for number, path in enumerate(data_paths(data, split)):
+        for number, (path, source) in enumerate(zip(data.paths(split), data.entry_sources(split), strict=True)):
+            dataset = datasets[source]
             if held is not None and number not in held.get(split, ()):
                 continue
             try:
                 shards = locate_entry(path, dataset.shard_patterns)
             except ConfigError as error:
-                raise ConfigError(f"data.{split}_data_paths[{number}]: {error}") from None
+                raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
             jobs.append(EntryJob(split, number, path, shards, cache_root(shards.base, cache_dir), dataset))
     return jobs
 
@@ -146,13 +144,13 @@ def _scan(
 
 
 def _fit(train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig) -> ActionCodec | None:
-    missing = [number for number in range(len(data.train_data_paths)) if number not in train]
+    missing = [number for number in range(len(data.paths("train"))) if number not in train]
     if not missing:
         root = next(job.root for job in jobs if job.split == "train")
         return fitted_codec(list(train.values()), data.action, root)
     if train and all(entry.statistics is None for entry in train.values()):
         return None  # text: there is nothing to fit, here or elsewhere
-    names = ", ".join(f"data.train_data_paths[{number}]" for number in missing)
+    names = ", ".join(data.path_key("train", number) for number in missing)
     raise ConfigError(
         f"{names} {'is' if len(missing) == 1 else 'are'} not here, and the action codec is fitted on all train data: run "
         "`loader-prepare --codec-out FILE` where all of it is, and name that file in data.action.codec_path"
@@ -165,7 +163,7 @@ def _check_not_empty(entries: Mapping[str, Mapping[int, EntryManifest]], data: D
             if manifest.total_samples == 0:
                 raise DataError(
                     f"no sample in all its {manifest.num_records} records (drop_noops is {data.action.drop_noops}): "
-                    f"remove data.{split}_data_paths[{number}]",
+                    f"remove {data.path_key(split, number)}",
                     file=manifest.path,
                 )
 

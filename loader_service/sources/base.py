@@ -146,6 +146,11 @@ class BaseSFTDataset(ABC):
         return sum(1 for _ in self.read(shard, offset, size))
 
 
+def make_datasets(config: DataConfig) -> tuple[BaseSFTDataset, ...]:
+    """One dataset for each of the config's sources. Raises ConfigError."""
+    return tuple(make_dataset(config.of_source(number)) for number in range(len(config.all_sources())))
+
+
 def make_dataset(config: DataConfig) -> BaseSFTDataset:
     """The dataset that `data.dataset_type` names. Raises ConfigError."""
     target = SOURCES.get(config.dataset_type, config.dataset_type)

@@ -199,7 +199,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(page: Path, override: str, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["model.base_model_path", "data.max_seq_len", "trainer.lr", "data.dataset_type"])
+@pytest.mark.parametrize("key", ["model.base_model_path", "data.max_seq_len", "trainer.lr"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     tree = yaml.safe_load(PAGE)
     section, name = key.split(".")

@@ -75,7 +75,7 @@ class Feed:
         allocate: makes the arrays of the batches, e.g. in pinned memory.
         num_epochs: epochs are prefetched across their border up to this one; default: trainer.epochs, for `val` one.
         """
-        paths = config.data.train_data_paths if split == "train" else config.data.val_data_paths
+        paths = config.data.paths(split)
         if not paths:
             raise ConfigError(f"data.{split}_data_paths is empty: name at least one file, folder or glob")
         trainer = config.trainer
