@@ -12,22 +12,22 @@ from loader_service.plan import EpochPlan
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto.config import OrderConfig
 
-_KEEP_PLANS = 8
-_MAX_IN_THE_MAKING = 4
+_KEEP_PLANS = 8  # of each entry and split
+_MAX_IN_THE_MAKING = 32
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLanes:
-    """What ranks must know of an epoch's lanes: entry -> one number for each lane."""
+    """What ranks must know of the lanes of an entry in one epoch: one number for each lane."""
 
-    lengths: dict[int, list[int]]
+    lengths: list[int]
     """Samples."""
-    starts: dict[int, list[int]]
+    starts: list[int]
     """When it begins, in units of 2**-32 of the epoch."""
 
 
 class Planner:
-    """`lanes(split, epoch)` is None until the plan is there; `wake` is called (from the thread) when one is."""
+    """`lanes(split, epoch, entry)` is None until the plan is there; `wake` is called (from the thread) when one is."""
 
     def __init__(
         self,
@@ -37,48 +37,49 @@ class Planner:
         wake: Callable[[], None],
     ) -> None:
         self._run_dir, self._entries, self._order, self._wake = run_dir, entries, order, wake
-        self._plans: OrderedDict[tuple[str, int], Future[PlannedLanes]] = OrderedDict()  # the last asked is the last
+        self._plans: dict[tuple[str, int], OrderedDict[int, Future[PlannedLanes]]] = {
+            (split, entry): OrderedDict() for split, manifests in entries.items() for entry in manifests
+        }
+        """Of each entry the epochs, the last asked last."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
-    def lanes(self, split: str, epoch: int) -> PlannedLanes | None:
-        """The lanes of an epoch; starts planning it, and then the epoch after it, where that was not done."""
-        future = self._request(split, epoch)
+    def lanes(self, split: str, epoch: int, entry: int) -> PlannedLanes | None:
+        """The lanes of an entry that is held; starts planning them, and then the next epoch, where that was not done."""
+        future = self._request(split, epoch, entry)
         if future is None or not future.done():
             return None
-        if split == "train" and (split, epoch + 1) not in self._plans:
-            self._request(split, epoch + 1)
+        if split == "train" and epoch + 1 not in self._plans[split, entry]:
+            self._request(split, epoch + 1, entry)
         return future.result()
 
     def close(self) -> None:
         """Wait for the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _request(self, split: str, epoch: int) -> Future[PlannedLanes] | None:
+    def _request(self, split: str, epoch: int, entry: int) -> Future[PlannedLanes] | None:
         """The plan, made or in the making; None where too many are being made already: ask again later."""
-        key = (split, epoch)
-        if key in self._plans:
-            self._plans.move_to_end(key)
-            return self._plans[key]
-        if sum(not future.done() for future in self._plans.values()) >= _MAX_IN_THE_MAKING:
+        plans = self._plans[split, entry]
+        if epoch in plans:
+            plans.move_to_end(epoch)
+            return plans[epoch]
+        if sum(not future.done() for plans in self._plans.values() for future in plans.values()) >= _MAX_IN_THE_MAKING:
             return None
-        future = self._plans[key] = self._thread.submit(self._make, split, epoch)
+        future = plans[epoch] = self._thread.submit(self._make, split, epoch, entry)
         future.add_done_callback(lambda _: self._wake())
-        self._forget()
+        self._forget(split, entry)
         return future
 
-    def _make(self, split: str, epoch: int) -> PlannedLanes:
-        planned = PlannedLanes({}, {})
-        for entry, manifest in self._entries.get(split, {}).items():
-            plan = EpochPlan.make(manifest.num_samples, self._order, split=split, epoch=epoch, entry=entry)
-            plan.save(self._run_dir)
-            planned.lengths[entry] = plan.lane_lengths()
-            planned.starts[entry] = plan.lane_starts()
-        return planned
+    def _make(self, split: str, epoch: int, entry: int) -> PlannedLanes:
+        num_samples = self._entries[split][entry].num_samples
+        plan = EpochPlan.make(num_samples, self._order, split=split, epoch=epoch, entry=entry)
+        plan.save(self._run_dir)
+        return PlannedLanes(plan.lane_lengths(), plan.lane_starts())
 
-    def _forget(self) -> None:
+    def _forget(self, split: str, entry: int) -> None:
         """Keep only the plans that were asked for last: ranks are in one epoch, or at the border between two."""
-        for split, epoch in list(self._plans)[:-_KEEP_PLANS]:
-            if self._plans[split, epoch].done():
-                del self._plans[split, epoch]
-                for path in self._run_dir.glob(f"plan-{split}-{epoch}-*.npy"):
+        plans = self._plans[split, entry]
+        for epoch in list(plans)[:-_KEEP_PLANS]:
+            if plans[epoch].done():
+                del plans[epoch]
+                for path in self._run_dir.glob(f"plan-{split}-{epoch}-{entry}-*.npy"):
                     path.unlink()

@@ -193,7 +193,7 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         for entry, manifest in entries.items()
     }
     datasets = [dataset.identity() for dataset in make_datasets(data)]
-    order = order_fingerprint(data.order)
+    order = order_fingerprint(data)
     return {
         **processor.fingerprints(),
         "order": order,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import zmq
 
 from loader_service.gate import Gate
@@ -109,8 +110,9 @@ class LoaderServer:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             raise StokerError(f"--bind {address}: {error}; choose a free port, or tcp://127.0.0.1:* for any") from error
-        for split in self._entries:
-            self._planner.lanes(split, 0)
+        for split, manifests in self._entries.items():
+            for entry in manifests:
+                self._planner.lanes(split, 0, entry)
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
 
@@ -275,13 +277,22 @@ class LoaderServer:
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:
             raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
-        lanes = self._planner.lanes(message.split, message.epoch)
-        if lanes is None:
+        manifests = self._entries.get(message.split, {})
+        held = [entry for entry in dict.fromkeys(message.entries) if entry in manifests]
+        found = {entry: self._planner.lanes(message.split, message.epoch, entry) for entry in held}
+        lanes = {entry: planned for entry, planned in found.items() if planned is not None}
+        if len(lanes) < len(held):
             self._await_plan(address, message)
             return
         self._send(
             address,
-            Lanes(split=message.split, epoch=message.epoch, lengths=lanes.lengths, starts=lanes.starts),
+            Lanes(
+                split=message.split,
+                epoch=message.epoch,
+                lengths={entry: planned.lengths for entry, planned in lanes.items()},
+                starts={entry: planned.starts for entry, planned in lanes.items()},
+                tokens={entry: int(manifests[entry].num_tokens.sum(dtype=np.int64)) for entry in lanes},
+            ),
         )
 
     def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
@@ -299,11 +310,11 @@ class LoaderServer:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         if entry not in self._entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
-        lanes = self._planner.lanes(ticket.split, ticket.epoch)
+        lanes = self._planner.lanes(ticket.split, ticket.epoch, entry)
         if lanes is None:
             self._await_plan(address, ticket)
             return None
-        length = lanes.lengths[entry][lane]
+        length = lanes.lengths[lane]
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_SAMPLES)):
             rule = f"lane {ticket.lane} has {length} samples, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)

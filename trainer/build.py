@@ -24,6 +24,7 @@ from trainer.loop import Split, Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.saved import Cursor, Saved
+from trainer.sources import SourceTable
 from trainer.step import Stepper
 from trainer.trackers import Trackers
 from trainer.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap
@@ -66,7 +67,7 @@ def open_split(
     info = feed.connect()
     if info.num_samples == 0:
         raise DataError(f"data.{split}_data_paths hold no samples: name other files")
-    return Split(feed=feed, num_samples=info.num_samples), info
+    return Split(feed=feed, num_samples=info.num_samples, pass_samples=info.pass_samples), info
 
 
 def check_same_on_all_ranks(fingerprints: dict[str, str], ranks: Ranks) -> None:
@@ -107,7 +108,8 @@ def assemble(
 ) -> Trainer:
     """The trainer around feeds that are connected."""
     engine = build_engine(config, ranks, processor, checkpoints, saved)
-    cursor = saved.cursor if saved is not None else Cursor()
+    names = config.data.source_names()
+    cursor = saved.cursor if saved is not None else Cursor(source_samples=(0,) * len(names))
     if saved is not None:
         log.info(
             "resumed from %s: step %d, epoch %d, sample %d", saved.folder, cursor.step, cursor.epoch, cursor.sample
@@ -116,7 +118,9 @@ def assemble(
     return Trainer(
         config=config,
         ranks=ranks,
-        stepper=build_stepper(engine, config, processor, ranks),
+        stepper=build_stepper(
+            engine, config, processor, ranks, SourceTable(names, config.data.entry_sources("train"), train.pass_samples)
+        ),
         processor=processor,
         train=train,
         val=val,
@@ -154,8 +158,8 @@ def build_engine(
     return engine
 
 
-def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -> Stepper:
+def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: Ranks, sources: SourceTable) -> Stepper:
     """Steps of the engine's model."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
-    return Stepper(engine, make_inputs, ranks, config.trainer.seed)
+    return Stepper(engine, make_inputs, ranks, config.trainer.seed, sources)

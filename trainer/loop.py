@@ -56,6 +56,8 @@ class Split:
     feed: BatchFeed
     num_samples: int
     """Of one epoch."""
+    pass_samples: tuple[int, ...]
+    """Of one pass over each source."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +80,7 @@ class Trainer:
     def __post_init__(self) -> None:
         trainer = self.config.trainer
         self.output_dir = Path(trainer.output_dir)
+        # Of later epochs too, give or take a step: with packing or weights they may be a few rows longer or shorter.
         per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
         self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
         self._skipped_in_a_row = 0
@@ -97,7 +100,7 @@ class Trainer:
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         digests = DigestLog(self.output_dir, self.ranks.rank)
         with closing(bar), closing(digests), logging_redirect_tqdm():
-            while self.cursor.epoch < trainer.epochs and self.cursor.step < self.total_steps:
+            while not self._is_over:
                 self._run_epoch(bar, digests)
         if trainer.eval_interval and self.val is not None and self._validated_at != self.cursor.step:
             self._validate()
@@ -114,6 +117,12 @@ class Trainer:
         self.trackers.close()
         if not failed:
             leave_ranks()
+
+    @property
+    def _is_over(self) -> bool:
+        trainer = self.config.trainer
+        at_last_step = trainer.max_steps is not None and self.cursor.step >= trainer.max_steps
+        return at_last_step or self.cursor.epoch >= trainer.epochs
 
     def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
         """The rest of the epoch that the cursor is in."""
@@ -135,7 +144,7 @@ class Trainer:
                     self._validate()
                 if trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0:
                     self._save()
-                if self.cursor.step >= self.total_steps:
+                if self._is_over:
                     return
                 last = time.monotonic()  # the clock of the next step: waiting for its data counts, validation does not
         if self.cursor.epoch == epoch:  # nothing was left of it
@@ -151,6 +160,10 @@ class Trainer:
             position=self.cursor.position + result.num_rows,
             skipped_steps=self.cursor.skipped_steps + self._was_skipped(result),
             bad_samples=self.cursor.bad_samples + result.num_bad,
+            source_samples=tuple(
+                before + int(source.num_rows)
+                for before, source in zip(self.cursor.source_samples, result.sources, strict=True)
+            ),
         )
 
     @staticmethod
@@ -176,12 +189,13 @@ class Trainer:
             "train/bad_samples": float(self.cursor.bad_samples),
             "train/epoch": self.cursor.position / self.train.num_samples,
         }
+        figures |= self.stepper.sources.figures(result.sources, self.cursor.source_samples)
         if self.peak_flops is not None:
             done = self.flops(result.num_tokens, result.num_images)
             figures["train/mfu"] = done / (step_s * self.peak_flops * self.ranks.world_size)
         self._last = figures
         bar.advance(loss=result.loss, step_s=step_s, wait_s=wait_s)
-        if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self.cursor.step == self.total_steps:
+        if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self._is_over:
             self.trackers.log(figures, self.cursor.step)
 
     def _check_budgets(self, result: StepResult) -> None:
@@ -226,6 +240,7 @@ class Trainer:
             "samples": self.cursor.position,
             "skipped_steps": self.cursor.skipped_steps,
             "bad_samples": self.cursor.bad_samples,
+            "sources": self.stepper.sources.summary(self.cursor.source_samples),
             "seconds": seconds,
             "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},

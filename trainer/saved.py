@@ -1,7 +1,8 @@
 """What a checkpoint says of itself: `stoker.json`, and whether a run may go on from it.
 
-    {"format": 1, "serial": 3, "world_size": 2, "global_batch_size": 16, "zero_stage": 3, "precision": "bf16", "seed": 0,
-     "cursor": {"step": 500, "epoch": 1, "sample": 1408, "position": 8000, "skipped_steps": 0, "bad_samples": 0},
+    {"format": 2, "serial": 3, "world_size": 2, "global_batch_size": 16, "zero_stage": 3, "precision": "bf16", "seed": 0,
+     "cursor": {"step": 500, "epoch": 1, "sample": 1408, "position": 8000, "skipped_steps": 0, "bad_samples": 0,
+                "source_samples": [8000]},
      "fingerprints": {"codec": "d45e31a8...", "manifest/train/0": "28146f26...", ...}, "config": {...}, "versions": {...}}
 
 The random generators are a function of (seed, step, rank), see `step.seed_step`: their state is in the cursor.
@@ -23,7 +24,7 @@ from stoker_proto.errors import ConfigError, DataError, RefusedError, located
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE = "stoker.json"
 _NAMES = {"serial", "world_size", "cursor", "fingerprints", "global_batch_size", "zero_stage", "precision", "seed"}
 _HARMLESS = ("image_libraries", "manifest/val/")
@@ -45,6 +46,8 @@ class Cursor:
     """Steps whose gradient norm was not finite."""
     bad_samples: int = 0
     """Samples that came without labels because they are bad."""
+    source_samples: tuple[int, ...] = ()
+    """Samples trained of each source since the beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,8 @@ class Saved:
     @property
     def cursor(self) -> Cursor:
         """Where it stands."""
-        return Cursor(**self.state["cursor"])
+        cursor = self.state["cursor"]
+        return Cursor(**{**cursor, "source_samples": tuple(cursor["source_samples"])})
 
     @property
     def serial(self) -> int:

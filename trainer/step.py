@@ -22,6 +22,7 @@ from stoker_proto.hashing import key64
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.inputs import InputMaker, Inputs
 from trainer.models.families import takes_positions
+from trainer.sources import SourceResult, SourceTable
 from trainer.zero import Engine, Ranks
 
 
@@ -44,13 +45,15 @@ class StepResult:
     num_images: int
     num_bad: int
     """Samples that came without labels because they are bad (`data.on_bad_sample: skip`)."""
+    sources: tuple[SourceResult, ...]
+    """What each source contributed, in the order of the config."""
 
 
 class Stepper:
     """Runs steps of one engine."""
 
-    def __init__(self, engine: Engine, make_inputs: InputMaker, ranks: Ranks, seed: int) -> None:
-        self.engine, self.make_inputs, self.ranks, self.seed = engine, make_inputs, ranks, seed
+    def __init__(self, engine: Engine, make_inputs: InputMaker, ranks: Ranks, seed: int, sources: SourceTable) -> None:
+        self.engine, self.make_inputs, self.ranks, self.seed, self.sources = engine, make_inputs, ranks, seed, sources
         self._takes_positions = takes_positions(engine.module)
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
@@ -68,24 +71,46 @@ class Stepper:
         counts = dict(zip(counts, map(int, sum_over_ranks(list(counts.values()), self.ranks)), strict=True))
         supervised = counts["num_supervised"]
         if supervised == 0:  # the same on every rank: nobody runs a forward, nothing changes, not even by weight decay
-            return StepResult(loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, **counts)
+            nothing = self._add_sources(torch.zeros(len(self.sources), 3), micro_batches)
+            return StepResult(loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, **counts)
         seed_step(self.seed, index, self.ranks.rank)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
         for batch in micro_batches:
             inputs = self.make_inputs(batch)
             logits = self.logits(inputs)
-            nll = nll_sum(logits, inputs.targets)
-            self.engine.backward(nll * (self.ranks.world_size / supervised), scale_wrt_gas=False)
+            nll = nll_of_rows(logits, inputs.targets)
+            self.engine.backward(nll.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
             self.engine.step()  # acts after the last micro-batch
-            sums += torch.stack([nll.detach().double(), num_correct(logits.detach(), inputs.targets).double()])
-        nll_total, correct = sum_over_ranks(sums.tolist(), self.ranks)
+            sums.index_add_(0, self._sources_of(batch), row_sums(logits.detach(), inputs.targets, nll.detach()))
+        sources = self._add_sources(sums, micro_batches)
+        nll_total, correct = (sum(getattr(source, name) for source in sources) for name in ("nll", "correct"))
         norm = self.engine.get_global_grad_norm()
         return StepResult(
             loss=nll_total / supervised,
             accuracy=correct / supervised,
             grad_norm=float(norm if norm is not None else 0.0),
             applied=bool(self.engine.was_step_applied()),
+            sources=sources,
             **counts,
+        )
+
+    def _sources_of(self, batch: MicroBatch) -> torch.Tensor:
+        return torch.as_tensor(self.sources.of_rows(batch.keys[:, 0]), device=self.ranks.device)
+
+    def _add_sources(self, sums: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> tuple[SourceResult, ...]:
+        """This rank's sums float64[S, 3] of NLL, right and supervised tokens, and its rows, added over the ranks."""
+        rows = np.zeros(len(self.sources), np.int64)
+        for batch in micro_batches:
+            rows += np.bincount(self.sources.of_rows(batch.keys[: batch.num_rows, 0]), minlength=len(rows))
+        totals = sum_over_ranks([*sums.flatten().tolist(), *rows.tolist()], self.ranks)
+        return tuple(
+            SourceResult(
+                nll=totals[3 * n],
+                correct=totals[3 * n + 1],
+                num_supervised=totals[3 * n + 2],
+                num_rows=totals[n - len(rows)],
+            )
+            for n in range(len(rows))
         )
 
 
@@ -100,14 +125,20 @@ def count_batch(micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
     }
 
 
-def nll_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of -log p(target) over the targets that are not ignored. logits: float32[B, P, V]; targets: int64[B, P]."""
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+def nll_of_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32[B]: sum of -log p(target) over the targets of a row that are not ignored.
+
+    logits: float32[B, P, V]; targets: int64[B, P].
+    """
+    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view_as(targets).sum(dim=1)
 
 
-def num_correct(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How many targets have the largest logit. Shapes as in nll_sum."""
-    return ((logits.argmax(dim=-1) == targets) & (targets != IGNORED)).sum()
+def row_sums(logits: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor) -> torch.Tensor:
+    """float64[B, 3]: each row's NLL, how many of its targets have the largest logit, and how many targets it has."""
+    labelled = targets != IGNORED
+    correct = (logits.argmax(dim=-1) == targets) & labelled
+    return torch.stack([nll.double(), correct.sum(dim=1).double(), labelled.sum(dim=1).double()], dim=1)
 
 
 def sum_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:

@@ -208,6 +208,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "dict[int, str]": lambda value: _is_map(value, _is_int, _is_str),
     "dict[str, float]": lambda value: _is_map(value, _is_str, lambda v: type(v) in (int, float)),
     "dict[str, list[int]]": lambda value: _is_map(value, _is_str, lambda v: _is_list(v, _is_int)),
+    "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
+    "list[int]": lambda value: _is_list(value, _is_int),
     "dict[int, list[int]]": lambda value: _is_map(value, _is_int, lambda v: _is_list(v, _is_int)),
     "list[list[str]]": lambda value: _is_list(value, lambda v: _is_list(v, _is_str)),
     "list[bytes]": lambda value: _is_list(value, lambda v: isinstance(v, bytes)),

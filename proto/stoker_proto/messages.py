@@ -56,10 +56,13 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """Rank -> loader: how long are your lanes in this epoch?"""
+    """Rank -> loader: how long are your lanes in this pass over the entries?"""
 
     split: str
     epoch: int
+    """Number of the pass; which passes an epoch of the run is made of is the rank's to know (`stoker_proto.mixture`)."""
+    entries: list[int]
+    """Those that are asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +72,11 @@ class Lanes:
     split: str
     epoch: int
     lengths: dict[int, list[int]]
-    """entry -> samples of each of its lanes. Lane number of the stream = entry * lanes per entry + index here."""
+    """entry asked for and held -> samples of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
     starts: dict[int, list[int]]
     """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order`)."""
+    tokens: dict[int, int]
+    """entry -> tokens of all its samples, images counted; 0 where nobody counted them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.config import OrderConfig
+from stoker_proto.config import DataConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.hashing import fingerprint
 
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 """Of the rule above: to be raised when the same lengths give another stream."""
 _SCALE = 32  # bits of a due time
 TIME_END = 1 << _SCALE
@@ -41,11 +41,15 @@ class Run:
     lane: int
     start: int
     count: int
+    epoch: int = 0
+    """Which pass over the lane's data: the loaders' epoch (`stoker_proto.mixture`)."""
 
 
-def order_fingerprint(config: OrderConfig) -> str:
-    """Of all that this module and the loader's plan take from `data.order`: a checkpoint's position means nothing without."""
-    return fingerprint({"version": ORDER_VERSION, "order": dataclasses.asdict(config)})
+def order_fingerprint(data: DataConfig) -> str:
+    """Of all in the config that decides the stream: a checkpoint's position means nothing without."""
+    mixture = [[source.weight, len(source.paths)] for source in data.all_sources()]
+    tree = {"version": ORDER_VERSION, "order": dataclasses.asdict(data.order), "sources": mixture}
+    return fingerprint({**tree, "weigh_by": data.weigh_by} if len(mixture) > 1 else tree)
 
 
 class Order:

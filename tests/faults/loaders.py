@@ -110,8 +110,9 @@ class SimulatedLoader:
             return Lanes(
                 split=message.split,
                 epoch=message.epoch,
-                lengths={entry: list(lanes[entry]) for entry in self.held},
-                starts={entry: [0] * LANES for entry in self.held},
+                lengths={entry: list(lanes[entry]) for entry in self.held if entry in message.entries},
+                starts={entry: [0] * LANES for entry in self.held if entry in message.entries},
+                tokens={},
             )
         assert isinstance(message, Hello), message
         return Welcome(

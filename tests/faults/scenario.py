@@ -91,6 +91,7 @@ class Scenario:
         return CoreOptions(
             split="train",
             entries=tuple(f"entry{n}" for n in range(self.entries)),
+            sources=(0,) * self.entries,
             addresses=tuple(f"tcp://loader{n}" for n in range(self.num_loaders)),
             rank=rank,
             world_size=world_size,

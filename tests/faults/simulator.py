@@ -156,7 +156,7 @@ def simulate(seed: int, make_core: MakeCore = Core, *, keep_log: bool = False) -
     """Run the scenario of a seed; make_core: what stands in for the core, to see whether the oracles notice."""
     simulation = Simulation(draw(seed), make_core, keep_log=keep_log)
     world, violation = simulation.world, None
-    with mock.patch("trainer.feed.fleet.Order", remembered_order):
+    with mock.patch("trainer.feed.epochs.Order", remembered_order):
         try:
             simulation.run()
         except Violation as broken:

@@ -28,9 +28,9 @@ from stoker_proto.messages import (
 GOLDEN = Path(__file__).parents[2] / "proto" / "golden"
 
 MESSAGES: dict[str, Message] = {
-    "hello": Hello(protocol=1, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
+    "hello": Hello(protocol=2, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
     "welcome": Welcome(
-        protocol=1,
+        protocol=2,
         loader="9c41",
         fingerprints={"codec": "bb", "manifest/train/0": "cc"},
         held={"train": [0], "val": []},
@@ -38,10 +38,14 @@ MESSAGES: dict[str, Message] = {
         num_samples={"train": 360_000_000, "val": 0},
         processor='{"version":1}',
     ),
-    "refuse": Refuse(protocol=1, differences=[["codec", "bb", "dd"]]),
-    "epoch": Epoch(split="train", epoch=3),
+    "refuse": Refuse(protocol=2, differences=[["codec", "bb", "dd"]]),
+    "epoch": Epoch(split="train", epoch=3, entries=[0, 1]),
     "lanes": Lanes(
-        split="train", epoch=3, lengths={0: [9, 14, 0, 7], 1: [70_000, 1]}, starts={0: [0, 0, 0, 0], 1: [0, 1 << 31]}
+        split="train",
+        epoch=3,
+        lengths={0: [9, 14, 0, 7], 1: [70_000, 1]},
+        starts={0: [0, 0, 0, 0], 1: [0, 1 << 31]},
+        tokens={0: 4800, 1: 0},
     ),
     "ticket": Ticket(ticket=7, split="train", epoch=0, lane=3, start=16, count=8),
     "piece": Piece(

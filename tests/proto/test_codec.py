@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stoker_proto import codec
 from stoker_proto.errors import RemoteProtocolError
-from stoker_proto.messages import Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
+from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
 from tests.proto.make_golden import MESSAGES
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -59,7 +59,8 @@ def test_pieces_round_trip(piece: Piece) -> None:
         st.builds(Ticket, ticket=INT64, split=TEXT, epoch=INT64, lane=INT64, start=INT64, count=INT64),
         st.builds(Failure, ticket=INT64, reason=TEXT, message=TEXT),
         st.builds(Pong, nonce=INT64, progress=st.dictionaries(TEXT, st.floats(allow_nan=False))),
-        st.builds(Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES),
+        st.builds(Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES, tokens=st.dictionaries(INT64, INT64)),
+        st.builds(Epoch, split=TEXT, epoch=INT64, entries=st.lists(INT64)),
         st.builds(
             Hello, protocol=INT64, client=TEXT, rank=INT64, world_size=INT64, fingerprints=st.dictionaries(TEXT, TEXT)
         ),

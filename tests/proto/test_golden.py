@@ -37,7 +37,7 @@ def test_frame(name: str) -> None:
 
 def test_a_frame_by_hand() -> None:
     assert (GOLDEN / "ping.bin").read_bytes() == b"I\x81\xa5nonce\x0b"
-    assert (GOLDEN / "epoch.bin").read_bytes() == b"E\x82\xa5split\xa5train\xa5epoch\x03"
+    assert (GOLDEN / "epoch.bin").read_bytes() == b"E\x83\xa5split\xa5train\xa5epoch\x03\xa7entries\x92\x00\x01"
 
 
 def test_the_prose_names_every_kind_and_field_and_no_other() -> None:

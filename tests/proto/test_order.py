@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from fractions import Fraction
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stoker_proto.config import OrderConfig
+from stoker_proto.config import DataConfig, SourceConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order import MAX_CELLS, TIME_END, Order, Run, order_fingerprint
 
@@ -134,7 +135,26 @@ def test_what_it_refuses() -> None:
 
 
 def test_fingerprint_sees_every_key() -> None:
-    config = OrderConfig()
-    for field in dataclasses.fields(config):
-        changed = dataclasses.replace(config, **{field.name: getattr(config, field.name) + 1})
-        assert order_fingerprint(changed) != order_fingerprint(config)
+    data = DataConfig(dataset_type="mani_openpi", train_data_paths=("a", "b"), max_seq_len=8)
+    for field in dataclasses.fields(data.order):
+        changed = dataclasses.replace(data.order, **{field.name: getattr(data.order, field.name) + 1})
+        assert order_fingerprint(dataclasses.replace(data, order=changed)) != order_fingerprint(data)
+
+
+def test_fingerprint_sees_which_paths_are_one_source_and_what_they_weigh() -> None:
+    def of(*sources: tuple[int, float | None], weigh_by: Literal["samples", "tokens"] = "samples") -> str:
+        listed = tuple(
+            SourceConfig(dataset_type="x", paths=("a",) * count, weight=weight, name=str(n))
+            for n, (count, weight) in enumerate(sources)
+        )
+        return order_fingerprint(DataConfig(sources=listed, weigh_by=weigh_by, max_seq_len=8))
+
+    kinds = [
+        of((2, None)),
+        of((1, None), (1, None)),
+        of((1, 1.0), (1, 1.0)),
+        of((1, 1.0), (1, 2.0)),
+        of((1, 1.0), (1, 2.0), weigh_by="tokens"),
+        of((2, 1.0), (1, 2.0)),
+    ]
+    assert len(set(kinds)) == len(kinds)

@@ -116,7 +116,7 @@ def test_what_to_resume_from(tmp_path: Path, processor: Processor) -> None:
     ("text", "message"),
     [
         ("{", "not the state of a checkpoint"),
-        ('{"format": 2}', "format 2, this program reads 1"),
+        ('{"format": 1}', "format 1, this program reads 2"),
         ("[]", "not the state"),
     ],
 )

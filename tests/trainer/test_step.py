@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.inputs import next_token_targets
-from trainer.step import nll_sum, num_correct
+from trainer.step import nll_of_rows, row_sums
 
 LN = math.log
 
@@ -32,15 +32,15 @@ def test_loss_accuracy_and_perplexity_equal_a_computation_by_hand() -> None:
     first, second = [LN(2), 0.0, 0.0], [0.0, LN(6), 0.0]
     logits = torch.tensor([[first, second], [second, first]])
     targets = torch.tensor([[0, 1], [2, -100]])
-    nll = nll_sum(logits, targets).item()
-    assert nll == pytest.approx(LN(2) + LN(4 / 3) + LN(8))
-    assert math.exp(nll / 3) == pytest.approx((2 * 4 / 3 * 8) ** (1 / 3))
-    assert num_correct(logits, targets).item() == 2
+    rows = nll_of_rows(logits, targets)
+    assert rows.tolist() == pytest.approx([LN(2) + LN(4 / 3), LN(8)])
+    assert math.exp(rows.sum().item() / 3) == pytest.approx((2 * 4 / 3 * 8) ** (1 / 3))
+    assert row_sums(logits, targets, rows)[:, 1:].tolist() == [[2, 2], [0, 1]]  # right, and labels
 
 
 def test_nothing_to_predict_gives_zero_and_a_gradient_of_zeros() -> None:
     logits = torch.randn(2, 1, 5, requires_grad=True)
-    nll = nll_sum(logits, torch.full((2, 1), -100))
+    nll = nll_of_rows(logits, torch.full((2, 1), -100)).sum()
     torch.autograd.backward(nll)
     assert nll.item() == 0
     assert logits.grad is not None

@@ -18,6 +18,13 @@ class CoreOptions:
     """`train` or `val`."""
     entries: tuple[str, ...]
     """The split's data paths as the config names them: entry number -> path."""
+    sources: tuple[int, ...]
+    """Number of the source that each entry belongs to."""
+    source_names: tuple[str, ...] = ("data",)
+    weights: tuple[float, ...] = ()
+    """Of the sources; empty: an epoch is one pass over each."""
+    weigh_by: str = "samples"
+    """What weights are shares of: `samples` or `tokens`."""
     addresses: tuple[str, ...]
     """Where the loaders are; a loader's number is its place here."""
     rank: int
@@ -58,11 +65,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """All lane lengths of the epoch are known."""
+    """The stream of the epoch is known."""
 
     epoch: int
-    lengths: dict[int, list[int]]
-    """entry -> samples of each of its lanes."""
+    num_samples: int
+    source_samples: tuple[int, ...]
+    """Of each source in this epoch."""
+    pass_samples: tuple[int, ...]
+    """Of each source in one pass over it."""
 
 
 @dataclass(frozen=True, slots=True)

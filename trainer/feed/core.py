@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
 from stoker_proto.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
 from trainer.feed import explain
-from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
+from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Send, Warn
 from trainer.feed.desk import Desk
 from trainer.feed.fleet import Fleet
 from trainer.feed.peer import State
@@ -120,12 +120,16 @@ class Core:
             self.broken(loader, wrong, now)
 
     def _lanes(self, loader: int, message: Lanes, now: float) -> None:
-        complete, differences = self.fleet.lanes(loader, message)
+        try:
+            complete, differences = self.fleet.lanes(loader, message, now)
+        except StokerError as error:
+            self._fail(error)
+            return
         if differences:
             self._differs(loader, differences, now)
-        elif complete:
+        for epoch in complete:
             self._covered = True  # perhaps one after the other, never at the same time
-            self._out.append(Opened(message.epoch, self.fleet.lengths(message.epoch)))
+            self._out.append(self.fleet.epochs.opened(epoch))
 
     def _differs(self, loader: int, text: str, now: float) -> None:
         if self._asked_any:
@@ -151,7 +155,7 @@ class Core:
         self._opening = epoch
         self.fleet.open(epoch, now)
         if epoch in self.fleet.orders:
-            self._out.append(Opened(epoch, self.fleet.lengths(epoch)))
+            self._out.append(self.fleet.epochs.opened(epoch))
 
     def start(self, session: int, epoch: int, first: int, num_epochs: int, now: float) -> None:
         """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""

@@ -85,7 +85,7 @@ class Desk:
             ticket = Ticket(
                 ticket=self._next_ticket,
                 split=self.options.split,
-                epoch=slice_.epoch,
+                epoch=run.epoch,
                 lane=run.lane,
                 start=run.start,
                 count=run.count,

@@ -45,8 +45,10 @@ class FeedInfo:
     """Of all that a batch means: keep them in the checkpoint and hand them in again as `pins`; equal on all ranks."""
     num_samples: int
     """Samples of the split in the epoch that `connect` asked for."""
-    lane_lengths: dict[int, list[int]]
-    """entry -> samples of each of its lanes, in that epoch."""
+    source_samples: tuple[int, ...]
+    """Of these, those of each source."""
+    pass_samples: tuple[int, ...]
+    """Of one pass over each source: more or fewer than an epoch has of it, where sources have weights."""
     loaders: dict[str, str]
     """Address -> incarnation name of the loaders that are ready."""
 
@@ -87,9 +89,14 @@ class Feed:
         self._allocate, self._digests = allocate, digests
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
+        weights = tuple(source.weight for source in config.data.all_sources() if source.weight is not None)
         options = CoreOptions(
             split=split,
             entries=paths,
+            sources=config.data.entry_sources(split),
+            source_names=config.data.source_names(),
+            weights=weights if split == "train" else (),
+            weigh_by=config.data.weigh_by,
             addresses=config.cluster.loader_addresses,
             rank=rank,
             world_size=world_size,
@@ -119,7 +126,7 @@ class Feed:
         """
         self._driver.start()
         self._driver.post(lambda core, now: core.open(epoch, now))
-        lengths = self._prefetcher.lengths(epoch)
+        opened = self._prefetcher.epoch(epoch)
 
         def look(core: Core, now: float) -> tuple[str, dict[str, str], dict[str, str]]:
             ready = [loader for loader in core.fleet.loaders if loader.state is State.READY]
@@ -130,8 +137,9 @@ class Feed:
         return FeedInfo(
             processor_json=self._processor_json,
             fingerprints=fingerprints,
-            num_samples=_total(lengths),
-            lane_lengths=lengths,
+            num_samples=opened.num_samples,
+            source_samples=opened.source_samples,
+            pass_samples=opened.pass_samples,
             loaders=loaders,
         )
 
@@ -144,7 +152,7 @@ class Feed:
         size = self.global_batch_size
         if self._at != (epoch, first_sample):
             self._start(epoch, first_sample)
-        total = _total(self._prefetcher.lengths(epoch))
+        total = self._prefetcher.epoch(epoch).num_samples
         steps = num_steps(total, first_sample, size)
         for step in range(steps):
             first = first_sample + step * size
@@ -267,10 +275,11 @@ def _processor_of(config: Config, processor_json: str) -> Decoder:
 
 def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
     """The pins, and the order that the config says. Raises RefusedError if these differ."""
-    order = order_fingerprint(config.data.order)
+    order = order_fingerprint(config.data)
     if pins.get("order", order) != order:
         raise RefusedError(
-            "data.order is not that of the checkpoint, so its position means another sample: set data.order back, or start "
+            "data.order, the sources or their weights are not those of the checkpoint, so its position means another sample: set "
+            "them back, or start "
             "anew with trainer.checkpoint.resume=null"
         )
     return {**pins, "order": order}
@@ -282,7 +291,3 @@ def _config_pins(config: Config) -> dict[str, str]:
 
     fingerprints = Processor.build(config, None).fingerprints()
     return {name: fingerprints[name] for name in ("tokenizer", "image", "dialogue")}
-
-
-def _total(lengths: Mapping[int, Sequence[int]]) -> int:
-    return sum(sum(lanes) for lanes in lengths.values())

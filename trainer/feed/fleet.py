@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
-from stoker_proto.order import TIME_END, Order
+from stoker_proto.mixture import MixedOrder
 from trainer.feed.commands import Command, CoreOptions, Send
+from trainer.feed.epochs import Epochs, Pass
 from trainer.feed.homes import Homes
 from trainer.feed.peer import Loader, State
 
@@ -27,9 +28,7 @@ class Fleet:
         self.loaders = [Loader(address) for address in options.addresses]
         self.pins = dict(options.fingerprints)
         self.processor = ""
-        self.orders: dict[int, Order] = {}
-        self._lengths: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> samples per lane
-        self._starts: dict[int, dict[int, list[int]]] = {}  # epoch -> entry -> when each lane begins
+        self.epochs = Epochs(options)
         self._homes = Homes(options.addresses, options.lanes)
         self._nonce = 0
 
@@ -77,7 +76,7 @@ class Fleet:
         if rows:
             return self._differ(number, rows, "is refused")
         if loader.name != message.loader:
-            loader.answered_epochs.clear()
+            loader.answered.clear()
         self.pins.update(message.fingerprints)
         self.processor = self.processor or message.processor
         loader.state, loader.note, loader.name, loader.held, loader.draining = (
@@ -88,8 +87,7 @@ class Fleet:
             False,
         )
         self.ping(number, now)  # before EPOCH, so that the first PONG's counters are those of before our work
-        for epoch in self._lengths:
-            self._ask_epoch(number, epoch, now)
+        self._ask_lanes(number, now)
         return None
 
     def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
@@ -101,56 +99,42 @@ class Fleet:
 
     # -- epochs
 
+    @property
+    def orders(self) -> dict[int, MixedOrder]:
+        """Epoch -> its stream, for those that are open and known."""
+        return self.epochs.orders
+
     def open(self, epoch: int, now: float) -> None:
-        """Ask every loader for the epoch's lane lengths, unless that is done already; forget epochs long past."""
-        if epoch in self._lengths:
-            return
-        self._lengths[epoch] = {}
-        for number, loader in enumerate(self.loaders):
-            if loader.state is State.READY:
-                self._ask_epoch(number, epoch, now)
+        """Ask the loaders for the lanes that the epoch is made of, unless that is done already."""
+        before = self.epochs.wanted
+        self.epochs.open(epoch)
+        self._ask_all(before, now)
 
     def close_except(self, epochs: set[int]) -> None:
         """Forget all other epochs."""
-        for epoch in set(self._lengths) - epochs:
-            del self._lengths[epoch]
-            self._starts.pop(epoch, None)
-            self.orders.pop(epoch, None)
+        self.epochs.close_except(epochs)
         for loader in self.loaders:  # an epoch that is opened anew must be answered anew
-            loader.answered_epochs.intersection_update(epochs)
+            loader.answered &= self.epochs.wanted
 
-    def lanes(self, number: int, message: Lanes) -> tuple[bool, str | None]:
-        """Take LANES in: (whether the epoch is now complete for the first time, differences in words)."""
-        known = self._lengths.get(message.epoch)
-        if known is None or message.split != self.options.split or self.loaders[number].state is not State.READY:
-            return False, None
-        rows = []
-        known_starts = self._starts.setdefault(message.epoch, {})
-        for entry, lengths in sorted(message.lengths.items()):
-            starts = message.starts.get(entry, [])
-            if not 0 <= entry < len(self.options.entries) or len(lengths) != self.options.lanes or min(lengths) < 0:
-                rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.lanes)])
-            elif len(starts) != len(lengths) or not 0 <= min(starts) <= max(starts) < TIME_END:
-                rows.append([f"starts of entry {entry}", str(starts)[:80], f"{len(lengths)} of them"])
-            elif known.setdefault(entry, lengths) != lengths:
-                rows.append(
-                    [f"samples of entry {entry}, epoch {message.epoch}", str(sum(lengths)), str(sum(known[entry]))]
-                )
-            elif known_starts.setdefault(entry, starts) != starts:
-                rows.append([f"starts of entry {entry}, epoch {message.epoch}", "others", "those of the first loader"])
+    def lanes(self, number: int, message: Lanes, now: float) -> tuple[list[int], str | None]:
+        """Take LANES in: (epochs that are now complete for the first time, differences in words). Raises ConfigError."""
+        if message.split != self.options.split or self.loaders[number].state is not State.READY:
+            return [], None
+        rows = self.epochs.take(message)
         if rows:
-            return False, self._differ(number, rows, "is refused")
-        self.loaders[number].answered_epochs.add(message.epoch)
-        if message.epoch in self.orders or len(known) < len(self.options.entries):
-            return False, None
-        lanes = [length for entry in range(len(known)) for length in known[entry]]
-        starts = [start for entry in range(len(known)) for start in known_starts[entry]]
-        self.orders[message.epoch] = Order(lanes, self.options.cell, starts)
-        return True, None
+            return [], self._differ(number, rows, "is refused")
+        self.loaders[number].answered |= {Pass(message.epoch, entry) for entry in message.lengths} & self.epochs.wanted
+        before = self.epochs.wanted
+        complete = self.epochs.complete()
+        self._ask_all(before, now)
+        return complete, None
 
-    def lengths(self, epoch: int) -> dict[int, list[int]]:
-        """entry -> samples of each of its lanes, as far as they are known."""
-        return self._lengths.get(epoch, {})
+    def _ask_all(self, before: frozenset[Pass], now: float) -> None:
+        """Ask every ready loader for what is wanted now and was not before."""
+        if self.epochs.wanted - before:
+            for number, loader in enumerate(self.loaders):
+                if loader.state is State.READY:
+                    self._ask_lanes(number, now)
 
     # -- who is asked
 
@@ -167,7 +151,7 @@ class Fleet:
             if loader.state is State.READY
             and not loader.draining
             and entry in loader.held
-            and epoch in loader.answered_epochs
+            and Pass(epoch, entry) in loader.answered
         ]
         awake = frozenset(number for number in able if not self.silent(number, now))
         return self._homes(entry, awake)[lane % self.options.lanes] + [number for number in able if number not in awake]
@@ -216,10 +200,8 @@ class Fleet:
                 continue
             if now >= loader.ping_at + self.options.ping_interval_s:
                 self.ping(number, now)
-            missing = set(self._lengths) - loader.answered_epochs
-            if missing and now >= loader.epoch_at + self.options.hello_retry_s:
-                for epoch in sorted(missing):
-                    self._ask_epoch(number, epoch, now)
+            if now >= loader.epoch_at + self.options.hello_retry_s:
+                self._ask_lanes(number, now)
 
     def next_time(self, now: float) -> float:
         """When `tick` next has something to do, or a loader begins to count as silent, after now."""
@@ -231,7 +213,7 @@ class Fleet:
                 times.append(loader.ping_at + self.options.ping_interval_s)
                 if loader.waiting_since is not None:
                     times.append(loader.waiting_since + self.options.silence_s)
-                if set(self._lengths) - loader.answered_epochs:
+                if self._unanswered(loader):
                     times.append(loader.epoch_at + self.options.hello_retry_s)
         return min((time for time in times if time > now), default=float("inf"))
 
@@ -246,9 +228,16 @@ class Fleet:
         )
         self._send(number, hello)
 
-    def _ask_epoch(self, number: int, epoch: int, now: float) -> None:
-        self.loaders[number].epoch_at = now
-        self._send(number, Epoch(split=self.options.split, epoch=epoch))
+    def _unanswered(self, loader: Loader) -> list[Pass]:
+        """The passes whose lanes it should tell, and has not."""
+        return sorted(one for one in self.epochs.wanted - loader.answered if one.entry in loader.held)
+
+    def _ask_lanes(self, number: int, now: float) -> None:
+        missing = self._unanswered(self.loaders[number])
+        for epoch in sorted({one.number for one in missing}):
+            self.loaders[number].epoch_at = now
+            entries = [one.entry for one in missing if one.number == epoch]
+            self._send(number, Epoch(split=self.options.split, epoch=epoch, entries=entries))
 
     def _send(self, number: int, message: Message) -> None:
         self._out.append(Send(number, message))

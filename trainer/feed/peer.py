@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.feed.epochs import Pass
+
 
 class State(Enum):
     """Where a loader is in the handshake."""
@@ -27,7 +29,8 @@ class Loader:
     """Of the incarnation that said WELCOME."""
     held: frozenset[int] = frozenset()
     draining: bool = False
-    answered_epochs: set[int] = field(default_factory=set)
+    answered: set[Pass] = field(default_factory=set)
+    """Passes whose lanes it told."""
     heard_at: float | None = None
     waiting_since: float | None = None
     """When the first PING was sent that nothing was heard since."""

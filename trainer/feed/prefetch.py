@@ -26,7 +26,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stoker-decode")
         self._changed = threading.Condition()
         self._ready: deque[tuple[Slice, Future[MicroBatch]]] = deque()
-        self._lengths: dict[int, dict[int, list[int]]] = {}
+        self._opened: dict[int, Opened] = {}  # by epoch
         self._session = -1
         self._error: BaseException | None = None
         self._closed = False
@@ -34,9 +34,9 @@ class Prefetcher:
     # -- the driver's side
 
     def opened(self, command: Opened) -> None:
-        """Keep the lane lengths of an epoch."""
+        """Keep what is known of an epoch."""
         with self._changed:
-            self._lengths[command.epoch] = command.lengths
+            self._opened[command.epoch] = command
             self._changed.notify_all()
 
     def deliver(self, command: Deliver) -> None:
@@ -62,7 +62,7 @@ class Prefetcher:
     def begin(self, session: int, epoch: int) -> None:
         """Drop what is there; from now on only this session's micro-batches, from this epoch on, are taken in."""
         with self._changed:
-            self._lengths = {known: lengths for known, lengths in self._lengths.items() if abs(known - epoch) < 2}
+            self._opened = {known: opened for known, opened in self._opened.items() if abs(known - epoch) < 2}
             self._session = session
             for _, future in self._ready:
                 future.cancel()
@@ -78,12 +78,12 @@ class Prefetcher:
         batch = future.result()
         return slice_, batch, time.monotonic() - began
 
-    def lengths(self, epoch: int) -> dict[int, list[int]]:
-        """entry -> samples of each lane, waited for. Raises the feed's error."""
+    def epoch(self, epoch: int) -> Opened:
+        """What is known of the epoch, waited for. Raises the feed's error."""
         with self._changed:
-            while epoch not in self._lengths:
+            while epoch not in self._opened:
                 self._wait()
-            return self._lengths[epoch]
+            return self._opened[epoch]
 
     @property
     def num_ready(self) -> int:

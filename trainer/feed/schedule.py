@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from stoker_proto.config import check_batch_arithmetic
 from stoker_proto.errors import LocalProtocolError
+from stoker_proto.mixture import MixedOrder
 from stoker_proto.order import Order, Run
 
 
@@ -49,7 +50,7 @@ class Schedule:
 
     def __init__(
         self,
-        order: Order,
+        order: Order | MixedOrder,
         *,
         epoch: int,
         global_batch_size: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
 from tests.trainer.feed.fake_loader import CELL, FINGERPRINTS, LANES, LENGTHS, make_piece
 from trainer.feed.commands import CoreOptions, Deliver, Fail, Send, Warn
@@ -15,6 +16,7 @@ def make_options(num_loaders: int = 2, **overrides: object) -> CoreOptions:
     values: dict[str, object] = {
         "split": "train",
         "entries": ("first.jsonl", "second.jsonl"),
+        "sources": (0, 0),
         "addresses": tuple(f"tcp://loader{n}:5555" for n in range(num_loaders)),
         "rank": 0,
         "world_size": 1,
@@ -84,19 +86,20 @@ class CoreDriver:
         if isinstance(message, Hello):
             return self.welcome(loader)
         if isinstance(message, Epoch):
-            lengths = {entry: LENGTHS[entry] for entry in self.held[loader]}
+            lengths = {entry: LENGTHS[entry] for entry in self.held[loader] if entry in message.entries}
             return Lanes(
                 split=message.split,
                 epoch=message.epoch,
                 lengths=lengths,
                 starts={entry: [0] * len(lanes) for entry, lanes in lengths.items()},
+                tokens={},
             )
         assert isinstance(message, Ping)
         return Pong(nonce=message.nonce, progress={"cpu_s": 1.0})
 
     def welcome(self, loader: int) -> Welcome:
         return Welcome(
-            protocol=1,
+            protocol=PROTOCOL_VERSION,
             loader=self.names[loader],
             fingerprints=self.fingerprints[loader],
             held={"train": self.held[loader]},

@@ -174,13 +174,14 @@ class FakeLoader:
                 return [Refuse(protocol=PROTOCOL_VERSION, differences=self._refuse)]
             return [self._welcome()]
         if isinstance(message, Epoch):
-            lengths = {entry: LENGTHS[entry] for entry in self.held}
+            lengths = {entry: LENGTHS[entry] for entry in self.held if entry in message.entries}
             return [
                 Lanes(
                     split=message.split,
                     epoch=message.epoch,
                     lengths=lengths,
                     starts={entry: [0] * len(lanes) for entry, lanes in lengths.items()},
+                    tokens={},
                 )
             ]
         if isinstance(message, Ping):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, RefusedError
 from stoker_proto.messages import Drain, Epoch, Hello, Lanes, Refuse, Ticket
 from stoker_proto.order import Order
@@ -244,7 +245,7 @@ def test_refusal_names_what_differs() -> None:
     driver = CoreDriver(1)
     driver.silent = {0}
     driver.connect(start=False)
-    driver.receive(0, Refuse(protocol=1, differences=[["codec", "c9", "c1"]]))
+    driver.receive(0, Refuse(protocol=PROTOCOL_VERSION, differences=[["codec", "c9", "c1"]]))
     driver.advance()
     assert isinstance(driver.error, RefusedError)
     assert "codec: the loader has c9, this rank c1" in str(driver.error)
@@ -272,9 +273,9 @@ def test_other_protocol_version_is_refused() -> None:
     driver = CoreDriver(1)
     driver.silent = {0}
     driver.connect(start=False)
-    driver.receive(0, dataclasses.replace(driver.welcome(0), protocol=2))
+    driver.receive(0, dataclasses.replace(driver.welcome(0), protocol=PROTOCOL_VERSION + 1))
     driver.advance()
-    assert "protocol: the loader has 2, this rank 1" in str(driver.error)
+    assert f"protocol: the loader has {PROTOCOL_VERSION + 1}, this rank {PROTOCOL_VERSION}" in str(driver.error)
 
 
 def test_a_loader_that_comes_later_and_differs_is_left_out() -> None:
@@ -314,7 +315,7 @@ def test_lanes_that_differ_are_refused() -> None:
     driver = CoreDriver().connect(start=False)
     driver.core.open(0, driver.now)
     driver.advance()
-    driver.receive(1, Lanes(split="train", epoch=0, lengths={0: [9, 14, 0, 8]}, starts={0: [0] * 4}))
+    driver.receive(1, Lanes(split="train", epoch=0, lengths={0: [9, 14, 0, 8]}, starts={0: [0] * 4}, tokens={}))
     driver.advance()
     assert "samples of entry 0, epoch 0: the loader has 31, this rank 30" in str(driver.error)
 
@@ -460,7 +461,8 @@ def test_hello_and_epoch_are_sent_again_until_they_are_answered() -> None:
     driver.receive(0, driver.welcome(0))
     driver.advance()
     driver.advance(driver.options.hello_retry_s)
-    assert [message for _, message in driver.sent if isinstance(message, Epoch)] == [Epoch(split="train", epoch=0)] * 2
+    asked = [message for _, message in driver.sent if isinstance(message, Epoch)]
+    assert asked == [Epoch(split="train", epoch=0, entries=[0, 1])] * 2
 
 
 def test_waiting_for_loaders_at_the_start_has_its_own_deadline() -> None:
@@ -479,11 +481,11 @@ def test_waiting_for_loaders_at_the_start_has_its_own_deadline() -> None:
 def test_another_number_of_lanes_or_entries_is_refused() -> None:
     driver = CoreDriver(1).connect(start=False)
     driver.core.open(5, driver.now)
-    driver.receive(0, Lanes(split="train", epoch=5, lengths={0: [1, 2]}, starts={0: [0, 0]}))
+    driver.receive(0, Lanes(split="train", epoch=5, lengths={0: [1, 2]}, starts={0: [0, 0]}, tokens={}))
     driver.advance()
     assert "lanes of entry 0: the loader has 2, this rank 4" in str(driver.error)
 
-    driver = CoreDriver(1, entries=("only.jsonl",))
+    driver = CoreDriver(1, entries=("only.jsonl",), sources=(0,))
     driver.connect(start=False)
     assert "entries of data.train_data_paths: the loader has 2, this rank 1" in str(driver.error)
 
@@ -493,7 +495,7 @@ def test_next_epoch_is_announced_before_it_is_needed() -> None:
     driver.core.start(1, 0, 0, 2, driver.now)
     driver.advance()
     taken = 0
-    while Epoch(split="train", epoch=1) not in [message for _, message in driver.sent]:
+    while Epoch(split="train", epoch=1, entries=[0, 1]) not in [message for _, message in driver.sent]:
         driver.answer()
         driver.take(len(driver.delivered) - taken)
         taken = len(driver.delivered)

@@ -38,9 +38,11 @@ def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = 
         "action": ActionConfig(codec="bins"),
         **(data or {}),
     }
+    if "sources" not in data_keys:
+        data_keys |= {"dataset_type": "mani_openpi", "train_data_paths": ("memory",)}
     return Config(
         model=ModelConfig(base_model_path=str(model), **{"precision": "fp32", **model_keys}),
-        data=DataConfig(dataset_type="mani_openpi", train_data_paths=("memory",), max_seq_len=96, **data_keys),
+        data=DataConfig(max_seq_len=96, **data_keys),
         trainer=TrainerConfig(
             micro_batch_size=2, global_batch_size=8, output_dir=str(output_dir), checkpoint=checkpoint, **keys
         ),
@@ -83,8 +85,10 @@ def make_examples(count: int, *, seed: int, images: bool = True) -> list[Example
     return examples
 
 
-def make_piece(examples: Sequence[Example], numbers: Sequence[int], processor: Processor) -> Piece:
-    """What a loader would send."""
+def make_piece(
+    examples: Sequence[Example], numbers: Sequence[int], processor: Processor, *, text_entry: int = 0
+) -> Piece:
+    """What a loader would send; samples without an action are of entry `text_entry`."""
     rows, images, actions = [], [], np.full((len(examples), 1, DIM), np.nan, np.float32)
     for row, example in enumerate(examples):
         codes = None
@@ -99,7 +103,13 @@ def make_piece(examples: Sequence[Example], numbers: Sequence[int], processor: P
     return Piece(
         ticket=0,
         loader="memory",
-        keys=np.array([[0, number, 0] for number in numbers], np.int64).reshape(-1, 3),
+        keys=np.array(
+            [
+                [0 if example.action is not None else text_entry, number, 0]
+                for number, example in zip(numbers, examples, strict=True)
+            ],
+            np.int64,
+        ).reshape(-1, 3),
         lengths=np.array([len(row.input_ids) for row in rows], np.int32),
         input_ids=np.concatenate([row.input_ids for row in rows]).astype(np.int32),
         supervised=np.concatenate([row.supervised for row in rows]).astype(np.uint8),
@@ -136,7 +146,10 @@ class MemoryFeed:
             num_rows=self.config.trainer.micro_batch_size,
             max_tokens=self.config.data.max_seq_len,
         )
-        return build([make_piece([self.examples[n] for n in numbers], numbers, self.processor)] if numbers else [])
+        if not numbers:
+            return build([])
+        text_entry = len(self.config.data.paths("train")) - 1
+        return build([make_piece([self.examples[n] for n in numbers], numbers, self.processor, text_entry=text_entry)])
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
         """See `trainer.feed.schedule`."""

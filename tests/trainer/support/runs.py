@@ -26,9 +26,8 @@ def build_run(config: Config, *, images: bool = True, fingerprints: dict[str, st
     splits = []
     for count, seed in ((NUM_TRAIN, 1), (NUM_VAL, 2)):
         examples = make_examples(count, seed=seed, images=images)
-        splits.append(
-            Split(feed=MemoryFeed(examples, config, processor, ranks.rank, ranks.world_size), num_samples=count)
-        )
+        feed = MemoryFeed(examples, config, processor, ranks.rank, ranks.world_size)
+        splits.append(Split(feed=feed, num_samples=count, pass_samples=(count,) * len(config.data.source_names())))
     checkpoints = Checkpoints(config, ranks)
     saved = checkpoints.find()
     found = fingerprints or FINGERPRINTS
