@@ -4,7 +4,8 @@
     actions = policy.act(frame, "push the cube to the goal")   # float32[chunk, D], in action units
 
 Prompt, image transform, vocabulary and decoding are those of `stoker_processor.json`: the object that the loaders made the
-training rows with. Each token is the action token with the largest logit (greedy).
+training rows with. Each token is the one with the largest logit (greedy) of the action tokens that still
+fit into the chunk.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from transformers import PreTrainedModel
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
-from trainer.evals.scores import best_actions
 from trainer.inputs import PixelNormaliser
 from trainer.models.families import Family, family_of, read_model_config
 
@@ -34,6 +34,7 @@ class Policy:
             raise ConfigError("this model was trained without actions: there is nothing that a policy could do with it")
         self.model, self.processor, self.family = model.eval(), processor, family
         self._codec, self._vocabulary = processor.codec, processor.vocabulary
+        self._filled = self._places_filled()
         if processor.image is not None:
             self._normalise = PixelNormaliser(processor.image, model.device, model.dtype)
 
@@ -52,7 +53,7 @@ class Policy:
 
     @torch.no_grad()
     def action_ids(self, images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str) -> NDArray[np.int64]:
-        """int64[max_tokens]: the tokens that `act` decodes."""
+        """int64[tokens]: the tokens that `act` decodes, which fill the chunk exactly."""
         frames = [images] if isinstance(images, np.ndarray) else list(images)
         prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames)).astype(np.int64))
         arguments: dict[str, Any] = {"input_ids": prompt[None].to(self.model.device)}
@@ -60,14 +61,29 @@ class Policy:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
         cache: Any = None
         ids: list[torch.Tensor] = []
-        for _ in range(self._codec.max_tokens):
+        left = self._codec.max_tokens
+        while left > 0:
             output = self.model(**arguments, past_key_values=cache, use_cache=True)
-            best = best_actions(output.logits[:, -1], self._vocabulary.first_id, self._vocabulary.end_id)  # [1]
+            logits = output.logits[:, -1, self._vocabulary.first_id : self._vocabulary.end_id]  # [1, num_codes]
+            best = logits.masked_fill(self._filled > left, -torch.inf).argmax(dim=-1)  # [1]
+            left -= int(self._filled[best])
+            best = best + self._vocabulary.first_id
             cache = output.past_key_values
             arguments = {"input_ids": best[None]}
             ids.append(best)
         found: NDArray[np.int64] = torch.cat(ids).cpu().numpy()
         return found
+
+    def _places_filled(self) -> torch.Tensor:
+        """int64[num_codes], in the order of the ids: how many of a chunk's `max_tokens` places each action token fills.
+
+        A codec of variable length knows where a chunk ends from this alone, so what does not fit is never chosen.
+        """
+        lengths = self._codec.code_lengths
+        if lengths is None:
+            lengths = np.ones(self._codec.num_codes, np.int32)
+        codes = self._vocabulary.to_codes(np.arange(self._vocabulary.first_id, self._vocabulary.end_id))
+        return torch.from_numpy(lengths[codes].astype(np.int64)).to(self.model.device)
 
     def _seen(self, frames: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
         """uint8[I, H, W, 3]: resized and sent through the transport's loss, as in training."""

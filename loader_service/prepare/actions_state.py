@@ -1,17 +1,24 @@
 """Counting a part's actions for the cache: what was seen, and how much of the sample can matter later.
 
+For a codec that is fitted to whole chunks (`fast`) chunks are sampled beside single actions, an eighth as many.
+
 The parts of a large source would together keep far more actions than the fit's sample takes. A part with a share of the bytes
 has about that share of the sample: so it keeps four times as many, those with the smallest hashes, and no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stoker_proto.actions import codec_class
+from stoker_proto.actions.chunk_sample import CHUNK_CAPACITY, ChunkSample
 from stoker_proto.actions.statistics import StatisticsAccumulator
+from stoker_proto.config import ActionConfig
 from stoker_proto.errors import DataError
 
 SAMPLE_CAPACITY = 65_536
@@ -19,6 +26,7 @@ SAMPLE_CAPACITY = 65_536
 _MIN_KEEP = 256
 _MARGIN = 4
 _BATCH_RECORDS = 256
+_ACTIONS_PER_CHUNK = SAMPLE_CAPACITY // CHUNK_CAPACITY  # of the two samples, so that a part keeps its share of both
 
 
 def actions_to_keep(part_bytes: int, entry_bytes: int) -> int:
@@ -34,17 +42,64 @@ def actions_to_keep(part_bytes: int, entry_bytes: int) -> int:
     return keep
 
 
+def sampled_chunk(action: ActionConfig) -> int:
+    """Timesteps of the chunks that a scan samples for the codec's fit; 0: it needs none, and a scan does not depend on them."""
+    return action.chunk if codec_class(action.codec).fits_chunks else 0
+
+
+@dataclass(slots=True)
+class GatheredActions:
+    """What a scan keeps of the actions that it saw."""
+
+    statistics: StatisticsAccumulator
+    chunks: ChunkSample | None
+    """None where the codec needs none."""
+
+    @classmethod
+    def empty(cls, dim: int, chunk: int) -> Self:
+        """Of actions of `dim` numbers; chunk: see `sampled_chunk`."""
+        return cls(StatisticsAccumulator(dim, capacity=SAMPLE_CAPACITY), ChunkSample(dim, chunk) if chunk > 0 else None)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.statistics.dim
+
+    def merge(self, other: GatheredActions) -> None:
+        """Take in what another one has kept."""
+        self.statistics.merge(other.statistics)
+        if self.chunks is not None:
+            if other.chunks is None:
+                raise DataError("a scan without chunks; run loader-prepare again")
+            self.chunks.merge(other.chunks)
+
+    def to_arrays(self, keep: int) -> dict[str, NDArray[Any]]:
+        """For a file, with at most `keep` actions and an eighth as many chunks."""
+        chunks = {} if self.chunks is None else self.chunks.to_arrays(keep // _ACTIONS_PER_CHUNK)
+        return {**self.statistics.to_arrays(keep), **chunks}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], keep: int, chunk: int) -> Self | None:
+        """The inverse; None if fewer were kept than that, and more were there."""
+        statistics = StatisticsAccumulator.from_arrays(arrays, keep, capacity=SAMPLE_CAPACITY)
+        if statistics is None or chunk == 0:
+            return None if statistics is None else cls(statistics, None)
+        chunks = ChunkSample.from_arrays(arrays, keep // _ACTIONS_PER_CHUNK)
+        return None if chunks is None else cls(statistics, chunks)
+
+
 class ActionCounter:
     """Feeds actions to the statistics in batches, as a numpy call costs as much for 50 actions as for 5,000.
 
     An action's key is the part's digest plus its number in the part: a function of content alone.
     """
 
-    def __init__(self, shard: str, base: int) -> None:
-        self.shard, self.base = shard, np.uint64(base)
+    def __init__(self, shard: str, base: int, chunk: int = 0) -> None:
+        """chunk: see `sampled_chunk`."""
+        self.shard, self.base, self.chunk = shard, np.uint64(base), chunk
         self.count = 0
         self.batch: list[NDArray[np.float32]] = []
-        self.accumulator: StatisticsAccumulator | None = None
+        self.gathered: GatheredActions | None = None
 
     def add(self, actions: NDArray[np.float32]) -> None:
         """actions: float32[T, D]."""
@@ -52,26 +107,29 @@ class ActionCounter:
         if len(self.batch) == _BATCH_RECORDS:
             self._flush()
 
-    def finish(self) -> StatisticsAccumulator | None:
+    def finish(self) -> GatheredActions | None:
         """None if there were no actions."""
         self._flush()
-        return self.accumulator
+        return self.gathered
 
     def _flush(self) -> None:
         batch = [actions for actions in self.batch if len(actions)]
         self.batch = []
         if not batch:
             return
-        check_same_width((actions.shape[-1] for actions in batch), self.shard, self.accumulator)
+        check_same_width((actions.shape[-1] for actions in batch), self.shard, self.gathered)
         rows = np.concatenate(batch)
-        if self.accumulator is None:
-            self.accumulator = StatisticsAccumulator(rows.shape[1])
+        if self.gathered is None:
+            self.gathered = GatheredActions.empty(rows.shape[1], self.chunk)
         keys = self.base + np.arange(self.count, self.count + len(rows), dtype=np.uint64)
-        self.accumulator.add(rows, keys)
+        self.gathered.statistics.add(rows, keys)
+        if self.gathered.chunks is not None:
+            lengths = np.array([len(actions) for actions in batch])
+            self.gathered.chunks.add(rows, keys, np.repeat(np.cumsum(lengths), lengths))
         self.count += len(rows)
 
 
-def check_same_width(widths: Iterable[int], file: str, before: StatisticsAccumulator | None) -> None:
+def check_same_width(widths: Iterable[int], file: str, before: GatheredActions | None) -> None:
     """Raises DataError unless all actions have the same number of dimensions."""
     expected = None if before is None else before.dim
     for width in widths:

@@ -13,7 +13,13 @@ import numpy as np
 import orjson
 
 from loader_service.prepare import parts as parts_module
-from loader_service.prepare.actions_state import SAMPLE_CAPACITY, actions_to_keep, check_same_width
+from loader_service.prepare.actions_state import (
+    SAMPLE_CAPACITY,
+    GatheredActions,
+    actions_to_keep,
+    check_same_width,
+    sampled_chunk,
+)
 from loader_service.prepare.cache import new_folder, save_arrays, write_whole
 from loader_service.prepare.manifest import (
     ACTIONS_FILE,
@@ -26,7 +32,6 @@ from loader_service.prepare.manifest import (
 from loader_service.prepare.parts import FORMAT_VERSION, PartTask, Stamp, load_part
 from loader_service.prepare.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
-from stoker_proto.actions.statistics import StatisticsAccumulator
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
 
@@ -50,7 +55,13 @@ class EntryJob:
     @property
     def scan_identity(self) -> str:
         """Fingerprint of all that decides a scan, besides the shards' bytes."""
-        return fingerprint([FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity()])
+        chunk = [self.sampled_chunk] if self.sampled_chunk else []
+        return fingerprint([FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity(), *chunk])
+
+    @property
+    def sampled_chunk(self) -> int:
+        """Timesteps of the chunks that are sampled; 0: none."""
+        return sampled_chunk(self.dataset.config.action)
 
     @property
     def folder(self) -> Path:
@@ -97,6 +108,7 @@ class EntryJob:
                 stamp=stamp,
                 digest=digest,
                 keep=actions_to_keep(stop - start, total),
+                chunk=self.sampled_chunk,
                 identity=self.scan_identity,
                 folder=str(self.root / "parts"),
             )
@@ -155,11 +167,11 @@ class EntryJob:
             for name, dtype in COLUMNS.items()
         }
         numbers = {str(path): number for number, path in enumerate(self.shards.paths)}
-        actions: StatisticsAccumulator | None = None
+        actions: GatheredActions | None = None
         position = num_bad = total_samples = 0
         errors: list[str] = []
         for task, (digest, _) in zip(tasks, results, strict=True):
-            part = load_part(task.cache_path(digest), task.keep)
+            part = load_part(task.cache_path(digest), task.keep, task.chunk)
             if part is None:
                 raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)
             rows = slice(position, position + len(part.offsets))
@@ -174,7 +186,7 @@ class EntryJob:
             errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
             if part.actions is not None:
                 if actions is None:
-                    actions = StatisticsAccumulator(part.actions.dim, capacity=SAMPLE_CAPACITY)
+                    actions = GatheredActions.empty(part.actions.dim, task.chunk)
                 check_same_width([part.actions.dim], task.shard, actions)
                 actions.merge(part.actions)
         for column in columns.values():
@@ -189,7 +201,7 @@ class EntryJob:
             total_samples=total_samples,
             num_bad=num_bad,
             errors=errors,
-            statistics=None if actions is None else actions.finish()[0],
+            statistics=None if actions is None else actions.statistics.finish()[0],
         )
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.actions_state import SAMPLE_CAPACITY, check_same_width
+from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
 from loader_service.prepare.cache import writable
 from loader_service.prepare.manifest import ACTIONS_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
-from stoker_proto.actions import ActionCodec, ActionStatistics, StatisticsAccumulator, fit_codec, load_codec, save_codec
+from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError
 from stoker_proto.hashing import fingerprint
@@ -50,7 +50,7 @@ def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Pat
             return load_codec(path)
         except DataError as error:
             logger.warning("%s: it is fitted again", error)
-    statistics, sample = train_statistics(train, action.unmasked)
+    statistics, sample = train_actions(train, action)
     codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
     with writable(root):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,22 +58,25 @@ def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Pat
     return codec
 
 
-def train_statistics(
-    train: Sequence[EntryManifest], unmasked: tuple[int, ...]
-) -> tuple[ActionStatistics, NDArray[np.float32]]:
-    """Statistics of all entries together, and the sample float32[M, D] that a codec is fitted on. Some entry has actions."""
-    merged: StatisticsAccumulator | None = None
+def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple[ActionStatistics, NDArray[np.float32]]:
+    """Statistics of all entries together, and the sample that the codec is fitted on. Some entry has actions.
+
+    The sample is float32[M, D] of single actions, or float32[M, K, D] of chunks for a codec that is fitted to chunks.
+    """
+    chunk = sampled_chunk(action)
+    merged: GatheredActions | None = None
     for entry in train:
         if entry.statistics is None:
             continue
-        actions = _load_actions(entry.folder / ACTIONS_FILE)
+        actions = _load_actions(entry.folder / ACTIONS_FILE, chunk)
         if merged is None:
-            merged = StatisticsAccumulator(actions.dim, capacity=SAMPLE_CAPACITY)
+            merged = GatheredActions.empty(actions.dim, chunk)
         check_same_width([actions.dim], entry.path, merged)
         merged.merge(actions)
     if merged is None:
         raise DataError("no train entry has actions: there is nothing to fit a codec to")
-    return merged.finish(action_mask(merged.dim, unmasked))
+    statistics, sample = merged.statistics.finish(action_mask(merged.dim, action.unmasked))
+    return statistics, sample if merged.chunks is None else merged.chunks.finish()
 
 
 def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -83,10 +86,10 @@ def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.array([d not in unmasked for d in range(dim)])
 
 
-def _load_actions(path: Path) -> StatisticsAccumulator:
+def _load_actions(path: Path, chunk: int) -> GatheredActions:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            actions = StatisticsAccumulator.from_arrays(arrays, SAMPLE_CAPACITY, capacity=SAMPLE_CAPACITY)
+            actions = GatheredActions.from_arrays(arrays, SAMPLE_CAPACITY, chunk)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
         reason = f"damaged ({type(error).__name__}): delete it and run loader-prepare again"
         raise ManifestError(reason, file=str(path)) from error

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.actions_state import SAMPLE_CAPACITY, ActionCounter
+from loader_service.prepare.actions_state import ActionCounter, GatheredActions
 from loader_service.prepare.cache import save_arrays, writable
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
-from stoker_proto.actions.statistics import StatisticsAccumulator
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
 
@@ -61,6 +60,8 @@ class PartTask:
     digest: str | None
     keep: int
     """Actions of this part that the fit's sample needs at most."""
+    chunk: int
+    """Timesteps of the chunks that are sampled too; 0: none (`actions_state.sampled_chunk`)."""
     identity: str
     """Fingerprint of the dataset's `scan_identity`."""
     folder: str
@@ -82,7 +83,7 @@ class Part:
     num_tokens: NDArray[np.uint32]  # [R]
     num_bad: int
     errors: tuple[str, ...]
-    actions: StatisticsAccumulator | None
+    actions: GatheredActions | None
 
 
 def run_task(dataset: BaseSFTDataset, task: PartTask) -> tuple[str, int]:
@@ -90,7 +91,7 @@ def run_task(dataset: BaseSFTDataset, task: PartTask) -> tuple[str, int]:
     try:
         digest = task.digest or _digest(task)
         path = task.cache_path(digest)
-        part = load_part(path, task.keep)
+        part = load_part(path, task.keep, task.chunk)
         if part is None:
             part = _scan(dataset, task, digest)
             _save(path, part, task.keep)
@@ -105,13 +106,13 @@ def run_task(dataset: BaseSFTDataset, task: PartTask) -> tuple[str, int]:
     return digest, len(part.offsets)
 
 
-def load_part(path: Path, keep: int) -> Part | None:
+def load_part(path: Path, keep: int, chunk: int) -> Part | None:
     """The part in the cache; None where there is none, a damaged one, or one that kept too few actions."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             actions = None
             if "count" in saved.files:
-                actions = StatisticsAccumulator.from_arrays(saved, keep, capacity=SAMPLE_CAPACITY)
+                actions = GatheredActions.from_arrays(saved, keep, chunk)
                 if actions is None:
                     return None
             return Part(
@@ -172,7 +173,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
     columns: list[tuple[int, int, int, int]] = []
     errors: list[str] = []
     num_bad = 0
-    actions = ActionCounter(task.shard, int(digest[:16], 16))
+    actions = ActionCounter(task.shard, int(digest[:16], 16), task.chunk)
     for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
         _check_record(dataset, task, record)
         columns.append((record.offset - task.start, record.size, record.num_samples, record.num_tokens))

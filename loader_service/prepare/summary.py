@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loader_service.prepare.fit import train_statistics
+from loader_service.prepare.fit import train_actions
 from loader_service.prepare.run import Prepared
 from stoker_proto.actions import ActionStatistics, CodecReport, codec_report
 from stoker_proto.config import ActionConfig
@@ -17,7 +17,7 @@ def report_of(prepared: Prepared, action: ActionConfig) -> CodecReport | None:
     train = [entry for entry in prepared.entries.get("train", {}).values() if entry.statistics is not None]
     if prepared.codec is None or not train:
         return None
-    return codec_report(prepared.codec, train_statistics(train, action.unmasked)[1])
+    return codec_report(prepared.codec, train_actions(train, action)[1])
 
 
 def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
@@ -75,7 +75,11 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
         if report is not None:
             tree["codec"] |= {
                 "tokens_per_action": report.tokens_per_action,
+                "most_tokens_per_chunk": report.most_tokens,
+                "max_tokens_per_chunk": report.max_tokens,
+                "clamped": report.clamped,
                 "mean_abs_error": report.mean_abs_error.tolist(),
+                "rms_error": report.rms_error.tolist(),
                 "max_abs_error": report.max_abs_error.tolist(),
                 "code_use": report.code_use.tolist(),
             }

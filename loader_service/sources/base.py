@@ -42,7 +42,8 @@ class ScannedRecord:
     num_tokens: int = 0
     """Tokens of all its samples together, where the scan counts them (packing, weights by tokens); else 0."""
     actions: NDArray[np.float32] | None = None
-    """float32[T, D], the actions that the statistics and the codec are fitted on, or None."""
+    """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
+    chunks of them, cut as `read` cuts those of its samples), or None."""
     error: str | None = None
     """Under policy `skip` (data.on_bad_sample): why `read` will fail, found by the scan. The record keeps its place."""
 

@@ -81,8 +81,9 @@ class AugmentConfig:
 class ActionConfig:
     """How actions become tokens and tokens become actions."""
 
-    codec: Literal["vq", "bins"] = "vq"
-    """`vq`: k-means codebook with residual levels, fitted by `loader-prepare`; `bins`: OpenVLA's 256 uniform bins."""
+    codec: Literal["vq", "bins", "fast"] = "vq"
+    """`vq`: k-means codebook with residual levels, fitted by `loader-prepare`; `bins`: OpenVLA's 256 uniform bins; `fast`: cosine
+    transform of the whole chunk and byte-pair encoding, a variable number of tokens, fewest for chunks of 5 and more."""
     chunk: int = 1
     """Consecutive actions predicted at each timestep; the last ones of a trajectory repeat its final action."""
     vocabulary: Literal["reuse_last", "added"] = "reuse_last"
@@ -90,7 +91,8 @@ class ActionConfig:
     codec_path: str | None = None
     """Take this fitted codec (`loader-prepare --codec-out FILE`) and do not fit: needed where loaders hold different data."""
     codec_options: dict[str, Any] = field(default_factory=dict)
-    """Passed to the codec's fit, e.g. `{codebook_size: 256, levels: 4}` or `{num_bins: 256}`."""
+    """Passed to the codec's fit: `{codebook_size: 256, levels: 4}` (vq), `{num_bins: 256}` (bins), `{vocab_size: 1024, scale: 10,
+    min_frequency: 2}` (fast)."""
     unmasked: tuple[int, ...] = (6,)
     """Dimensions that are not normalised by their quantiles (7-DoF: the gripper, as OpenVLA does)."""
     drop_noops: bool = False

@@ -168,7 +168,7 @@ def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
         ("data.train_data_paths={a: b}", "data.train_data_paths is {'a': 'b'}: a list is expected"),
         ("data.train_data_paths=[a, [b]]", r"data.train_data_paths\[1\] is \['b'\]: text"),
         ("trainer.betas=[0.9]", r"trainer.betas is \[0.9\]: 2 values are expected"),
-        ("data.action.codec=fast", "data.action.codec is 'fast': choose one of vq, bins"),
+        ("data.action.codec=fsq", "data.action.codec is 'fsq': choose one of vq, bins, fast"),
         ("trainer.zero_stage=true", "trainer.zero_stage is True: choose one of 1, 2, 3"),
         ("trainer.zero_stage=4", "trainer.zero_stage is 4: choose one of 1, 2, 3"),
         ("data.options=3", "data.options is 3: a mapping is expected"),

@@ -1,6 +1,7 @@
-"""Actions and token ids: statistics, codecs (`vq`, `bins`), the ids of their codes, a report on a codec."""
+"""Actions and token ids: statistics, codecs (`vq`, `bins`, `fast`), the ids of their codes, a report on a codec."""
 
 from stoker_proto.actions.base import ActionCodec
+from stoker_proto.actions.chunk_sample import ChunkSample
 from stoker_proto.actions.registry import CODECS, codec_class, codec_from_json, fit_codec, load_codec, save_codec
 from stoker_proto.actions.report import CodecReport, codec_report
 from stoker_proto.actions.statistics import ActionStatistics, StatisticsAccumulator
@@ -11,6 +12,7 @@ __all__ = [
     "ActionCodec",
     "ActionStatistics",
     "ActionVocabulary",
+    "ChunkSample",
     "CodecReport",
     "StatisticsAccumulator",
     "codec_class",

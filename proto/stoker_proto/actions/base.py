@@ -26,10 +26,16 @@ class ActionCodec(ABC):
     name: ClassVar[str]
     """The key of `stoker_proto.actions.CODECS`."""
 
+    fits_chunks: ClassVar[bool] = False
+    """Whether `fit` takes whole chunks float32[M, chunk, D] instead of single actions."""
+
     num_codes: int
     """Distinct code values."""
     max_tokens: int
     """Tokens of one chunk at most; exactly, for codecs of fixed length."""
+    code_lengths: Int32Array | None = None
+    """Variable length: int32[num_codes], how much of a chunk's `max_tokens` places each code fills; a chunk is whole when they
+    are all filled. None: one place each, so always `max_tokens` codes."""
 
     def __init__(self, statistics: ActionStatistics, chunk: int) -> None:
         if chunk < 1:
@@ -49,11 +55,17 @@ class ActionCodec(ABC):
 
     @abstractmethod
     def decode(self, codes: npt.ArrayLike) -> Float32Array:
-        """Codes int32[N, tokens] -> actions float32[N, chunk, D] in the dataset's units.
+        """Codes int32[N, tokens] (variable length: or a list of int32[n]) -> actions float32[N, chunk, D] in the dataset's
+        units.
 
         Raises:
             DataError: a code outside [0, num_codes), or a wrong number of codes.
         """
+
+    @abstractmethod
+    def num_clamped(self, actions: npt.ArrayLike) -> int:
+        """How many of the numbers of actions float32[N, chunk, D] lie outside what the codec can express, so that `encode` takes
+        the nearest that it can."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +79,7 @@ class ActionCodec(ABC):
     @classmethod
     @abstractmethod
     def fit(cls, sample: Float32Array, statistics: ActionStatistics, *, chunk: int, **options: Any) -> Self:
-        """Fit to actions float32[M, D]: a pure function of its arguments, the same bits on every machine."""
+        """Fit to actions float32[M, D], or to chunks if `fits_chunks`: a pure function, the same bits on every machine."""
 
     @property
     def fingerprint(self) -> str:

@@ -51,6 +51,11 @@ class UniformBins(ActionCodec):
         centres = self._centres[np.minimum(checked, len(self._centres) - 1)]
         return self.statistics.unnormalise(centres.reshape(len(checked), self.chunk, self.dim))
 
+    def num_clamped(self, actions: npt.ArrayLike) -> int:
+        """Numbers outside q01..q99."""
+        normalised = self.statistics.normalise(self.checked_actions(actions), clip=False)
+        return int((np.abs(normalised) > 1.0 + 1e-6).sum())
+
     def to_json(self) -> dict[str, Any]:
         """Name, chunk, number of bins, statistics."""
         return {

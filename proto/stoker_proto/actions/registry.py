@@ -17,6 +17,7 @@ from stoker_proto.hashing import canonical_json
 CODECS: dict[str, str] = {
     "vq": "stoker_proto.actions.vq:VectorQuantizer",
     "bins": "stoker_proto.actions.bins:UniformBins",
+    "fast": "stoker_proto.actions.fast:FastCodec",
 }
 """name -> "module:Class"."""
 
@@ -36,7 +37,10 @@ def codec_class(name: str) -> type[ActionCodec]:
 def fit_codec(
     name: str, sample: Float32Array, statistics: ActionStatistics, *, chunk: int, **options: Any
 ) -> ActionCodec:
-    """Fit the codec `name` to actions float32[M, D]; `options`: codebook_size, levels (vq); num_bins (bins)."""
+    """Fit the codec `name` to actions float32[M, D], or to chunks float32[M, chunk, D] if it `fits_chunks`.
+
+    options: codebook_size, levels (vq); num_bins (bins); vocab_size, scale, min_frequency (fast).
+    """
     try:
         return codec_class(name).fit(sample, statistics, chunk=chunk, **options)
     except TypeError as error:

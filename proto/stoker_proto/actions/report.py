@@ -20,25 +20,41 @@ class CodecReport:
     num_codes: int
     tokens_per_action: float
     """Mean tokens per timestep."""
+    most_tokens: int
+    """Of one chunk, of those measured."""
+    max_tokens: int
+    """Of one chunk, of any."""
+    clamped: float
+    """Share of the numbers that the codec cannot express (`ActionCodec.num_clamped`)."""
     mean_abs_error: Float64Array
     """float64[D], in the dataset's units."""
     max_abs_error: Float64Array
+    """float64[D], in the dataset's units."""
+    rms_error: Float64Array
     """float64[D], in the dataset's units."""
     code_use: Float64Array
     """float64[L]: the fraction of the codes that occur at each place of an action (vq: level; bins: dimension)."""
     code_perplexity: Float64Array
     """float64[L]: exp of the entropy of the codes at that place: num_codes if all are used alike, 1 if one is."""
 
+    @property
+    def rms_error_of_all(self) -> float:
+        """Over all dimensions together."""
+        return float(np.sqrt((self.rms_error**2).mean()))
+
     def format(self) -> str:
         """An aligned table of several lines."""
         lines = [
             f"action codec {self.name}: {self.tokens_per_action:.2f} tokens per action, {self.num_codes} codes, "
             f"chunk {self.chunk}, measured on {self.num_actions:,} actions",
-            f"{'dimension':>10} {'mean abs error':>15} {'max abs error':>15}",
+            f"tokens per chunk: {self.tokens_per_action * self.chunk:.2f} on average, {self.most_tokens} at most here, "
+            f"{self.max_tokens} at most at all; clamped: {self.clamped:.4%} of the numbers",
+            f"{'dimension':>10} {'mean abs error':>15} {'rms error':>15} {'max abs error':>15}",
         ]
-        errors = zip(self.mean_abs_error, self.max_abs_error, strict=True)
-        lines += [f"{d:>10} {mean:>15.6f} {maximum:>15.6f}" for d, (mean, maximum) in enumerate(errors)]
-        lines.append(f"{'all':>10} {self.mean_abs_error.mean():>15.6f} {self.max_abs_error.max():>15.6f}")
+        errors = enumerate(zip(self.mean_abs_error, self.rms_error, self.max_abs_error, strict=True))
+        lines += [f"{d:>10} {mean:>15.6f} {rms:>15.6f} {maximum:>15.6f}" for d, (mean, rms, maximum) in errors]
+        mean, rms, maximum = self.mean_abs_error.mean(), self.rms_error_of_all, self.max_abs_error.max()
+        lines.append(f"{'all':>10} {mean:>15.6f} {rms:>15.6f} {maximum:>15.6f}")
         lines.append(f"{'token':>10} {'codes used':>15} {'perplexity':>15}")
         uses = zip(self.code_use, self.code_perplexity, strict=True)
         lines += [f"{i:>10} {use:>15.1%} {perplexity:>15.1f}" for i, (use, perplexity) in enumerate(uses)]
@@ -46,8 +62,13 @@ class CodecReport:
 
 
 def codec_report(codec: ActionCodec, actions: npt.ArrayLike) -> CodecReport:
-    """Encode and decode actions float32[M, D], cut into chunks in their order (the last filled up)."""
-    rows = check_rows(actions, codec.dim)
+    """Encode and decode chunks float32[N, chunk, D]; or actions float32[M, D], cut into chunks in their order (the last filled
+    up)."""
+    rows = (
+        codec.checked_actions(actions).reshape(-1, codec.dim)
+        if np.ndim(actions) == 3
+        else check_rows(actions, codec.dim)
+    )
     if len(rows) == 0:
         raise DataError("no actions to report on")
     padding = np.repeat(rows[-1:], -len(rows) % codec.chunk, axis=0)
@@ -62,8 +83,12 @@ def codec_report(codec: ActionCodec, actions: npt.ArrayLike) -> CodecReport:
         chunk=codec.chunk,
         num_codes=codec.num_codes,
         tokens_per_action=sum(len(c) for c in codes) / (len(chunks) * codec.chunk),
+        most_tokens=max(len(c) for c in codes),
+        max_tokens=codec.max_tokens,
+        clamped=codec.num_clamped(chunks) / chunks.size,
         mean_abs_error=error.mean(axis=0),
         max_abs_error=error.max(axis=0),
+        rms_error=np.sqrt((error**2).mean(axis=0)),
         code_use=np.array([use for use, _ in uses]),
         code_perplexity=np.array([perplexity for _, perplexity in uses]),
     )

@@ -100,6 +100,14 @@ class ActionSpace:
                 groups = groups // len(values)
         return actions
 
+    def outside(self, actions: Float32Array) -> npt.NDArray[np.bool_]:
+        """Which numbers of float32[..., D] cannot come back: beyond lower or upper, or no known value of a discrete dimension."""
+        found: npt.NDArray[np.bool_] = (actions < self.lower) | (actions > self.upper)
+        for d, values in enumerate(self.values):
+            if len(values) > 0:
+                found[..., d] |= ~np.isin(actions[..., d], values)
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Arrays in Base64."""
         names = ("centre", "scale", "lower", "upper")

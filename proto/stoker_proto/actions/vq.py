@@ -70,6 +70,10 @@ class VectorQuantizer(ActionCodec):
         actions = self.space.from_scaled(points, self.codebook.groups[flat[:, 0]])
         return actions.reshape(len(checked), self.chunk, self.dim)
 
+    def num_clamped(self, actions: npt.ArrayLike) -> int:
+        """Numbers outside the range that was fitted, and unknown values of discrete dimensions."""
+        return int(self.space.outside(self.checked_actions(actions)).sum())
+
     def with_levels(self, levels: int, *, chunk: int | None = None) -> "VectorQuantizer":
         """The same codec with its first `levels` levels (coarser), for chunks of `chunk` timesteps."""
         return VectorQuantizer(

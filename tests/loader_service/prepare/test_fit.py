@@ -12,10 +12,11 @@ from loader_service.prepare import fit as fit_module
 from loader_service.prepare.actions_state import (
     SAMPLE_CAPACITY,
     ActionCounter,
+    GatheredActions,
     actions_to_keep,
 )
 from loader_service.prepare.run import prepare
-from stoker_proto.actions import StatisticsAccumulator, save_codec
+from stoker_proto.actions import StatisticsAccumulator, load_codec, save_codec
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 
@@ -124,7 +125,8 @@ def counted(rows: np.ndarray, base: int) -> StatisticsAccumulator:
         counter.add(rows[start : start + 50])
     found = counter.finish()
     assert found is not None
-    return found
+    assert found.chunks is None
+    return found.statistics
 
 
 def test_a_count_survives_the_cache() -> None:
@@ -165,3 +167,85 @@ def test_the_share_that_a_part_keeps() -> None:
         65_536,
         65_536,
     ]
+
+
+def test_whole_chunks_are_sampled_whatever_the_parts() -> None:
+    """Trajectories of 1 to 40 steps, cut into parts at other places: the same chunks, none across two trajectories."""
+    random = np.random.default_rng(4)
+    trajectories = [
+        np.full((length, 2), number, np.float32) for number, length in enumerate(random.integers(1, 40, 900))
+    ]
+    for trajectory in trajectories:
+        trajectory[:, 1] = np.arange(len(trajectory))
+    counter = ActionCounter("shard", 9, chunk=3)
+    for trajectory in trajectories:
+        counter.add(trajectory)
+    whole = counter.finish()
+    assert whole is not None
+    assert whole.chunks is not None
+    found = whole.chunks.finish()
+    assert found.shape == (8192, 3, 2)
+    assert whole.chunks.count == sum(map(len, trajectories))
+    assert (found[:, :1, 0] == found[:, :, 0]).all()
+    last = np.array([len(trajectory) - 1 for trajectory in trajectories])[found[:, 0, 0].astype(int)]
+    assert (found[:, :, 1] == np.minimum(found[:, :1, 1] + np.arange(3), last[:, None])).all()
+    starts = {tuple(chunk[0].tolist()) for chunk in found}
+    assert len(starts) == 8192
+    merged = GatheredActions.empty(2, 3)
+    before = 0
+    for first in range(0, 900, 100):
+        part = ActionCounter("shard", 9 + before, chunk=3)
+        for trajectory in trajectories[first : first + 100]:
+            part.add(trajectory)
+        before += part_count(part)
+        gathered = part.finish()
+        assert gathered is not None
+        kept = GatheredActions.from_arrays(gathered.to_arrays(SAMPLE_CAPACITY), SAMPLE_CAPACITY, 3)
+        assert kept is not None
+        merged.merge(kept)
+    assert merged.chunks is not None
+    np.testing.assert_array_equal(merged.chunks.finish(), found)
+    thrifty = whole.to_arrays(1024)
+    assert len(thrifty["chunks"]) == 128
+    assert GatheredActions.from_arrays(thrifty, 1024, 3) is not None
+    assert GatheredActions.from_arrays(thrifty, 2048, 3) is None  # more is asked for than was kept: scan again
+
+
+def part_count(counter: ActionCounter) -> int:
+    gathered = counter.finish()
+    return 0 if gathered is None else gathered.statistics.count
+
+
+def test_the_scan_depends_on_the_chunk_only_for_codecs_of_chunks(
+    make_config: MakeConfig, write_shard: WriteShard, scanned: list[str]
+) -> None:
+    shard = write_shard("a/a.jsonl", [30, 5])
+    for action, is_new in (
+        ({"codec": "bins"}, True),
+        ({"codec": "bins", "chunk": 4}, False),
+        ({"codec": "fast", "chunk": 4}, True),
+        ({"codec": "fast", "chunk": 4, "codec_options": {"scale": 20}}, False),
+        ({"codec": "fast", "chunk": 5}, True),
+        ({"codec": "fast", "chunk": 4}, False),
+    ):
+        scanned.clear()
+        codec = prepare(make_config(shard, action=action)).codec
+        assert bool(scanned) == is_new, action
+        assert codec is not None
+        assert (codec.name, codec.chunk) == (action["codec"], action.get("chunk", 1))
+
+
+def test_fast_is_fitted_on_chunks_of_all_entries_the_same_in_any_order(
+    make_config: MakeConfig, write_shard: WriteShard, tmp_path: Path
+) -> None:
+    a, b = write_shard("a/a.jsonl", [30, 1, 7]), write_shard("b/b.jsonl", [20] * 9, seed=1)
+    action = {"codec": "fast", "chunk": 4}
+    codec = prepare(make_config(a, b, action=action)).codec
+    assert codec is not None
+    swapped = prepare(make_config(b, a, action=action), cache_dir=tmp_path / "elsewhere").codec
+    assert swapped is not None
+    assert swapped.fingerprint == codec.fingerprint
+    save_codec(codec, tmp_path / "codec.json")
+    given = prepare(make_config(a, action={**action, "codec_path": str(tmp_path / "codec.json")})).codec
+    assert given is not None
+    assert given.fingerprint == load_codec(tmp_path / "codec.json").fingerprint

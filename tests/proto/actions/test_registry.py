@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from stoker_proto.actions import CODECS, codec_class, codec_from_json, fit_codec, load_codec, save_codec
@@ -12,13 +11,15 @@ from stoker_proto.errors import ConfigError, DataError
 @pytest.mark.parametrize("name", sorted(CODECS))
 def test_a_saved_codec_loads_as_the_same_one(name, tmp_path, smooth_actions, summary):
     statistics, sample = summary(smooth_actions(200, seed=1))
-    codec = fit_codec(name, sample, statistics, chunk=2)
+    codec = fit_codec(name, sample.reshape(100, 2, 7) if codec_class(name).fits_chunks else sample, statistics, chunk=2)
     save_codec(codec, tmp_path / "codec.json")
     loaded = load_codec(tmp_path / "codec.json")
     assert type(loaded) is codec_class(name)
     assert loaded.fingerprint == codec.fingerprint
     actions = sample[:10].reshape(5, 2, 7)
-    assert np.array_equal(loaded.encode(actions), codec.encode(actions))
+    for ours, theirs in zip(loaded.encode(actions), codec.encode(actions), strict=True):
+        assert ours.tolist() == theirs.tolist()
+    assert loaded.num_clamped(actions) == codec.num_clamped(actions)
     assert [path.name for path in tmp_path.iterdir()] == ["codec.json"]
 
 
@@ -31,7 +32,7 @@ def test_codecs_are_imported_when_asked_for():
 
 def test_names_and_options_that_do_not_exist(smooth_actions, summary):
     statistics, sample = summary(smooth_actions(50, seed=1))
-    with pytest.raises(ConfigError, match="action codec 'fsq' is unknown; there are bins, vq"):
+    with pytest.raises(ConfigError, match="action codec 'fsq' is unknown; there are bins, fast, vq"):
         fit_codec("fsq", sample, statistics, chunk=1)
     for name in CODECS:
         with pytest.raises(ConfigError, match=f"action codec '{name}': got an unexpected keyword argument 'codes'"):
@@ -46,7 +47,7 @@ def test_names_and_options_that_do_not_exist(smooth_actions, summary):
             "an action codec of version 2; this program reads version 1: run loader-prepare",
         ),
         ('{"name": "bins"}', "an action codec of version None"),
-        ('{"version": 1, "name": "pickle"}', "an action codec named 'pickle'; there are bins, vq"),
+        ('{"version": 1, "name": "pickle"}', "an action codec named 'pickle'; there are bins, fast, vq"),
         ('{"version": 1, "name": "bins"}', "a damaged action codec 'bins'"),
         ('{"version": 1, "na', "not the JSON of an action codec"),
         ("[]", "not the JSON of an action codec"),
