@@ -1,4 +1,5 @@
-"""Entry points: `loader-serve`, `loader-prepare`, `loader-keys`; also `python -m loader_service.cli serve|prepare|keys ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-convert`, `loader-keys`; also
+`python -m loader_service.cli serve|prepare|convert|keys ...`."""
 
 from __future__ import annotations
 
@@ -27,6 +28,13 @@ def prepare(argv: list[str] | None = None) -> int:
     return _guarded("loader-prepare", lambda: main(argv))
 
 
+def convert(argv: list[str] | None = None) -> int:
+    """`loader-convert`."""
+    from loader_service.convert.cli import main
+
+    return _guarded("loader-convert", lambda: main(argv))
+
+
 def keys(argv: list[str] | None = None) -> int:
     """`loader-keys`."""
     from loader_service.keys import main
@@ -47,7 +55,7 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    commands = {"serve": serve, "prepare": prepare, "keys": keys}
+    commands = {"serve": serve, "prepare": prepare, "convert": convert, "keys": keys}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m loader_service.cli {{{','.join(commands)}}} ...")
     sys.exit(commands[sys.argv[1]](sys.argv[2:]))

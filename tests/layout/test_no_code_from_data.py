@@ -1,12 +1,19 @@
 """Nothing that comes from a network or a dataset may execute: the calls that would do it do not occur."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.layout.test_imports import imported_modules
+
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = (ROOT / "proto" / "stoker_proto", ROOT / "loader_service", ROOT / "trainer", ROOT / "deploy")
+MAY_UNPICKLE = ROOT / "loader_service" / "convert" / "pickled.py"
+"""The converter of pickled episodes, which wants a flag on the command line; no loader and no trainer imports it."""
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 CALLS = {
     "eval": "eval runs text as code",
@@ -61,8 +68,42 @@ def test_nothing_that_is_read_can_execute() -> None:
         for folder in FOLDERS
         for file in sorted(folder.rglob("*.py"))
         for line, reason in dangers(file.read_text(encoding="utf-8"))
+        if (file, reason) != (MAY_UNPICKLE, "pickle executes code")
     ]
     assert found == []
+
+
+def test_only_its_own_format_imports_what_unpickles() -> None:
+    importers = [
+        (file.relative_to(ROOT).as_posix(), module)
+        for folder in FOLDERS
+        for file in sorted(folder.rglob("*.py"))
+        for _, module in imported_modules(file.read_text(encoding="utf-8"))
+        if module.startswith("loader_service.convert") and "loader_service/convert/" not in file.as_posix()
+    ]
+    assert importers == [("loader_service/cli.py", "loader_service.convert.cli")]
+    unpicklers = [
+        file.name
+        for file in MAY_UNPICKLE.parent.glob("*.py")
+        for _, module in imported_modules(file.read_text(encoding="utf-8"))
+        if module == "loader_service.convert.pickled"
+    ]
+    assert set(unpicklers) == {"rl4vla.py"}
+
+
+def test_no_loader_and_no_trainer_ever_loads_it() -> None:
+    """Everything that a loader consists of, imported in a fresh process."""
+    program = (
+        "import importlib, pkgutil, sys, loader_service, loader_service.cli\n"
+        "for module in pkgutil.walk_packages(loader_service.__path__, 'loader_service.'):\n"
+        "    if not module.name.startswith('loader_service.convert'):\n"
+        "        importlib.import_module(module.name)\n"
+        "assert 'loader_service.server' in sys.modules and 'loader_service.worker' in sys.modules\n"
+        "print([name for name in sys.modules if name.startswith('loader_service.convert.')])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
 @pytest.mark.parametrize(

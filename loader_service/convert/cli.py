@@ -1,0 +1,158 @@
+"""The command `loader-convert`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from loader_service.convert.episode import EpisodeSource
+from loader_service.convert.maniskill import ManiSkill
+from loader_service.convert.rl4vla import RL4VLA
+from loader_service.convert.rlds import RLDS
+from loader_service.convert.run import convert
+from stoker_proto.errors import ConfigError
+
+_DESCRIPTION = """\
+Turn recorded episodes into what `data.dataset_type: mani_openpi` reads: one JSON line per episode, its frames in an NPZ
+beside it. Done once, before training; loaders read only what comes out. Nothing is resized and no action is changed
+(leaving out timesteps that move nothing is the loader's: data.action.drop_noops).
+
+formats:
+  rl4vla      one pickled dict per file (.npz, .npy) with PIL images or JPEG, as RL4VLA and SimplerEnv collect them
+  maniskill   trajectory.h5 with trajectory.json, recorded or replayed with obs_mode rgb
+  rlds        TFRecord files with features.json, as Open X-Embodiment publishes them; TensorFlow is not needed"""
+
+_EPILOG = """\
+examples:
+  loader-convert maniskill demos/PushCube-v1/trajectory.h5 --out pushcube --only-success
+  loader-convert rlds bridge_orig/1.0.0 --out bridge --image-key steps/observation/image_0 --limit 100
+  loader-convert rl4vla collected/ --out plates --task PutOnPlateInScene25Main-v3 --trust-pickle
+
+Then name the JSONL in data.train_data_paths. Interrupted or failed, the same command goes on with the episodes that are
+missing. `loader-convert FORMAT --help` shows the options of a format.
+
+exit codes: 0 all is written; 1 the data or the options are wrong; 2 the command line is wrong; 130 interrupted"""
+
+_TRUST = """\
+these files are Python pickles, and reading a pickle can run code that it brings along. loader-convert narrows what they may
+name to numpy arrays and images, but that is no guarantee: say --trust-pickle for files that you made yourself or whose origin
+you trust"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
+    arguments = _parser().parse_args(argv)
+    source = _source(arguments)
+    done = convert(
+        source,
+        arguments.out,
+        jobs=arguments.jobs,
+        compress=arguments.compress,
+        limit=arguments.limit,
+        jsonl=arguments.name,
+        progress=sys.stderr.isatty(),
+    )
+    print(
+        f"{done.jsonl}: {done.num_episodes:,} episodes ({done.num_new:,} of them new), {done.num_actions:,} actions; every "
+        "episode was read back and counted"
+    )
+    return 0
+
+
+def _source(arguments: argparse.Namespace) -> EpisodeSource:
+    inputs, task = tuple(arguments.inputs), arguments.task
+    if arguments.format == "rl4vla":
+        if not arguments.trust_pickle:
+            raise ConfigError(_TRUST.replace("\n", " "))
+        return RL4VLA(inputs=inputs, task=task, encoded_rgb=arguments.encoded_rgb)
+    if arguments.format == "maniskill":
+        return ManiSkill(
+            inputs=inputs,
+            task=task,
+            camera=arguments.camera,
+            only_success=arguments.only_success,
+            depth=arguments.depth,
+        )
+    return RLDS(
+        inputs=inputs,
+        task=task,
+        split=arguments.split,
+        image_key=arguments.image_key,
+        action_keys=tuple(arguments.action_key.split(",")),
+        instruction_key=arguments.instruction_key or None,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("loader-convert", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=shape)
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", title="format")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or globs (rlds: folders)")
+    common.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if missing; one per conversion")
+    common.add_argument(
+        "--name", type=_name, default="train.jsonl", metavar="FILE", help="of the JSONL in it (%(default)s)"
+    )
+    common.add_argument("--task", metavar="ID", help="task id of all rows; needed where episodes have no instruction")
+    common.add_argument("--jobs", type=_count, default=0, metavar="N", help="processes (default: one per core)")
+    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N episodes")
+    common.add_argument(
+        "--compress",
+        action="store_true",
+        help="deflate the NPZ files: smaller, and about 1.6 times the loader's CPU per sample",
+    )
+    rl4vla = formats.add_parser(
+        "rl4vla",
+        parents=[common],
+        help="pickled dicts (asks for --trust-pickle)",
+        formatter_class=shape,
+        description=_TRUST,
+    )
+    rl4vla.add_argument("--trust-pickle", action="store_true", help="you know where these files come from")
+    rl4vla.add_argument(
+        "--encoded-rgb",
+        action="store_true",
+        help="JPEG images have their colours right (RL4VLA's collector swaps red and blue, which is undone by default)",
+    )
+    maniskill = formats.add_parser("maniskill", parents=[common], help="HDF5 and JSON", formatter_class=shape)
+    maniskill.add_argument("--camera", metavar="NAME", help="which one, where there are several")
+    maniskill.add_argument("--only-success", action="store_true", help="leave out episodes that did not succeed")
+    maniskill.add_argument("--depth", action="store_true", help="write depth frames too (data.image.depth)")
+    rlds = formats.add_parser("rlds", parents=[common], help="TFRecord files", formatter_class=shape)
+    rlds.add_argument("--split", default="train", metavar="NAME", help="%(default)s")
+    rlds.add_argument("--image-key", default="steps/observation/image", metavar="KEY", help="%(default)s")
+    rlds.add_argument(
+        "--action-key",
+        default="steps/action",
+        metavar="KEY[,KEY...]",
+        help="%(default)s; several are put side by side, e.g. steps/action/world_vector,steps/action/rotation_delta",
+    )
+    rlds.add_argument(
+        "--instruction-key",
+        default="steps/language_instruction",
+        metavar="KEY",
+        help='%(default)s; "" where there is none, with --task',
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number}: 0 (one per core) or more")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: 1 or more")
+    return number
+
+
+def _name(text: str) -> str:
+    if Path(text).name != text or not text.endswith(".jsonl") or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r}: the name of a .jsonl file, without a folder")
+    return text

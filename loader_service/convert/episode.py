@@ -1,0 +1,102 @@
+"""What every format is turned into, and what a format has to offer.
+
+Letters: F frames, T actions of an episode (F = T, or T + 1 where the last frame was seen after the last action), D numbers
+of an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.errors import DataError
+
+MAX_EPISODE_BYTES = 4 << 30
+"""Of all frames of an episode: what the loader reads of one array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRef:
+    """One episode of the input, before it is read."""
+
+    file: str
+    name: str
+    """Of the episode within the file, for messages and for the row's `source`."""
+    place: int = 0
+    """Where the format finds it in the file: a byte offset, a number."""
+    size_bytes: int
+    """It takes in the input: what the size of the output is estimated by."""
+
+    @property
+    def source(self) -> str:
+        """File and name, without the folders, which differ from host to host."""
+        return f"{self.file.rpartition('/')[2]}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One episode in memory."""
+
+    rgb: NDArray[np.uint8]
+    """[F, H, W, 3]."""
+    actions: NDArray[np.float32]
+    """[T, D]."""
+    depth: NDArray[np.uint16] | None = None
+    """[F, H, W] in mm."""
+    task: str | None = None
+    """Task id, e.g. PushCube-v1."""
+    instruction: str | None = None
+
+    def check(self, ref: EpisodeRef) -> None:
+        """Raises DataError unless it is what `mani_openpi` reads."""
+        if self.rgb.dtype != np.uint8 or self.rgb.ndim != 4 or self.rgb.shape[3] != 3 or 0 in self.rgb.shape:
+            raise _error(ref, "rgb", f"frames {self.rgb.dtype} {list(self.rgb.shape)}: uint8 [F, H, W, 3] are expected")
+        if self.actions.ndim != 2 or 0 in self.actions.shape:
+            raise _error(
+                ref, "actions", f"shape {list(self.actions.shape)}: [T, D] with at least one action is expected"
+            )
+        if not np.isfinite(self.actions).all():
+            t, d = np.argwhere(~np.isfinite(self.actions))[0].tolist()
+            raise _error(ref, f"actions[{t}][{d}]", f"{self.actions[t, d]} is not a finite 32-bit number")
+        if len(self.rgb) not in (len(self.actions), len(self.actions) + 1):
+            raise _error(
+                ref,
+                "actions",
+                f"{len(self.rgb)} frames and {len(self.actions)} actions: as many frames, or one more, are expected",
+            )
+        if self.depth is not None and self.depth.shape != self.rgb.shape[:3]:
+            raise _error(ref, "depth", f"shape {list(self.depth.shape)}, and the frames have {list(self.rgb.shape)}")
+        if self.instruction is not None and not self.instruction.strip():
+            raise _error(ref, "instruction", "an empty instruction: name a task id with --task, or mend the data")
+        if self.instruction is None and self.task is None:
+            raise _error(ref, "instruction", "neither an instruction nor a task id: give one with --task")
+
+
+class EpisodeSource(Protocol):
+    """One kind of input. Instances are made in every process from `options` alone."""
+
+    def episodes(self) -> list[EpisodeRef]:
+        """All episodes, in an order that depends on the names of files and on their content alone. Raises DataError."""
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One episode. Raises DataError naming file, record and field."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides what `read` gives, beside the files; JSON-able."""
+
+
+def _error(ref: EpisodeRef, field: str, reason: str) -> DataError:
+    return DataError(reason, file=ref.file, record=ref.name, field=field)
+
+
+def check_episode_size(num_frames: int, frame_bytes: int) -> None:
+    """Raises DataError before memory is asked for."""
+    if num_frames * frame_bytes > MAX_EPISODE_BYTES:
+        raise DataError(
+            f"{num_frames} frames of {frame_bytes} bytes: more than {MAX_EPISODE_BYTES} bytes cannot be read by the loader; "
+            "split the episode"
+        )

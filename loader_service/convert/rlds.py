@@ -1,0 +1,180 @@
+"""RLDS data sets as Open X-Embodiment publishes them: TFRecord files of whole episodes, read without TensorFlow.
+
+    bridge/1.0.0/features.json, dataset_info.json, bridge-train.tfrecord-00000-of-00256, ...
+
+One record is one episode, a tf.train.Example whose steps are flattened: "steps/observation/image" holds one encoded image
+per step, "steps/action" T x D numbers, "steps/language_instruction" one text per step. features.json gives the shapes.
+Source: tensorflow_datasets `core/features/dataset_feature.py`; https://github.com/google-research/rlds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loader_service.convert.episode import Episode, EpisodeRef
+from loader_service.convert.example import Feature, parse_example
+from loader_service.convert.images import decode_frames
+from loader_service.convert.tfrecord import read_record, scan_records
+from loader_service.prepare.shards import natural_key
+from stoker_proto.errors import ConfigError, DataError, located
+
+_SHARD = re.compile(r"-(?P<split>[^-/]+)\.tfrecord(-(?P<index>\d{5})-of-(?P<count>\d{5}))?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLDS:
+    """One split of data sets on disk."""
+
+    inputs: tuple[str, ...]
+    """Folders with features.json."""
+    split: str = "train"
+    image_key: str = "steps/observation/image"
+    action_keys: tuple[str, ...] = ("steps/action",)
+    """Several are put side by side."""
+    instruction_key: str | None = "steps/language_instruction"
+    """None: the episodes have none, a task id is given."""
+    task: str | None = None
+
+    def episodes(self) -> list[EpisodeRef]:
+        """Every record of every shard, by the framing alone."""
+        return [ref for folder in self.inputs for ref in self._of_folder(Path(folder).expanduser().resolve())]
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """One record."""
+        path = Path(ref.file)
+        shapes = _shapes(path.parent)
+        with located(file=ref.file, record=ref.name):
+            features = parse_example(read_record(path, ref.place))
+            with located(field=self.image_key):
+                encoded = _feature(features, self.image_key).bytes_values()
+            rgb = decode_frames(encoded, self.image_key)
+            return Episode(
+                rgb=rgb,
+                actions=np.concatenate([_steps(features, key, len(rgb), shapes) for key in self.action_keys], axis=1),
+                task=self.task,
+                instruction=self._instruction(features),
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Keys and task."""
+        return {
+            "format": "rlds",
+            "split": self.split,
+            "image": self.image_key,
+            "action": list(self.action_keys),
+            "instruction": self.instruction_key,
+            "task": self.task,
+        }
+
+    def _of_folder(self, folder: Path) -> list[EpisodeRef]:
+        shapes = _shapes(folder)
+        for key in (self.image_key, *self.action_keys, *([self.instruction_key] if self.instruction_key else [])):
+            if key not in shapes:
+                raise ConfigError(
+                    f"{folder / 'features.json'}: there is no {key}; there are {', '.join(sorted(shapes))}"
+                )
+        matches = [(match, file) for file in folder.iterdir() if (match := _SHARD.search(file.name))]
+        shards = [file for match, file in matches if match["split"] == self.split]
+        if not shards:
+            splits = ", ".join(sorted({match["split"] for match, _ in matches})) or "none"
+            raise ConfigError(
+                f"{folder}: no file NAME-{self.split}.tfrecord-00000-of-00000; there are the splits {splits}"
+            )
+        counts = {match["count"] for match, file in matches if match["split"] == self.split}
+        if counts != {None} and counts != {f"{len(shards):05d}"}:
+            raise DataError(
+                f"{len(shards)} files of the split {self.split}, which has {counts}: copy the others", file=str(folder)
+            )
+        found = []
+        for shard in sorted(shards, key=lambda file: natural_key(file.name)):
+            found += [
+                EpisodeRef(file=str(shard), name=f"record {number}", place=offset, size_bytes=size)
+                for number, (offset, size) in enumerate(scan_records(shard))
+            ]
+        expected = _promised(folder, self.split)
+        if expected is not None and expected != len(found):
+            raise DataError(
+                f"{len(found)} records in the split {self.split}, and dataset_info.json promises {expected}: copy it again",
+                file=str(folder),
+            )
+        return found
+
+    def _instruction(self, features: Mapping[str, Feature]) -> str | None:
+        """The episode's; it must be the same at every step."""
+        if self.instruction_key is None:
+            return None
+        with located(field=self.instruction_key):
+            texts = {bytes(value) for value in _feature(features, self.instruction_key).bytes_values()}
+            if len(texts) != 1:
+                shown = ", ".join(repr(text.decode("utf-8", "replace"))[:40] for text in sorted(texts)[:3])
+                raise DataError(f"{len(texts)} different instructions in one episode ({shown}): one is expected")
+            try:
+                return texts.pop().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError("an instruction that is not UTF-8") from error
+
+
+def _feature(features: Mapping[str, Feature], key: str) -> Feature:
+    if key not in features:
+        raise DataError(f"no such feature; there are {', '.join(sorted(features))}", field=key)
+    return features[key]
+
+
+def _steps(features: Mapping[str, Feature], key: str, num_steps: int, shapes: Mapping[str, int]) -> NDArray[np.float32]:
+    """float32[T, d] of a feature."""
+    with located(field=key):
+        values = _feature(features, key).numbers()
+        width = shapes[key]
+        if len(values) != num_steps * width:
+            raise DataError(f"{len(values)} numbers for {num_steps} steps: {width} each are expected")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found by the episode's check
+            return values.reshape(num_steps, width).astype(np.float32)
+
+
+def _shapes(folder: Path) -> dict[str, int]:
+    """Flattened key -> numbers per step, from features.json."""
+    file = folder / "features.json"
+    with located(file=str(file)):
+        try:
+            tree = orjson.loads(file.read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"it cannot be read ({error.strerror}): name the folder that holds the .tfrecord files"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"not JSON ({error})") from error
+        found: dict[str, int] = {}
+        try:
+            _walk(tree, "", found)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"a feature is not described as TFDS does ({type(error).__name__}: {error})") from error
+        return found
+
+
+def _walk(node: dict[str, Any], prefix: str, found: dict[str, int]) -> None:
+    if "featuresDict" in node:
+        for name, inner in node["featuresDict"]["features"].items():
+            _walk(inner, f"{prefix}/{name}" if prefix else name, found)
+    elif "sequence" in node:
+        _walk(node["sequence"]["feature"], prefix, found)
+    else:
+        dimensions = node.get("tensor", {}).get("shape", {}).get("dimensions", [])
+        found[prefix] = int(np.prod([int(length) for length in dimensions], dtype=np.int64))
+
+
+def _promised(folder: Path, split: str) -> int | None:
+    """Records of the split according to dataset_info.json; None where that is missing or says nothing."""
+    try:
+        tree = orjson.loads((folder / "dataset_info.json").read_bytes())
+        lengths = next(one["shardLengths"] for one in tree["splits"] if one["name"] == split)
+        return sum(int(length) for length in lengths)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None

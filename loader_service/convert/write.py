@@ -1,0 +1,90 @@
+"""One episode on disk: a folder that appears whole or not at all.
+
+    traj_000123/obs.npz     rgb uint8[F, H, W, 3], depth uint16[F, H, W] where there is one
+    traj_000123/row.json    its line of the JSONL
+
+While it is written it is called `.traj_000123.PID.tmp`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from loader_service.convert.episode import Episode, EpisodeRef
+from loader_service.sources.npz import NpzFile
+from stoker_proto.errors import DataError
+
+ROW_FILE, NPZ_FILE = "row.json", "obs.npz"
+
+
+def episode_folder(out: Path, number: int) -> Path:
+    """Where episode `number` lies."""
+    return out / f"traj_{number:06d}"
+
+
+def is_done(out: Path, number: int) -> bool:
+    """Whether it was written."""
+    return (episode_folder(out, number) / ROW_FILE).is_file()
+
+
+def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, compress: bool) -> None:
+    """Write it; another process that wrote it first is left its work."""
+    folder = episode_folder(out, number)
+    row: dict[str, Any] = {"obs_path": f"{folder.name}/{NPZ_FILE}"}
+    if episode.task is not None:
+        row["task"] = episode.task
+    if episode.instruction is not None:
+        row["instruction"] = episode.instruction
+    row |= {"actions": np.ascontiguousarray(episode.actions), "source": ref.source}
+    arrays: dict[str, Any] = (
+        {"rgb": episode.rgb} if episode.depth is None else {"rgb": episode.rgb, "depth": episode.depth}
+    )
+    temporary = out / f".{folder.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with (temporary / NPZ_FILE).open("wb") as file:
+            (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+            _to_disk(file)
+        with (temporary / ROW_FILE).open("wb") as file:
+            # Floats are written as the shortest text that reads back as the same 32 bits.
+            file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            _to_disk(file)
+        if not is_done(out, number):
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """What an interrupted run was writing."""
+    for folder in out.glob(".traj_*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_back(out: Path, number: int) -> tuple[bytes, int]:
+    """The episode's line and its number of actions, compared with the frames of its NPZ. Raises DataError."""
+    folder = episode_folder(out, number)
+    again = f"delete {folder} and run the command again"
+    try:
+        line = (folder / ROW_FILE).read_bytes()
+        num_actions = len(orjson.loads(line)["actions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"it cannot be read back ({error}): {again}", file=str(folder / ROW_FILE)) from error
+    with NpzFile(str(folder / NPZ_FILE)) as npz:
+        num_frames = len(npz.frames("rgb", dtype=np.uint8, ndim=4))
+    if num_frames not in (num_actions, num_actions + 1):
+        raise DataError(f"{num_frames} frames and {num_actions} actions: {again}", file=str(folder))
+    return line, num_actions
+
+
+def _to_disk(file: Any) -> None:
+    """So that the rename cannot reach the disk before the content does."""
+    file.flush()
+    os.fsync(file.fileno())
