@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,6 +121,8 @@ def check(arguments: argparse.Namespace) -> None:
 def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[bytes, str]] | None]:
     """The config, and the keys that it names for loaders. Raises ConfigError, also where --bind is not safe with them."""
     config = load_config(arguments.config, arguments.set)
+    if arguments.cache_dir is not None:  # part of the config, so that workers unpack compressed shards there too
+        config = replace(config, data=replace(config.data, cache_dir=arguments.cache_dir))
     keys = loader_keys(config.cluster.security)
     check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
     return config, keys
@@ -131,7 +134,6 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
     prepared = prepare(
         config,
         held=held_entries(config, arguments.shards),
-        cache_dir=Path(arguments.cache_dir) if arguments.cache_dir else None,
         progress=True,
     )
     return prepared, Processor.build(config, prepared.codec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ class EntryJob:
         actions: GatheredActions | None = None
         position = num_bad = total_samples = 0
         errors: list[str] = []
+        notes: Counter[str] = Counter()
         for task, (digest, _) in zip(tasks, results, strict=True):
             part = load_part(task.cache_path(digest), task.keep, task.chunk)
             if part is None:
@@ -184,6 +186,7 @@ class EntryJob:
             total_samples += int(part.num_samples.sum(dtype=np.int64))
             num_bad += part.num_bad
             errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
+            parts_module.count_notes(notes, part.notes)
             if part.actions is not None:
                 if actions is None:
                     actions = GatheredActions.empty(part.actions.dim, task.chunk)
@@ -201,6 +204,7 @@ class EntryJob:
             total_samples=total_samples,
             num_bad=num_bad,
             errors=errors,
+            notes=dict(sorted(notes.items())),
             statistics=None if actions is None else actions.statistics.finish()[0],
         )
 

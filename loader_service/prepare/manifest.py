@@ -60,6 +60,8 @@ class EntryManifest:
     """Records that `read` will fail on, under policy `skip`."""
     errors: tuple[str, ...]
     """Examples of why."""
+    notes: Mapping[str, int]
+    """What was mended or left out -> in how many records."""
     folder: Path
     """Of the columns."""
 
@@ -106,6 +108,7 @@ def load_manifest(
         statistics=None if statistics is None else ActionStatistics.from_json(statistics),
         num_bad=description["num_bad"],
         errors=tuple(description["errors"]),
+        notes=description["notes"],
         folder=folder,
         **columns,
     )
@@ -113,7 +116,7 @@ def load_manifest(
 
 def write_description(
     folder: Path, *, content: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
-    errors: list[str], statistics: ActionStatistics | None,
+    errors: list[str], notes: Mapping[str, int], statistics: ActionStatistics | None,
 ) -> None:  # fmt: skip
     """manifest.json, beside the columns."""
     tree = {
@@ -124,6 +127,7 @@ def write_description(
         "total_samples": total_samples,
         "num_bad": num_bad,
         "errors": errors,
+        "notes": notes,
         "actions_bytes": _size(folder / ACTIONS_FILE),
         "statistics": None if statistics is None else statistics.to_json(),
     }
@@ -159,6 +163,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         "total_samples",
         "num_bad",
         "errors",
+        "notes",
         "statistics",
         "actions_bytes",
     }

@@ -11,6 +11,8 @@ import hashlib
 import logging
 import os
 import zipfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ FORMAT_VERSION = 2
 PART_BYTES = 16 << 20
 _BLOCK = 1 << 20
 _MAX_ERRORS = 20  # examples kept of the bad records of a part
+_MAX_NOTES = 64  # kinds of notes told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Part:
     num_tokens: NDArray[np.uint32]  # [R]
     num_bad: int
     errors: tuple[str, ...]
+    notes: Mapping[str, int]
+    """What was mended or left out -> in how many records."""
     actions: GatheredActions | None
 
 
@@ -122,6 +127,7 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
                 saved["num_tokens"],
                 int(saved["num_bad"]),
                 tuple(map(str, saved["errors"].tolist())),
+                dict(zip(map(str, saved["notes"].tolist()), saved["note_counts"].tolist(), strict=True)),
                 actions,
             )
     except FileNotFoundError:
@@ -138,6 +144,8 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "num_tokens": part.num_tokens,
         "num_bad": np.array(part.num_bad),
         "errors": np.array(part.errors, dtype=np.str_),
+        "notes": np.array(list(part.notes), dtype=np.str_),
+        "note_counts": np.array(list(part.notes.values()), dtype=np.int64),
     }
     if part.actions is not None:
         arrays.update(part.actions.to_arrays(keep))
@@ -172,11 +180,14 @@ def _check_unchanged(task: PartTask) -> None:
 def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
     columns: list[tuple[int, int, int, int]] = []
     errors: list[str] = []
+    notes: Counter[str] = Counter()
     num_bad = 0
     actions = ActionCounter(task.shard, int(digest[:16], 16), task.chunk)
     for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
         _check_record(dataset, task, record)
         columns.append((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
+        if record.notes:
+            count_notes(notes, dict.fromkeys(record.notes, 1))
         if record.error is not None:
             num_bad += 1
             if len(errors) < _MAX_ERRORS:
@@ -192,8 +203,15 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
         table[:, 3].astype(np.uint32),
         num_bad,
         tuple(errors),
+        notes,
         actions.finish(),
     )
+
+
+def count_notes(notes: Counter[str], more: Mapping[str, int]) -> None:
+    """Add counts; a dataset class that words each note differently fills no memory."""
+    for note, count in more.items():
+        notes[note if note in notes or len(notes) < _MAX_NOTES else "other"] += count
 
 
 def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord) -> None:

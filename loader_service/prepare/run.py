@@ -112,6 +112,7 @@ def _jobs(
                 continue
             try:
                 shards = locate_entry(path, dataset.shard_patterns)
+                dataset.check_shards(shards.paths)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
             jobs.append(EntryJob(split, number, path, shards, cache_root(shards.base, cache_dir), dataset))

@@ -38,6 +38,12 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
         for number, entry in entries.items()
     ]
     lines = _table([header, *rows], left=(0, 6, 7))
+    lines += [
+        f"{split} {number}: {count:,} records: {note}"
+        for split, entries in prepared.entries.items()
+        for number, entry in entries.items()
+        for note, count in entry.notes.items()
+    ]
     if prepared.statistics is None:
         return [*lines, "", "no actions: no action codec"]
     lines += ["", f"actions of the codec's fit: {prepared.statistics.count:,}"]
@@ -62,6 +68,7 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
                 "records": entry.num_records,
                 "samples": entry.total_samples,
                 "bad_records": entry.num_bad,
+                "notes": dict(entry.notes),
                 "fingerprint": entry.fingerprint,
             }
             for split, entries in prepared.entries.items()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,12 @@ from numpy.typing import NDArray
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 
-SOURCES: dict[str, str] = {"mani_openpi": "loader_service.sources.mani_openpi:ManiOpenPIDataset"}
+SOURCES: dict[str, str] = {
+    "mani_openpi": "loader_service.sources.mani_openpi:ManiOpenPIDataset",
+    "chat": "loader_service.sources.chat.dataset:ChatDataset",
+    "code": "loader_service.sources.code:CodeDataset",
+    "text": "loader_service.sources.text:TextDataset",
+}
 """dataset_type -> module:class, imported where it is used."""
 
 
@@ -46,6 +51,8 @@ class ScannedRecord:
     chunks of them, cut as `read` cuts those of its samples), or None."""
     error: str | None = None
     """Under policy `skip` (data.on_bad_sample): why `read` will fail, found by the scan. The record keeps its place."""
+    notes: tuple[str, ...] = ()
+    """What was mended or left out, in words that many records share: loader-prepare counts how often each occurs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,8 @@ class Sample:
     """Text to be learned, where there is no action."""
     timestep: int = 0
     """Position inside the record; part of the sample's key."""
+    notes: tuple[str, ...] = ()
+    """What `read` mended in the record (see `ScannedRecord.notes`)."""
 
 
 class BaseSFTDataset(ABC):
@@ -115,6 +124,9 @@ class BaseSFTDataset(ABC):
     @abstractmethod
     def read(self, shard: Path, offset: int, size: int) -> Iterable[Sample]:
         """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field."""
+
+    def check_shards(self, shards: Sequence[Path]) -> None:  # noqa: B027 - a hook: most datasets take what they are given
+        """Raise ConfigError where the shards of one entry do not belong together; called before any is read."""
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
         """Byte offsets [0, ..., size] of parts that `scan_part` can scan at the same time; by default the whole shard is one.

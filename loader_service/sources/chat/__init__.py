@@ -1,0 +1,1 @@
+"""Dialogues: rows of the usual chat formats -> turns."""

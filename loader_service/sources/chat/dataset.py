@@ -1,0 +1,175 @@
+"""`chat`: dialogues in the usual formats (`formats`), one record and one sample each.
+
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+What is learned is said by `learn`; a message's own flag (`weight`, `train`, `loss`) goes before it. Broken dialogues are mended
+by the rules of `mend`. In the turns' texts `<image>` stands where an image belongs; a row with images and no such mark has
+them at the beginning of the user's first turn, one per line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from loader_service.sources.base import Sample, Turn
+from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
+from loader_service.sources.chat.frames import load_frame
+from loader_service.sources.chat.mend import mend
+from loader_service.sources.chat.message import IMAGE, Message
+from loader_service.sources.options import read_options
+from loader_service.sources.tables.dataset import TableDataset
+from loader_service.sources.tables.table import Table
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError, DataError
+
+_FIRST_ROWS = 16
+"""Looked at to find the format of a shard."""
+_MAX_IMAGES = 255  # of a sample, as they travel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions:
+    """`data.options` of this dataset."""
+
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "ultrachat"] = "auto"
+    """`auto`: found by each row's fields; all rows of a file must have the same."""
+    learn: Literal["assistant", "last", "all"] = "assistant"
+    """Whose words are labels: all turns of the assistant, its last one only, or every turn (also the prompt)."""
+    system: str | None = None
+    """In the place of every row's own system text; "" leaves it out. Function definitions are kept."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The format's name of a field -> its name in the files, e.g. {messages: chat}."""
+    validate: bool = False
+    """Parse and mend every row in loader-prepare, not only when it is read."""
+
+
+class ChatDataset(TableDataset):
+    """Dialogues of tables."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.options = read_options(ChatOptions, config.options, "chat")
+        unknown = [name for name in self.options.columns if name not in COLUMNS]
+        if unknown:
+            raise ConfigError(
+                f"data.options.columns: {', '.join(unknown)} are no fields of a format: {', '.join(COLUMNS)}"
+            )
+        self.validate = self.options.validate
+
+    def columns(self) -> tuple[str, ...]:
+        """Those of all formats, by their names in the files."""
+        return tuple(self.options.columns.get(name, name) for name in COLUMNS)
+
+    def kind_of(self, table: Table, shard: Path, stop: int) -> str:
+        """The format of the first rows, which all rows must have; bad rows among them are left to the scan."""
+        found: dict[str, int] = {}
+        reason: DataError | None = None
+        for offset, _, row in itertools.islice(table.rows(0, stop), _FIRST_ROWS):
+            try:
+                if isinstance(row, dict):
+                    found.setdefault(self._format(self._renamed(row)), offset)
+            except DataError as error:
+                reason = reason or self._located(error, table, shard, offset)
+        if len(found) > 1:
+            (first, _), (other, offset) = list(found.items())[:2]
+            raise self._located(_mixed(other, first), table, shard, offset)
+        if not found and reason is not None:
+            raise reason
+        return next(iter(found), "")
+
+    def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
+        """The dialogue, mended, with its frames."""
+        row = self._renamed(row)
+        name = self._format(row)
+        if kind not in (name, ""):
+            raise _mixed(name, kind)
+        conversation = FORMATS[name][1](row)
+        _set_system(conversation, self.options.system)
+        _give_images(conversation)
+        messages, notes = mend(conversation.messages)
+        root = self.config.data_root
+        frames = tuple(
+            load_frame(image, base=Path(root) if root else shard.parent, root=root, field=f"images[{i}]")
+            for i, image in enumerate(image for message in messages for image in message.images)
+        )
+        return Sample(turns=self._turns(messages), images=frames, notes=notes)
+
+    def _turns(self, messages: list[Message]) -> tuple[Turn, ...]:
+        learn, last = self.options.learn, len(messages) - 1  # mended: the last turn is the assistant's
+        turns = tuple(
+            Turn(
+                role=message.role,
+                text=message.text,
+                learned=message.learned
+                if message.learned is not None
+                else learn == "all" or (message.role == "assistant" and (learn == "assistant" or i == last)),
+            )
+            for i, message in enumerate(messages)
+        )
+        if not any(turn.learned for turn in turns):
+            raise DataError("no turn is learned: the flags (weight, train, loss) of its messages turn all of them off")
+        return turns
+
+    def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
+        names = self.options.columns
+        if not names:
+            return row
+        return {**row, **{name: row.get(in_file) for name, in_file in names.items()}}
+
+    def _format(self, row: dict[str, Any]) -> str:
+        if self.options.format == "auto":
+            return format_of(row)
+        column = FORMATS[self.options.format][0]
+        if row.get(column) is None:
+            shown = ", ".join(map(str, row)) or "none"
+            reason = f"it is not there, and data.options.format is {self.options.format}; there are {shown}"
+            raise DataError(reason, field=column)
+        return self.options.format
+
+
+def _mixed(found: str, first: str) -> DataError:
+    return DataError(
+        f"a row of format {found} in a file that begins with format {first}: keep each format in files of its own, or name "
+        "one in data.options.format"
+    )
+
+
+def _set_system(conversation: Conversation, system: str | None) -> None:
+    """The config's system text, if there is one, in the place of the row's; function definitions behind it."""
+    messages = conversation.messages
+    own = messages[0] if messages and messages[0].role == "system" else None
+    if own is None:
+        if system or conversation.tools:
+            messages.insert(0, own := Message("system", system or ""))
+    elif system is not None:
+        own.text = system
+    if own is not None and conversation.tools:
+        own.text = f"{own.text}\n\n{conversation.tools}" if own.text.strip() else conversation.tools
+    elif own is not None and system is not None and not system.strip():
+        messages.pop(0)
+
+
+def _give_images(conversation: Conversation) -> None:
+    """Each message gets the images that are marked in it."""
+    images, messages = conversation.images, conversation.messages
+    if not images:
+        return
+    if len(images) > _MAX_IMAGES:
+        raise DataError(f"{len(images)} images: at most {_MAX_IMAGES} are taken", field="images")
+    marks = sum(message.text.count(IMAGE) for message in messages)
+    first = next((message for message in messages if message.role == "user"), None)
+    if marks == 0 and first is not None:
+        first.text = f"{IMAGE}\n" * len(images) + first.text
+        marks = len(images)
+    if marks != len(images):
+        raise DataError(
+            f"{len(images)} images and {marks} marks {IMAGE} in the texts: as many are expected", field="images"
+        )
+    position = 0
+    for message in messages:
+        count = message.text.count(IMAGE)
+        message.images = tuple(images[position : position + count])
+        position += count

@@ -1,0 +1,191 @@
+"""The chat formats, one function each: a row -> messages and the images that belong to them.
+
+    alpaca      {"instruction": "Add.", "input": "1 2", "output": "3", "system": "...", "history": [["Hi", "Hello"]]}
+    sharegpt    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "images": ["a.jpg"]}
+    messages    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    ultrachat   {"id": "0", "data": ["Hi", "Hello", "How are you?", "Fine."]}
+
+The format with `prompt` and `messages` of UltraChat 200k is `messages`. A column that is null is not there, as parquet has all
+columns in all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from loader_service.sources.chat.message import (
+    IMAGE,
+    Message,
+    call_text,
+    parse_json,
+    role_of,
+    text_of,
+    tools_text,
+    weight_of,
+)
+from stoker_proto.errors import DataError
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What a row says."""
+
+    messages: list[Message]
+    images: list[Any] = field(default_factory=list)
+    """Paths, data URIs, or {"bytes": ..., "path": ...}; as many as there are IMAGE marks, or none is marked."""
+    tools: str = ""
+    """What is to be said of functions, behind the system text."""
+
+
+Format = Callable[[dict[str, Any]], Conversation]
+
+
+def alpaca(row: dict[str, Any]) -> Conversation:
+    """User turn: instruction and, on a line of its own, input. History comes before it."""
+    messages = []
+    for i, pair in enumerate(_list(row, "history")):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError("a [question, answer] is expected", field=f"history[{i}]")
+        messages += [
+            Message("user", text_of(pair[0], f"history[{i}][0]")),
+            Message("assistant", text_of(pair[1], f"history[{i}][1]")),
+        ]
+    question = text_of(row.get("instruction"), "instruction")
+    extra = text_of(row["input"], "input") if row.get("input") is not None else ""
+    if extra.strip():
+        question = f"{question}\n{extra}" if question.strip() else extra
+    messages += [Message("user", question), Message("assistant", text_of(row.get("output"), "output"))]
+    return _conversation(row, messages, _list(row, "images"))
+
+
+def sharegpt(row: dict[str, Any]) -> Conversation:
+    """Turns of `from` and `value`; `role` and `content` are taken too."""
+    messages = []
+    for i, turn in enumerate(_turns(row, "conversations")):
+        place = f"conversations[{i}]"
+        name_key = "from" if turn.get("from") is not None else "role"
+        text_key = "value" if turn.get("value") is not None or "content" not in turn else "content"
+        role = role_of(turn.get(name_key), f"{place}.{name_key}")
+        text = text_of(turn.get(text_key), f"{place}.{text_key}")
+        if turn.get(name_key) == "function_call":
+            text = _function_call(text, f"{place}.{text_key}")
+        messages.append(Message(role, text, weight_of(turn, place)))
+    return _conversation(row, messages, _list(row, "images"))
+
+
+def openai(row: dict[str, Any]) -> Conversation:
+    """Content is a text or a list of parts (text, image_url, image); calls of functions follow the content."""
+    messages, images = [], _list(row, "images")
+    for i, turn in enumerate(_turns(row, "messages")):
+        place = f"messages[{i}]"
+        role = role_of(turn.get("role"), f"{place}.role")
+        calls = turn.get("tool_calls") or []
+        content = turn.get("content")
+        text = (
+            "" if content is None and (calls or role == "assistant") else _content(content, f"{place}.content", images)
+        )
+        if not isinstance(calls, list):
+            raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
+        texts = [text] if text else []
+        for j, call in enumerate(calls):
+            where = f"{place}.tool_calls[{j}]"
+            function = call.get("function", call) if isinstance(call, dict) else None
+            if not isinstance(function, dict):
+                raise DataError("an object with name and arguments is expected", field=where)
+            texts.append(call_text(function.get("name"), function.get("arguments"), where))
+        messages.append(Message(role, "\n".join(texts), weight_of(turn, place)))
+    return _conversation(row, messages, images)
+
+
+def ultrachat(row: dict[str, Any]) -> Conversation:
+    """User and assistant in turn, beginning with the user."""
+    texts = [text_of(text, f"data[{i}]") for i, text in enumerate(_list(row, "data"))]
+    messages = [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
+    return _conversation(row, messages, [])
+
+
+FORMATS: dict[str, tuple[str, Format]] = {
+    "messages": ("messages", openai),
+    "sharegpt": ("conversations", sharegpt),
+    "ultrachat": ("data", ultrachat),
+    "alpaca": ("instruction", alpaca),
+}
+"""Name -> (the column that tells it from the others, its function). The first whose column a row has is taken."""
+
+COLUMNS = (
+    *("messages", "conversations", "data", "instruction", "input", "output", "history"),
+    *("system", "tools", "images"),
+)
+"""All columns that the formats read."""
+
+
+def format_of(row: dict[str, Any]) -> str:
+    """The name of the row's format. Raises DataError."""
+    for name, (column, _) in FORMATS.items():
+        if row.get(column) is not None:
+            return name
+    known = ", ".join(f"{name} ({column})" for name, (column, _) in FORMATS.items())
+    raise DataError(
+        f"fields {', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns in "
+        "data.options.columns"
+    )
+
+
+def _conversation(row: dict[str, Any], messages: list[Message], images: list[Any]) -> Conversation:
+    """With what all formats may have: a system text, if no message is one, and functions."""
+    system = text_of(row["system"], "system") if row.get("system") is not None else ""
+    if system.strip() and (not messages or messages[0].role != "system"):
+        messages.insert(0, Message("system", system))
+    tools = tools_text(row["tools"], "tools") if row.get("tools") is not None else ""
+    return Conversation(messages, images, tools)
+
+
+def _function_call(text: str, field: str) -> str:
+    """ShareGPT's function_call: the JSON text of one call, or of a list of them."""
+    calls = parse_json(text, field)
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) for call in calls):
+        raise DataError("the JSON of {name, arguments}, or a list of them, is expected", field=field)
+    return "\n".join(call_text(call.get("name"), call.get("arguments"), field) for call in calls)
+
+
+def _content(content: object, field: str, images: list[Any]) -> str:
+    """The text of a content; images of its parts are appended to `images`, and marked in the text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise DataError(f"{type(content).__name__}: a text or a list of parts is expected", field=field)
+    texts = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text"):
+            texts.append(text_of(part.get("text"), f"{field}[{i}].text"))
+        elif kind in ("image_url", "image", "input_image"):
+            image = part.get("image_url") if part.get("image_url") is not None else part.get("image")
+            image = image.get("url") if isinstance(image, dict) and "url" in image else image
+            if image is not None:  # without one, the next of the row's `images` is meant
+                images.append(image)
+            texts.append(IMAGE)
+        else:
+            shown = kind if isinstance(part, dict) else type(part).__name__
+            raise DataError(f"a part of type {shown!r}: text, image_url and image are read", field=f"{field}[{i}]")
+    return "".join(texts)
+
+
+def _list(row: dict[str, Any], name: str) -> list[Any]:
+    value = row.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{type(value).__name__}: a list is expected", field=name)
+    return list(value)
+
+
+def _turns(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    turns = _list(row, name)
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise DataError(f"{type(turn).__name__}: an object is expected", field=f"{name}[{i}]")
+    return turns

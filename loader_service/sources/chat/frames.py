@@ -1,0 +1,97 @@
+"""Images that a row names or carries -> frames: a path below the data root, a data URI, or {"bytes": ..., "path": ...}."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pybase64
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from loader_service.sources.paths import resolve_inside
+from stoker_proto.errors import DataError, located
+
+MAX_FILE_BYTES = 64 << 20
+MAX_PIXELS = 50_000_000
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_JPEG_MAGIC = b"\xff\xd8\xff"
+
+
+def load_frame(image: Any, *, base: Path, root: str | None, field: str) -> NDArray[np.uint8]:
+    """uint8[H, W, 3]. base: folder that paths are relative to; root: nothing outside of it is read, default: base.
+
+    Raises DataError with the field, and with the file where there is one."""
+    path = ""
+    if isinstance(image, dict):
+        data, path_value = image.get("bytes"), image.get("path")
+        image = data if data is not None else path_value
+    if isinstance(image, str) and image.startswith("data:"):
+        image = _from_uri(image, field)
+    elif isinstance(image, str) and image.partition("://")[0] in ("http", "https"):
+        raise DataError(
+            f"{image[:80]!r}: nothing is fetched while training; store the image beside the data", field=field
+        )
+    elif isinstance(image, str):
+        path = resolve_inside(image.removeprefix("file://"), base=str(base), root=root or str(base), field=field)
+        image = _read_file(path)
+    if not isinstance(image, bytes):
+        raise DataError(f"{type(image).__name__}: a path, a data URI or {{bytes, path}} is expected", field=field)
+    with located(file=path, field="" if path else field):
+        return decode_image(image)
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """uint8[H, W, 3] of an image file's bytes, of a size that was checked before memory was asked for. Raises DataError."""
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"an image of {len(data)} bytes: at most {MAX_FILE_BYTES} are read")
+    try:
+        if data.startswith(_JPEG_MAGIC):
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height)
+            if colours in ("RGB", "YCbCr", "Gray", "YCbCR"):
+                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+                return pixels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own limit is a warning, and lower than ours
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                _check_size(*picture.size)
+                return np.array(picture.convert("RGB"))
+    except (ValueError, OSError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"no readable image ({reason}): {', '.join(_FORMATS)} are read") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(f"an image of {width} x {height} pixels: at most {MAX_PIXELS} are read; make it smaller")
+
+
+def _from_uri(uri: str, field: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise DataError(f"{uri[:40]!r}: data:image/...;base64,... is expected", field=field)
+    try:
+        return bytes(pybase64.b64decode(body, validate=True))
+    except ValueError as error:
+        raise DataError(f"a data URI that is no Base64 ({error})", field=field) from error
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold the loader up
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError("not a file: an image is expected", file=path)
+            return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise DataError("there is no such file: copy it there, or correct the row that names it", file=path) from None
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror})", file=path) from error

@@ -1,0 +1,48 @@
+"""Broken dialogues, mended by five rules in this order, each counted; what cannot be mended is a bad record.
+
+1. a turn without words is dropped
+2. turns before the first user turn (but the system's) are dropped
+3. two turns of the user in a row are merged with a blank line, and so are two of the assistant that are learned alike
+4. turns after the assistant's last one are dropped
+5. nothing to learn is left: an error
+"""
+
+from __future__ import annotations
+
+from loader_service.sources.chat.message import Message
+from stoker_proto.errors import DataError
+
+EMPTY = "a turn without words was dropped"
+EARLY = "turns before the user's first were dropped"
+MERGED = "two turns of one speaker in a row were merged"
+TRAILING = "turns after the assistant's last were dropped"
+
+
+def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """The dialogue as it is trained, and the rules that changed it. Raises DataError where nothing is left to learn."""
+    notes: dict[str, None] = {}
+    if not messages:
+        raise DataError("a dialogue without a turn: remove it")
+    kept = [message for message in messages if message.text.strip()]
+    if len(kept) < len(messages):
+        notes[EMPTY] = None
+    first_user = next((i for i, message in enumerate(kept) if message.role == "user"), len(kept))
+    system = [message for message in kept[:first_user] if message.role == "system"]
+    if len(system) < first_user:
+        notes[EARLY] = None
+    merged: list[Message] = []
+    for message in [*system, *kept[first_user:]]:
+        last = merged[-1] if merged else None
+        if last is not None and last.role == message.role != "tool" and last.learned == message.learned:
+            text = f"{last.text}\n\n{message.text}"
+            merged[-1] = Message(last.role, text, last.learned, last.images + message.images)
+            notes[MERGED] = None
+        else:
+            merged.append(message)
+    end = max((i + 1 for i, message in enumerate(merged) if message.role == "assistant"), default=0)
+    if end == 0:
+        found = ", ".join(dict.fromkeys(message.role for message in messages))
+        raise DataError(f"no words of the assistant after a user's turn (roles: {found}): nothing can be learned")
+    if end < len(merged):
+        notes[TRAILING] = None
+    return merged[:end], tuple(notes)

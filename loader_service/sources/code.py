@@ -1,0 +1,190 @@
+"""`code`: files of source code in tables, as the-stack and StarCoder's data have them, for plain language modelling.
+
+    {"content": "print(1)\n", "lang": "Python", "ext": "py", "size": 9, "max_stars_repo_name": "a/b",
+     "max_stars_repo_path": "c/d.py", "max_stars_repo_licenses": ["MIT"], "max_stars_count": 12}
+
+With `repo_metadata` a file begins as StarCoder's do: <reponame>a/b<filename>c/d.py<gh_stars>10-100, a line feed, the content.
+Files that a filter leaves out keep their place as records without a sample; loader-prepare counts them by reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from loader_service.sources.base import Sample
+from loader_service.sources.fim import FimTokens, fill_in_the_middle
+from loader_service.sources.options import read_options
+from loader_service.sources.tables.dataset import TableDataset
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError, DataError
+
+_LANGUAGE = ("lang", "language", "programming_language")
+_LICENCES = ("max_stars_repo_licenses", "licenses", "license", "detected_licenses")
+_REPO = ("max_stars_repo_name", "repo_name", "repository_name", "repo")
+_PATH = ("max_stars_repo_path", "path", "file_path", "filename")
+_STARS = ("max_stars_count", "stars", "star_events_count")
+_TOKENS = {
+    "repo": "<reponame>",
+    "file": "<filename>",
+    "stars": "<gh_stars>",
+    "prefix": "<fim_prefix>",
+    "middle": "<fim_middle>",
+    "suffix": "<fim_suffix>",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeOptions:
+    """`data.options` of this dataset."""
+
+    column: str = "content"
+    """Holds the code."""
+    languages: tuple[str, ...] = ()
+    """Kept, by `lang` or `language`, in upper or lower case; empty: all."""
+    extensions: tuple[str, ...] = ()
+    """Kept, by `ext` or else the path's, without a dot; empty: all."""
+    licences: tuple[str, ...] = ()
+    """A file is kept if all its licences are among these, and it has one; empty: all files."""
+    min_bytes: int = 0
+    """Smaller files are left out."""
+    max_bytes: int | None = None
+    """Larger files are left out."""
+    repo_metadata: bool = False
+    """Put repository, path and stars in front."""
+    fim_rate: float = 0.0
+    """Part of the files, 0 to 1, that are rearranged for filling in the middle."""
+    fim_spm_rate: float = 0.5
+    """Part of those in the order suffix, prefix, middle; the others: prefix, suffix, middle."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Special tokens by name: repo, file, stars, prefix, middle, suffix; default: StarCoder's."""
+    validate: bool = False
+    """Parse and check every row in loader-prepare, not only when it is read. Filters parse them anyway."""
+
+
+class CodeDataset(TableDataset):
+    """Files of code."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.options = options = read_options(CodeOptions, config.options, "code")
+        for name in ("fim_rate", "fim_spm_rate"):
+            if not 0 <= getattr(options, name) <= 1:
+                raise ConfigError(f"data.options.{name} is {getattr(options, name)}: a part, from 0 to 1, is expected")
+        if options.min_bytes < 0 or (options.max_bytes is not None and options.max_bytes < max(1, options.min_bytes)):
+            raise ConfigError(
+                f"data.options.min_bytes is {options.min_bytes} and max_bytes {options.max_bytes}: 0 <= min_bytes <= max_bytes "
+                "is expected, and max_bytes of at least 1"
+            )
+        unknown = set(options.tokens) - set(_TOKENS)
+        if unknown:
+            raise ConfigError(
+                f"data.options.tokens: {', '.join(sorted(unknown))} unknown; there are {', '.join(_TOKENS)}"
+            )
+        self._tokens = {**_TOKENS, **options.tokens}
+        self._languages = frozenset(map(str.lower, options.languages))
+        self._extensions = frozenset(name.lower().lstrip(".") for name in options.extensions)
+        self._licences = frozenset(map(str.lower, options.licences))
+        self.validate = options.validate
+        self.filters = bool(
+            self._languages or self._extensions or self._licences or options.min_bytes or options.max_bytes is not None
+        )
+
+    def scan_identity(self) -> dict[str, Any]:
+        """The seed decides where files are cut for filling in the middle."""
+        identity = super().scan_identity()
+        return {**identity, "seed": self.config.order.seed} if self.options.fim_rate else identity
+
+    def columns(self) -> tuple[str, ...]:
+        """The content, and what filters and metadata look at."""
+        columns = [self.options.column]
+        if self._languages:
+            columns += _LANGUAGE
+        if self._extensions:
+            columns += ["ext", *_PATH]
+        if self._licences:
+            columns += _LICENCES
+        if self.options.repo_metadata:
+            columns += [*_REPO, *_PATH, *_STARS]
+        return tuple(dict.fromkeys(columns))
+
+    def left_out(self, row: dict[str, Any]) -> str | None:
+        """The first filter that the file does not pass."""
+        if self._languages and str(_first(row, _LANGUAGE)).lower() not in self._languages:
+            return "another language"
+        if self._extensions and _extension(row) not in self._extensions:
+            return "another extension"
+        if self._licences and not self._allowed(_first(row, _LICENCES)):
+            return "another licence, or none"
+        size = len(self._content(row).encode("utf-8", "surrogatepass"))
+        if size < self.options.min_bytes:
+            return "smaller than min_bytes"
+        if self.options.max_bytes is not None and size > self.options.max_bytes:
+            return "larger than max_bytes"
+        return None
+
+    def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
+        """The file as one text."""
+        text = self._content(row)
+        if not text.strip():
+            raise DataError("empty: there is nothing to learn", field=self.options.column)
+        if self.options.fim_rate:
+            tokens = FimTokens(*(self._tokens[name] for name in ("prefix", "middle", "suffix")))
+            options = self.options
+            text = fill_in_the_middle(text, tokens, options.fim_rate, options.fim_spm_rate, self.config.order.seed)
+        return Sample(text=self._metadata(row) + text)
+
+    def _content(self, row: dict[str, Any]) -> str:
+        text = row.get(self.options.column)
+        if not isinstance(text, str):
+            shown = ", ".join(map(str, row)) or "none"
+            raise DataError(
+                f"a text is expected, not {type(text).__name__} (columns: {shown}): name the right one in "
+                "data.options.column",
+                field=self.options.column,
+            )
+        return text
+
+    def _allowed(self, licences: Any) -> bool:
+        names = [licences] if isinstance(licences, str) else licences
+        if not isinstance(names, list) or not names:
+            return False
+        return all(isinstance(name, str) and name.lower() in self._licences for name in names)
+
+    def _metadata(self, row: dict[str, Any]) -> str:
+        if not self.options.repo_metadata:
+            return ""
+        text = ""
+        for name, columns in (("repo", _REPO), ("file", _PATH), ("stars", _STARS)):
+            value = _first(row, columns)
+            if name == "stars" and isinstance(value, int | float):
+                value = star_bucket(int(value))
+            if value is not None:
+                text += f"{self._tokens[name]}{value}"
+        return f"{text}\n" if text else ""
+
+
+Bucket = Literal["0", "1-10", "10-100", "100-1000", "1000+"]
+
+
+def star_bucket(stars: int) -> Bucket:
+    """StarCoder's classes of stars.
+
+    >>> star_bucket(12)
+    '10-100'
+    """
+    if stars <= 0:
+        return "0"
+    return "1-10" if stars <= 10 else "10-100" if stars <= 100 else "100-1000" if stars <= 1000 else "1000+"
+
+
+def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _extension(row: dict[str, Any]) -> str:
+    if isinstance(row.get("ext"), str):
+        return str(row["ext"]).lower().lstrip(".")
+    path = _first(row, _PATH)
+    return PurePosixPath(path).suffix.lower().lstrip(".") if isinstance(path, str) else ""

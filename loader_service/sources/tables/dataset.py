@@ -1,0 +1,203 @@
+"""What `chat`, `code` and `text` have in common: a record is a row of a table, and a row gives one sample.
+
+A subclass says what a row means (`sample`), which rows are left out (`left_out`), and which columns it needs. The scan takes the
+rows' places only; rows are parsed in it where they may be left out, or where `validate` asks for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.tables.table import (
+    JSON_SUFFIXES,
+    PACKED_SUFFIXES,
+    TABLE_PATTERNS,
+    Table,
+    open_table,
+    plain_suffix,
+)
+from loader_service.sources.tables.unpack import plain_file
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError, DataError
+
+_MAX_OPEN = 1024
+"""Shards that are remembered with their container: a few hundred bytes each."""
+
+
+class _Opened(NamedTuple):
+    stamp: tuple[int, int, int]
+    table: Table
+    plain: Path
+    """The shard, or its unpacked content."""
+    stop: int
+    """Size of the plain file."""
+    kind: str
+
+
+class TableDataset(BaseSFTDataset):
+    """Rows of tables, one sample each."""
+
+    shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
+    validate = False
+    """Parse and check every row in the scan."""
+    filters = False
+    """Whether `left_out` may leave rows out: then the scan parses them."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self._opened: OrderedDict[Path, _Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
+        """What a row gives; kind: of the shard, see `kind_of`. Raises DataError with its field."""
+
+    def left_out(self, row: dict[str, Any]) -> str | None:
+        """Why the row gives no sample, in words that many rows share; None: it gives one."""
+        return None
+
+    def columns(self) -> tuple[str, ...] | None:
+        """Columns of parquet files that are decoded; None: all."""
+        return None
+
+    def kind_of(self, table: Table, shard: Path, stop: int) -> str:
+        """What the first rows tell of a shard of `stop` bytes; `sample` is given it. Raises DataError for a useless shard."""
+        return ""
+
+    def open_table(self, path: Path, shard: Path) -> Table:
+        """The table in `path`, the unpacked content of `shard`."""
+        return open_table(path, shard, self.columns())
+
+    def check_shards(self, shards: Sequence[Path]) -> None:
+        """One entry holds one format: the same data often lies in a folder twice, and descriptions lie beside data."""
+        found: dict[str, Path] = {}
+        for shard in shards:
+            suffix = plain_suffix(shard.name)
+            found.setdefault("JSON" if suffix in JSON_SUFFIXES else suffix, shard)
+        if len(found) > 1:
+            raise ConfigError(
+                f"files of different formats ({', '.join(path.name for path in found.values())}) are named together: name those "
+                "that are meant, e.g. with a glob such as FOLDER/*.parquet"
+            )
+        together = set(shards)
+        for shard in shards:
+            if shard.suffix.lower() in PACKED_SUFFIXES and shard.with_suffix("") in together:
+                raise ConfigError(
+                    f"{shard.name} and {shard.with_suffix('').name} are named together, and would be read twice: name one of "
+                    "them, e.g. with a glob such as FOLDER/*.jsonl"
+                )
+
+    def cut(self, shard: Path, part_bytes: int) -> list[int]:
+        """JSON lines at the ends of lines; all else is one part."""
+        if shard.suffix.lower() in PACKED_SUFFIXES:
+            return super().cut(shard, part_bytes)
+        opened = self._open(shard)
+        with _naming(shard, opened.plain):
+            return opened.table.cut(part_bytes)
+
+    def scan(self, shard: Path) -> Iterator[ScannedRecord]:
+        """One pass over the rows."""
+        return self.scan_part(shard, 0, shard.stat().st_size)
+
+    def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        """The rows that begin in bytes [start, stop); of a compressed shard, all of them."""
+        opened = self._open(shard)
+        if shard.suffix.lower() in PACKED_SUFFIXES:
+            stop = opened.stop
+        with _naming(shard, opened.plain):
+            if self.validate or self.filters:
+                yield from self._scan_rows(opened, shard, start, stop)
+            else:
+                yield from self._scan_spans(opened.table, shard, start, stop)
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        """The row's sample."""
+        _, table, plain, _, kind = self._open(shard)
+        try:
+            row = table.row(offset, size)
+            if self.filters and self.left_out(row) is not None:
+                return
+            sample = self.sample(row, shard, kind)
+        except DataError as error:
+            if error.file == str(plain):
+                error = DataError(error.reason, field=error.field)
+            raise self._located(error, table, shard, offset) from error
+        yield sample
+
+    def _scan_spans(self, table: Table, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        for offset, size, problem in table.spans(start, stop):
+            if problem is None:
+                yield ScannedRecord(offset=offset, size=size, num_samples=1)
+            else:
+                yield self._bad(DataError(problem), table, shard, offset, size)
+
+    def _scan_rows(self, opened: _Opened, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        table = opened.table
+        for offset, size, row in table.rows(start, stop):
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                reason = self.left_out(row)
+                if reason is not None:
+                    yield ScannedRecord(offset=offset, size=size, num_samples=0, notes=(f"left out: {reason}",))
+                    continue
+                notes = self.sample(row, shard, opened.kind).notes if self.validate else ()
+            except DataError as error:
+                yield self._bad(error, table, shard, offset, size)
+            else:
+                yield ScannedRecord(offset=offset, size=size, num_samples=1, notes=notes)
+
+    def _bad(self, error: DataError, table: Table, shard: Path, offset: int, size: int) -> ScannedRecord:
+        located = self._located(error, table, shard, offset)
+        if self.config.on_bad_sample == "fail":
+            raise located from error
+        return ScannedRecord(offset=offset, size=size, num_samples=1, error=str(located))
+
+    def _located(self, error: DataError, table: Table, shard: Path, offset: int) -> DataError:
+        """The same error with its row."""
+        suffix, record = table.where(offset)
+        if error.file and error.file != str(shard):  # a file that the row names
+            return DataError(
+                error.reason, file=error.file, record=f"{shard}{suffix} {record}".strip(), field=error.field
+            )
+        return DataError(error.reason, file=f"{shard}{suffix}", record=record, field=error.field)
+
+    def _open(self, shard: Path) -> _Opened:
+        """The shard's table, remembered while the shard stays as it is."""
+        try:
+            status = shard.stat()
+        except OSError as error:
+            raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        with self._lock:
+            opened = self._opened.get(shard)
+            if opened is not None and opened.stamp == stamp:
+                self._opened.move_to_end(shard)
+                return opened
+        path = plain_file(shard, self.config.cache_dir)
+        with _naming(shard, path):
+            table, stop = self.open_table(path, shard), path.stat().st_size
+            opened = _Opened(stamp, table, path, stop, self.kind_of(table, shard, stop))
+        with self._lock:
+            self._opened[shard] = opened
+            if len(self._opened) > _MAX_OPEN:
+                self._opened.popitem(last=False)
+        return opened
+
+
+@contextmanager
+def _naming(shard: Path, plain: Path) -> Iterator[None]:
+    """Errors about the unpacked content name the shard."""
+    try:
+        yield
+    except DataError as error:
+        if error.file in ("", str(plain)) and error.file != str(shard):
+            raise DataError(error.reason, file=str(shard), record=error.record, field=error.field) from error
+        raise

@@ -1,0 +1,122 @@
+"""JSON lines and JSON arrays as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
+from loader_service.sources.tables.json_array import BYTE_ORDER_MARK, iter_elements
+from loader_service.sources.tables.table import ScannedRow, Span
+from stoker_proto.errors import DataError
+
+_BRACES = (b"{"[0], b"}"[0])
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """One object per line; offsets are those of the lines."""
+
+    path: Path
+
+    def cut(self, part_bytes: int) -> list[int]:
+        """At the ends of lines."""
+        return cut_lines(self.path, part_bytes)
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Lines that are not one object from brace to brace have a problem."""
+        for offset, line in self._lines(start, stop):
+            problem = None
+            if (line[0], line[-1]) != _BRACES:
+                line = line.strip()  # spaces around an object do no harm
+                problem = None if (line[0], line[-1]) == _BRACES else _broken_line(line)
+            yield Span(offset, len(line), problem)
+
+    def rows(self, start: int, stop: int) -> Iterator[ScannedRow]:
+        """Each line parsed."""
+        for offset, line in self._lines(start, stop):
+            yield ScannedRow(offset, len(line), _parse(line))
+
+    def row(self, offset: int, size: int) -> dict[str, Any]:
+        """The object on the line."""
+        return _parse_row(read_line(self.path, offset, size))
+
+    def where(self, offset: int) -> tuple[str, str]:
+        """The line, as editors know it."""
+        return f":{line_number(self.path, offset)}", ""
+
+    def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        for offset, line in iter_lines(self.path, start, stop):
+            if offset == 0 and line.startswith(BYTE_ORDER_MARK):
+                offset, line = len(BYTE_ORDER_MARK), line.removeprefix(BYTE_ORDER_MARK)
+            yield offset, line
+
+
+@dataclass(frozen=True, slots=True)
+class JsonArray:
+    """The objects of one array; offsets are those of their opening braces."""
+
+    path: Path
+
+    def cut(self, part_bytes: int) -> list[int]:
+        """One part: where an object begins is known only from all that is before it."""
+        return [0, self.path.stat().st_size]
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """The objects, unparsed."""
+        for offset, size in iter_elements(self.path):
+            yield Span(offset, size, None)
+
+    def rows(self, start: int, stop: int) -> Iterator[ScannedRow]:
+        """Each object parsed."""
+        with self.path.open("rb", buffering=1 << 20) as file:
+            for offset, size in iter_elements(self.path):
+                file.seek(offset)
+                yield ScannedRow(offset, size, _parse(file.read(size)))
+
+    def row(self, offset: int, size: int) -> dict[str, Any]:
+        """The object there."""
+        return _parse_row(read_line(self.path, offset, size))
+
+    def where(self, offset: int) -> tuple[str, str]:
+        """The record's number, from 0, and its byte."""
+        number = 0
+        for place, _ in iter_elements(self.path):
+            if place >= offset:
+                break
+            number += 1
+        return "", f"{number} (byte {offset})"
+
+
+def _parse(text: bytes) -> dict[str, Any] | DataError:
+    try:
+        return _parse_row(text)
+    except DataError as error:
+        return error
+
+
+def _parse_row(text: bytes) -> dict[str, Any]:
+    try:
+        row = orjson.loads(text)
+    except ValueError:  # NaN, which pandas writes for what is missing, is let through; half characters are not
+        row = parse_object(text)
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"unreadable JSON ({error}): half of a surrogate pair is no character") from error
+    if not isinstance(row, dict):
+        raise DataError(f"a JSON object is expected, not {type(row).__name__}")
+    return row
+
+
+def _broken_line(line: bytes) -> str:
+    shown = line[:40].decode("utf-8", "replace")
+    return (
+        f"a line that begins with {shown!r} and is not one JSON object from {{ to }}: it is cut short, or the file is no "
+        "JSON lines; write one object per line, or one array"
+    )

@@ -1,0 +1,153 @@
+"""Compressed shards, unpacked once into the cache folder, as a compressed stream has no random access.
+
+    data/chats.jsonl.gz
+    data/.stoker/unpacked/names/5d0f....json       stamp and BLAKE2b of the shard of this name
+    data/.stoker/unpacked/3f09.../plain            its plain content, named by the compressed content
+
+A shard that is rewritten gets a new folder, and the old one is removed. Every loader does this for itself where its cache has
+none; of several processes one unpacks and the others wait for it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable, write_whole
+from loader_service.sources.tables.extras import require
+from loader_service.sources.tables.table import PACKED_SUFFIXES
+from stoker_proto.errors import ConfigError, DataError
+
+MIN_FREE_BYTES = 1 << 30
+"""Unpacking stops rather than leave less than this on the disk."""
+_BLOCK = 1 << 20
+_BLOCKS_PER_LOOK = 32  # at the free space
+_ZSTD_PIECE = 1024  # compressed bytes: 4 of them can stand for 128 KiB, so this is at most 32 MiB of content
+_MAX_WINDOW_BYTES = 128 << 20  # of history that a zstd frame may ask for, as the program `zstd` allows by default
+
+
+def plain_file(shard: Path, cache_dir: str | None) -> Path:
+    """The shard itself, or its unpacked content in the cache.
+
+    Raises DataError for damaged data, ConfigError where the cache has no room or cannot be written."""
+    if shard.suffix.lower() not in PACKED_SUFFIXES:
+        return shard
+    root = cache_root(shard.parent, None if cache_dir is None else Path(cache_dir)) / "unpacked"
+    digest = _digest_of(shard, root)
+    plain = root / digest / "plain"
+    if not plain.exists():
+        with locked(plain.parent, LOCK_DEADLINE_S):
+            if not plain.exists():
+                _unpack(shard, plain)
+    return plain
+
+
+def _digest_of(shard: Path, root: Path) -> str:
+    """BLAKE2b of the compressed file, kept under its stamp."""
+    name = hashlib.blake2b(os.fsencode(shard), digest_size=16).hexdigest()
+    note = root / "names" / f"{name}.json"
+    stamp = _stamp(shard)
+    known = _read_note(note)
+    if known is not None and known["stamp"] == stamp:
+        return str(known["digest"])
+    with shard.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if _stamp(shard) != stamp:
+        raise DataError("it changed while it was read: run loader-prepare again when it is written", file=str(shard))
+    with locked(root, LOCK_DEADLINE_S):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(note, orjson.dumps({"shard": str(shard), "stamp": stamp, "digest": digest}))
+        if known is not None and known["digest"] != digest:
+            used = {other["digest"] for path in note.parent.glob("*.json") if (other := _read_note(path)) is not None}
+            if known["digest"] not in used:
+                shutil.rmtree(root / known["digest"], ignore_errors=True)
+    return digest
+
+
+def _read_note(note: Path) -> dict[str, Any] | None:
+    try:
+        known = orjson.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(known, dict) and isinstance(known.get("digest"), str) and len(known["digest"]) == 32
+    return known if whole and known["digest"].isalnum() and "stamp" in known else None
+
+
+def _stamp(shard: Path) -> list[int]:
+    try:
+        status = shard.stat()
+    except OSError as error:
+        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _unpack(shard: Path, plain: Path) -> None:
+    temporary = plain.with_name(f".{plain.name}.{os.getpid()}.tmp")
+    try:
+        with writable(plain.parent), temporary.open("wb") as target:
+            for number, block in enumerate(_blocks(shard)):
+                if number % _BLOCKS_PER_LOOK == 0:
+                    _check_room(shard, plain)
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+        temporary.replace(plain)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_room(shard: Path, plain: Path) -> None:
+    free = shutil.disk_usage(plain.parent).free
+    if free < MIN_FREE_BYTES + _BLOCKS_PER_LOOK * _BLOCK:
+        raise ConfigError(
+            f"{shard}: no room to unpack it in {plain.parent} ({free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are left "
+            "alone): name a folder on another disk with --cache-dir or data.cache_dir, or unpack the file yourself"
+        )
+
+
+def _blocks(shard: Path) -> Iterator[bytes]:
+    """The plain content, in blocks of bounded size."""
+    return _gzip_blocks(shard) if shard.suffix.lower() == ".gz" else _zstd_blocks(shard)
+
+
+def _gzip_blocks(shard: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(shard, "rb") as stream:
+            while block := stream.read(_BLOCK):
+                yield block
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"damaged gzip data ({error}): copy it again", file=str(shard)) from error
+
+
+def _zstd_blocks(shard: Path) -> Iterator[bytes]:
+    """Frame after frame. zstandard's own reader lets a file pass that breaks off in a frame, and this does not."""
+    zstandard = require("zstandard", "reading .zst files")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    frame, block = decompressor.decompressobj(), bytearray()
+    started = False
+    try:
+        with shard.open("rb") as file:
+            while piece := file.read(_ZSTD_PIECE):
+                while piece:
+                    block += frame.decompress(piece)
+                    started = not frame.eof
+                    piece = frame.unused_data if frame.eof else b""
+                    if frame.eof:
+                        frame = decompressor.decompressobj()
+                if len(block) >= _BLOCK:
+                    yield bytes(block)
+                    block.clear()
+    except zstandard.ZstdError as error:
+        raise DataError(f"damaged zstd data ({error}): copy it again", file=str(shard)) from error
+    if started:
+        raise DataError("damaged zstd data: the file ends within a frame; copy it again", file=str(shard))
+    if block:
+        yield bytes(block)

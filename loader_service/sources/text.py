@@ -1,0 +1,110 @@
+"""`text`: plain language modelling on a column of tables, on text files, or on token ids.
+
+    {"text": "Once upon a time ..."}            a column of tables: its texts
+    {"input_ids": [1, 7454, 2402]}              the same column with lists: token ids
+    story.txt  notes.md                         text files: whole, or by lines or paragraphs
+    train.bin  tokens.npy                       token ids in rows of `record_tokens`
+
+Token ids are taken as they are: nothing is put before or behind them here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.sources.base import Sample
+from loader_service.sources.options import read_options
+from loader_service.sources.tables.dataset import TableDataset
+from loader_service.sources.tables.plain_text import PlainText
+from loader_service.sources.tables.table import PACKED_SUFFIXES, TABLE_PATTERNS, Table, plain_suffix
+from loader_service.sources.tables.token_file import COLUMN, TOKEN_SUFFIXES, TokenFile
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError, DataError
+
+TEXT_SUFFIXES = (".txt", ".md")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """`data.options` of this dataset."""
+
+    column: str = "text"
+    """Of tables: texts, or lists of token ids."""
+    split: Literal["file", "lines", "paragraphs"] = "file"
+    """What one record of a text file is; paragraphs are parted by blank lines."""
+    dtype: Literal["uint16", "uint32", "int32", "int64"] = "uint16"
+    """Of the numbers in .bin files."""
+    record_tokens: int | None = None
+    """Tokens in a record of .bin and .npy files; they need it."""
+    validate: bool = False
+    """Parse and check every row in loader-prepare, not only when it is read."""
+
+
+class TextDataset(TableDataset):
+    """Texts, or token ids."""
+
+    shard_patterns: ClassVar[tuple[str, ...]] = (
+        *TABLE_PATTERNS,
+        *(f"*{suffix}{packed}" for suffix in (*TEXT_SUFFIXES, *TOKEN_SUFFIXES) for packed in ("", *PACKED_SUFFIXES)),
+    )
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.options = read_options(TextOptions, config.options, "text")
+        tokens = self.options.record_tokens
+        if tokens is not None and not 1 <= tokens <= config.max_seq_len:
+            raise ConfigError(
+                f"data.options.record_tokens is {tokens}: from 1 to data.max_seq_len ({config.max_seq_len}) is expected"
+            )
+        self.validate = self.options.validate
+
+    def columns(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.options.column,)
+
+    def open_table(self, path: Path, shard: Path) -> Table:
+        """Text and token files are tables of one column."""
+        suffix = plain_suffix(shard.name)
+        if suffix in TEXT_SUFFIXES:
+            return PlainText(path, self.options.column, self.options.split)
+        if suffix in TOKEN_SUFFIXES:
+            if self.options.record_tokens is None:
+                raise ConfigError(
+                    f"{shard}: data.options.record_tokens is not set; say how many tokens of a {suffix} file are one record"
+                )
+            return TokenFile(path, self.options.dtype, self.options.record_tokens, is_npy=suffix == ".npy")
+        return super().open_table(path, shard)
+
+    def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
+        """The column's text or tokens."""
+        column = self.options.column
+        name = COLUMN if isinstance(row.get(COLUMN), np.ndarray) else column
+        value = row.get(name)
+        if isinstance(value, str):
+            if not value.strip():
+                raise DataError("empty: there is nothing to learn", field=name)
+            return Sample(text=value)
+        if isinstance(value, list | np.ndarray):
+            return Sample(input_ids=_token_ids(value, name))
+        shown = ", ".join(map(str, row)) or "none"
+        raise DataError(
+            f"a text or a list of token ids is expected, not {type(value).__name__} (columns: {shown}): name the right one in "
+            "data.options.column",
+            field=name,
+        )
+
+
+def _token_ids(value: list[Any] | NDArray[Any], field: str) -> NDArray[np.int32]:
+    if isinstance(value, list) and not all(type(token) is int for token in value):
+        raise DataError("a list with something else than whole numbers: token ids are expected", field=field)
+    if len(value) == 0:
+        raise DataError("empty: there is nothing to learn", field=field)
+    least, most = min(value), max(value)
+    if least < 0 or most >= 1 << 31:
+        raise DataError(f"token ids from {least} to {most}: 0 to {(1 << 31) - 1} are possible", field=field)
+    return np.asarray(value).astype(np.int32)
