@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import zipfile
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -178,14 +179,14 @@ def _check_unchanged(task: PartTask) -> None:
 
 
 def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
-    columns: list[tuple[int, int, int, int]] = []
+    columns = array("q")  # 32 bytes a record: what cannot be cut is one part, however many records it has
     errors: list[str] = []
     notes: Counter[str] = Counter()
     num_bad = 0
     actions = ActionCounter(task.shard, int(digest[:16], 16), task.chunk)
     for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
         _check_record(dataset, task, record)
-        columns.append((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
+        columns.extend((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
         if record.notes:
             count_notes(notes, dict.fromkeys(record.notes, 1))
         if record.error is not None:
@@ -195,7 +196,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
         elif record.actions is not None:
             actions.add(record.actions)
     _check_unchanged(task)
-    table = np.array(columns, dtype=np.int64).reshape(-1, 4)
+    table = np.frombuffer(columns, dtype=np.int64).reshape(-1, 4)
     return Part(
         table[:, 0].copy(),
         table[:, 1].astype(np.uint32),

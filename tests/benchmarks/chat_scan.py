@@ -24,6 +24,10 @@ import numpy as np
 
 _ROOT = Path(__file__).parents[2]
 _GROUP_ROWS = 1000
+_HEADER = (
+    *(("MB", 8), ("scan CPU s", 12), ("us/row", 8), ("validate CPU s", 16), ("us/row", 8), ("peak MB", 9)),
+    ("read us", 9),
+)
 
 
 def main() -> None:
@@ -32,9 +36,8 @@ def main() -> None:
     if arguments.measure is not None:
         print(json.dumps(_measure(arguments.measure, arguments.validate, arguments.reads)))
         return
-    print(
-        f"{'container':<14}{'MB':>8}{'scan CPU s':>12}{'us/row':>8}{'validate CPU s':>16}{'us/row':>8}{'peak MB':>9}{'read us':>9}"
-    )
+    header = [f"{name:>{width}}" for name, width in _HEADER]
+    print(f"{'container':<14}{''.join(header)}")
     for container in arguments.containers.split(","):
         with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="chat-scan-") as name:
             path = Path(name) / f"train.{container}"
@@ -76,9 +79,12 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def _row(number: int) -> dict[str, Any]:
-    question = f"Question {number}: what is {number} plus one, and why is it \"so\"?"
+    question = f'Question {number}: what is {number} plus one, and why is it "so"?'
     answer = f"It is {number + 1}, as one follows the other.\nThat is how counting works."
-    return {"id": str(number), "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return {
+        "id": str(number),
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+    }
 
 
 def _measure(path: Path, validate: bool, reads: int) -> dict[str, Any]:
@@ -87,9 +93,10 @@ def _measure(path: Path, validate: bool, reads: int) -> dict[str, Any]:
     from stoker_proto.config_reader import load_config
 
     config = path.with_name("config.yaml")
+    options = f"{{validate: {str(validate).lower()}}}"
     config.write_text(
         "model: {base_model_path: none}\n"
-        f"data: {{dataset_type: chat, train_data_paths: ['{path}'], max_seq_len: 64, options: {{validate: {str(validate).lower()}}}}}\n"
+        f"data: {{dataset_type: chat, train_data_paths: ['{path}'], max_seq_len: 64, options: {options}}}\n"
         "trainer: {micro_batch_size: 1, global_batch_size: 1, lr: 1e-4}\n"
     )
     loaded = load_config(config)

@@ -52,12 +52,8 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"an image of {len(data)} bytes: at most {MAX_FILE_BYTES} are read")
     try:
-        if data.startswith(_JPEG_MAGIC):
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height)
-            if colours in ("RGB", "YCbCr", "Gray", "YCbCR"):
-                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
-                return pixels
+        if data.startswith(_JPEG_MAGIC) and (pixels := _decode_jpeg(data)) is not None:
+            return pixels
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own limit is a warning, and lower than ours
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
@@ -66,6 +62,19 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     except (ValueError, OSError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"no readable image ({reason}): {', '.join(_FORMATS)} are read") from error
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """The quick way for the usual JPEG; None for others (CMYK, odd subsampling, damaged)."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height)
+        if colours in ("CMYK", "YCCK"):
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+    return pixels
 
 
 def _check_size(width: int, height: int) -> None:

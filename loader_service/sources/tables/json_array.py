@@ -48,7 +48,7 @@ class _Scanner:
         self._escaping = False  # the last block ended with a backslash that escapes the next byte
         self._count = 0
         self._start = -1  # of the object that is open; -1: none is
-        self._gap = b""  # what was read since the last object, without spaces around it
+        self._gap = b""  # what was read since the last object, without spaces
 
     def feed(self, block: bytes) -> Iterator[tuple[int, int]]:
         """The objects that end in the next block of the file."""
@@ -69,8 +69,8 @@ class _Scanner:
             self._count += 1
         self._position += len(block)
         if self._start < 0:
-            self._gap = (self._gap + block[end:]).strip()
-            if len(self._gap) > len(BYTE_ORDER_MARK) + 2:  # no comma or bracket is that long, and nothing may grow
+            self._gap = self._gap_with(block[end:])
+            if len(self._gap) > 4:  # no comma, bracket or half of a byte-order mark is that long, and nothing may grow
                 raise self._misplaced(self._gap, self._position - len(block) + end)
         else:
             self._check_size(self._position - self._start)
@@ -82,7 +82,7 @@ class _Scanner:
             raise self._error(
                 f"{where}, inside record {self._count}, which begins at byte {self._start}: copy the file again"
             )
-        gap = self._gap if self._count else b"".join(self._gap.removeprefix(BYTE_ORDER_MARK).split())
+        gap = self._gap
         if gap == (b"]" if self._count else b"[]"):
             return
         if gap in (b"", b",", b"["):
@@ -120,15 +120,18 @@ class _Scanner:
         return block
 
     def _open(self, block: bytes, start: int, end: int) -> None:
-        gap = (self._gap + block[end:start]).strip()
-        expected = b"," if self._count else b"["
-        if gap != expected and (self._count or gap.removeprefix(BYTE_ORDER_MARK).strip() != expected):
+        gap = self._gap_with(block[end:start])
+        if gap != (b"," if self._count else b"["):
             raise self._misplaced(gap, self._position + start - len(gap))
         if block[start] != _OPENING_BRACE:
             raise self._error(
                 f"record {self._count} at byte {self._position + start} is an array: JSON objects are expected"
             )
         self._start, self._gap = self._position + start, b""
+
+    def _gap_with(self, more: bytes) -> bytes:
+        gap = b"".join((self._gap + more).split())
+        return gap if self._count else gap.removeprefix(BYTE_ORDER_MARK)
 
     def _misplaced(self, gap: bytes, position: int) -> DataError:
         shown = gap[:40].decode("utf-8", "replace")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import itertools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from loader_service.sources.base import BaseSFTDataset, Sample, make_dataset
 from loader_service.sources.mani_openpi import ManiOpenPIDataset
+from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.config import ActionConfig, DataConfig, ImageConfig
 
 
@@ -61,3 +70,65 @@ def make_mani() -> Callable[..., ManiOpenPIDataset]:
         return ManiOpenPIDataset(config)
 
     return make
+
+
+@pytest.fixture
+def make_tables() -> Callable[..., TableDataset]:
+    """`make_tables("chat", learn="last", on_bad_sample="skip")`: a dataset; what is no key of `data` is one of its options."""
+
+    def make(dataset_type: str, **keys: Any) -> TableDataset:
+        named = {field.name for field in fields(DataConfig)}
+        data = {"max_seq_len": 64, **{key: value for key, value in keys.items() if key in named}}
+        options = {key: value for key, value in keys.items() if key not in named}
+        dataset = make_dataset(
+            DataConfig(dataset_type=dataset_type, train_data_paths=("unused",), options=options, **data)
+        )
+        assert isinstance(dataset, TableDataset)
+        return dataset
+
+    return make
+
+
+def read_all(dataset: BaseSFTDataset, shard: Path) -> list[Sample]:
+    """What a loader gets of a shard, its parts cut small; records with an error are left out."""
+    cuts = dataset.cut(shard, 200)
+    records = [record for start, stop in itertools.pairwise(cuts) for record in dataset.scan_part(shard, start, stop)]
+    samples = []
+    for record in records:
+        if record.error is None:
+            found = list(dataset.read(shard, record.offset, record.size))
+            assert len(found) == record.num_samples
+            samples += found
+    return samples
+
+
+@pytest.fixture
+def read_shard() -> Callable[[BaseSFTDataset, Path], list[Sample]]:
+    """`read_all`, for the tests."""
+    return read_all
+
+
+@pytest.fixture
+def write_table(tmp_path: Path) -> Callable[..., Path]:
+    """`write_table("a.jsonl.gz", rows)`: the rows in the container that the name says."""
+
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = Path(name).with_suffix("") if path.suffix in (".gz", ".zst") else Path(name)
+        if plain.suffix == ".parquet":
+            sink = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=2)
+            content = sink.getvalue()
+        elif plain.suffix == ".json":
+            content = json.dumps(rows, indent=1, ensure_ascii=False).encode()
+        else:
+            content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        packers: dict[str, Callable[[bytes], bytes]] = {
+            ".gz": gzip.compress,
+            ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+        }
+        path.write_bytes(packers.get(path.suffix, bytes)(content))
+        return path
+
+    return write

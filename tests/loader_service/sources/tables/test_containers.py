@@ -1,0 +1,204 @@
+"""The same rows in every container give the same samples, and damaged containers are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from loader_service.sources.base import BaseSFTDataset, Sample
+from loader_service.sources.tables import parquet
+from loader_service.sources.tables.dataset import TableDataset
+from stoker_proto.errors import ConfigError, DataError
+
+NAMES = ("a.jsonl", "a.ndjson", "a.json", "a.parquet")
+MakeTables = Callable[..., TableDataset]
+ReadShard = Callable[[BaseSFTDataset, Path], list[Sample]]
+
+
+def dialogue(number: int) -> dict[str, Any]:
+    """A row whose texts have what containers stumble over."""
+    texts = ['a "quote" \\ and ] } [ {', "caf\u00e9 \u4f60\u597d\n\r\u2028 line", "tab\t end", "\U0001f525" * 3]
+    return {
+        "id": str(number),
+        "messages": [
+            {"role": "user", "content": f"{number}: {texts[number % 4]}"},
+            {"role": "assistant", "content": texts[(number + 1) % 4]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", NAMES)
+def test_all_containers_give_the_same_samples(
+    name: str, packed: str, write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    rows = [dialogue(i) for i in range(13)]
+    shard = write_table(name + packed, rows)
+    for validate in (False, True):
+        samples = read_shard(make_tables("chat", validate=validate), shard)
+        assert [[turn.text for turn in sample.turns] for sample in samples] == [
+            [message["content"] for message in row["messages"]] for row in rows
+        ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_are_read_in_any_order(name: str, write_table: Callable[..., Path], make_tables: MakeTables) -> None:
+    rows = [{"text": f"number {i}"} for i in range(9)]
+    shard = write_table(name, rows)
+    dataset = make_tables("text")
+    records = list(dataset.scan(shard))
+    for i in (8, 0, 4, 3, 8):
+        (sample,) = dataset.read(shard, records[i].offset, records[i].size)
+        assert sample.text == f"number {i}"
+
+
+def test_a_json_file_may_hold_lines_and_a_jsonl_file_an_array(
+    tmp_path: Path, make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}\n')
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf [{"text": "x"},\n{"text": "y"}]')
+    for name in ("a.json", "b.jsonl"):
+        assert [sample.text for sample in read_shard(make_tables("text"), tmp_path / name)] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"\x1f\x8b\x08\x00", "it is gzip-compressed: call it NAME.gz"),
+        ("a.json", b"\x28\xb5\x2f\xfd....", "it is zstd-compressed: call it NAME.zst"),
+        ("a.jsonl", b"PAR1....PAR1", "it is parquet: call it NAME.parquet"),
+        ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("a.jsonl", b"text,label\n", "it begins with 'text,label.n': JSON objects, one per line, or one JSON array"),
+        ("a.parquet", b"PAR1 and nothing else", "unreadable parquet"),
+        ("a.parquet", b'{"text": "x"}\n', "unreadable parquet"),
+        ("a.jsonl.gz", b'{"text": "x"}\n', "damaged gzip data"),
+        ("a.jsonl.zst", b'{"text": "x"}\n', "damaged zstd data"),
+        ("a.csv", b"text\n", "suffix '.csv': .jsonl, .ndjson, .json, .parquet are read, each also with .gz or .zst"),
+        ("a.json", b'[{"text": "x"}, {"te', "breaks off at byte 20"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "y', r"a.jsonl:2: a line that begins with '{\"text\": \"y'"),
+        ("a.json", b'{\n "text": "x"\n}\n', "a.json:1: a line that begins with '{' and is not one JSON object"),
+    ],
+)
+def test_a_file_that_is_something_else_is_named(
+    name: str, content: bytes, message: str, tmp_path: Path, make_tables: MakeTables
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message.replace("(", r"\(")) as caught:
+        list(make_tables("text").scan(tmp_path / name))
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+@pytest.mark.parametrize("lost", [1, 5, 30])
+def test_a_packed_file_that_is_cut_short_is_named(
+    packed: str, lost: int, write_table: Callable[..., Path], make_tables: MakeTables
+) -> None:
+    shard = write_table(f"a.jsonl{packed}", [{"text": f"number {i}"} for i in range(50)])
+    shard.write_bytes(shard.read_bytes()[:-lost])
+    with pytest.raises(DataError, match=rf"a\.jsonl\{packed}: damaged .* data.*copy it again"):
+        list(make_tables("text").scan(shard))
+    assert not list(shard.parent.rglob("plain*")), "half of the content must not stay"
+
+
+def test_a_flipped_bit_in_a_packed_file_is_named(write_table: Callable[..., Path], make_tables: MakeTables) -> None:
+    for packed in (".gz", ".zst"):
+        shard = write_table(f"a.jsonl{packed}", [{"text": f"number {i}"} for i in range(50)])
+        content = bytearray(shard.read_bytes())
+        content[-2] ^= 1  # of the length (gzip) or the checksum (zstd)
+        shard.write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            list(make_tables("text").scan(shard))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": "\xff"}\n{"text": "z"}\n', "a.jsonl:3: "),
+        ("a.json", b'[{"text": "x"}, {"text": "\xff"}, {"text": "z"}]', "a.json: record 1 (byte 16): "),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud800"}\n{"text": "z"}\n', "a.jsonl:2: "),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n{"text": "z"}\n', "a.jsonl:2: field text: "),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n{"text": "z"}\n', "a.jsonl:2: field text: "),
+        ("a.jsonl", b'{"text": "x"}\n{"text": " "}\n{"text": "z"}\n', "a.jsonl:2: field text: empty"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"; "y"}\n{"text": "z"}\n', "a.jsonl:2: unreadable JSON"),
+        ("a.json", b'[{"text": "x"}, {"text"; "y"}, {"text": "z"}]', "a.json: record 1 (byte 16): unreadable JSON"),
+    ],
+)
+def test_a_bad_row_is_named_and_keeps_its_place(
+    name: str, content: bytes, where: str, tmp_path: Path, make_tables: MakeTables
+) -> None:
+    shard = tmp_path / name
+    shard.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(make_tables("text", validate=True).scan(shard))
+    assert str(caught.value).startswith(f"{tmp_path}/{where}")
+    dataset = make_tables("text", on_bad_sample="skip", validate=True)
+    records = list(dataset.scan(shard))
+    assert [record.error is None for record in records] == [True, False, True]
+    assert records[1].error == str(caught.value)
+    assert [record.num_samples for record in records] == [1, 1, 1]
+    with pytest.raises(DataError) as again:
+        list(dataset.read(shard, records[1].offset, records[1].size))
+    assert str(again.value) == str(caught.value)
+    assert [s.text for r in (records[0], records[2]) for s in dataset.read(shard, r.offset, r.size)] == ["x", "z"]
+
+
+def test_text_of_parquet_that_is_no_utf8_is_one_bad_row(tmp_path: Path, make_tables: MakeTables) -> None:
+    raw = pa.array([b"x", b"\xff\xfe", b"z"])
+    column = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    dataset = make_tables("text", on_bad_sample="skip", validate=True)
+    records = list(dataset.scan(tmp_path / "a.parquet"))
+    assert [record.error is None for record in records] == [True, False, True]
+    assert "a.parquet: record row 1: unreadable parquet (UnicodeDecodeError" in str(records[1].error)
+
+
+def test_parquet_without_the_column_names_those_there_are(
+    write_table: Callable[..., Path], make_tables: MakeTables
+) -> None:
+    shard = write_table("a.parquet", [{"body": "x", "size": 1}])
+    with pytest.raises(DataError, match=r"a\.parquet: none of the columns text is there; it has body, size"):
+        list(make_tables("text").scan(shard))
+
+
+def test_decoded_row_groups_are_kept_and_bounded(
+    tmp_path: Path, make_tables: MakeTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"{i:04d}" * 100, "other": "y" * 1000} for i in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10)
+    cache = parquet._GroupCache()
+    monkeypatch.setattr(parquet, "_cache", cache)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 10_000)  # two groups of one column of 4,000 bytes
+    dataset = make_tables("text")
+    for number in (0, 15, 3, 25, 39, 0):
+        (sample,) = dataset.read(tmp_path / "a.parquet", number, 1)
+        assert sample.text == rows[number]["text"]
+        assert cache._num_bytes == sum(group.nbytes for group in cache._groups.values()) <= 10_000
+    assert [key[-2] for key in cache._groups] == [3, 0]
+    assert all(group.column_names == ["text"] for group in cache._groups.values())
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100)
+    with pytest.raises(DataError, match=r"row group 1 has .* write the file with smaller row groups"):
+        list(dataset.read(tmp_path / "a.parquet", 10, 1))
+
+
+def test_formats_are_not_mixed_in_one_entry(make_tables: MakeTables) -> None:
+    dataset = make_tables("text")
+    dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.json"), Path("/d/c.ndjson.gz")])
+    with pytest.raises(ConfigError, match=r"files of different formats \(a\.jsonl, b\.parquet\) are named together"):
+        dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.parquet")])
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.gz and a\.jsonl are named together, and would be read twice"):
+        dataset.check_shards([Path("/d/a.jsonl"), Path("/d/a.jsonl.gz")])
+
+
+def test_a_shard_that_is_written_anew_is_seen(tmp_path: Path, make_tables: MakeTables) -> None:
+    dataset, shard = make_tables("text"), tmp_path / "a.json"
+    for container in ([{"text": "x"}], {"text": "longer"}):
+        shard.write_text(json.dumps(container))
+        (record,) = dataset.scan(shard)
+        (sample,) = dataset.read(shard, record.offset, record.size)
+    assert sample.text == "longer"
