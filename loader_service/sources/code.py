@@ -61,6 +61,8 @@ class CodeOptions:
     """Special tokens by name: repo, file, stars, prefix, middle, suffix; default: StarCoder's."""
     validate: bool = False
     """Parse and check every row in loader-prepare, not only when it is read. Filters parse them anyway."""
+    unpack_parquet: bool = False
+    """Keep the needed columns of parquet files unpacked in the cache folder: quick random reads for room on the disk."""
 
 
 class CodeDataset(TableDataset):
@@ -86,7 +88,7 @@ class CodeDataset(TableDataset):
         self._languages = frozenset(map(str.lower, options.languages))
         self._extensions = frozenset(name.lower().lstrip(".") for name in options.extensions)
         self._licences = frozenset(map(str.lower, options.licences))
-        self.validate = options.validate
+        self.validate, self.unpack_parquet = options.validate, options.unpack_parquet
         self.filters = bool(
             self._languages or self._extensions or self._licences or options.min_bytes or options.max_bytes is not None
         )

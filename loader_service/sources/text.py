@@ -43,6 +43,8 @@ class TextOptions:
     """Tokens in a record of .bin and .npy files; they need it."""
     validate: bool = False
     """Parse and check every row in loader-prepare, not only when it is read."""
+    unpack_parquet: bool = False
+    """Keep the needed columns of parquet files unpacked in the cache folder: quick random reads for room on the disk."""
 
 
 class TextDataset(TableDataset):
@@ -61,7 +63,7 @@ class TextDataset(TableDataset):
             raise ConfigError(
                 f"data.options.record_tokens is {tokens}: from 1 to data.max_seq_len ({config.max_seq_len}) is expected"
             )
-        self.validate = self.options.validate
+        self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 
     def columns(self) -> tuple[str, ...]:
         """The one."""

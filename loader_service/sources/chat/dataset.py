@@ -44,6 +44,8 @@ class ChatOptions:
     """The format's name of a field -> its name in the files, e.g. {messages: chat}."""
     validate: bool = False
     """Parse and mend every row in loader-prepare, not only when it is read."""
+    unpack_parquet: bool = False
+    """Keep the needed columns of parquet files unpacked in the cache folder: quick random reads for room on the disk."""
 
 
 class ChatDataset(TableDataset):
@@ -57,7 +59,7 @@ class ChatDataset(TableDataset):
             raise ConfigError(
                 f"data.options.columns: {', '.join(unknown)} are no fields of a format: {', '.join(COLUMNS)}"
             )
-        self.validate = self.options.validate
+        self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 
     def columns(self) -> tuple[str, ...]:
         """Those of all formats, by their names in the files."""

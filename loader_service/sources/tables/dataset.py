@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.table import (
     JSON_SUFFIXES,
     PACKED_SUFFIXES,
+    PARQUET_SUFFIX,
     TABLE_PATTERNS,
     Table,
     open_table,
     plain_suffix,
 )
-from loader_service.sources.tables.unpack import plain_file
+from loader_service.sources.tables.unpack import arrow_file, plain_file
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 
@@ -49,6 +51,9 @@ class TableDataset(BaseSFTDataset):
     """Parse and check every row in the scan."""
     filters = False
     """Whether `left_out` may leave rows out: then the scan parses them."""
+
+    unpack_parquet = False
+    """Unpack parquet files into the cache folder, for quick random access (`arrow`)."""
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -96,7 +101,7 @@ class TableDataset(BaseSFTDataset):
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
         """JSON lines at the ends of lines; all else is one part."""
-        if shard.suffix.lower() in PACKED_SUFFIXES:
+        if self._is_unpacked(shard):  # by the process that scans it
             return super().cut(shard, part_bytes)
         opened = self._open(shard)
         with _naming(shard, opened.plain):
@@ -109,7 +114,7 @@ class TableDataset(BaseSFTDataset):
     def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
         """The rows that begin in bytes [start, stop); of a compressed shard, all of them."""
         opened = self._open(shard)
-        if shard.suffix.lower() in PACKED_SUFFIXES:
+        if self._is_unpacked(shard):
             stop = opened.stop
         with _naming(shard, opened.plain):
             if self.validate or self.filters:
@@ -169,6 +174,11 @@ class TableDataset(BaseSFTDataset):
             )
         return DataError(error.reason, file=f"{shard}{suffix}", record=record, field=error.field)
 
+    def _is_unpacked(self, shard: Path) -> bool:
+        """Whether what is read is not the shard itself."""
+        packed = shard.suffix.lower() in PACKED_SUFFIXES
+        return packed or (self.unpack_parquet and plain_suffix(shard.name) == PARQUET_SUFFIX)
+
     def _open(self, shard: Path) -> _Opened:
         """The shard's table, remembered while the shard stays as it is."""
         try:
@@ -181,9 +191,15 @@ class TableDataset(BaseSFTDataset):
             if opened is not None and opened.stamp == stamp:
                 self._opened.move_to_end(shard)
                 return opened
-        path = plain_file(shard, self.config.cache_dir)
+        cache_dir, parquet = self.config.cache_dir, plain_suffix(shard.name) == PARQUET_SUFFIX
+        path = plain_file(shard, cache_dir)
         with _naming(shard, path):
-            table, stop = self.open_table(path, shard), path.stat().st_size
+            if parquet and self.unpack_parquet:
+                path = arrow_file(shard, path, cache_dir, self.columns())
+                table: Table = ArrowTable(path)
+            else:
+                table = self.open_table(path, shard)
+            stop = path.stat().st_size
             opened = _Opened(stamp, table, path, stop, self.kind_of(table, shard, stop))
         with self._lock:
             self._opened[shard] = opened

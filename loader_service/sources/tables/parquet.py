@@ -1,8 +1,8 @@
 """Parquet files as tables: the offset of a row is its number.
 
 A row is read with its whole row group, of which only the needed columns are decoded; decoded groups are kept in a small cache of
-the process. Reading rows at random costs a group's decoding each time the cache misses: write files that are trained on
-with small row groups (1,000 rows), or as JSON lines.
+the process. Reading rows at random costs a group's decoding each time the cache misses; `unpack_parquet` spares that
+(`arrow`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loader_service.sources.tables.extras import require
+from loader_service.sources.tables.extras import guarded, require, rows_of
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
 
@@ -60,14 +60,11 @@ class ParquetTable:
     def __init__(self, path: Path, columns: tuple[str, ...] | None) -> None:
         """columns: that are decoded, where the file has them; None: all. Raises DataError."""
         self.path = path
-        self._parquet, self._arrow = (
-            require("pyarrow.parquet", "reading parquet"),
-            require("pyarrow", "reading parquet"),
-        )
+        self._parquet = require("pyarrow.parquet", "reading parquet")
         status = path.stat()
         self._key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
-        self._metadata = self._guarded(lambda: self._parquet.read_metadata(path))
-        names = self._guarded(lambda: self._metadata.schema.to_arrow_schema().names)
+        self._metadata = guarded(lambda: self._parquet.read_metadata(path), "parquet")
+        names = guarded(lambda: self._metadata.schema.to_arrow_schema().names, "parquet")
         self.columns: list[str] = [name for name in names if columns is None or name in columns]
         if not self.columns:
             raise DataError(
@@ -94,13 +91,10 @@ class ParquetTable:
     def rows(self, start: int, stop: int) -> Iterator[ScannedRow]:
         """Decoded batch by batch."""
         number = 0
-        for group in range(self._metadata.num_row_groups):
-            self._check_size(group)
-            batches = self._guarded(lambda: self._open().iter_batches(_BATCH_ROWS, [group], self.columns, False))  # noqa: B023
-            while (batch := self._guarded(lambda: next(batches, None))) is not None:  # noqa: B023 - called at once
-                for row in self._rows_of(batch):
-                    yield ScannedRow(number, 1, row)
-                    number += 1
+        for batch in self.batches():
+            for row in rows_of(batch, "parquet"):
+                yield ScannedRow(number, 1, row)
+                number += 1
 
     def row(self, offset: int, size: int) -> dict[str, Any]:
         """Row `offset`."""
@@ -112,26 +106,22 @@ class ParquetTable:
         decoded = _cache.get(key)
         if decoded is None:
             self._check_size(group)
-            decoded = self._guarded(lambda: self._open().read_row_group(group, self.columns, use_threads=False))
+            decoded = guarded(lambda: self._open().read_row_group(group, self.columns, use_threads=False), "parquet")
             _cache.put(key, decoded)
-        rows: list[dict[str, Any]] = self._guarded(decoded.slice(offset - firsts[group], 1).to_pylist)
+        rows: list[dict[str, Any]] = guarded(decoded.slice(offset - firsts[group], 1).to_pylist, "parquet")
         return rows[0]
 
     def where(self, offset: int) -> tuple[str, str]:
         """The row's number, from 0."""
         return "", f"row {offset}"
 
-    def _rows_of(self, batch: Any) -> list[dict[str, Any] | DataError]:
-        try:
-            rows: list[dict[str, Any] | DataError] = self._guarded(batch.to_pylist)
-        except DataError:  # text that is no UTF-8: the rows beside it are well
-            rows = []
-            for i in range(batch.num_rows):
-                try:
-                    rows.extend(self._guarded(batch.slice(i, 1).to_pylist))
-                except DataError as error:
-                    rows.append(error)
-        return rows
+    def batches(self) -> Iterator[Any]:
+        """All rows as pyarrow record batches."""
+        for group in range(self._metadata.num_row_groups):
+            self._check_size(group)
+            batches = guarded(lambda: self._open().iter_batches(_BATCH_ROWS, [group], self.columns, False), "parquet")  # noqa: B023
+            while (batch := guarded(lambda: next(batches, None), "parquet")) is not None:  # noqa: B023 - called at once
+                yield batch
 
     def _open(self) -> Any:
         return self._parquet.ParquetFile(self.path, metadata=self._metadata)
@@ -146,11 +136,3 @@ class ParquetTable:
                 f"row group {group} has {size} bytes in the columns {', '.join(self.columns)}, and at most {MAX_GROUP_BYTES} are "
                 "read at once: write the file with smaller row groups (1,000 rows)"
             )
-
-    def _guarded(self, read: Any) -> Any:
-        """What pyarrow says of a damaged file, as a DataError."""
-        try:
-            return read()
-        except (self._arrow.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DataError(f"unreadable parquet ({type(error).__name__}: {reason}): copy or write it again") from error

@@ -3,6 +3,7 @@
     data/chats.jsonl.gz
     data/.stoker/unpacked/names/5d0f....json       stamp and BLAKE2b of the shard of this name
     data/.stoker/unpacked/3f09.../plain            its plain content, named by the compressed content
+    data/.stoker/unpacked/77ab.../arrow-12...      columns of a parquet file, where `unpack_parquet` asks for it
 
 A shard that is rewritten gets a new folder, and the old one is removed. Every loader does this for itself where its cache has
 none; of several processes one unpacks and the others wait for it.
@@ -15,16 +16,19 @@ import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable, write_whole
+from loader_service.sources.tables.arrow import write_arrow
 from loader_service.sources.tables.extras import require
+from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import PACKED_SUFFIXES
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.hashing import fingerprint
 
 MIN_FREE_BYTES = 1 << 30
 """Unpacking stops rather than leave less than this on the disk."""
@@ -40,14 +44,35 @@ def plain_file(shard: Path, cache_dir: str | None) -> Path:
     Raises DataError for damaged data, ConfigError where the cache has no room or cannot be written."""
     if shard.suffix.lower() not in PACKED_SUFFIXES:
         return shard
+    return _made_once(shard, cache_dir, "plain", lambda target: _unpack(shard, target))
+
+
+def arrow_file(shard: Path, path: Path, cache_dir: str | None, columns: tuple[str, ...] | None) -> Path:
+    """The parquet file in `path`, the plain content of `shard`, as an Arrow file of its needed columns in the cache."""
+    name = f"arrow-{fingerprint(columns)[:16]}"
+    return _made_once(
+        shard,
+        cache_dir,
+        name,
+        lambda target: write_arrow(ParquetTable(path, columns), target, lambda: _check_room(shard, target)),
+    )
+
+
+def _made_once(shard: Path, cache_dir: str | None, name: str, make: Callable[[Path], None]) -> Path:
+    """The file of this name in the folder of the shard's content; made there, whole or not at all, if it is missing."""
     root = cache_root(shard.parent, None if cache_dir is None else Path(cache_dir)) / "unpacked"
-    digest = _digest_of(shard, root)
-    plain = root / digest / "plain"
-    if not plain.exists():
-        with locked(plain.parent, LOCK_DEADLINE_S):
-            if not plain.exists():
-                _unpack(shard, plain)
-    return plain
+    path = root / _digest_of(shard, root) / name
+    if not path.exists():
+        with locked(path.parent, LOCK_DEADLINE_S):
+            if not path.exists():
+                temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+                try:
+                    with writable(path.parent):
+                        make(temporary)
+                        temporary.replace(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+    return path
 
 
 def _digest_of(shard: Path, root: Path) -> str:
@@ -89,26 +114,21 @@ def _stamp(shard: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _unpack(shard: Path, plain: Path) -> None:
-    temporary = plain.with_name(f".{plain.name}.{os.getpid()}.tmp")
-    try:
-        with writable(plain.parent), temporary.open("wb") as target:
-            for number, block in enumerate(_blocks(shard)):
-                if number % _BLOCKS_PER_LOOK == 0:
-                    _check_room(shard, plain)
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(plain)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _unpack(shard: Path, target: Path) -> None:
+    with target.open("wb") as file:
+        for number, block in enumerate(_blocks(shard)):
+            if number % _BLOCKS_PER_LOOK == 0:
+                _check_room(shard, target)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _check_room(shard: Path, plain: Path) -> None:
-    free = shutil.disk_usage(plain.parent).free
+def _check_room(shard: Path, target: Path) -> None:
+    free = shutil.disk_usage(target.parent).free
     if free < MIN_FREE_BYTES + _BLOCKS_PER_LOOK * _BLOCK:
         raise ConfigError(
-            f"{shard}: no room to unpack it in {plain.parent} ({free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are left "
+            f"{shard}: no room to unpack it in {target.parent} ({free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are left "
             "alone): name a folder on another disk with --cache-dir or data.cache_dir, or unpack the file yourself"
         )
 

@@ -148,6 +148,34 @@ def test_a_bad_row_is_named_and_keeps_its_place(
     assert [s.text for r in (records[0], records[2]) for s in dataset.read(shard, r.offset, r.size)] == ["x", "z"]
 
 
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_unpacked_parquet_gives_the_same(
+    packed: str, write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    rows = [{**dialogue(i), "images": None, "extra": b"\xff" * 100} for i in range(13)]
+    shard = write_table(f"a.parquet{packed}", rows)
+    plain = read_shard(make_tables("chat"), shard)
+    for validate in (False, True):
+        assert read_shard(make_tables("chat", unpack_parquet=True, validate=validate), shard) == plain
+    (arrow,) = shard.parent.rglob("arrow-*")
+    assert b"\xff" * 100 not in arrow.read_bytes(), "columns that nobody needs are not unpacked"
+
+
+def test_unpacked_parquet_may_have_categories_that_differ_by_group(
+    tmp_path: Path, make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    column = pa.array(["x", "y", "z", "x"]).dictionary_encode()
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=1)
+    samples = read_shard(make_tables("text", unpack_parquet=True), tmp_path / "a.parquet")
+    assert [sample.text for sample in samples] == ["x", "y", "z", "x"]
+
+
+def test_parquet_without_a_row_is_named(tmp_path: Path, make_tables: MakeTables) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: a parquet file without a row"):
+        list(make_tables("text", unpack_parquet=True).scan(tmp_path / "a.parquet"))
+
+
 def test_text_of_parquet_that_is_no_utf8_is_one_bad_row(tmp_path: Path, make_tables: MakeTables) -> None:
     raw = pa.array([b"x", b"\xff\xfe", b"z"])
     column = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
