@@ -78,6 +78,9 @@ class Sample:
     instruction: str = ""
     turns: tuple[Turn, ...] = ()
     text: str | None = None
+    special_tokens: tuple[str, ...] = ()
+    """Those that the dataset itself wrote into `text` (fill-in-the-middle, names of repositories). What else in it looks like a
+    special token is plain words."""
     input_ids: NDArray[np.int32] | None = None
     """int32[T]."""
     state: NDArray[np.float32] | None = None

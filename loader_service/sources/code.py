@@ -4,6 +4,8 @@
      "max_stars_repo_path": "c/d.py", "max_stars_repo_licenses": ["MIT"], "max_stars_count": 12}
 
 With `repo_metadata` a file begins as StarCoder's do: <reponame>a/b<filename>c/d.py<gh_stars>10-100, a line feed, the content.
+A file that holds one of these tokens itself is left as it is, so that nobody can forge them, and is counted.
+
 Files that a filter leaves out keep their place as records without a sample; loader-prepare counts them by reason.
 """
 
@@ -25,6 +27,8 @@ _LICENCES = ("max_stars_repo_licenses", "licenses", "license", "detected_license
 _REPO = ("max_stars_repo_name", "repo_name", "repository_name", "repo")
 _PATH = ("max_stars_repo_path", "path", "file_path", "filename")
 _STARS = ("max_stars_count", "stars", "star_events_count")
+_METADATA = {"repo": _REPO, "file": _PATH, "stars": _STARS}
+_HOLDS_TOKENS = "it holds one of the tokens of data.options.tokens: left without metadata and fill-in-the-middle"
 _TOKENS = {
     "repo": "<reponame>",
     "file": "<filename>",
@@ -85,6 +89,9 @@ class CodeDataset(TableDataset):
                 f"data.options.tokens: {', '.join(sorted(unknown))} unknown; there are {', '.join(_TOKENS)}"
             )
         self._tokens = {**_TOKENS, **options.tokens}
+        self._fim = FimTokens(*(self._tokens[name] for name in ("prefix", "middle", "suffix")))
+        written = (*self._fim,) if options.fim_rate else ()
+        self._written = written + tuple(self._tokens[name] for name in _METADATA if options.repo_metadata)
         self._languages = frozenset(map(str.lower, options.languages))
         self._extensions = frozenset(name.lower().lstrip(".") for name in options.extensions)
         self._licences = frozenset(map(str.lower, options.licences))
@@ -131,11 +138,12 @@ class CodeDataset(TableDataset):
         text = self._content(row)
         if not text.strip():
             raise DataError("empty: there is nothing to learn", field=self.options.column)
-        if self.options.fim_rate:
-            tokens = FimTokens(*(self._tokens[name] for name in ("prefix", "middle", "suffix")))
-            options = self.options
-            text = fill_in_the_middle(text, tokens, options.fim_rate, options.fim_spm_rate, self.config.order.seed)
-        return Sample(text=self._metadata(row) + text)
+        metadata, options = self._metadata(row), self.options
+        if any(token in part for token in self._written for part in (text, *metadata.values())):
+            return Sample(text=text, notes=(_HOLDS_TOKENS,))
+        text = fill_in_the_middle(text, self._fim, options.fim_rate, options.fim_spm_rate, self.config.order.seed)
+        front = "".join(f"{self._tokens[name]}{value}" for name, value in metadata.items())
+        return Sample(text=f"{front}\n{text}" if front else text, special_tokens=self._written)
 
     def _content(self, row: dict[str, Any]) -> str:
         text = row.get(self.options.column)
@@ -154,17 +162,14 @@ class CodeDataset(TableDataset):
             return False
         return all(isinstance(name, str) and name.lower() in self._licences for name in names)
 
-    def _metadata(self, row: dict[str, Any]) -> str:
+    def _metadata(self, row: dict[str, Any]) -> dict[str, str]:
+        """Name of the token -> what follows it, for what the row has."""
         if not self.options.repo_metadata:
-            return ""
-        text = ""
-        for name, columns in (("repo", _REPO), ("file", _PATH), ("stars", _STARS)):
-            value = _first(row, columns)
-            if name == "stars" and isinstance(value, int | float):
-                value = star_bucket(int(value))
-            if value is not None:
-                text += f"{self._tokens[name]}{value}"
-        return f"{text}\n" if text else ""
+            return {}
+        found = {name: _first(row, columns) for name, columns in _METADATA.items()}
+        if isinstance(found["stars"], int | float):
+            found["stars"] = star_bucket(int(found["stars"]))
+        return {name: str(value) for name, value in found.items() if value is not None}
 
 
 Bucket = Literal["0", "1-10", "10-100", "100-1000", "1000+"]

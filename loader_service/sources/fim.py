@@ -27,11 +27,9 @@ class FimTokens(NamedTuple):
 
 
 def fill_in_the_middle(text: str, tokens: FimTokens, rate: float, spm_rate: float, seed: int) -> str:
-    """The text, rearranged with probability `rate`, and then with probability `spm_rate` in the order SPM.
-
-    A text that holds one of the tokens itself is left as it is: it could not be told where it is cut."""
-    key = key64("fim", seed, text)
-    if key64("fim rate", key) >= rate * _ONE or any(token in text for token in tokens):
+    """The text, rearranged with probability `rate`, and then with probability `spm_rate` in the order SPM."""
+    key = key64("fim", seed, text) if rate else 0
+    if key64("fim rate", key) >= rate * _ONE:
         return text
     cuts = sorted(key64("fim cut", key, i) * (len(text) + 1) // _ONE for i in range(2))
     prefix, middle, suffix = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]

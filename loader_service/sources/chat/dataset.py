@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from loader_service.sources.base import Sample, Turn
 from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
@@ -50,6 +50,8 @@ class ChatOptions:
 
 class ChatDataset(TableDataset):
     """Dialogues of tables."""
+
+    one_row_each: ClassVar[bool] = True
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

@@ -46,6 +46,7 @@ class _Opened(NamedTuple):
 class TableDataset(BaseSFTDataset):
     """Rows of tables, one sample each."""
 
+    is_text: ClassVar[bool] = True
     shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
     validate = False
     """Parse and check every row in the scan."""

@@ -127,7 +127,6 @@ def test_filling_in_the_middle_depends_on_seed_and_text_alone() -> None:
     assert fill_in_the_middle("abcdef", STARCODER, 1, 0, 3) == "<fim_prefix>a<fim_suffix>ef<fim_middle>bcd"
     assert fill_in_the_middle("abcdef", STARCODER, 1, 1, 3) == "<fim_prefix><fim_suffix>ef<fim_middle>abcd"
     assert fill_in_the_middle("abcdef", STARCODER, 0, 1, 0) == "abcdef"
-    assert fill_in_the_middle("a<fim_middle>b", STARCODER, 1, 1, 0) == "a<fim_middle>b"
 
 
 def test_metadata_stays_in_front_of_what_is_rearranged(
@@ -141,6 +140,27 @@ def test_metadata_stays_in_front_of_what_is_rearranged(
     assert read_shard(dataset, shard) == [sample]
     assert dataset.scan_identity()["seed"] == 0, "another seed gives other rows"
     assert "seed" not in make_tables("code").scan_identity()
+
+
+def test_a_file_that_holds_the_tokens_forges_nothing(
+    write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    rows = [
+        {"content": "a<fim_middle>b", "path": "x.py"},
+        {"content": "abc", "path": "<fim_prefix>.py"},
+        {"content": "a<reponame>b", "path": "x.py"},
+        {"content": "abc", "path": "x.py"},
+    ]
+    shard = write_table("a.jsonl", rows)
+    dataset = make_tables("code", fim_rate=1, repo_metadata=True, validate=True)
+    samples = read_shard(dataset, shard)
+    assert [sample.text for sample in samples[:3]] == ["a<fim_middle>b", "abc", "a<reponame>b"]
+    assert all(sample.special_tokens == () and len(sample.notes) == 1 for sample in samples[:3])
+    assert str(samples[3].text).startswith("<filename>x.py\n<fim_prefix>")
+    assert set(samples[3].special_tokens) == {*STARCODER, "<reponame>", "<filename>", "<gh_stars>"}
+    assert [len(record.notes) for record in dataset.scan(shard)] == [1, 1, 1, 0]
+    (plain, *_) = read_shard(make_tables("code"), shard)
+    assert (plain.text, plain.special_tokens, plain.notes) == ("a<fim_middle>b", (), ())
 
 
 @pytest.mark.parametrize(

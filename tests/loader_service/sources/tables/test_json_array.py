@@ -77,6 +77,13 @@ def test_a_damaged_array_is_an_error_or_gives_what_a_parser_gives(
     assert found == json.loads(content)
 
 
+@pytest.mark.parametrize("text", ['"', "\\", '\\"', '"\\', "\\\\", '\\\\"', '\\"]', '}\\\\"{', "\\" * 9, '\\"' * 9])
+@pytest.mark.parametrize("block_bytes", range(1, 12))
+def test_escapes_are_no_ends_of_strings(tmp_path: Path, text: str, block_bytes: int) -> None:
+    array = [{text: text}, {"a": [text, {"b": text}]}, {}]
+    assert elements(tmp_path / "a.json", json.dumps(array).encode(), block_bytes) == array
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
