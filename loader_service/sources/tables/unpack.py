@@ -35,7 +35,6 @@ MIN_FREE_BYTES = 1 << 30
 _BLOCK = 1 << 20
 _BLOCKS_PER_LOOK = 32  # at the free space
 _ZSTD_PIECE = 1024  # compressed bytes: 4 of them can stand for 128 KiB, so this is at most 32 MiB of content
-_MAX_WINDOW_BYTES = 128 << 20  # of history that a zstd frame may ask for, as the program `zstd` allows by default
 
 
 def plain_file(shard: Path, cache_dir: str | None) -> Path:
@@ -150,7 +149,7 @@ def _gzip_blocks(shard: Path) -> Iterator[bytes]:
 def _zstd_blocks(shard: Path) -> Iterator[bytes]:
     """Frame after frame. zstandard's own reader lets a file pass that breaks off in a frame, and this does not."""
     zstandard = require("zstandard", "reading .zst files")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    decompressor = zstandard.ZstdDecompressor()  # refuses frames that ask for more than 128 MiB of history
     frame, block = decompressor.decompressobj(), bytearray()
     started = False
     try:
