@@ -55,6 +55,8 @@ class TextDataset(TableDataset):
         *(f"*{suffix}{packed}" for suffix in (*TEXT_SUFFIXES, *TOKEN_SUFFIXES) for packed in ("", *PACKED_SUFFIXES)),
     )
 
+    same_format: ClassVar[tuple[tuple[str, ...], ...]] = (*TableDataset.same_format, TEXT_SUFFIXES)
+
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
         self.options = read_options(TextOptions, config.options, "text")

@@ -48,6 +48,8 @@ class TableDataset(BaseSFTDataset):
 
     is_text: ClassVar[bool] = True
     shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
+    same_format: ClassVar[tuple[tuple[str, ...], ...]] = (JSON_SUFFIXES,)
+    """Suffixes that may stand beside each other in one entry."""
     validate = False
     """Parse and check every row in the scan."""
     filters = False
@@ -86,7 +88,7 @@ class TableDataset(BaseSFTDataset):
         found: dict[str, Path] = {}
         for shard in shards:
             suffix = plain_suffix(shard.name)
-            found.setdefault("JSON" if suffix in JSON_SUFFIXES else suffix, shard)
+            found.setdefault(next((kin[0] for kin in self.same_format if suffix in kin), suffix), shard)
         if len(found) > 1:
             raise ConfigError(
                 f"files of different formats ({', '.join(path.name for path in found.values())}) are named together: name those "

@@ -220,6 +220,7 @@ def test_decoded_row_groups_are_kept_and_bounded(
 def test_formats_are_not_mixed_in_one_entry(make_tables: MakeTables) -> None:
     dataset = make_tables("text")
     dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.json"), Path("/d/c.ndjson.gz")])
+    dataset.check_shards([Path("/d/a.txt"), Path("/d/b.md")])
     with pytest.raises(ConfigError, match=r"files of different formats \(a\.jsonl, b\.parquet\) are named together"):
         dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.parquet")])
     with pytest.raises(ConfigError, match=r"a\.jsonl\.gz and a\.jsonl are named together, and would be read twice"):
