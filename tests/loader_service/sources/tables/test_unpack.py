@@ -110,3 +110,10 @@ def test_reading_unpacks_where_the_cache_has_none(tmp_path: Path, make_tables: C
         file.unlink()
     (sample,) = make_tables("text").read(shard, records[1].offset, records[1].size)
     assert sample.text == "y"
+
+
+def test_errors_about_unpacked_content_name_the_shard(tmp_path: Path, make_tables: Callable[..., TableDataset]) -> None:
+    shard = pack(tmp_path / "a.jsonl.gz", b'{"text": "x"}\n{"text": "y"}\n')
+    dataset = make_tables("text")
+    with pytest.raises(DataError, match=r"^\S+a\.jsonl\.gz:3: it ends before byte 110"):
+        list(dataset.read(shard, 100, 10))
