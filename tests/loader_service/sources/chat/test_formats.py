@@ -181,6 +181,7 @@ def test_the_system_text_of_the_config_goes_first(one: Callable[..., Sample]) ->
             text: [turn.text for turn in one(row, system=text).turns if turn.role == "system"] for text in ("", "New.")
         }
         assert found == {"": [], "New.": ["New."]}
+        assert one(row, system="").notes == (), "what the config leaves out is no broken turn"
 
 
 def test_columns_with_other_names(one: Callable[..., Sample]) -> None:
