@@ -149,7 +149,8 @@ class DataConfig:
     """What is read, and how it becomes rows."""
 
     dataset_type: str = ""
-    """`mani_openpi`, `chat`, `code`, `text`, or `package.module:Class`, a subclass of `loader_service.sources.base.BaseSFTDataset`."""
+    """`mani_openpi`, `chat`, `code`, `text`, or `package.module:Class`: a subclass of
+    `loader_service.sources.base.BaseSFTDataset`."""
     train_data_paths: tuple[str, ...] = ()
     """Files, folders or globs. Each entry is a placement group: a loader holds all of it or nothing of it."""
     val_data_paths: tuple[str, ...] = ()
