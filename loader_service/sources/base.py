@@ -17,13 +17,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
+from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here
 
 SOURCES: dict[str, str] = {
     "mani_openpi": "loader_service.sources.mani_openpi:ManiOpenPIDataset",
@@ -49,20 +50,12 @@ class ScannedRecord:
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
     chunks of them, cut as `read` cuts those of its samples), or None."""
+    states: NDArray[np.float32] | None = None
+    """float32[T, S], the states that `data.state: text` is scaled by, or None."""
     error: str | None = None
     """Under policy `skip` (data.on_bad_sample): why `read` will fail, found by the scan. The record keeps its place."""
     notes: tuple[str, ...] = ()
     """What was mended or left out, in words that many records share: loader-prepare counts how often each occurs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One turn of a dialogue."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    text: str
-    learned: bool = False
-    """Whether its words (and the token that ends them) are labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +97,12 @@ class BaseSFTDataset(ABC):
     """Which files of a folder named in the data paths are shards; globs, `**/` for folders below it."""
     version: ClassVar[int] = 1
     """Raise it when the same bytes give other samples, so that earlier scans no longer hold."""
+    is_text: ClassVar[bool] = False
+    """Whether `read` gives turns, text or input_ids: then `num_samples` of a scanned record counts the Samples of `read`, and
+    loader-prepare makes rows and tokens of them by tokenising (a long text gives several rows)."""
+    one_row_each: ClassVar[bool] = False
+    """Of text: each Sample is one row (dialogues). Then it is tokenised by loader-prepare only where lengths matter
+    (data.packing)."""
 
     def __init__(self, config: DataConfig) -> None:
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""

@@ -105,9 +105,9 @@ class DialogueConfig:
 
     template: Literal["stoker", "openvla", "chat_template", "custom"] = "stoker"
     """`stoker`: `<|User|> {image} {instruction} <|Assistant|> {answer}`; `openvla`: `In: What action ...? Out: {answer}`;
-    `chat_template`: the model's own; `custom`: the keys below."""
+    `chat_template`: the model's own; `custom`: the keys below. Dialogues of several turns need `stoker` or `chat_template`."""
     user: str | None = None
-    """With `custom`: text before the answer; `{image}` and `{instruction}` are filled in."""
+    """With `custom`: text before the answer; `{image}`, `{instruction}` and `{state}` are filled in."""
     end: str | None = None
     """Token that ends the answer and is trained; default: the tokenizer's end-of-sequence token."""
 
@@ -162,7 +162,16 @@ class DataConfig:
     weigh_by: Literal["samples", "tokens"] = "samples"
     """What the weights of `sources` are shares of: rows, or their tokens (of the rows' mean length, source by source)."""
     max_seq_len: int
-    """Tokens per row at most, images counted. The answer is never cut: a row that cannot fit is an error."""
+    """Tokens per row at most, images counted. A row with one answer is never cut: one that cannot fit is an error. Plain text
+    is cut into as many rows as it needs."""
+    overlong: Literal["error", "truncate", "drop_turns"] = "error"
+    """Dialogues of several turns that need more than max_seq_len tokens: `error`: bad samples; `truncate`: cut at the end;
+    `drop_turns`: without their oldest exchanges. What would have no label left, or lose an image, is a bad sample even so."""
+    packing: bool = False
+    """Several samples per row up to max_seq_len, no attention across them."""
+    state: Literal["none", "text"] = "none"
+    """`text`: the robot's state (joints, gripper) is told with the instruction, each number as one of 256 bins between its 1st
+    and 99th percentile: `Task: push the cube, State: 12 200 128;`; with `custom` it stands where `{state}` does."""
     data_root: str | None = None
     """Nothing outside this folder is read; default: the folder of the shard that names the file."""
     cache_dir: str | None = None
@@ -393,6 +402,20 @@ class Config:
             raise ConfigError(
                 f"data.dialogue.user is {dialogue.user!r} and data.dialogue.template is {dialogue.template!r}: "
                 "`user` goes with `template: custom` and only with it"
+            )
+        self._check_state()
+
+    def _check_state(self) -> None:
+        state, dialogue = self.data.state, self.data.dialogue
+        if state == "text" and dialogue.template == "openvla":
+            raise ConfigError(
+                "data.state is text and data.dialogue.template is openvla, which has no place for it: use stoker, "
+                "chat_template, or custom with {state}"
+            )
+        if dialogue.user is not None and ("{state}" in dialogue.user) != (state == "text"):
+            raise ConfigError(
+                f"data.state is {state} and data.dialogue.user is {dialogue.user!r}: {{state}} stands in it with "
+                "data.state=text, and only then"
             )
 
     def _check_ranges(self) -> None:

@@ -3,11 +3,14 @@
     stoker          <|User|> {image} {instruction} <|Assistant|>              then the answer, then the end token
     openvla         In: What action should the robot take to {instruction, lower case}?\\nOut:_     (_: one space)
     chat_template   the model's own: one user turn, then the opening of the assistant's
-    custom          data.dialogue.user, with {image} and {instruction}
+    custom          data.dialogue.user, with {image}, {instruction} and {state}
 
 Where images go: `stoker`, `custom` and `chat_template` have them where they stand in the text; with `openvla` they follow
 the begin-of-sequence token, as OpenVLA puts its patches; PaliGemma has all of them in front of everything and a line feed
 behind the prompt, whatever the template (but the chat template). Without images `{image}` vanishes with the space behind it.
+
+With `data.state: text` the instruction is told together with the robot's state, as openpi tells it: see `STATE`. Dialogues of
+several turns are in `chat_rows`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ TEMPLATES = {
     "stoker": "<|User|> {image} {instruction} <|Assistant|>",
     "openvla": "{image}In: What action should the robot take to {instruction}?\nOut: ",
 }
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+STATE = "Task: {instruction}, State: {state};"
+"""What `{instruction}` becomes with a state, except in `custom`, which has its own place for it."""
 _SPACED = ("stoker",)  # templates that have a space between the prompt and an answer in words
 
 
@@ -33,7 +39,7 @@ class Dialogue:
 
     template: str
     text: str
-    """With {image} and {instruction}; the jinja2 source of `chat_template`."""
+    """With {image}, {instruction} and {state}; the jinja2 source of `chat_template`."""
     names: dict[str, str]
     """Special tokens that a chat template may use, e.g. {"bos_token": "<s>"}."""
 
@@ -72,14 +78,26 @@ class Dialogue:
         """What stands between the prompt and an answer in words; actions follow the prompt at once."""
         return " " if self.template in _SPACED else ""
 
+    @property
+    def takes_turns(self) -> bool:
+        """Dialogues of several turns can be written."""
+        return self.template in ("stoker", "chat_template")
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        """Text that opens turns and that a turn's own text must not hold."""
+        return (USER, ASSISTANT) if self.template == "stoker" else ()
+
     @cached_property
-    def _chat(self) -> ChatTemplate:
+    def chat(self) -> ChatTemplate:
         return ChatTemplate(self.text, self.names)
 
-    def prompt(self, instruction: str, num_images: int, image: str) -> str:
+    def prompt(self, instruction: str, num_images: int, image: str, state: str | None = None) -> str:
         """The text before the answer; `image` stands for each image, "" where the caller places them itself."""
+        if state is not None and self.template != "custom":
+            instruction, state = STATE.replace("{state}", state).replace("{instruction}", instruction), None
         if self.template == "chat_template":
-            return self._chat.prompt(instruction, num_images, image)
+            return self.chat.prompt(instruction, num_images, image)
         if self.template == "openvla":
             instruction = instruction.lower()
         images = " ".join([image] * num_images) if image else ""
@@ -90,6 +108,8 @@ class Dialogue:
             )
         if not images:
             text = text.replace("{image} ", "").replace("{image}", "")
+        if state is not None:
+            text = text.replace("{state}", state)
         # Split, not replaced in turn: an instruction may hold braces.
         return instruction.join(part.replace("{image}", images, 1) for part in text.split("{instruction}"))
 

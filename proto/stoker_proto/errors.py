@@ -3,7 +3,8 @@
     StokerError
     ├── ConfigError        the user's YAML, flags or paths: fix the named key
     ├── DataError          a dataset: names file, record and field
-    │   └── ManifestError  what `loader-prepare` found is missing, stale or of another version
+    │   ├── ManifestError  what `loader-prepare` found is missing, stale or of another version
+    │   └── RowError       a sample that this config cannot write as a row: too long, or of a form its dialogue does not have
     ├── ProtocolError      a message
     │   ├── LocalProtocolError   our own code asked for something that the protocol forbids
     │   └── RemoteProtocolError  the other side sent something that the protocol forbids
@@ -40,6 +41,10 @@ class DataError(StokerError):
 
 class ManifestError(DataError):
     """A manifest is missing, stale, damaged, or written by another version."""
+
+
+class RowError(DataError):
+    """A sample is sound, but this config cannot write it as a row: all samples like it will fail, which a start can find."""
 
 
 class ProtocolError(StokerError):

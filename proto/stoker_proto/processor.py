@@ -7,21 +7,24 @@ Loaders, evaluation, the policy and the exported model use this and nothing else
     answer   the action's tokens, or " words"                                        supervised
     end      </s>                                                                    supervised
 
-A row longer than `data.max_seq_len` is a DataError that says how many tokens it needs: neither answer nor instruction is cut.
+A row longer than `data.max_seq_len` is an error that says how many tokens it needs: neither answer nor instruction is cut.
+Dialogues of several turns (`encode_turns`) and plain text (`encode_text`, `encode_ids`) need no action codec.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.actions import ActionCodec, ActionVocabulary, codec_from_json
-from stoker_proto.config import AugmentConfig, Config, ImageConfig
+from stoker_proto.actions import ActionCodec
+from stoker_proto.actions.statistics import ActionStatistics
+from stoker_proto.chat_rows import DialogueRows
+from stoker_proto.config import Config
 from stoker_proto.dialogue import Dialogue
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import canonical_json, fingerprint
@@ -29,8 +32,12 @@ from stoker_proto.image_families import read_image_spec
 from stoker_proto.image_spec import ImageSpec
 from stoker_proto.images import ImageCoder
 from stoker_proto.model_folder import ModelFolder
+from stoker_proto.processor_parts import DIALOGUE, ProcessorParts
 from stoker_proto.rows import EncodedRow, RowWriter
+from stoker_proto.state_text import StateText
+from stoker_proto.text_rows import TextRows
 from stoker_proto.tokenizer import TextTokenizer, load_tokenizer
+from stoker_proto.turns import Turn
 
 __all__ = ["EncodedRow", "ImageSpec", "Processor"]
 
@@ -39,24 +46,10 @@ VERSION = 1
 FILE, TOKENIZER_FILE = "stoker_processor.json", "tokenizer.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """Everything that a processor is made of beside the tokenizer."""
-
-    image: ImageSpec | None
-    image_config: ImageConfig
-    augment: AugmentConfig
-    dialogue: Dialogue
-    end_token: str
-    max_seq_len: int
-    codec: ActionCodec | None
-    vocabulary: ActionVocabulary | None
-
-
 class Processor:
     """Made by `build`, `from_json` or `load`. May be used by many threads."""
 
-    def __init__(self, tokenizer: TextTokenizer, parts: _Parts) -> None:
+    def __init__(self, tokenizer: TextTokenizer, parts: ProcessorParts) -> None:
         self._tokenizer, self._parts = tokenizer, parts
         self.image, self.codec, self.vocabulary = parts.image, parts.codec, parts.vocabulary
         end_id = tokenizer.id_of(parts.end_token)
@@ -67,12 +60,26 @@ class Processor:
         self.end_id: int = end_id
         pad_id = tokenizer.named_id("pad_token")
         self.pad_id: int = end_id if pad_id is None else pad_id
-        self._rows = RowWriter(tokenizer, parts.dialogue, parts.image, parts.vocabulary, end_id, parts.max_seq_len)
+        control = parts.control_tokens(tokenizer)
+        length = parts.max_seq_len
+        self._rows = RowWriter(
+            tokenizer, control, parts.dialogue, parts.image, parts.vocabulary, end_id,
+            max_seq_len=length, state=parts.state, needs_state=parts.needs_state,
+        )  # fmt: skip
+        self._dialogues = DialogueRows(
+            tokenizer, control, parts.dialogue, parts.image, self._rows, end_id,
+            max_seq_len=length, overlong=parts.overlong,
+        )  # fmt: skip
+        self.texts = TextRows(tokenizer, control, end_id, length)
+        """Plain text as rows."""
         self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
 
     @classmethod
-    def build(cls, config: Config, codec: ActionCodec | None) -> Self:
-        """From the config and the JSON files of `model.base_model_path`. Raises ConfigError."""
+    def build(cls, config: Config, codec: ActionCodec | None, states: ActionStatistics | None = None) -> Self:
+        """From the config and the JSON files of `model.base_model_path`. Raises ConfigError.
+
+        codec, states: what loader-prepare fitted; without them there are no rows with actions, or with states as text.
+        """
         folder = ModelFolder(config.model.base_model_path)
         tokenizer = TextTokenizer.from_folder(folder)
         data = config.data
@@ -82,13 +89,16 @@ class Processor:
         chat_template = folder.chat_template() if data.dialogue.template == "chat_template" else None
         image = read_image_spec(folder, tokenizer.tokenizer)
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
-        parts = _Parts(
+        parts = ProcessorParts(
             image=image,
             image_config=data.image,
             augment=data.augment,
             dialogue=Dialogue.build(data.dialogue, chat_template, tokenizer.names),
             end_token=end,
             max_seq_len=data.max_seq_len,
+            overlong=data.overlong,
+            needs_state=data.state == "text",
+            state=StateText(states) if states is not None and data.state == "text" else None,
             codec=codec,
             vocabulary=vocabulary,
         )
@@ -104,15 +114,28 @@ class Processor:
         """Rows that the model's embedding must have at least: the largest id + 1."""
         return self._tokenizer.size
 
-    def prompt(self, instruction: str, num_images: int) -> NDArray[np.int32]:
-        """int32[T], read-only: what generation starts from, identical to the beginning of `encode`. Raises DataError."""
-        return self._rows.prompt(instruction, num_images)
+    def prompt(self, instruction: str, num_images: int, state: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
+        """int32[T]: what generation starts from, identical to the beginning of `encode`. Raises DataError.
+
+        state: float32[S], where `data.state` is text.
+        """
+        return self._rows.prompt(instruction, num_images, state)
 
     def encode(
-        self, instruction: str, num_images: int, *, codes: NDArray[np.int32] | None = None, answer: str | None = None
+        self,
+        instruction: str,
+        num_images: int,
+        *,
+        codes: NDArray[np.int32] | None = None,
+        answer: str | None = None,
+        state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
         """The row of a sample: int32[tokens] codes of its action, or its answer in words. Raises DataError."""
-        return self._rows.encode(instruction, num_images, codes=codes, answer=answer)
+        return self._rows.encode(instruction, num_images, codes=codes, answer=answer, state=state)
+
+    def encode_turns(self, turns: Sequence[Turn], num_images: int = 0) -> EncodedRow:
+        """The row of a dialogue: its learned turns are labels. Raises DataError; see `chat_rows`."""
+        return self._dialogues.encode(turns, num_images)
 
     def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
         """A frame, uint8[H, W, 3] or depth uint16[H, W] in mm, as it travels; see `images.ImageCoder.encode`."""
@@ -135,21 +158,8 @@ class Processor:
 
     def to_json(self) -> str:
         """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""
-        parts = self._parts
-        tree = {
-            "version": VERSION,
-            "tokenizer": self._tokenizer.fingerprint,
-            "special_tokens": self._tokenizer.names,
-            "image": None if parts.image is None else parts.image.to_json(),
-            "image_config": asdict(parts.image_config),
-            "augment": asdict(parts.augment),
-            "dialogue": parts.dialogue.to_json(),
-            "end_token": parts.end_token,
-            "max_seq_len": parts.max_seq_len,
-            "codec": None if parts.codec is None else parts.codec.to_json(),
-            "vocabulary": None if parts.vocabulary is None else parts.vocabulary.to_json(),
-        }
-        return canonical_json(tree)
+        tokenizer = {"tokenizer": self._tokenizer.fingerprint, "special_tokens": self._tokenizer.names}
+        return canonical_json({"version": VERSION, **tokenizer, **self._parts.to_json()})
 
     @classmethod
     def from_json(cls, text: str, tokenizer_file: Path) -> Self:
@@ -164,16 +174,7 @@ class Processor:
                     f"a processor of version {tree['version']}: this program reads {VERSION}; build it anew"
                 )
             tokenizer = TextTokenizer(load_tokenizer(tokenizer_file), dict(tree["special_tokens"]))
-            parts = _Parts(
-                image=None if tree["image"] is None else ImageSpec.from_json(tree["image"]),
-                image_config=ImageConfig(**tree["image_config"]),
-                augment=AugmentConfig(**tree["augment"]),
-                dialogue=Dialogue.from_json(tree["dialogue"]),
-                end_token=tree["end_token"],
-                max_seq_len=tree["max_seq_len"],
-                codec=None if tree["codec"] is None else codec_from_json(tree["codec"]),
-                vocabulary=None if tree["vocabulary"] is None else ActionVocabulary.from_json(tree["vocabulary"]),
-            )
+            parts = ProcessorParts.from_json(tree)
             expected = tree["tokenizer"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"not the JSON of a processor ({type(error).__name__}: {error}); build it anew") from error
@@ -211,15 +212,22 @@ class Processor:
         """Name -> fingerprint, "none" where there is no such part; `image_libraries` are those that make its bytes."""
         tree = json.loads(self.to_json())
         image = {name: tree[name] for name in ("image", "image_config", "augment")}
-        dialogue = {name: tree[name] for name in ("dialogue", "end_token", "max_seq_len")}
+        dialogue = {name: tree[name] for name in DIALOGUE}
         return {
             "tokenizer": tree["tokenizer"],
             "image": "none" if self._coder is None else fingerprint(image),
             "image_libraries": "none" if self._coder is None else self._coder.libraries,
             "dialogue": fingerprint(dialogue),
+            "state": "none" if tree["state"] is None else fingerprint(tree["state"]),
             "codec": "none" if self.codec is None else self.codec.fingerprint,
             "vocabulary": "none" if tree["vocabulary"] is None else fingerprint(tree["vocabulary"]),
         }
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of all that decides the rows of dialogues and texts; known before a codec is fitted."""
+        found = self.fingerprints()
+        return fingerprint([VERSION, self._tokenizer.names, found["tokenizer"], found["dialogue"], found["image"]])
 
     def _image_coder(self) -> ImageCoder:
         if self._coder is None:

@@ -1,16 +1,22 @@
-"""Prompt and answer as token ids: the row that is trained, and the prefix that generation starts from."""
+"""Prompt and answer as token ids: the row that is trained, and the prefix that generation starts from.
+
+Dialogues of several turns are in `chat_rows`, plain text in `text_rows`.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.actions.vocabulary import ActionVocabulary
+from stoker_proto.control_tokens import OPEN, ControlTokens
 from stoker_proto.dialogue import Dialogue
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, RowError
 from stoker_proto.image_spec import ImageSpec
+from stoker_proto.state_text import StateText
 from stoker_proto.tokenizer import TextTokenizer
 
 Ids = NDArray[np.int32]
@@ -31,14 +37,19 @@ class RowWriter:
     def __init__(
         self,
         tokenizer: TextTokenizer,
+        control: ControlTokens,
         dialogue: Dialogue,
         image: ImageSpec | None,
         vocabulary: ActionVocabulary | None,
         end_id: int,
+        *,
         max_seq_len: int,
+        state: StateText | None,
+        needs_state: bool,
     ) -> None:
-        self._tokenizer, self._dialogue, self._image = tokenizer, dialogue, image
-        self._max_seq_len = max_seq_len
+        """needs_state: instructions are told with the robot's state; `state` is None until its statistics are known."""
+        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
+        self._max_seq_len, self._state, self._needs_state = max_seq_len, state, needs_state
         self._end = np.array([end_id], np.int32)
         # A table, because turning codes into ids one row at a time costs more by arithmetic.
         self._id_of_code: Ids | None = None
@@ -46,12 +57,17 @@ class RowWriter:
             self._id_of_code = vocabulary.to_ids(np.arange(vocabulary.num_codes))
         self._prompts: dict[tuple[str, int], Ids] = {}
 
-    def prompt(self, instruction: str, num_images: int) -> Ids:
-        """int32[T], read-only: what generation starts from, and the beginning of `encode`'s row. Raises DataError."""
+    def prompt(self, instruction: str, num_images: int, state: NDArray[np.float32] | None = None) -> Ids:
+        """int32[T], read-only: what generation starts from, and the beginning of `encode`'s row. Raises DataError.
+
+        state: float32[S]; needed with `data.state: text`, and of no matter without.
+        """
+        if self._needs_state:  # another one at each timestep: nothing to remember
+            return self._write_prompt(instruction, num_images, self._state_text(state))
         key = (instruction, num_images)
         ids = self._prompts.get(key)
         if ids is None:
-            ids = self._write_prompt(instruction, num_images)
+            ids = self._write_prompt(instruction, num_images, None)
             ids.flags.writeable = False
             if len(self._prompts) >= _MAX_PROMPTS:
                 self._prompts.clear()
@@ -59,13 +75,19 @@ class RowWriter:
         return ids
 
     def encode(
-        self, instruction: str, num_images: int, *, codes: Ids | None = None, answer: str | None = None
+        self,
+        instruction: str,
+        num_images: int,
+        *,
+        codes: Ids | None = None,
+        answer: str | None = None,
+        state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
         """The row of an instruction with its images and its answer: int32[tokens] codes of an action, or words.
 
-        Raises DataError where the row needs more than `data.max_seq_len` tokens, or the answer is not one of the two.
+        Raises RowError where the row needs more than `data.max_seq_len` tokens, DataError where the answer is not one of the two.
         """
-        prompt = self.prompt(instruction, num_images)
+        prompt = self.prompt(instruction, num_images, state)
         if codes is not None and answer is None:
             learned = self._action_ids(codes)
         elif answer is not None and codes is None:
@@ -74,13 +96,40 @@ class RowWriter:
             raise DataError("a sample has an action and an answer, or neither: exactly one of them is learned")
         input_ids = np.concatenate((prompt, learned, self._end))
         if len(input_ids) > self._max_seq_len:
-            raise DataError(
+            raise RowError(
                 f"the row needs {len(input_ids)} tokens ({len(prompt)} of the prompt with {num_images} images, {len(learned)} of "
                 f"the answer, 1 end token), but data.max_seq_len is {self._max_seq_len}: raise it, nothing is cut"
             )
         supervised = np.zeros(len(input_ids), np.uint8)
         supervised[len(prompt) :] = 1
         return EncodedRow(input_ids, supervised)
+
+    @property
+    def image_frame(self) -> str:
+        """What one image is in a text: its placeholder, and what the model has around it."""
+        return "" if self._image is None else f"{self._image.before}{self._image.token}{self._image.after}"
+
+    def with_image_frames(self, text: str) -> str:
+        """The text of a chat template, which writes placeholders alone; those that are marked as a user's words stay."""
+        if self._image is None or self.image_frame == self._image.token:
+            return text
+        return re.sub(f"(?<!{OPEN}){re.escape(self._image.token)}", lambda _: self.image_frame, text)
+
+    def expand(self, ids: Ids, supervised: NDArray[np.uint8], num_images: int) -> EncodedRow:
+        """Each image's one placeholder becomes `num_tokens` of them. Raises DataError where there are not `num_images`."""
+        image = self._image
+        if image is None:
+            return EncodedRow(ids, supervised)
+        places = ids == image.token_id
+        if int(places.sum()) != num_images:
+            raise DataError(
+                f"the prompt holds {image.token!r} {int(places.sum())} times for {num_images} images: take that text out of "
+                "the instruction"
+            )
+        if not num_images:
+            return EncodedRow(ids, supervised)
+        repeats = np.where(places, image.num_tokens, 1)
+        return EncodedRow(np.repeat(ids, repeats), np.repeat(supervised, repeats))
 
     def _action_ids(self, codes: Ids) -> Ids:
         if self._id_of_code is None:
@@ -95,6 +144,7 @@ class RowWriter:
             raise DataError(f"action code {int(codes.max())}: there are {len(self._id_of_code)} codes") from error
 
     def _answer_ids(self, answer: str) -> Ids:
+        self._check_words("answer", answer)
         ids = np.array(self._tokenizer.encode(self._dialogue.answer_opening + answer), np.int32)
         if self._image is not None and (ids == self._image.token_id).any():
             raise DataError(
@@ -102,45 +152,51 @@ class RowWriter:
             )
         return ids
 
-    def _write_prompt(self, instruction: str, num_images: int) -> Ids:
+    def _state_text(self, state: NDArray[np.float32] | None) -> str:
+        if state is None:
+            raise RowError(
+                "data.state is text, and a sample has no state: set data.state=none, or use data with states"
+            )
+        if self._state is None:
+            raise RowError("data.state is text, but its statistics are not known; run loader-prepare")
+        return self._state.write(state)
+
+    def _write_prompt(self, instruction: str, num_images: int, state: str | None) -> Ids:
         image, dialogue = self._image, self._dialogue
+        self._check_words("instruction", instruction)
         if num_images and image is None:
-            raise DataError(
+            raise RowError(
                 f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
             )
         if image is None or dialogue.writes_bos:
-            ids = self._inline(instruction, num_images)
+            ids = self._inline(instruction, num_images, state)
         else:
-            ids = self._placed(image, instruction, num_images)
-        array = np.array(ids, np.int32)
-        return array if image is None else self._expand(array, image, num_images)
+            ids = self._placed(image, instruction, num_images, state)
+        return self.expand(np.array(ids, np.int32), np.zeros(len(ids), np.uint8), num_images).input_ids
 
-    def _inline(self, instruction: str, num_images: int) -> list[int]:
+    def _check_words(self, name: str, text: str) -> None:
+        """An instruction is short and written for the robot: a control token in it is a mistake, not something said."""
+        found = self._control.find(text)
+        if found is not None and (self._image is None or found != self._image.token):  # that one is counted
+            raise DataError(f"the {name} holds {found!r}, which gives rows their structure: take it out of the text")
+
+    def _inline(self, instruction: str, num_images: int, state: str | None) -> list[int]:
         """Of models without images, and of chat templates, which write the begin-of-sequence token themselves."""
         image, dialogue = self._image, self._dialogue
-        text = dialogue.prompt(instruction, num_images, "" if image is None else image.token)
-        if image is not None:
-            text = text.replace(image.token, f"{image.before}{image.token}{image.after}")
+        text = self.with_image_frames(
+            dialogue.prompt(instruction, num_images, "" if image is None else image.token, state)
+        )
         return [*([] if dialogue.writes_bos else self._tokenizer.leading), *self._tokenizer.encode(text)]
 
-    def _placed(self, image: ImageSpec, instruction: str, num_images: int) -> list[int]:
+    def _placed(self, image: ImageSpec, instruction: str, num_images: int, state: str | None) -> list[int]:
         """Images in the text, behind the begin-of-sequence token, or in front of everything: see `dialogue`."""
         encode, leading = self._tokenizer.encode, self._tokenizer.leading
-        piece = f"{image.before}{image.token}{image.after}"
+        piece = self.image_frame
         if image.before_bos:  # PaliGemma, whose tokenizer leaves that token to its processor
             bos = self._tokenizer.named_id("bos_token")
-            text = self._dialogue.prompt(instruction, num_images, "") + "\n"
+            text = self._dialogue.prompt(instruction, num_images, "", state) + "\n"
             return [*encode(piece * num_images), *([] if bos is None else [bos]), *encode(text)]
         if self._dialogue.images_after_bos:
-            return [*leading, *encode(piece * num_images), *encode(self._dialogue.prompt(instruction, num_images, ""))]
-        return [*leading, *encode(self._dialogue.prompt(instruction, num_images, piece))]
-
-    def _expand(self, ids: Ids, image: ImageSpec, num_images: int) -> Ids:
-        """Each image's one placeholder becomes `num_tokens` of them."""
-        places = ids == image.token_id
-        if int(places.sum()) != num_images:
-            raise DataError(
-                f"the prompt holds {image.token!r} {int(places.sum())} times for {num_images} images: take that text out of "
-                "the instruction"
-            )
-        return np.repeat(ids, np.where(places, image.num_tokens, 1))
+            text = self._dialogue.prompt(instruction, num_images, "", state)
+            return [*leading, *encode(piece * num_images), *encode(text)]
+        return [*leading, *encode(self._dialogue.prompt(instruction, num_images, piece, state))]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.errors import ConfigError
@@ -63,6 +63,36 @@ class TextTokenizer:
         """The ids of a text, without leading ones; special tokens in it are recognised."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The same of many texts, on several cores where TOKENIZERS_PARALLELISM lets it."""
+        pipeline: Any = self.tokenizer
+        return [found.ids for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encoding(self, text: str) -> Encoding:
+        """The same with the characters that each token stands for."""
+        found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    def encode_without_added(self, text: str) -> list[int]:
+        """The ids of a text in which added tokens, special ones among them, are only letters."""
+        pipeline: Any = self.tokenizer
+        if pipeline.normalizer is not None:
+            text = pipeline.normalizer.normalize_str(text)
+        splits = (
+            [text] if pipeline.pre_tokenizer is None else [s for s, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
+        )
+        return [token.id for split in splits for token in pipeline.model.tokenize(split)]
+
+    def control_tokens(self) -> list[str]:
+        """The special tokens: text must not be able to write them."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
+    def plain_added_tokens(self) -> list[str]:
+        """The added tokens that are not special."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if not token.special]
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, None where there is no such token."""

@@ -134,7 +134,7 @@ def test_round_trip_is_exact(family: str, mode: str, tmp_path: Path, codec: Acti
 
 def test_fingerprints_name_what_differs(tmp_path: Path, codec: ActionCodec) -> None:
     base = build(tmp_path, codec).fingerprints()
-    assert set(base) == {"tokenizer", "image", "image_libraries", "dialogue", "codec", "vocabulary"}
+    assert set(base) == {"tokenizer", "image", "image_libraries", "dialogue", "state", "codec", "vocabulary"}
     assert re.fullmatch(r"simplejpeg [\d.]+, (cykooz-resizer|pillow) [\d.]+", base["image_libraries"])
     changes = {
         "data.image.quality=90": "image",

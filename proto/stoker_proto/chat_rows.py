@@ -1,0 +1,175 @@
+"""Dialogues of several turns as rows: what the learned turns say, and the token that ends them, are labels.
+
+    stoker          You are a robot. <|User|> Hi <|Assistant|> Hello</s><|User|> Bye <|Assistant|> Bye</s>
+    learned                                                    ^^^^^^^^^^                          ^^^^^^^^
+    chat_template   what the model's own template writes, tokenised as a whole; see `chat_spans`
+
+With `stoker` a system turn stands in front of the next turn, in plain words; what a tool says is a turn of the user's. Each
+answer begins behind a prompt that is tokenised by itself, as generation would; so one question with one answer gives the ids
+that `instruction` and `answer` give. The other templates have exactly that: one turn of the user's, one of the assistant's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.chat_spans import render_dialogue
+from stoker_proto.control_tokens import ControlTokens
+from stoker_proto.dialogue import ASSISTANT, USER, Dialogue
+from stoker_proto.errors import DataError, RowError
+from stoker_proto.image_spec import ImageSpec
+from stoker_proto.rendered import Rendered, encode_rendered
+from stoker_proto.rows import EncodedRow, Ids, RowWriter
+from stoker_proto.tokenizer import TextTokenizer
+from stoker_proto.turns import Parts, Turn, check_turns, mark_parts, place_images
+
+Labels = NDArray[np.uint8]
+
+
+class DialogueRows:
+    """Writes dialogues for one tokenizer, template and model."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        control: ControlTokens,
+        dialogue: Dialogue,
+        image: ImageSpec | None,
+        rows: RowWriter,
+        end_id: int,
+        *,
+        max_seq_len: int,
+        overlong: str,
+    ) -> None:
+        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
+        self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
+        self._end = np.array([end_id], np.int32)
+
+    def encode(self, turns: Sequence[Turn], num_images: int) -> EncodedRow:
+        """The row of a dialogue with its images. Raises DataError; RowError where it is the config that has no row for it."""
+        check_turns(turns)
+        if num_images and self._image is None:
+            raise RowError(
+                f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
+            )
+        parts = place_images(turns, num_images)
+        if not self._dialogue.takes_turns or (self._image is not None and self._image.before_bos):
+            return self._encode_single(turns, parts, num_images)
+        row = self._write(turns, parts, num_images)
+        if len(row.input_ids) <= self._max_seq_len:
+            return row
+        if self._overlong == "truncate":
+            return self._truncated(row)
+        if self._overlong == "drop_turns":
+            return self._with_fewer_turns(turns, parts, num_images, len(row.input_ids))
+        raise RowError(
+            f"the dialogue of {len(turns)} turns needs {len(row.input_ids)} tokens (with {num_images} images), but "
+            f"data.max_seq_len is {self._max_seq_len}: raise it, or set data.overlong to truncate or drop_turns"
+        )
+
+    def _encode_single(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+        user, *rest = turns
+        in_front = parts[0][:num_images] == (None,) * num_images and parts[0][num_images:].count(None) == 0
+        if user.role != "user" or len(rest) != 1 or rest[0].role != "assistant" or not in_front:
+            raise RowError(
+                f"data.dialogue.template {self._dialogue.template} (with this model) writes one turn of the user's, its images "
+                f"in front, and one of the assistant's, not {', '.join(turn.role for turn in turns[:8])}: use stoker or "
+                "chat_template"
+            )
+        instruction = "".join(part for part in parts[0] if part is not None)
+        return self._rows.encode(instruction, num_images, answer=rest[0].text)
+
+    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+        if self._dialogue.template == "chat_template":
+            ids, supervised = self._by_template(turns, parts)
+        else:
+            ids, supervised = self._by_turns(turns, parts)
+        return self._rows.expand(ids, supervised, num_images)
+
+    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
+        chat = self._dialogue.chat
+        rendered = render_dialogue(
+            chat, chat.messages(turns, parts, self._control), turns, self._control, self._rows.with_image_frames
+        )
+        return encode_rendered(self._tokenizer, self._control, rendered)
+
+    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
+        ids: list[Ids] = [np.array(self._tokenizer.leading, np.int32)]
+        labels: list[Labels] = [np.zeros(len(ids[0]), np.uint8)]
+        prompt = ""
+
+        def put(text: str, learned: bool) -> None:
+            found, supervised = encode_rendered(
+                self._tokenizer, self._control, Rendered(text, ((0, len(text)),) if learned else ())
+            )
+            ids.append(found)
+            labels.append(supervised)
+
+        for turn, of_turn in zip(turns, parts, strict=True):
+            words = " ".join(
+                self._rows.image_frame if part is None else part for part in mark_parts(turn, of_turn, self._control)
+            )
+            if turn.role == "system":
+                prompt += f"{words} "
+            elif turn.role == "assistant":
+                put(prompt + ASSISTANT, False)
+                put(f"{self._dialogue.answer_opening}{words}", turn.learned)
+                ids.append(self._end)
+                labels.append(np.array([turn.learned], np.uint8))
+                prompt = ""
+            else:
+                prompt += f"{USER} {words} "
+        if prompt:
+            put(prompt.rstrip(), False)
+        return np.concatenate(ids), np.concatenate(labels)
+
+    def _truncated(self, row: EncodedRow) -> EncodedRow:
+        kept, cut = np.split(row.input_ids, [self._max_seq_len])
+        if self._image is not None and (cut == self._image.token_id).any():
+            raise RowError(
+                f"data.overlong is truncate, and an image stands behind token {self._max_seq_len} of {len(row.input_ids)}: "
+                "images are never cut; raise data.max_seq_len"
+            )
+        supervised = row.supervised[: self._max_seq_len]
+        if not supervised.any():
+            raise DataError(
+                f"no label is left of {len(row.input_ids)} tokens cut at data.max_seq_len {self._max_seq_len}: raise it, or "
+                "set data.overlong to drop_turns"
+            )
+        return EncodedRow(kept, supervised)
+
+    def _with_fewer_turns(
+        self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
+    ) -> EncodedRow:
+        """Without the fewest oldest exchanges that make it fit. What the system says stays."""
+        system = [i for i, turn in enumerate(turns) if turn.role == "system"]
+        starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+
+        def without(first: int) -> EncodedRow | None:
+            kept = [i for i in system if i < first] + list(range(first, len(turns)))
+            if not any(turns[i].learned for i in kept):
+                return None
+            if sum(parts[i].count(None) for i in kept) != num_images:
+                raise RowError(
+                    "data.overlong is drop_turns, and a turn to be dropped has an image: images are never cut; raise "
+                    "data.max_seq_len"
+                )
+            return self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images)
+
+        low, high, best = 0, len(starts) - 1, None
+        while low <= high:  # fewer turns never need more tokens, so the first that fits is found by halving
+            middle = (low + high) // 2
+            row = without(starts[middle])
+            if row is None or len(row.input_ids) <= self._max_seq_len:
+                best, high = row or best, middle - 1
+            else:
+                low = middle + 1
+        if best is None:
+            raise DataError(
+                f"the dialogue needs {needed} tokens, data.max_seq_len is {self._max_seq_len}, and its last learned exchange "
+                "alone does not fit: raise it, or set data.overlong to truncate"
+            )
+        return best

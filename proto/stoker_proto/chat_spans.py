@@ -1,0 +1,119 @@
+"""Which characters of a dialogue that a chat template wrote are learned.
+
+A template with `{% generation %}` blocks says so. Of any other this is known: what it writes for the turns before, with the
+opening of an assistant's turn, is the prompt that the model will see; what it writes for one turn more is what the model shall
+have said. Both must be beginnings of the whole text, or training would differ from use:
+
+    whole    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n<|im_start|>user ...
+    prompt   <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n
+    and turn <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n
+    learned                                                         Hello<|im_end|>
+
+White space at the end is not learned: it belongs to what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from stoker_proto.chat_template import ChatTemplate, Message
+from stoker_proto.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
+from stoker_proto.errors import RowError
+from stoker_proto.rendered import Rendered
+from stoker_proto.turns import Turn
+
+_BLOCK = re.compile(f"{GENERATION_OPEN}|{GENERATION_CLOSE}")
+_WAY_OUT = (
+    "learn the last turn only, or give the model's chat_template.jinja {% generation %} ... {% endgeneration %} around what the "
+    "assistant says"
+)
+
+
+def render_dialogue(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    turns: Sequence[Turn],
+    control: ControlTokens,
+    finish: Callable[[str], str],
+) -> Rendered:
+    """The whole text and what of it is learned. `finish` is done to everything that is rendered (images).
+
+    Raises DataError where the template refuses the dialogue, RowError where it does not show what is learned.
+    """
+    if template.marks_generation:
+        return _by_blocks(finish(template.render(messages, opening=False)), turns)
+
+    def render(number: int, opening: bool) -> str:
+        return finish(template.render(messages[:number], opening=opening))
+
+    whole = render(len(messages), False)
+    spans = []
+    for i, turn in enumerate(turns):
+        if not turn.learned:
+            continue
+        prompt = render(i, True)
+        said = whole if i + 1 == len(turns) else render(i + 1, False)
+        for text in (prompt, said):
+            if not whole.startswith(text):
+                raise RowError(
+                    f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. "
+                    f"strips reasoning), so what it learns there is not what it will be asked: {_WAY_OUT}"
+                )
+        start, end = len(prompt), len(said.rstrip())
+        _check(whole[start:end], messages[i], i)
+        head = whole[start : max(whole.find(_words(messages[i])[:64], start, end), start)]
+        if control.find(head) is not None and prompt == render(i, False):
+            raise RowError(
+                f"the model's chat template has no opening of the assistant's turn (add_generation_prompt): {head!r} would be "
+                "learned. Add it to chat_template.jinja"
+            )
+        spans.append((start, end))
+    return Rendered(whole, tuple(spans))
+
+
+def _by_blocks(marked: str, turns: Sequence[Turn]) -> Rendered:
+    """The template's own blocks: the n-th is the n-th turn of the assistant's."""
+    pieces, spans, start = [], [], -1
+    position = before = 0
+    for match in _BLOCK.finditer(marked):
+        pieces.append(marked[before : match.start()])
+        position += match.start() - before
+        before = match.end()
+        if (match[0] == GENERATION_OPEN) != (start < 0):
+            raise RowError(
+                "the {% generation %} blocks of the model's chat template stand inside each other: " + _WAY_OUT
+            )
+        if start < 0:
+            start = position
+        else:
+            spans.append((start, position))
+            start = -1
+    learned = [turn.learned for turn in turns if turn.role == "assistant"]
+    if not all(learned):
+        if len(spans) != len(learned):
+            raise RowError(
+                f"the model's chat template wrote {len(spans)} {{% generation %}} blocks for {len(learned)} turns of the "
+                "assistant's, so those that are not learned cannot be told from those that are: one block each is expected"
+            )
+        spans = [span for span, wanted in zip(spans, learned, strict=True) if wanted]
+    spans = [(a, b) for a, b in spans if a < b]
+    if not spans:
+        raise RowError("the model's chat template wrote no {% generation %} block that is learned: " + _WAY_OUT)
+    return Rendered("".join([*pieces, marked[before:]]), tuple(spans))
+
+
+def _words(message: Message) -> str:
+    content = message["content"]
+    text: str = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return text.strip()
+
+
+def _check(learned: str, message: Message, number: int) -> None:
+    """What is learned holds what the turn says, but for white space."""
+    words = _words(message)
+    if not learned or (words not in learned and "".join(words.split()) not in "".join(learned.split())):
+        raise RowError(
+            f"the model's chat template changes what turn {number} says ({learned[:60]!r} for {words[:60]!r}): write the turn as "
+            f"the template does, or {_WAY_OUT}"
+        )

@@ -1,0 +1,100 @@
+"""Plain text as rows: every token is a label, and what is too long for one row becomes several.
+
+    text     ids of the text, then the end token:   a b c d e f g </s>
+    rows     max_seq_len 4, with <s> in front:      <s> a b c | <s> d e f | <s> g </s>
+
+Every row begins with the tokenizer's leading tokens (begin-of-sequence), as every text does that the model meets; they are no
+labels, and where there are none the first token of a row is none, as nothing stands before it. A text without a token gives no
+row. `input_ids` are cut in the same way; leading and end tokens that they have already are not doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.control_tokens import ControlTokens
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.rendered import Rendered, encode_rendered
+from stoker_proto.rows import EncodedRow, Ids
+from stoker_proto.tokenizer import TextTokenizer
+
+
+class TextRows:
+    """Cuts texts into rows for one tokenizer."""
+
+    def __init__(self, tokenizer: TextTokenizer, control: ControlTokens, end_id: int, max_seq_len: int) -> None:
+        self._tokenizer, self._control, self._end_id, self._max_seq_len = tokenizer, control, end_id, max_seq_len
+        self._leading = np.array(tokenizer.leading, np.int32)
+
+    def of_text(self, text: str) -> list[EncodedRow]:
+        """The rows of a text."""
+        return self._rows(self._encode([text])[0])
+
+    def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
+        """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
+        return self._rows(self._checked(input_ids))
+
+    def count_texts(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """(rows, tokens in them) of each text: of what `of_text` gives."""
+        return [self._count(len(ids)) for ids in self._encode(texts)]
+
+    def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
+        """The same of ids."""
+        return self._count(len(self._checked(input_ids)))
+
+    @property
+    def _room(self) -> int:
+        """Tokens of the text that one row takes."""
+        room = self._max_seq_len - len(self._leading)
+        if room < 1 or self._max_seq_len < 2:
+            raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
+        return room
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text, without leading ones and end token."""
+        marked = [self._control.mark(text) for text in texts]
+        plain = [text for text, original in zip(marked, texts, strict=True) if text == original]
+        encoded = iter(self._tokenizer.encode_batch(plain))
+        return [
+            np.array(next(encoded), np.int32)
+            if text == original
+            else encode_rendered(self._tokenizer, self._control, Rendered(text, ()))[0]
+            for text, original in zip(marked, texts, strict=True)
+        ]
+
+    def _checked(self, input_ids: NDArray[np.integer]) -> Ids:
+        """Without leading and end tokens."""
+        ids = np.asarray(input_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise DataError(
+                f"input_ids of shape {list(ids.shape)} and type {ids.dtype}: whole numbers [T] are expected"
+            )
+        wrong = ids[(ids < 0) | (ids >= self._tokenizer.size)]
+        if len(wrong):
+            raise DataError(f"input_ids hold {int(wrong[0])}: the tokenizer has ids 0-{self._tokenizer.size - 1}")
+        ids = ids.astype(np.int32)
+        leading = self._leading
+        if len(leading) and np.array_equal(ids[: len(leading)], leading):
+            ids = ids[len(leading) :]
+        return ids[:-1] if len(ids) and ids[-1] == self._end_id else ids
+
+    def _count(self, num_ids: int) -> tuple[int, int]:
+        if num_ids == 0:
+            return 0, 0
+        rows = -(-(num_ids + 1) // self._room)
+        return rows, num_ids + 1 + rows * len(self._leading)
+
+    def _rows(self, ids: Ids) -> list[EncodedRow]:
+        if len(ids) == 0:
+            return []
+        ids = np.append(ids, np.int32(self._end_id))
+        rows = []
+        for start in range(0, len(ids), self._room):
+            row = np.concatenate((self._leading, ids[start : start + self._room]))
+            supervised = np.ones(len(row), np.uint8)
+            supervised[: max(len(self._leading), 1)] = 0
+            rows.append(EncodedRow(row, supervised))
+        return rows
