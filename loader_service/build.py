@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from loader_service.plan import SampleRef
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.sources.base import BaseSFTDataset, make_datasets
+from loader_service.text_samples import is_language, rows_of
 from stoker_proto.config import DataConfig
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, located
 from stoker_proto.hashing import key64
 from stoker_proto.messages import Piece, Ticket
 from stoker_proto.processor import Processor
@@ -48,9 +49,11 @@ class EncodedRecord:
 
 
 class _Text(NamedTuple):
-    """What of a `Sample` is still needed when its frames are encoded."""
+    """What of a `Sample` with an instruction is still needed when its frames are encoded."""
 
+    images: tuple[bytes, ...]
     instruction: str
+    state: NDArray[np.float32] | None
     action: NDArray[np.float32] | None
     answer: str | None
     timestep: int
@@ -84,54 +87,63 @@ class RecordEncoder:
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
         expected = int(manifest.num_samples[record])
-        texts: list[_Text] = []
-        images: list[tuple[bytes, ...]] = []
+        found: list[_Text | EncodedSample] = []
         try:
             for index, sample in enumerate(
                 dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
             ):
-                if index == expected:
-                    raise DataError(
-                        "it gives more samples than the scan counted; run loader-prepare again", file=str(shard)
-                    )
                 key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
-                images.append(tuple(self.processor.encode_image(image, key) for image in sample.images))
-                # Kept without its frames, so that one raw frame at a time is alive.
-                texts.append(_Text(sample.instruction, sample.action, sample.answer, sample.timestep))
+                images = tuple(self.processor.encode_image(image, key) for image in sample.images)
+                if is_language(sample):
+                    with located(file=str(shard), record=str(record), field=f"sample {index}"):
+                        rows = rows_of(sample, self.processor)
+                    found += [
+                        EncodedSample(row.input_ids, row.supervised, images, None, len(found) + i)
+                        for i, row in enumerate(rows)
+                    ]
+                else:
+                    # Kept without its frames, so that one raw frame at a time is alive.
+                    found.append(
+                        _Text(images, sample.instruction, sample.state, sample.action, sample.answer, sample.timestep)
+                    )
+                if len(found) > expected:
+                    raise DataError(
+                        "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets "
+                        "is_text)",
+                        file=str(shard),
+                    )
         except (DataError, MemoryError):
             raise
         except Exception as error:
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
             raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(record)) from error
-        if len(texts) != expected:
+        if len(found) != expected:
             raise DataError(
-                f"it gives {len(texts)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
+                f"it gives {len(found)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
                 file=str(shard),
                 record=str(record),
             )
-        return self._tokenise(texts, images, shard, record)
+        return self._tokenise(found, shard, record)
 
-    def _tokenise(
-        self, samples: Sequence[_Text], images: Sequence[tuple[bytes, ...]], shard: Path, record: int
-    ) -> EncodedRecord:
-        codes = self._action_codes(samples)
+    def _tokenise(self, found: Sequence[_Text | EncodedSample], shard: Path, record: int) -> EncodedRecord:
+        codes = self._action_codes(found)
         encoded = []
         size = 0
-        for i, sample in enumerate(samples):
-            try:
-                row = self.processor.encode(
-                    sample.instruction, len(images[i]), codes=codes.get(i), answer=sample.answer
-                )
-            except DataError as error:
-                raise DataError(
-                    error.reason, file=str(shard), record=str(record), field=f"timestep {sample.timestep}"
-                ) from error
-            action = None if sample.action is None else np.asarray(sample.action, np.float32)
-            encoded.append(EncodedSample(row.input_ids, row.supervised, images[i], action, sample.timestep))
-            size += 5 * len(row.input_ids) + sum(map(len, images[i])) + 400  # 400: the Python objects
+        for i, item in enumerate(found):
+            sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), shard, record)
+            encoded.append(sample)
+            size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
 
-    def _action_codes(self, samples: Sequence[_Text]) -> dict[int, NDArray[np.int32]]:
+    def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, shard: Path, record: int) -> EncodedSample:
+        with located(file=str(shard), record=str(record), field=f"timestep {text.timestep}"):
+            row = self.processor.encode(
+                text.instruction, len(text.images), codes=codes, answer=text.answer, state=text.state
+            )
+        action = None if text.action is None else np.asarray(text.action, np.float32)
+        return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
+
+    def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
         """Codes of all action chunks of the record, in one call of the codec."""
         with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
         if not with_action:

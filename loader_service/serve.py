@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
+from loader_service.first_records import check_first_records
 from loader_service.plan import PLAN_VERSION
 from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
@@ -136,7 +137,9 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
         held=held_entries(config, arguments.shards),
         progress=True,
     )
-    return prepared, Processor.build(config, prepared.codec)
+    processor = Processor.build(config, prepared.codec, prepared.states)
+    check_first_records(config, prepared, processor)
+    return prepared, processor
 
 
 def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:

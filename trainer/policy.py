@@ -47,15 +47,28 @@ class Policy:
         model = family.auto_class.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
         return cls(model.to(device), Processor.load(Path(folder)), family)
 
-    def act(self, images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str) -> NDArray[np.float32]:
-        """float32[chunk, D]. images: uint8[H, W, 3] (a depth frame: uint16[H, W]), one or the several of a sample."""
-        return self.processor.actions_from_ids(self.action_ids(images, instruction))
+    def act(
+        self,
+        images: NDArray[Any] | Sequence[NDArray[Any]],
+        instruction: str,
+        state: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """float32[chunk, D]. images: uint8[H, W, 3] (a depth frame: uint16[H, W]), one or the several of a sample.
+
+        state: float32[S] in the dataset's units, for a model that was trained with `data.state: text`.
+        """
+        return self.processor.actions_from_ids(self.action_ids(images, instruction, state))
 
     @torch.no_grad()
-    def action_ids(self, images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str) -> NDArray[np.int64]:
+    def action_ids(
+        self,
+        images: NDArray[Any] | Sequence[NDArray[Any]],
+        instruction: str,
+        state: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.int64]:
         """int64[tokens]: the tokens that `act` decodes, which fill the chunk exactly."""
         frames = [images] if isinstance(images, np.ndarray) else list(images)
-        prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames)).astype(np.int64))
+        prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames), state).astype(np.int64))
         arguments: dict[str, Any] = {"input_ids": prompt[None].to(self.model.device)}
         if self.family.layout is not None:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))

@@ -1,4 +1,4 @@
-"""Counting a part's actions for the cache: what was seen, and how much of the sample can matter later.
+"""Counting a part's actions (and states, likewise) for the cache: what was seen, how much of the sample can matter later.
 
 For a codec that is fitted to whole chunks (`fast`) chunks are sampled beside single actions, an eighth as many.
 
@@ -94,9 +94,9 @@ class ActionCounter:
     An action's key is the part's digest plus its number in the part: a function of content alone.
     """
 
-    def __init__(self, shard: str, base: int, chunk: int = 0) -> None:
-        """chunk: see `sampled_chunk`."""
-        self.shard, self.base, self.chunk = shard, np.uint64(base), chunk
+    def __init__(self, shard: str, base: int, chunk: int = 0, what: str = "actions") -> None:
+        """chunk: see `sampled_chunk`; what: actions or states."""
+        self.shard, self.base, self.chunk, self.what = shard, np.uint64(base), chunk, what
         self.count = 0
         self.batch: list[NDArray[np.float32]] = []
         self.gathered: GatheredActions | None = None
@@ -117,7 +117,7 @@ class ActionCounter:
         self.batch = []
         if not batch:
             return
-        check_same_width((actions.shape[-1] for actions in batch), self.shard, self.gathered)
+        check_same_width((actions.shape[-1] for actions in batch), self.shard, self.gathered, self.what)
         rows = np.concatenate(batch)
         if self.gathered is None:
             self.gathered = GatheredActions.empty(rows.shape[1], self.chunk)
@@ -129,15 +129,18 @@ class ActionCounter:
         self.count += len(rows)
 
 
-def check_same_width(widths: Iterable[int], file: str, before: GatheredActions | None) -> None:
-    """Raises DataError unless all actions have the same number of dimensions."""
+def check_same_width(
+    widths: Iterable[int], file: str, before: GatheredActions | None, what: str = "actions"
+) -> None:
+    """Raises DataError unless all actions (or states) have the same number of dimensions."""
     expected = None if before is None else before.dim
     for width in widths:
         if expected is not None and width != expected:
+            shared = "one action codec" if what == "actions" else "one scale of its states"
             raise DataError(
-                f"actions of {width} dimensions, and of {expected} elsewhere: all train data shares one action codec, "
+                f"{what} of {width} dimensions, and of {expected} elsewhere: all train data shares {shared}, "
                 "so all of it needs the same number",
                 file=file,
-                field="actions",
+                field=what,
             )
         expected = width

@@ -14,6 +14,7 @@ from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.summary import report_of, summary_lines, summary_tree
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
+from loader_service.text_samples import Counting
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, load_config
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepared = prepare(config, processes=arguments.processes, progress=progress)
     if arguments.codec_out is not None:
         _write_codec(prepared, arguments.codec_out)
+    if arguments.state_out is not None:
+        _write_states(prepared, arguments.state_out)
     report = report_of(prepared, config.data.action)
     problems = _verify(prepared, config, arguments.processes, progress) if arguments.verify else []
     if arguments.json:
@@ -76,6 +79,15 @@ def _write_codec(prepared: Prepared, path: Path) -> None:
         raise ConfigError(f"--codec-out {path} cannot be written ({error.strerror}): name another file") from error
 
 
+def _write_states(prepared: Prepared, path: Path) -> None:
+    if prepared.states is None:
+        raise ConfigError("--state-out: data.state is not text, so there is no scale of states to write")
+    try:
+        path.write_text(json.dumps(prepared.states.to_json()), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--state-out {path} cannot be written ({error.strerror}): name another file") from error
+
+
 def _verify(prepared: Prepared, config: Config, processes: int, progress: bool) -> list[str]:
     problems: list[str] = []
     for number, dataset in enumerate(make_datasets(config.data)):
@@ -85,7 +97,8 @@ def _verify(prepared: Prepared, config: Config, processes: int, progress: bool) 
             for entry, manifest in entries.items()
             if config.data.entry_sources(split)[entry] == number
         ]
-        problems += verify(manifests, dataset, processes=processes, progress=progress)
+        counting = Counting.needed(config, dataset)
+        problems += verify(manifests, dataset, processes=processes, progress=progress, counting=counting)
     return problems
 
 
@@ -104,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=_count, default=0, metavar="N", help="that look through the data (default: one per core)"
     )
     parser.add_argument("--codec-out", type=Path, metavar="FILE", help="write the fitted action codec here too")
+    parser.add_argument(
+        "--state-out", type=Path, metavar="FILE", help="write the scale of the states here too (data.state_path)"
+    )
     parser.add_argument(
         "--verify",
         action="store_true",

@@ -25,6 +25,7 @@ from loader_service.prepare.cache import new_folder, save_arrays, write_whole
 from loader_service.prepare.manifest import (
     ACTIONS_FILE,
     COLUMNS,
+    STATES_FILE,
     EntryManifest,
     load_manifest,
     read_fingerprint,
@@ -33,6 +34,7 @@ from loader_service.prepare.manifest import (
 from loader_service.prepare.parts import FORMAT_VERSION, PartTask, Stamp, load_part
 from loader_service.prepare.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
+from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
 
@@ -52,12 +54,18 @@ class EntryJob:
     root: Path
     """Cache folder."""
     dataset: BaseSFTDataset
+    counting: Counting | None = None
+    """How text becomes rows, where the scan counts them."""
 
     @property
     def scan_identity(self) -> str:
         """Fingerprint of all that decides a scan, besides the shards' bytes."""
-        chunk = [self.sampled_chunk] if self.sampled_chunk else []
-        return fingerprint([FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity(), *chunk])
+        identity = [FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity()]
+        if self.sampled_chunk:
+            identity.append(self.sampled_chunk)
+        if self.counting is not None:
+            identity.append(self.counting.fingerprint)
+        return fingerprint(identity)
 
     @property
     def sampled_chunk(self) -> int:
@@ -168,7 +176,7 @@ class EntryJob:
             for name, dtype in COLUMNS.items()
         }
         numbers = {str(path): number for number, path in enumerate(self.shards.paths)}
-        actions: GatheredActions | None = None
+        merged: dict[str, GatheredActions] = {}
         position = num_bad = total_samples = 0
         errors: list[str] = []
         notes: Counter[str] = Counter()
@@ -187,15 +195,16 @@ class EntryJob:
             num_bad += part.num_bad
             errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
             parts_module.count_notes(notes, part.notes)
-            if part.actions is not None:
-                if actions is None:
-                    actions = GatheredActions.empty(part.actions.dim, task.chunk)
-                check_same_width([part.actions.dim], task.shard, actions)
-                actions.merge(part.actions)
+            for what, found, chunk in (("actions", part.actions, task.chunk), ("states", part.states, 0)):
+                if found is not None:
+                    before = merged.setdefault(what, GatheredActions.empty(found.dim, chunk))
+                    check_same_width([found.dim], task.shard, before, what)
+                    before.merge(found)
         for column in columns.values():
             column.flush()
-        if actions is not None:
-            save_arrays(folder / ACTIONS_FILE, actions.to_arrays(SAMPLE_CAPACITY))
+        for what, file in (("actions", ACTIONS_FILE), ("states", STATES_FILE)):
+            if what in merged:
+                save_arrays(folder / file, merged[what].to_arrays(SAMPLE_CAPACITY))
         write_description(
             folder,
             content=content,
@@ -205,7 +214,8 @@ class EntryJob:
             num_bad=num_bad,
             errors=errors,
             notes=dict(sorted(notes.items())),
-            statistics=None if actions is None else actions.statistics.finish()[0],
+            statistics=merged["actions"].statistics.finish()[0] if "actions" in merged else None,
+            states=merged["states"].statistics.finish()[0] if "states" in merged else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
 from loader_service.prepare.cache import writable
-from loader_service.prepare.manifest import ACTIONS_FILE, EntryManifest
+from loader_service.prepare.manifest import ACTIONS_FILE, STATES_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
@@ -63,20 +64,41 @@ def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple
 
     The sample is float32[M, D] of single actions, or float32[M, K, D] of chunks for a codec that is fitted to chunks.
     """
-    chunk = sampled_chunk(action)
-    merged: GatheredActions | None = None
-    for entry in train:
-        if entry.statistics is None:
-            continue
-        actions = _load_actions(entry.folder / ACTIONS_FILE, chunk)
-        if merged is None:
-            merged = GatheredActions.empty(actions.dim, chunk)
-        check_same_width([actions.dim], entry.path, merged)
-        merged.merge(actions)
+    with_actions = [entry for entry in train if entry.statistics is not None]
+    merged = _merged(with_actions, ACTIONS_FILE, sampled_chunk(action), "actions")
     if merged is None:
         raise DataError("no train entry has actions: there is nothing to fit a codec to")
     statistics, sample = merged.statistics.finish(action_mask(merged.dim, action.unmasked))
     return statistics, sample if merged.chunks is None else merged.chunks.finish()
+
+
+def train_states(train: Sequence[EntryManifest]) -> ActionStatistics:
+    """Statistics of the states of all entries together. Raises ConfigError where there are none."""
+    merged = _merged([entry for entry in train if entry.states is not None], STATES_FILE, 0, "states")
+    if merged is None:
+        raise ConfigError("data.state is text, and the train data has no states: set data.state to none")
+    return merged.statistics.finish()[0]
+
+
+def given_states(path: str) -> ActionStatistics:
+    """The statistics of data.state_path. Raises ConfigError."""
+    try:
+        return ActionStatistics.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
+        raise ConfigError(
+            f"data.state_path is {path!r}: not what `loader-prepare --state-out FILE` writes ({error})"
+        ) from error
+
+
+def _merged(entries: Sequence[EntryManifest], file: str, chunk: int, what: str) -> GatheredActions | None:
+    merged: GatheredActions | None = None
+    for entry in entries:
+        found = _load_actions(entry.folder / file, chunk)
+        if merged is None:
+            merged = GatheredActions.empty(found.dim, chunk)
+        check_same_width([found.dim], entry.path, merged, what)
+        merged.merge(found)
+    return merged
 
 
 def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -30,7 +30,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "num_samples": np.uint32,
     "num_tokens": np.uint32,
 }
-ACTIONS_FILE = "actions.npz"
+ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,6 +56,8 @@ class EntryManifest:
     total_samples: int
     statistics: ActionStatistics | None
     """Of the entry's actions, without a mask; None if there are none."""
+    states: ActionStatistics | None
+    """The same of the robot's states."""
     num_bad: int
     """Records that `read` will fail on, under policy `skip`."""
     errors: tuple[str, ...]
@@ -97,6 +99,9 @@ def load_manifest(
     statistics = description["statistics"]
     if statistics is not None and _size(folder / ACTIONS_FILE) != description["actions_bytes"]:
         raise ManifestError("damaged; run loader-prepare again", file=str(folder / ACTIONS_FILE))
+    states = description["states"]
+    if states is not None and _size(folder / STATES_FILE) != description["states_bytes"]:
+        raise ManifestError("damaged; run loader-prepare again", file=str(folder / STATES_FILE))
     return EntryManifest(
         split=split,
         entry=entry,
@@ -106,6 +111,7 @@ def load_manifest(
         fingerprint=identity,
         total_samples=description["total_samples"],
         statistics=None if statistics is None else ActionStatistics.from_json(statistics),
+        states=None if states is None else ActionStatistics.from_json(states),
         num_bad=description["num_bad"],
         errors=tuple(description["errors"]),
         notes=description["notes"],
@@ -116,7 +122,7 @@ def load_manifest(
 
 def write_description(
     folder: Path, *, content: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
-    errors: list[str], notes: Mapping[str, int], statistics: ActionStatistics | None,
+    errors: list[str], notes: Mapping[str, int], statistics: ActionStatistics | None, states: ActionStatistics | None,
 ) -> None:  # fmt: skip
     """manifest.json, beside the columns."""
     tree = {
@@ -130,6 +136,8 @@ def write_description(
         "notes": notes,
         "actions_bytes": _size(folder / ACTIONS_FILE),
         "statistics": None if statistics is None else statistics.to_json(),
+        "states_bytes": _size(folder / STATES_FILE),
+        "states": None if states is None else states.to_json(),
     }
     (folder / "manifest.json").write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
 
@@ -166,14 +174,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
         "notes",
         "statistics",
         "actions_bytes",
+        "states",
+        "states_bytes",
     }
     if not required <= set(tree):
         raise ManifestError(
             f"{', '.join(sorted(required - set(tree)))} missing; run loader-prepare again", file=str(file)
         )
     try:
-        if tree["statistics"] is not None:
-            ActionStatistics.from_json(tree["statistics"])
+        for name in ("statistics", "states"):
+            if tree[name] is not None:
+                ActionStatistics.from_json(tree[name])
     except (DataError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"damaged statistics ({error}); run loader-prepare again", file=str(file)) from error
     return tree

@@ -13,7 +13,7 @@ import os
 import zipfile
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions
 from loader_service.prepare.cache import save_arrays, writable
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
+from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of everything in the cache; a change makes all of it anew."""
 PART_BYTES = 16 << 20
 _BLOCK = 1 << 20
+_PREFIXES = {"actions": "actions_", "states": "states_"}  # of their arrays in a part's file
 _MAX_ERRORS = 20  # examples kept of the bad records of a part
 _MAX_NOTES = 64  # kinds of notes told apart
 
@@ -90,16 +92,20 @@ class Part:
     notes: Mapping[str, int]
     """What was mended or left out -> in how many records."""
     actions: GatheredActions | None
+    states: GatheredActions | None
 
 
-def run_task(dataset: BaseSFTDataset, task: PartTask) -> tuple[str, int]:
-    """Bring the part into the cache. Returns its digest and its number of records; raises DataError."""
+def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> tuple[str, int]:
+    """Bring the part into the cache. Returns its digest and its number of records; raises DataError.
+
+    counting: how text becomes rows, where they are counted; part of the task's identity.
+    """
     try:
         digest = task.digest or _digest(task)
         path = task.cache_path(digest)
         part = load_part(path, task.keep, task.chunk)
         if part is None:
-            part = _scan(dataset, task, digest)
+            part = _scan(dataset, task, digest, counting)
             _save(path, part, task.keep)
     except OSError as error:
         raise DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard) from error
@@ -116,11 +122,14 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
     """The part in the cache; None where there is none, a damaged one, or one that kept too few actions."""
     try:
         with np.load(path, allow_pickle=False) as saved:
-            actions = None
-            if "count" in saved.files:
-                actions = GatheredActions.from_arrays(saved, keep, chunk)
-                if actions is None:
-                    return None
+            found: dict[str, GatheredActions | None] = {}
+            for what, prefix in _PREFIXES.items():
+                found[what] = None
+                if f"{prefix}count" in saved.files:
+                    arrays = {name.removeprefix(prefix): saved[name] for name in saved.files if name.startswith(prefix)}
+                    found[what] = GatheredActions.from_arrays(arrays, keep, chunk if what == "actions" else 0)
+                    if found[what] is None:
+                        return None
             return Part(
                 saved["offsets"],
                 saved["sizes"],
@@ -129,7 +138,8 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
                 int(saved["num_bad"]),
                 tuple(map(str, saved["errors"].tolist())),
                 dict(zip(map(str, saved["notes"].tolist()), saved["note_counts"].tolist(), strict=True)),
-                actions,
+                found["actions"],
+                found["states"],
             )
     except FileNotFoundError:
         return None
@@ -148,8 +158,10 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "notes": np.array(list(part.notes), dtype=np.str_),
         "note_counts": np.array(list(part.notes.values()), dtype=np.int64),
     }
-    if part.actions is not None:
-        arrays.update(part.actions.to_arrays(keep))
+    for what, prefix in _PREFIXES.items():
+        gathered: GatheredActions | None = getattr(part, what)
+        if gathered is not None:
+            arrays.update({f"{prefix}{name}": values for name, values in gathered.to_arrays(keep).items()})
     with writable(path.parent.parent.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_arrays(path, arrays)
@@ -178,13 +190,17 @@ def _check_unchanged(task: PartTask) -> None:
         raise DataError("it changed while it was scanned: run loader-prepare again when it is written", file=task.shard)
 
 
-def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
+def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counting | None) -> Part:
     columns = array("q")  # 32 bytes a record: what cannot be cut is one part, however many records it has
     errors: list[str] = []
     notes: Counter[str] = Counter()
     num_bad = 0
     actions = ActionCounter(task.shard, int(digest[:16], 16), task.chunk)
-    for record in dataset.scan_part(Path(task.shard), task.start, task.stop):
+    states = ActionCounter(task.shard, int(digest[:16], 16), what="states")
+    records: Iterable[ScannedRecord] = dataset.scan_part(Path(task.shard), task.start, task.stop)
+    if counting is not None:
+        records = counting.counter(dataset).count(Path(task.shard), records)
+    for record in records:
         _check_record(dataset, task, record)
         columns.extend((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
         if record.notes:
@@ -193,8 +209,11 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
             num_bad += 1
             if len(errors) < _MAX_ERRORS:
                 errors.append(record.error)
-        elif record.actions is not None:
+            continue
+        if record.actions is not None:
             actions.add(record.actions)
+        if record.states is not None:
+            states.add(record.states)
     _check_unchanged(task)
     table = np.frombuffer(columns, dtype=np.int64).reshape(-1, 4)
     return Part(
@@ -206,6 +225,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str) -> Part:
         tuple(errors),
         notes,
         actions.finish(),
+        states.finish(),
     )
 
 

@@ -6,16 +6,18 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable
 from loader_service.prepare.entry import EntryJob
-from loader_service.prepare.fit import fitted_codec, given_codec
+from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_states
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.parts import run_task
-from loader_service.prepare.scan_pool import run_all
+from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
 from loader_service.prepare.shards import locate_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
+from loader_service.text_samples import Counting
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, DataError
@@ -33,6 +35,8 @@ class Prepared:
     """split -> number of the entry in the config -> its manifest."""
     codec: ActionCodec | None
     """None where there are no actions."""
+    states: ActionStatistics | None = None
+    """Of the train data's states, with `data.state: text`."""
 
     @property
     def statistics(self) -> ActionStatistics | None:
@@ -74,7 +78,8 @@ def prepare(
     if cache_dir is None and data.cache_dir is not None:
         cache_dir = Path(data.cache_dir)
     codec = given_codec(data.action) if data.action.codec_path is not None else None
-    jobs = _jobs(data, datasets, splits, held, cache_dir)
+    counting = [Counting.needed(config, dataset) for dataset in datasets]
+    jobs = _jobs(data, datasets, counting, splits, held, cache_dir)
     manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
     stale = [number for number in range(len(jobs)) if number not in manifests]
     if stale:
@@ -94,12 +99,16 @@ def prepare(
     if codec is None and "train" in splits:
         codec = _fit(entries["train"], jobs, data)
     _check_codec_width(codec, entries)
-    return Prepared(entries=entries, codec=codec)
+    states = None
+    if data.state == "text":
+        states = given_states(data.state_path) if data.state_path is not None else _states(entries, data, splits)
+    return Prepared(entries=entries, codec=codec, states=states)
 
 
 def _jobs(
     data: DataConfig,
     datasets: Sequence[BaseSFTDataset],
+    counting: Sequence[Counting | None],
     splits: Sequence[str],
     held: Mapping[str, Collection[int]] | None,
     cache_dir: Path | None,
@@ -115,7 +124,8 @@ def _jobs(
                 dataset.check_shards(shards.paths)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
-            jobs.append(EntryJob(split, number, path, shards, cache_root(shards.base, cache_dir), dataset))
+            root = cache_root(shards.base, cache_dir)
+            jobs.append(EntryJob(split, number, path, shards, root, dataset, counting[source]))
     return jobs
 
 
@@ -127,8 +137,15 @@ def _scan(
     tasks = [job.tasks() for job in left.values()]
     flat = [task for of_job in tasks for task in of_job]
     weights = [task.stop - task.start for task in flat]
+    counting = jobs[0].counting if jobs else None  # all of them are of one dataset
     results = run_all(
-        run_task, flat, weights, dataset=dataset, processes=processes, progress="scan" if progress else None
+        partial(run_task, counting=counting),
+        flat,
+        weights,
+        dataset=dataset,
+        processes=processes,
+        progress="scan" if progress else None,
+        min_pool_weight=None if counting is None else MIN_POOL_BYTES // 16,  # tokenising is that much more work
     )
     position = 0
     for job, of_job in zip(left.values(), tasks, strict=True):
@@ -156,6 +173,19 @@ def _fit(train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataCo
         f"{names} {'is' if len(missing) == 1 else 'are'} not here, and the action codec is fitted on all train data: run "
         "`loader-prepare --codec-out FILE` where all of it is, and name that file in data.action.codec_path"
     )
+
+
+def _states(
+    entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig, splits: Sequence[str]
+) -> ActionStatistics | None:
+    if "train" not in splits:
+        return None
+    if len(entries["train"]) < len(data.paths("train")):
+        raise ConfigError(
+            "data.state is text, its scale is fitted on all train data, and not all of that is here: run `loader-prepare "
+            "--state-out FILE` where it is, and name that file in data.state_path"
+        )
+    return train_states(list(entries["train"].values()))
 
 
 def _check_not_empty(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:

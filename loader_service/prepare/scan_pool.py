@@ -104,6 +104,7 @@ def _advance(bar: Any, weight: int, _: Future[Any]) -> None:
 def _start_worker(config: DataConfig) -> None:
     global _dataset
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each core has its process
     _dataset = make_dataset(config)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.scan_pool import run_all
-from loader_service.sources.base import BaseSFTDataset
+from loader_service.sources.base import BaseSFTDataset, ScannedRecord
+from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError
 
 _TASK_RECORDS = 64
@@ -15,8 +17,15 @@ _TASK_RECORDS = 64
 VerifyTask = tuple[EntryManifest, int, int]  # records [first, last) of an entry
 
 
-def verify(manifests: Iterable[EntryManifest], dataset: BaseSFTDataset, *, processes: int, progress: bool) -> list[str]:
-    """What is wrong, one line per bad record, in the order of the records."""
+def verify(
+    manifests: Iterable[EntryManifest],
+    dataset: BaseSFTDataset,
+    *,
+    processes: int,
+    progress: bool,
+    counting: Counting | None = None,
+) -> list[str]:
+    """What is wrong, one line per bad record, in the order of the records. counting: as for the scan."""
     tasks: list[VerifyTask] = [
         (manifest, first, min(first + _TASK_RECORDS, manifest.num_records))
         for manifest in manifests
@@ -24,7 +33,7 @@ def verify(manifests: Iterable[EntryManifest], dataset: BaseSFTDataset, *, proce
     ]
     weights = [last - first for _, first, last in tasks]
     results = run_all(
-        _verify_records,
+        partial(_verify_records, counting=counting),
         tasks,
         weights,
         dataset=dataset,
@@ -36,14 +45,22 @@ def verify(manifests: Iterable[EntryManifest], dataset: BaseSFTDataset, *, proce
     return [problem for problems in results for problem in problems]
 
 
-def _verify_records(dataset: BaseSFTDataset, task: VerifyTask) -> list[str]:
+def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Counting | None) -> list[str]:
     manifest, first, last = task
+    counter = None if counting is None else counting.counter(dataset)
     problems = []
     for record in range(first, last):
         shard = manifest.shards[int(manifest.shard_index[record])]
         expected = int(manifest.num_samples[record])
         try:
-            found = dataset.verify(Path(shard), int(manifest.offsets[record]), int(manifest.sizes[record]))
+            offset, size = int(manifest.offsets[record]), int(manifest.sizes[record])
+            found = dataset.verify(Path(shard), offset, size)
+            if counter is not None:  # samples were read, and rows were counted
+                whole = ScannedRecord(offset=offset, size=size, num_samples=found)
+                [counted] = counter.count(Path(shard), [whole])
+                if counted.error is not None:
+                    raise DataError(counted.error)
+                found = counted.num_samples
         except DataError as error:
             problems.append(str(error))
             continue

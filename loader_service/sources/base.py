@@ -44,9 +44,9 @@ class ScannedRecord:
     size: int
     """Bytes or rows from there; 0 <= size < 2**32."""
     num_samples: int
-    """Samples that `read` will give; 0 is allowed."""
+    """Samples that `read` will give; 0 is allowed. Where loader-prepare counts text (`is_text`), it puts the rows here."""
     num_tokens: int = 0
-    """Tokens of all its samples together, where the scan counts them (packing, weights by tokens); else 0."""
+    """Tokens of all its rows together, where loader-prepare counts them; else 0."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
     chunks of them, cut as `read` cuts those of its samples), or None."""

@@ -172,6 +172,8 @@ class DataConfig:
     state: Literal["none", "text"] = "none"
     """`text`: the robot's state (joints, gripper) is told with the instruction, each number as one of 256 bins between its 1st
     and 99th percentile: `Task: push the cube, State: 12 200 128;`; with `custom` it stands where `{state}` does."""
+    state_path: str | None = None
+    """Take this scale of the states (`loader-prepare --state-out FILE`): needed where loaders hold different data."""
     data_root: str | None = None
     """Nothing outside this folder is read; default: the folder of the shard that names the file."""
     cache_dir: str | None = None
