@@ -54,12 +54,16 @@ def render_dialogue(
             continue
         prompt = render(i, True)
         said = whole if i + 1 == len(turns) else render(i + 1, False)
-        for text in (prompt, said):
-            if not whole.startswith(text):
-                raise RowError(
-                    f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. "
-                    f"strips reasoning), so what it learns there is not what it will be asked: {_WAY_OUT}"
-                )
+        if not whole.startswith(said):
+            raise RowError(
+                f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. strips "
+                f"reasoning), so what would be learned there is not what will be asked: {_WAY_OUT}"
+            )
+        if not whole.startswith(prompt):
+            raise RowError(
+                f"the model's chat template opens turn {i} otherwise than generation would (add_generation_prompt), so what "
+                f"would be learned there is not what will be asked: {_WAY_OUT}"
+            )
         start, end = len(prompt), len(said.rstrip())
         _check(whole[start:end], messages[i], i)
         head = whole[start : max(whole.find(_words(messages[i])[:64], start, end), start)]

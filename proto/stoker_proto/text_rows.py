@@ -4,8 +4,13 @@
     rows     max_seq_len 4, with <s> in front:      <s> a b c | <s> d e f | <s> g </s>
 
 Every row begins with the tokenizer's leading tokens (begin-of-sequence), as every text does that the model meets; they are no
-labels, and where there are none the first token of a row is none, as nothing stands before it. A text without a token gives no
-row. `input_ids` are cut in the same way; leading and end tokens that they have already are not doubled.
+labels. Where there are none, a row begins with the last token of the one before: so each token is a label once, except the
+text's very first, before which nothing stands:
+
+                                                    a b c d | d e f g | g </s>      labels: bcd, efg, </s>
+
+A text without a token gives no row. `input_ids` are cut in the same way; leading and end tokens that they have already are not
+doubled.
 """
 
 from __future__ import annotations
@@ -47,9 +52,9 @@ class TextRows:
 
     @property
     def _room(self) -> int:
-        """Tokens of the text that one row takes."""
-        room = self._max_seq_len - len(self._leading)
-        if room < 1 or self._max_seq_len < 2:
+        """Tokens that one row adds, beside what stands in front of them."""
+        room = self._max_seq_len - max(len(self._leading), 1)
+        if room < 1:
             raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
         return room
 
@@ -82,19 +87,22 @@ class TextRows:
         return ids[:-1] if len(ids) and ids[-1] == self._end_id else ids
 
     def _count(self, num_ids: int) -> tuple[int, int]:
+        """Of so many ids; the end token is one more."""
         if num_ids == 0:
             return 0, 0
-        rows = -(-(num_ids + 1) // self._room)
-        return rows, num_ids + 1 + rows * len(self._leading)
+        added = num_ids + bool(len(self._leading))  # without leading tokens the first one stands in front of the others
+        rows = -(-added // self._room)
+        return rows, added + rows * max(len(self._leading), 1)
 
     def _rows(self, ids: Ids) -> list[EncodedRow]:
         if len(ids) == 0:
             return []
         ids = np.append(ids, np.int32(self._end_id))
+        context = 0 if len(self._leading) else 1  # tokens of the text in front of what a row adds
         rows = []
-        for start in range(0, len(ids), self._room):
-            row = np.concatenate((self._leading, ids[start : start + self._room]))
+        for start in range(context, len(ids), self._room):
+            row = np.concatenate((self._leading, ids[start - context : start + self._room]))
             supervised = np.ones(len(row), np.uint8)
-            supervised[: max(len(self._leading), 1)] = 0
+            supervised[: len(self._leading) + context] = 0
             rows.append(EncodedRow(row, supervised))
         return rows

@@ -1,0 +1,68 @@
+"""Dataset classes of language for tests: JSONL whose lines are lists of samples.
+
+[{"text": "x = 1"}, {"input_ids": [5, 6]}, {"turns": [["user", "Hi", false], ["assistant", "Hello", true]]}]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord, Turn
+from loader_service.sources.jsonl import cut_lines, iter_lines, read_line
+from stoker_proto.errors import DataError
+
+
+class Language(BaseSFTDataset):
+    """Its rows and tokens are counted by loader-prepare."""
+
+    is_text = True
+
+    def scan(self, shard: Path) -> Iterator[ScannedRecord]:
+        return self.scan_part(shard, 0, shard.stat().st_size)
+
+    def cut(self, shard: Path, part_bytes: int) -> list[int]:
+        return cut_lines(shard, part_bytes)
+
+    def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        for offset, line in iter_lines(shard, start, stop):
+            yield ScannedRecord(offset=offset, size=len(line), num_samples=line.count(b"{"))
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        for item in json.loads(read_line(shard, offset, size)):
+            if "bad" in item:
+                raise DataError(f"bad: {item['bad']}")
+            if "state" in item:
+                state = np.array(item["state"], np.float32)
+                yield Sample(instruction=item["instruction"], answer=item["answer"], state=state)
+            elif "turns" in item:
+                yield Sample(turns=tuple(Turn(role=r, text=t, learned=learned) for r, t, learned in item["turns"]))
+            elif "input_ids" in item:
+                yield Sample(input_ids=np.array(item["input_ids"], np.int32))
+            else:
+                yield Sample(text=item["text"])
+
+
+class Dialogues(Language):
+    """Each sample is one row."""
+
+    one_row_each = True
+
+
+class States(Language):
+    """Instructions with states."""
+
+    is_text = False
+
+    def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        for record in super().scan_part(shard, start, stop):
+            states = [item["state"] for item in json.loads(read_line(shard, record.offset, record.size))]
+            yield ScannedRecord(
+                offset=record.offset,
+                size=record.size,
+                num_samples=record.num_samples,
+                states=np.array(states, np.float32),
+            )
