@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.chat_spans import render_dialogue
+from stoker_proto.chat_spans import DialogueRenderer
 from stoker_proto.control_tokens import ControlTokens
 from stoker_proto.dialogue import ASSISTANT, USER, Dialogue
 from stoker_proto.errors import DataError, RowError
@@ -47,6 +47,8 @@ class DialogueRows:
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
         self._end = np.array([end_id], np.int32)
+        if dialogue.template == "chat_template":
+            self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
 
     def encode(self, turns: Sequence[Turn], num_images: int) -> EncodedRow:
         """The row of a dialogue with its images. Raises DataError; RowError where it is the config that has no row for it."""
@@ -90,10 +92,7 @@ class DialogueRows:
         return self._rows.expand(ids, supervised, num_images)
 
     def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
-        chat = self._dialogue.chat
-        rendered = render_dialogue(
-            chat, chat.messages(turns, parts, self._control), turns, self._control, self._rows.with_image_frames
-        )
+        rendered = self._renderer(turns, parts)
         return encode_rendered(self._tokenizer, self._control, rendered)
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from stoker_proto.chat_frames import Frames
 from stoker_proto.chat_template import ChatTemplate, Message
 from stoker_proto.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
-from stoker_proto.errors import RowError
+from stoker_proto.errors import DataError, RowError
 from stoker_proto.rendered import Rendered
-from stoker_proto.turns import Turn
+from stoker_proto.turns import Parts, Turn
 
+_MAX_FRAMES = 1024  # sequences of roles that are remembered
 _BLOCK = re.compile(f"{GENERATION_OPEN}|{GENERATION_CLOSE}")
 _WAY_OUT = (
     "learn the last turn only, or give the model's chat_template.jinja {% generation %} ... {% endgeneration %} around what the "
@@ -30,50 +33,73 @@ _WAY_OUT = (
 )
 
 
-def render_dialogue(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    turns: Sequence[Turn],
-    control: ControlTokens,
-    finish: Callable[[str], str],
-) -> Rendered:
-    """The whole text and what of it is learned. `finish` is done to everything that is rendered (images).
+class DialogueRenderer:
+    """Renders dialogues with one template."""
 
-    Raises DataError where the template refuses the dialogue, RowError where it does not show what is learned.
-    """
-    if template.marks_generation:
-        return _by_blocks(finish(template.render(messages, opening=False)), turns)
+    def __init__(self, template: ChatTemplate, control: ControlTokens, finish: Callable[[str], str]) -> None:
+        """finish: done to everything that is rendered (images)."""
+        self._template, self._control, self._finish = template, control, finish
+        self._frames: dict[tuple[tuple[str, bool], ...], Frames | None] = {}
 
-    def render(number: int, opening: bool) -> str:
-        return finish(template.render(messages[:number], opening=opening))
+    def __call__(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Rendered:
+        """The whole text and what of it is learned.
 
-    whole = render(len(messages), False)
-    spans = []
-    for i, turn in enumerate(turns):
-        if not turn.learned:
-            continue
-        prompt = render(i, True)
-        said = whole if i + 1 == len(turns) else render(i + 1, False)
-        if not whole.startswith(said):
-            raise RowError(
-                f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. strips "
-                f"reasoning), so what would be learned there is not what will be asked: {_WAY_OUT}"
-            )
-        if not whole.startswith(prompt):
-            raise RowError(
-                f"the model's chat template opens turn {i} otherwise than generation would (add_generation_prompt), so what "
-                f"would be learned there is not what will be asked: {_WAY_OUT}"
-            )
-        start, end = len(prompt), len(said.rstrip())
-        _check(whole[start:end], messages[i], i)
-        head = whole[start : max(whole.find(_words(messages[i])[:64], start, end), start)]
-        if control.find(head) is not None and prompt == render(i, False):
-            raise RowError(
-                f"the model's chat template has no opening of the assistant's turn (add_generation_prompt): {head!r} would be "
-                "learned. Add it to chat_template.jinja"
-            )
-        spans.append((start, end))
-    return Rendered(whole, tuple(spans))
+        Raises DataError where the template refuses the dialogue, RowError where it does not show what is learned.
+        """
+        messages = self._template.messages(turns, parts, self._control)
+        if self._template.marks_generation:
+            return _by_blocks(self._finish(self._template.render(messages, opening=False)), turns)
+        words = [message["content"] for message in messages]
+        if all(isinstance(text, str) for text in words) and (frames := self._frames_of(turns)) is not None:
+            found = frames.fit(self._finish(self._template.render(messages, opening=False)), words)
+            if found is not None:
+                return found
+        return self._by_beginnings(turns, messages)
+
+    def _frames_of(self, turns: Sequence[Turn]) -> Frames | None:
+        key = tuple((turn.role, turn.learned) for turn in turns)
+        if key not in self._frames:
+            if len(self._frames) >= _MAX_FRAMES:
+                self._frames.clear()
+            said = [replace(turn, text=text) for turn, text in zip(turns, Frames.words(len(turns)), strict=True)]
+            messages = self._template.messages(said, [(turn.text,) for turn in said], self._control)
+            try:
+                self._frames[key] = Frames.of(self._by_beginnings(said, messages), len(said))
+            except DataError:
+                self._frames[key] = None  # the dialogue itself will say what is wrong
+        return self._frames.get(key)
+
+    def _by_beginnings(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Rendered:
+        def render(number: int, opening: bool) -> str:
+            return self._finish(self._template.render(messages[:number], opening=opening))
+
+        whole = render(len(messages), False)
+        spans = []
+        for i, turn in enumerate(turns):
+            if not turn.learned:
+                continue
+            prompt = render(i, True)
+            said = whole if i + 1 == len(turns) else render(i + 1, False)
+            if not whole.startswith(said):
+                raise RowError(
+                    f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. "
+                    f"strips reasoning), so what would be learned there is not what will be asked: {_WAY_OUT}"
+                )
+            if not whole.startswith(prompt):
+                raise RowError(
+                    f"the model's chat template opens turn {i} otherwise than generation would (add_generation_prompt), so what "
+                    f"would be learned there is not what will be asked: {_WAY_OUT}"
+                )
+            start, end = len(prompt), len(said.rstrip())
+            _check(whole[start:end], messages[i], i)
+            head = whole[start : max(whole.find(_words(messages[i])[:64], start, end), start)]
+            if self._control.find(head) is not None and prompt == render(i, False):
+                raise RowError(
+                    f"the model's chat template has no opening of the assistant's turn (add_generation_prompt): {head!r} would "
+                    "be learned. Add it to chat_template.jinja"
+                )
+            spans.append((start, end))
+        return Rendered(whole, tuple(spans))
 
 
 def _by_blocks(marked: str, turns: Sequence[Turn]) -> Rendered:

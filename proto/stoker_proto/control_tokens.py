@@ -29,6 +29,7 @@ class ControlTokens:
         special = set(special)
         self._own = _compiled(special)
         self._all = _compiled(special | set(openers))
+        self._firsts = sorted({token[0] for token in (*special, *openers, "<") if token})
         self._pieces = re.compile(f"{OPEN}({self._all.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
 
     def find(self, text: str) -> str | None:
@@ -38,6 +39,8 @@ class ControlTokens:
 
     def mark(self, text: str, *, of_assistant: bool = False) -> str:
         """The text with marks around each; unchanged where there is none."""
+        if text.isascii() and not any(first in text for first in self._firsts):
+            return text  # nearly all text; much faster than a pattern
         pattern = self._own if of_assistant else self._all
         text = _MARKS.sub("", text)  # else they could be forged, too
         return text if pattern.search(text) is None else pattern.sub(f"{OPEN}\\g<0>{CLOSE}", text)

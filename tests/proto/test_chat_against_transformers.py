@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stoker_proto.chat_frames import Frames
 from stoker_proto.errors import RowError
 from stoker_proto.processor import Processor
 from stoker_proto.turns import Turn
@@ -160,3 +161,27 @@ def test_a_template_that_rewrites_history_is_found_out(chat_processor: Make, tmp
     row = chat_processor(tagged(REASONING)).encode_turns(turns)  # its author says what is meant
     assert row.input_ids.tolist() == expected["input_ids"]
     assert row.supervised.tolist() == expected["assistant_masks"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_remembered_frames_give_what_rendering_every_beginning_gives(
+    name: str, chat_processor: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random.Random(13)
+    dialogues = [random_turns(generator, tools=name == "qwen", learn_all=False) for _ in range(30)]
+    processor = chat_processor(plain(TEMPLATES[name]))
+    fitted = [processor.encode_turns(turns) for turns in dialogues]
+    assert any(frames is not None for frames in processor._dialogues._renderer._frames.values())
+    monkeypatch.setattr(Frames, "fit", lambda *_: None)
+    for turns, row in zip(dialogues, fitted, strict=True):
+        full = processor.encode_turns(turns)
+        assert row.input_ids.tolist() == full.input_ids.tolist()
+        assert row.supervised.tolist() == full.supervised.tolist()
+
+
+def test_words_of_the_frames_own_placeholders_are_only_words(chat_processor: Make) -> None:
+    """Nothing of a dialogue is looked up by the placeholders: they may stand in it."""
+    processor = chat_processor(plain(CHATML))
+    turns = [Turn(role="user", text="q1zj q0zj"), Turn(role="assistant", text="q0zj", learned=True)]
+    row = processor.encode_turns(turns)
+    assert words(processor, row.input_ids[row.supervised == 1]) == "q0zj<|im_end|>"
