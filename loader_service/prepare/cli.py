@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loader_service.first_records import check_first_records
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.summary import report_of, summary_lines, summary_tree
 from loader_service.prepare.verify import verify
@@ -19,6 +20,7 @@ from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.processor import Processor
 
 _DESCRIPTION = """\
 Look through the data once, before training: how many records and samples there are, how the actions are
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
     progress = sys.stderr.isatty() and not arguments.json
     prepared = prepare(config, processes=arguments.processes, progress=progress)
+    if Path(config.model.base_model_path).is_dir():  # a host that only prepares data need not have the model
+        check_first_records(config, prepared, Processor.build(config, prepared.codec, prepared.states))
     if arguments.codec_out is not None:
         _write_codec(prepared, arguments.codec_out)
     if arguments.state_out is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from loader_service.prepare.fit import train_actions
 from loader_service.prepare.run import Prepared
 from stoker_proto.actions import ActionStatistics, CodecReport, codec_report
@@ -67,6 +69,7 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
                 "shards": len(entry.shards),
                 "records": entry.num_records,
                 "samples": entry.total_samples,
+                "tokens": int(entry.num_tokens.sum(dtype=np.int64)),
                 "bad_records": entry.num_bad,
                 "notes": dict(entry.notes),
                 "fingerprint": entry.fingerprint,
