@@ -26,7 +26,8 @@ _DESCRIPTION = """\
 Look through the data once, before training: how many records and samples there are, how the actions are
 distributed, and which codebook turns them into tokens. What is found is kept in a `.stoker` folder beside the data, so
 that loaders start at once; after a change of the data only what changed is looked through again. `loader-serve` does the
-same by itself where it is missing. No image is opened, unless --verify asks for it."""
+same by itself where it is missing. No image is opened but those of the first
+samples, unless --verify asks for it."""
 
 _EPILOG = """\
 examples:
