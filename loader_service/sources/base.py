@@ -102,7 +102,7 @@ class BaseSFTDataset(ABC):
     loader-prepare makes rows and tokens of them by tokenising (a long text gives several rows)."""
     one_row_each: ClassVar[bool] = False
     """Of text: each Sample is one row (dialogues). Then it is tokenised by loader-prepare only where lengths matter
-    (data.packing)."""
+    (data.packing, data.weigh_by: tokens)."""
 
     def __init__(self, config: DataConfig) -> None:
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""

@@ -17,7 +17,7 @@ from loader_service.prepare import cli, scan_pool
 from loader_service.prepare import parts as parts_module
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.verify import verify
-from loader_service.sources.base import make_dataset
+from loader_service.sources.base import make_datasets
 from loader_service.text_samples import Counting
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RowError
@@ -74,7 +74,7 @@ def encode_all(config: Config, prepared: Prepared) -> list[list[Any]]:
     """The samples of each record, as the loader makes them."""
     entry = prepared.entries["train"][0]
     processor = Processor.build(config, prepared.codec, prepared.states)
-    encoder = RecordEncoder(config.data, make_dataset(config.data), processor)
+    encoder = RecordEncoder(config.data, processor)
     return [list(encoder.encode(entry, record, 0).samples) for record in range(entry.num_records)]
 
 
@@ -95,7 +95,7 @@ def test_scan_and_loader_count_the_same(max_seq_len: int, seed: int, model: Path
     bad = sum(not samples and entry.num_samples[record] > 0 for record, samples in enumerate(records))
     assert bad == entry.num_bad < 10
     assert entry.total_samples > 40
-    dataset = make_dataset(config.data)
+    dataset = make_datasets(config.data)[0]
     problems = verify([entry], dataset, processes=1, progress=False, counting=Counting.needed(config, dataset))
     assert len(problems) == entry.num_bad
     assert problems == [] or "no label is left" in problems[0]
@@ -141,6 +141,8 @@ def test_it_is_counted_again_only_for_another_tokenizer_or_rule(
     turns = [Turn(role="user", text="Hi"), Turn(role="assistant", text="Hello", learned=True)]
     length = len(Processor.build(config, None).encode_turns(turns).input_ids)
     assert (packed.num_samples.tolist(), packed.num_tokens.tolist()) == ([1, 1, 1], [length] * 3)
+    weighed = prepare(config_of(model, shard, "data.weigh_by=tokens", kind="Dialogues")).entries["train"][0]
+    assert weighed.num_tokens.tolist() == [length] * 3
 
 
 def test_several_processes_find_the_same(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,7 +293,9 @@ def test_bad_chat_templates_are_refused(template: str | None, message: str, tmp_
 
 def test_a_chat_template_that_leaves_images_out_is_refused(tmp_path: Path) -> None:
     write_model_folder(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{% set c = messages[0]['content'] %}{{ c if c is string else c[-1]['text'] }}")
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% set c = messages[0]['content'] %}{{ c if c is string else c[-1]['text'] }}"
+    )
     processor = Processor.build(make_config(tmp_path, "data.dialogue.template=chat_template"), None)
     with pytest.raises(DataError, match=r"writes 0 times '<image>' for 1 images"):
         processor.prompt("Push", 1)
