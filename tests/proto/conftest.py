@@ -10,7 +10,7 @@ import pytest
 
 from stoker_proto.processor import Processor
 from tests.proto.chat_templates import PLAIN_TOKENS, TOKENS
-from tests.tiny_models import make_config, write_model_folder
+from tests.tiny_models import IDEFICS_TOKENS, make_config, write_model_folder
 from trainer.models.tiny_tokenizer import build_tokenizer
 
 _JSON: dict[str, str] = {}
@@ -19,7 +19,7 @@ _JSON: dict[str, str] = {}
 def write_chat_folder(folder: Path, template: str, family: str = "causal") -> Path:
     """A model's folder with this chat template and a tokenizer that has the tokens of our templates."""
     if "json" not in _JSON:
-        tokenizer = build_tokenizer(TOKENS)
+        tokenizer = build_tokenizer((*IDEFICS_TOKENS, *TOKENS))
         tokenizer.add_tokens(list(PLAIN_TOKENS))
         _JSON["json"] = tokenizer.to_str()
     write_model_folder(folder, family)

@@ -138,6 +138,15 @@ VISION = (
 )
 
 
+def test_what_a_model_has_around_images_is_not_put_around_a_users_words(chat_processor: Make) -> None:
+    processor = chat_processor(plain(VISION), family="idefics3")
+    turns = [Turn(role="user", text="<image> x"), Turn(role="assistant", text="an <image>", learned=True)]
+    frame = "<fake_token_around_image>"
+    text = shown(processor, turns, 1)
+    assert text.count(frame) == 2
+    assert text.endswith("{an <image><|im_end|>}\n")
+
+
 @pytest.mark.parametrize("source", [plain(VISION), tagged(VISION)])
 def test_images_of_a_chat_template(source: str, chat_processor: Make) -> None:
     """A template that takes content as parts only, also without images; a user's own `<image>` stays text."""
@@ -243,6 +252,9 @@ def test_templates_that_do_not_show_what_is_learned(chat_processor: Make) -> Non
     without_opening = plain(CHATML).partition("{% if add_generation_prompt %}")[0]
     with pytest.raises(RowError, match=r"no opening of the assistant's turn .*im_start\|>assistant.* would be learned"):
         chat_processor(without_opening).encode_turns([HI, HELLO])
+    other_opening = plain(CHATML).replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model\\n' }}")
+    with pytest.raises(RowError, match=r"opens turn 1 otherwise than generation would"):
+        chat_processor(other_opening).encode_turns([HI, HELLO])
     alternating = "{% if messages|length > 2 %}{{ raise_exception('only two turns') }}{% endif %}" + plain(CHATML)
     with pytest.raises(
         DataError, match=r"does not take this dialogue \(user, assistant, user, assistant .*only two turns"
