@@ -129,9 +129,7 @@ class ActionCounter:
         self.count += len(rows)
 
 
-def check_same_width(
-    widths: Iterable[int], file: str, before: GatheredActions | None, what: str = "actions"
-) -> None:
+def check_same_width(widths: Iterable[int], file: str, before: GatheredActions | None, what: str = "actions") -> None:
     """Raises DataError unless all actions (or states) have the same number of dimensions."""
     expected = None if before is None else before.dim
     for width in widths:
