@@ -6,7 +6,7 @@ Sample(text=...), input_ids=...   as many as it needs; none where it has no toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def rows_of(sample: Sample, processor: Processor) -> list[EncodedRow]:
     if sample.images:
         raise DataError(f"plain text with {len(sample.images)} images: only dialogues and instructions have images")
     if sample.text is not None:
-        return processor.texts.of_text(sample.text)
+        return processor.texts.of_text(sample.text, sample.special_tokens)
     if sample.input_ids is None:
         raise DataError("a sample has no turns, text or input_ids")
     return processor.texts.of_ids(sample.input_ids)
@@ -55,7 +55,7 @@ class _Pending:
     record: ScannedRecord
     rows: int = 0
     tokens: int = 0
-    texts: list[str] = field(default_factory=list)
+    texts: list[tuple[str, Collection[str]]] = field(default_factory=list)
 
 
 class RowCounter:
@@ -71,7 +71,7 @@ class RowCounter:
         for record in records:
             pending = self._read(shard, record)
             batch.append(pending)
-            characters += sum(map(len, pending.texts))
+            characters += sum(len(text) for text, _ in pending.texts)
             if characters >= _BATCH_CHARACTERS:
                 yield from self._finish(shard, batch)
                 batch, characters = [], 0
@@ -79,7 +79,7 @@ class RowCounter:
 
     def _read(self, shard: Path, record: ScannedRecord) -> _Pending:
         pending = _Pending(record)
-        if record.error is not None:
+        if record.error is not None or record.num_samples == 0:  # left out: nobody will read it
             return pending
         try:
             with located(file=str(shard), record=str(record.offset)):
@@ -97,7 +97,7 @@ class RowCounter:
                 f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or input_ids"
             )
         if sample.text is not None and not sample.images:
-            pending.texts.append(sample.text)
+            pending.texts.append((sample.text, sample.special_tokens))
             return
         rows = rows_of(sample, self._processor)
         pending.rows += len(rows)

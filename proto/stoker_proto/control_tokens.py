@@ -10,7 +10,7 @@ Control tokens are all special tokens of the tokenizer, our action tokens, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 OPEN, CLOSE = "\U000f0000", "\U000f0001"
 """Around a control token that stands in data. Private-use characters, and transformers' own choice."""
@@ -37,13 +37,18 @@ class ControlTokens:
         found = self._all.search(text)
         return None if found is None else found[0]
 
-    def mark(self, text: str, *, of_assistant: bool = False) -> str:
-        """The text with marks around each; unchanged where there is none."""
+    def mark(self, text: str, *, of_assistant: bool = False, written: Collection[str] = ()) -> str:
+        """The text with marks around each; unchanged where there is none.
+
+        written: tokens that the dataset itself put there, and that are meant.
+        """
         if text.isascii() and not any(first in text for first in self._firsts):
             return text  # nearly all text; much faster than a pattern
         pattern = self._own if of_assistant else self._all
         text = _MARKS.sub("", text)  # else they could be forged, too
-        return text if pattern.search(text) is None else pattern.sub(f"{OPEN}\\g<0>{CLOSE}", text)
+        if pattern.search(text) is None:
+            return text
+        return pattern.sub(lambda found: found[0] if found[0] in written else f"{OPEN}{found[0]}{CLOSE}", text)
 
     def pieces(self, marked: str) -> list[tuple[int, str, bool]]:
         """(where it begins in the marked text, text, whether it is plain) of what lies between and inside the marks."""

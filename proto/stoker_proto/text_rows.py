@@ -15,12 +15,12 @@ doubled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.control_tokens import ControlTokens
+from stoker_proto.control_tokens import ControlTokens, is_marked
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.rendered import Rendered, encode_rendered
 from stoker_proto.rows import EncodedRow, Ids
@@ -34,17 +34,19 @@ class TextRows:
         self._tokenizer, self._control, self._end_id, self._max_seq_len = tokenizer, control, end_id, max_seq_len
         self._leading = np.array(tokenizer.leading, np.int32)
 
-    def of_text(self, text: str) -> list[EncodedRow]:
-        """The rows of a text."""
-        return self._rows(self._encode([text])[0])
+    def of_text(self, text: str, special_tokens: Collection[str] = ()) -> list[EncodedRow]:
+        """The rows of a text; special_tokens: those in it that are meant as such, any other is plain text."""
+        return self._rows(self._encode([self._control.mark(text, written=special_tokens)])[0])
 
     def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
         """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
         return self._rows(self._checked(input_ids))
 
-    def count_texts(self, texts: Sequence[str]) -> list[tuple[int, int]]:
-        """(rows, tokens in them) of each text: of what `of_text` gives."""
-        return [self._count(len(ids)) for ids in self._encode(texts)]
+    def count_texts(self, texts: Sequence[str | tuple[str, Collection[str]]]) -> list[tuple[int, int]]:
+        """(rows, tokens in them) of each text, or text with its special tokens: of what `of_text` gives."""
+        pairs = [(text, ()) if isinstance(text, str) else text for text in texts]
+        marked = [self._control.mark(text, written=special_tokens) for text, special_tokens in pairs]
+        return [self._count(len(ids)) for ids in self._encode(marked)]
 
     def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
         """The same of ids."""
@@ -58,16 +60,14 @@ class TextRows:
             raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
         return room
 
-    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+    def _encode(self, marked: Sequence[str]) -> list[Ids]:
         """The ids of each text, without leading ones and end token."""
-        marked = [self._control.mark(text) for text in texts]
-        plain = [text for text, original in zip(marked, texts, strict=True) if text == original]
-        encoded = iter(self._tokenizer.encode_batch(plain))
+        encoded = iter(self._tokenizer.encode_batch([text for text in marked if not is_marked(text)]))
         return [
-            np.array(next(encoded), np.int32)
-            if text == original
-            else encode_rendered(self._tokenizer, self._control, Rendered(text, ()))[0]
-            for text, original in zip(marked, texts, strict=True)
+            encode_rendered(self._tokenizer, self._control, Rendered(text, ()))[0]
+            if is_marked(text)
+            else np.array(next(encoded), np.int32)
+            for text in marked
         ]
 
     def _checked(self, input_ids: NDArray[np.integer]) -> Ids:

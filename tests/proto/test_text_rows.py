@@ -100,3 +100,13 @@ def test_ids_that_are_none(tmp_path: Path) -> None:
     assert texts.count_ids(np.arange(40)) == (3, 43)
     with pytest.raises(ConfigError, match=r"data.max_seq_len is 1: no token of a text fits"):
         build(tmp_path, 1).texts.of_text("a")
+
+
+def test_special_tokens_that_a_dataset_wrote_are_tokens(tmp_path: Path) -> None:
+    texts = build(tmp_path, 64).texts
+    end, pad = 1, 2
+    [row] = texts.of_text("<pad>x</s>y<pad>", ("<pad>",))
+    assert (row.input_ids == pad).sum() == 2
+    assert (row.input_ids == end).sum() == 1  # the row's own
+    assert texts.count_texts([("<pad>x</s>y<pad>", ("<pad>",))]) == [(1, len(row.input_ids))]
+    assert (texts.of_text("<pad>x")[0].input_ids == pad).sum() == 0

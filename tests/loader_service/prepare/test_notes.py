@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from loader_service.prepare.summary import summary_lines, summary_tree
 from loader_service.sources.base import make_dataset
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
+from tests.tiny_models import write_model_folder
 
 MakeConfig = Callable[..., Config]
 
@@ -70,9 +72,13 @@ def test_a_dataset_that_words_every_note_differently_fills_no_memory() -> None:
 
 
 def test_files_left_out_have_no_samples_and_are_counted(tmp_path: Path, make_config: MakeConfig) -> None:
+    model = write_model_folder(tmp_path / "model", "causal")
     rows = [{"content": "x" * size} for size in (1, 10, 100, 1000)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = make_config(tmp_path / "a.jsonl", dataset_type="code", options={"min_bytes": 10, "max_bytes": 100})
+    config = make_config(
+        tmp_path / "a.jsonl", dataset_type="code", options={"min_bytes": 10, "max_bytes": 100}, max_seq_len=999
+    )
+    config = replace(config, model=replace(config.model, base_model_path=str(model)))
     manifest = prepare(config).entries["train"][0]
     assert manifest.num_samples.tolist() == [0, 1, 1, 0]
     assert manifest.notes == {"left out: larger than max_bytes": 1, "left out: smaller than min_bytes": 1}
