@@ -165,9 +165,10 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
     held: dict[str, list[int]] = {"train": [], "val": []}
     for split, entries in held.items():
         sources = config.data.entry_sources(split)
+        views = [dataset.for_split(split) for dataset in datasets]
         for entry, path in enumerate(config.data.paths(split)):
             try:
-                shards = set(expand_entry(path, datasets[sources[entry]].shard_patterns))
+                shards = {shard.resolve() for shard in views[sources[entry]].locate(path).paths}
             except ConfigError:
                 continue  # it lies on another loader's disk
             matched = shards & wanted

@@ -60,7 +60,7 @@ class EntryJob:
     @property
     def scan_identity(self) -> str:
         """Fingerprint of all that decides a scan, besides the shards' bytes."""
-        identity = [FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity()]
+        identity = [FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity(), self.shards.identity]
         if self.sampled_chunk:
             identity.append(self.sampled_chunk)
         if self.counting is not None:

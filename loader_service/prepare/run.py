@@ -15,7 +15,6 @@ from loader_service.prepare.fit import fitted_codec, given_codec, given_states, 
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
-from loader_service.prepare.shards import locate_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.text_samples import Counting
 from stoker_proto.actions import ActionCodec, ActionStatistics
@@ -88,7 +87,7 @@ def prepare(
                 {jobs[number].root for number in stale}
             ):  # in one order, so that two never wait for each other
                 stack.enter_context(locked(root, lock_deadline_s))
-            for dataset in datasets:
+            for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
                 own = [number for number in stale if jobs[number].dataset is dataset]
                 manifests.update(_scan([jobs[n] for n in own], own, dataset, processes, progress))
     entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
@@ -115,12 +114,13 @@ def _jobs(
 ) -> list[EntryJob]:
     jobs = []
     for split in splits:
+        views = [dataset.for_split(split) for dataset in datasets]
         for number, (path, source) in enumerate(zip(data.paths(split), data.entry_sources(split), strict=True)):
-            dataset = datasets[source]
+            dataset = views[source]
             if held is not None and number not in held.get(split, ()):
                 continue
             try:
-                shards = locate_entry(path, dataset.shard_patterns)
+                shards = dataset.locate(path)
                 dataset.check_shards(shards.paths)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None

@@ -29,6 +29,8 @@ class EntryShards:
     """Relative to `base`, with `/`, in natural order: what identifies a shard wherever the data lies."""
     paths: tuple[Path, ...]
     """The same shards, absolute and without links."""
+    identity: str = ""
+    """Fingerprint of an index beside the shards that has a say in what a scan gives; empty where there is none."""
 
 
 def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:
@@ -45,7 +47,7 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
     elif named.is_dir():
         base, found = named, list(_in_folder(named, patterns))
     else:
-        base = _folder_without_wildcards(named)
+        base = folder_without_wildcards(named)
         pattern = named.relative_to(base).as_posix()
         found = []
         for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -79,7 +81,8 @@ def _in_folder(folder: Path, patterns: Iterable[str]) -> Iterable[Path]:
                 yield file
 
 
-def _folder_without_wildcards(path: Path) -> Path:
+def folder_without_wildcards(path: Path) -> Path:
+    """The part of a glob that names a folder."""
     parts = []
     for part in path.parts:
         if glob.has_magic(part):

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.prepare.shards import EntryShards, locate_entry
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here
@@ -31,6 +32,7 @@ SOURCES: dict[str, str] = {
     "chat": "loader_service.sources.chat.dataset:ChatDataset",
     "code": "loader_service.sources.code:CodeDataset",
     "text": "loader_service.sources.text:TextDataset",
+    "lerobot": "loader_service.sources.lerobot.dataset:LeRobotDataset",
 }
 """dataset_type -> module:class, imported where it is used."""
 
@@ -82,6 +84,10 @@ class Sample:
     """uint8[H, W, 3] each; a depth frame is uint16[H, W] in mm."""
     action: NDArray[np.float32] | None = None
     """float32[K, D], K = data.action.chunk, in action units."""
+    action_is_pad: NDArray[np.bool_] | None = None
+    """bool[K], or None where the source does not say: which actions lie beyond the record's end and repeat its last one."""
+    image_is_pad: NDArray[np.bool_] | None = None
+    """The same, bool[len(images)], for images before the record's beginning, which repeat its first one."""
     answer: str | None = None
     """Text to be learned, where there is no action."""
     timestep: int = 0
@@ -118,6 +124,16 @@ class BaseSFTDataset(ABC):
             "drop_noops": action.drop_noops,
             "depth": image.depth,
         }
+
+    def for_split(self, split: str) -> BaseSFTDataset:
+        """What scans the entries of a split ("train", "val"); another one where the options choose records by split."""
+        return self
+
+    def locate(self, path: str) -> EntryShards:
+        """An entry of the data paths -> its shards. Raises ConfigError if it has none.
+
+        Override it where an index beside the shards says which they are; its content then belongs into `EntryShards.identity`."""
+        return locate_entry(path, self.shard_patterns)
 
     @abstractmethod
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:

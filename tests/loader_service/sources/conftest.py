@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -132,3 +133,28 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+@pytest.fixture(scope="session")
+def written_lerobot(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A LeRobot data set of each version, with a video camera and an image camera; copy before you change it."""
+    from tests.loader_service.sources.lerobot_checks import FRONT, SHORT, TOP  # they need libraries that may be missing
+    from tests.loader_service.sources.lerobot_files import write_lerobot
+
+    folder = tmp_path_factory.mktemp("lerobot")
+    return {
+        version: write_lerobot(
+            folder / version, SHORT, version=version, videos=[FRONT], images=[TOP], rows_per_data_file=1000
+        )
+        for version in ("v2.1", "v3.0")
+    }
+
+
+@pytest.fixture
+def old(written_lerobot: dict[str, Path], tmp_path: Path) -> Path:
+    """One of v2.1, to be damaged."""
+    return Path(shutil.copytree(written_lerobot["v2.1"], tmp_path / "old"))
+
+
+@pytest.fixture
+def new(written_lerobot: dict[str, Path], tmp_path: Path) -> Path:
+    """The same of v3.0."""
+    return Path(shutil.copytree(written_lerobot["v3.0"], tmp_path / "new"))

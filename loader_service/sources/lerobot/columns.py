@@ -1,0 +1,121 @@
+"""Columns of a parquet table -> arrays, checked.
+
+    action: fixed_size_list<float>[7] | list<float>      timestamp: float      task_index: int64
+
+Letters: T frames of one episode, D numbers of a vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.sources.lerobot.extras import library
+from loader_service.sources.lerobot.info import Feature
+from loader_service.sources.lerobot.meta import Columns
+from stoker_proto.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRows:
+    """What the data file says of one episode."""
+
+    episode: int
+    actions: NDArray[np.float32]  # [T, D]
+    states: NDArray[np.float32] | None  # [T, S]
+    timestamps: NDArray[np.float64]  # [T], seconds from the episode's first frame on
+    task_index: NDArray[np.int64]  # [T]
+
+
+def numeric_columns(columns: Columns) -> list[str]:
+    """What is read of a data file, but for images."""
+    names = ["episode_index", "frame_index", "timestamp", "task_index", columns.action.key]
+    return names if columns.state is None or columns.state.key in names else [*names, columns.state.key]
+
+
+def parse_rows(table: Any, columns: Columns, episode: int) -> EpisodeRows:
+    """The rows of one episode. Raises DataError naming the field and, where there is one, the frame and the dimension."""
+    found = integers(table, "episode_index")
+    if len(np.flatnonzero(found != episode)):
+        other = int(found[found != episode][0])
+        raise DataError(
+            f"a row of episode {other} among its rows: meta/ and data/ do not belong together", field="episode_index"
+        )
+    frame_index = integers(table, "frame_index")
+    wrong = np.flatnonzero(frame_index != np.arange(len(frame_index)))
+    if len(wrong):
+        t = int(wrong[0])
+        raise DataError(f"{int(frame_index[t])}: 0, 1, 2 ... are expected", field=f"frame_index[{t}]")
+    timestamps = _numbers(table.column("timestamp"), "timestamp").astype(np.float64)
+    _check_finite(timestamps[:, None], "timestamp")
+    return EpisodeRows(
+        episode,
+        vectors(table, columns.action),
+        None if columns.state is None else vectors(table, columns.state),
+        timestamps,
+        integers(table, "task_index"),
+    )
+
+
+def integers(table: Any, name: str) -> NDArray[np.int64]:
+    """int64[T]."""
+    values = _numbers(table.column(name), name)
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{values.dtype}: whole numbers are expected", field=name)
+    return values.astype(np.int64)
+
+
+def vectors(table: Any, feature: Feature) -> NDArray[np.float32]:
+    """float32[T, D], finite."""
+    arrow = library("pyarrow")
+    name, dim = feature.key, feature.dim()
+    column = table.column(name).combine_chunks()
+    kind = column.type
+    if arrow.types.is_fixed_size_list(kind) or arrow.types.is_list(kind) or arrow.types.is_large_list(kind):
+        if column.null_count:
+            raise DataError("null: a vector is expected in every row", field=name)
+        if arrow.types.is_fixed_size_list(kind):
+            lengths = np.full(len(column), kind.list_size)
+        else:
+            lengths = np.diff(column.offsets.to_numpy())
+        wrong = np.flatnonzero(lengths != dim)
+        if len(wrong):
+            t = int(wrong[0])
+            raise DataError(f"{lengths[t]} numbers, and info.json says {dim}", field=f"{name}[{t}]")
+        values = _numbers(column.flatten(), name)
+    elif dim == 1:
+        values = _numbers(column, name)
+    else:
+        raise DataError(f"{kind}: a list of {dim} numbers is expected", field=name)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+        result = values.astype(np.float32).reshape(-1, dim)
+    _check_finite(result, name)
+    return result
+
+
+def _check_finite(values: NDArray[Any], name: str) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        t, d = (int(i) for i in np.argwhere(~finite)[0])
+        place = f"{name}[{t}][{d}]" if values.shape[1] > 1 else f"{name}[{t}]"
+        raise DataError(
+            f"{values[t, d]} is not a finite 32-bit number: mend or leave out the episode (data.options.episodes)",
+            field=place,
+        )
+
+
+def _numbers(column: Any, name: str) -> NDArray[Any]:
+    """The column as numbers, without nulls."""
+    arrow = library("pyarrow")
+    kind = column.type
+    is_number = arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)
+    if not is_number or column.null_count:
+        reason = "null" if is_number else str(kind)
+        raise DataError(f"{reason}: a number is expected in every row", field=name)
+    values: NDArray[Any] = (
+        column.to_numpy() if column.__class__ is arrow.ChunkedArray else column.to_numpy(zero_copy_only=False)
+    )
+    return values

@@ -1,0 +1,140 @@
+"""`lerobot`: LeRobot data sets, v2.1 and v3.0. An entry of the data paths is a data set's folder.
+
+    bridge/meta/info.json, tasks, episodes            the index: read whole, part of what identifies a scan
+    bridge/data/chunk-000/file-000.parquet            a shard; a record is an episode, its offset the first of its rows
+    bridge/videos/<camera>/chunk-000/file-000.mp4     opened when an episode is read
+
+Sample t is frame t: the cameras' images, the state, the task's text, and actions t, t+1, ..., t+K-1 (K = data.action.chunk);
+after the end the last action is repeated, and `action_is_pad` says where.
+
+Letters: T frames of an episode, K actions in a chunk, N samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from loader_service.prepare.shards import EntryShards
+from loader_service.sources.actions import is_noop
+from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.lerobot.cameras import FrameHistory
+from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
+from loader_service.sources.lerobot.extras import check_installed
+from loader_service.sources.lerobot.locate import locate
+from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
+from loader_service.sources.lerobot.options import overlap, read_options
+from loader_service.sources.lerobot.rows import RowReader
+from loader_service.sources.lerobot.scan import scan_shard
+from loader_service.sources.lerobot.window import frame_offsets, window
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import ConfigError, located
+
+
+class LeRobotDataset(BaseSFTDataset):
+    """Episodes of LeRobot data sets."""
+
+    shard_patterns = ("data/*/*.parquet",)
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        check_installed()
+        self.options = read_options(config.options)
+        deltas = self.options.action_delta_timestamps
+        if deltas is not None and len(deltas) != config.action.chunk:
+            raise ConfigError(
+                f"data.options.action_delta_timestamps has {len(deltas)} moments, and data.action.chunk is "
+                f"{config.action.chunk}: as many are needed"
+            )
+        if deltas is not None and config.action.drop_noops:
+            raise ConfigError(
+                "data.action.drop_noops leaves out moments that data.options.action_delta_timestamps names: set one of them"
+            )
+        if config.image.depth:
+            raise ConfigError("data.image.depth is on, and LeRobot's depth cameras are not read: turn it off")
+        self._rows = RowReader()
+        self._metas: dict[Path, Meta] = {}
+        self._roots: dict[Path, Path] = {}  # of shards' folders
+        self._lock = threading.Lock()
+
+    def for_split(self, split: str) -> LeRobotDataset:
+        """With the episodes of the split."""
+        options, data = self.options, self.config
+        if options.episodes is not None or options.val_episodes is not None:
+            both = set(data.train_data_paths) & set(data.val_data_paths)
+            if both and overlap(options.episodes, options.val_episodes):
+                raise ConfigError(
+                    f"{min(both)} is trained and validated on, and data.options.episodes and data.options.val_episodes have "
+                    "episodes in common: set both, without overlap"
+                )
+        changed = {key: value for key, value in data.options.items() if key not in ("episodes", "val_episodes")}
+        chosen = data.options.get("episodes" if split == "train" else "val_episodes")
+        if chosen is not None:
+            changed["episodes"] = chosen
+        return LeRobotDataset(dataclasses.replace(data, options=changed))
+
+    def locate(self, path: str) -> EntryShards:
+        """The data files that hold the chosen episodes, with the fingerprint of `meta/`."""
+        shards, metas = locate(path, self.options.episodes)
+        with self._lock:
+            self._metas.update(metas)
+        return shards
+
+    def scan(self, shard: Path) -> Iterator[ScannedRecord]:
+        """The chosen episodes that begin in the data file. No image is opened; whether the videos are there is looked up."""
+        return scan_shard(shard, self._meta(shard), self.config, self.options, self._rows)
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        """The episode's samples, one after another, its videos decoded in step."""
+        meta = self._meta(shard)
+        with located(file=str(shard), record=f"at row {offset}"):
+            episode = read_episode(shard, offset, size, meta, self.options, self._rows)
+        with located(file=str(shard), record=f"episode {episode.rows.episode}"):
+            yield from self._samples(episode, meta)
+
+    def _samples(self, episode: Episode, meta: Meta) -> Iterator[Sample]:
+        options, fps = self.options, meta.info.fps
+        actions = episode.rows.actions
+        kept = np.flatnonzero(~is_noop(actions)) if self.config.action.drop_noops else np.arange(len(actions))  # [N]
+        deltas = options.action_delta_timestamps
+        offsets = (
+            np.arange(self.config.action.chunk)
+            if deltas is None
+            else frame_offsets(deltas, fps, "data.options.action_delta_timestamps")
+        )
+        chunks, actions_are_pad = window(len(kept), offsets)  # [N, K], of the kept actions
+        chunk_actions = actions[kept[chunks]]  # [N, K, D]
+        history, images_are_pad = window(
+            len(actions), frame_offsets(options.image_history, fps, "data.options.image_history")
+        )
+        images_are_pad = np.tile(images_are_pad, (1, len(episode.columns.cameras)))
+        wanted: list[int] = np.unique(history[kept]).tolist()
+        root = self.config.data_root or str(meta.info.root)
+        streams = [open_camera(camera, episode, wanted, meta, root, self._rows) for camera in episode.columns.cameras]
+        cameras = [FrameHistory(frames, wanted) for frames in streams]
+        states = episode.rows.states
+        moments: list[list[int]] = history.tolist()
+        for i, t in enumerate(kept.tolist()):
+            yield Sample(
+                instruction=episode.instructions[t],
+                images=tuple([image for camera in cameras for image in camera.at(moments[t])]),
+                image_is_pad=images_are_pad[t],
+                state=None if states is None else states[t],
+                action=chunk_actions[i],
+                action_is_pad=actions_are_pad[i],
+                timestep=t,
+            )
+
+    def _meta(self, shard: Path) -> Meta:
+        """The index of the data set that the shard belongs to, read once."""
+        with self._lock:
+            root = self._roots.get(shard.parent)
+            if root is None:
+                root = self._roots[shard.parent] = find_root(shard)
+            if root not in self._metas:
+                self._metas[root] = load_meta(root)
+            return self._metas[root]

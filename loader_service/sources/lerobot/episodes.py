@@ -1,0 +1,197 @@
+"""The tables of episodes and of tasks, of both versions.
+
+v2.1, `meta/episodes.jsonl` and `meta/tasks.jsonl`, a line each:
+
+    {"episode_index": 0, "tasks": ["put carrot on plate"], "length": 10}      {"task_index": 0, "task": "put carrot on plate"}
+
+v3.0, `meta/episodes/chunk-000/file-000.parquet` and `meta/tasks.parquet`, a row each:
+
+    episode_index 0, length 10, data/chunk_index 0, data/file_index 0,
+    videos/<camera>/chunk_index 0, videos/<camera>/file_index 0, videos/<camera>/from_timestamp 0.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from loader_service.sources.lerobot.extras import library
+from loader_service.sources.lerobot.info import Info
+from stoker_proto.errors import DataError, located
+
+_TASK_COLUMNS = ("task", "__index_level_0__")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPlaces:
+    """Where a camera's frames of each episode lie. E episodes."""
+
+    chunk: NDArray[np.int64]  # [E]
+    file: NDArray[np.int64]  # [E]; in v2.1 the episode's index
+    from_timestamp: NDArray[np.float64]  # [E], seconds from the file's first frame on
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTable:
+    """All episodes, by index. E episodes."""
+
+    index: NDArray[np.int64]  # [E], rising
+    length: NDArray[np.int64]  # [E], frames
+    data_chunk: NDArray[np.int64]  # [E]
+    data_file: NDArray[np.int64]  # [E]; in v2.1 the episode's index
+    videos: dict[str, VideoPlaces]
+
+    def row_of(self, episode: int) -> int:
+        """Raises DataError for an episode that the table does not have."""
+        row = int(np.searchsorted(self.index, episode))
+        if row == len(self.index) or self.index[row] != episode:
+            raise DataError("the table of episodes in meta/ does not have it", record=str(episode))
+        return row
+
+
+def load_episodes(info: Info) -> EpisodeTable:
+    """Raises DataError naming the file, the episode and the column."""
+    cameras = [key for key, feature in info.features.items() if feature.dtype == "video"]
+    columns = _v3_columns(info.root, cameras) if info.is_v3 else _v2_columns(info, cameras)
+    file = str(info.root / ("meta/episodes" if info.is_v3 else "meta/episodes.jsonl"))
+    order = np.argsort(columns["episode_index"], kind="stable")
+    columns = {name: column[order] for name, column in columns.items()}
+    index = columns["episode_index"]
+    _check(len(index) > 0, "no episode", file)
+    for name, column in columns.items():
+        least = 1 if name == "length" else 0
+        wrong = np.flatnonzero(~(column >= least))  # NaN is wrong too
+        if len(wrong):
+            row = wrong[0]
+            raise DataError(
+                f"{column[row]}: at least {least} is expected", file=file, record=str(index[row]), field=name
+            )
+    twice = np.flatnonzero(index[1:] == index[:-1])
+    _check(len(twice) == 0, "it stands there twice", file, record=str(index[twice[0]]) if len(twice) else "")
+    videos = {
+        key: VideoPlaces(
+            columns[f"videos/{key}/chunk_index"],
+            columns[f"videos/{key}/file_index"],
+            columns[f"videos/{key}/from_timestamp"].astype(np.float64),
+        )
+        for key in cameras
+    }
+    return EpisodeTable(index, columns["length"], columns["data/chunk_index"], columns["data/file_index"], videos)
+
+
+def load_tasks(info: Info) -> dict[int, str]:
+    """task_index -> text. Raises DataError."""
+    rows = _v3_tasks(info.root) if info.is_v3 else _v2_tasks(info.root)
+    file = str(info.root / ("meta/tasks.parquet" if info.is_v3 else "meta/tasks.jsonl"))
+    tasks: dict[int, str] = {}
+    for number, (task_index, task) in enumerate(rows):
+        with located(file=file, record=str(number)):
+            if type(task_index) is not int or task_index in tasks:
+                raise DataError(f"{task_index!r}: a whole number, once, is expected", field="task_index")
+            if info.is_v3 and task_index != number:  # lerobot itself goes by the row there
+                raise DataError(
+                    f"{task_index} in row {number}: the rows are expected in order of task_index; sort them, or set "
+                    "data.options.instruction",
+                    field="task_index",
+                )
+            if not isinstance(task, str):
+                raise DataError(f"{task!r}: a text is expected", field="task")
+            tasks[task_index] = task
+    return tasks
+
+
+def _v2_columns(info: Info, cameras: list[str]) -> dict[str, NDArray[Any]]:
+    rows = list(_json_lines(info.root / "meta/episodes.jsonl"))
+    columns: dict[str, NDArray[Any]] = {}
+    for name in ("episode_index", "length"):
+        for number, row in enumerate(rows):
+            if type(row.get(name)) is not int or not 0 <= row[name] < 1 << 62:
+                file = f"{info.root / 'meta/episodes.jsonl'}:{number + 1}"
+                raise DataError(f"{row.get(name)!r}: a whole number is expected", file=file, field=name)
+        columns[name] = np.array([row[name] for row in rows], np.int64)
+    index = columns["episode_index"]
+    chunk = index // info.chunks_size
+    columns |= {"data/chunk_index": chunk, "data/file_index": index}
+    for key in cameras:
+        columns |= {f"videos/{key}/chunk_index": chunk, f"videos/{key}/file_index": index}
+        columns[f"videos/{key}/from_timestamp"] = np.zeros(len(index))
+    return columns
+
+
+def _v3_columns(root: Path, cameras: list[str]) -> dict[str, NDArray[Any]]:
+    names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    names += [f"videos/{key}/{name}" for key in cameras for name in ("chunk_index", "file_index", "from_timestamp")]
+    folder = root / "meta/episodes"
+    files = sorted(folder.glob("*/*.parquet"))
+    _check(bool(files), "no parquet file in it", str(folder))
+    parts: list[dict[str, NDArray[Any]]] = []
+    for file in files:
+        table = read_table(file, names)
+        part = {}
+        for name in names:
+            column = table.column(name)
+            try:
+                dtype = np.float64 if name.endswith("timestamp") else np.int64
+                part[name] = column.to_numpy().astype(dtype, casting="same_kind")
+            except (TypeError, ValueError) as error:  # null, or no number
+                raise DataError(
+                    f"{column.type}: a number in every row is expected", file=str(file), field=name
+                ) from error
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _v2_tasks(root: Path) -> Iterator[tuple[object, object]]:
+    return ((row.get("task_index"), row.get("task")) for row in _json_lines(root / "meta/tasks.jsonl"))
+
+
+def _v3_tasks(root: Path) -> Iterator[tuple[object, object]]:
+    file = root / "meta/tasks.parquet"
+    table = read_table(file, ["task_index"], also=_TASK_COLUMNS)
+    text = next((name for name in _TASK_COLUMNS if name in table.column_names), None)
+    if text is None:
+        raise DataError(f"no column {' or '.join(_TASK_COLUMNS)}", file=str(file))
+    return zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True)
+
+
+def read_table(file: Path, required: list[str], also: tuple[str, ...] = ()) -> Any:
+    """A small parquet's columns as a pyarrow table. Raises DataError."""
+    arrow, parquet = library("pyarrow"), library("pyarrow.parquet")
+    try:
+        found = set(parquet.read_schema(file).names)
+        for name in required:
+            if name not in found:
+                raise DataError("the column is missing", file=str(file), field=name)
+        columns = [*required, *(name for name in also if name in found)]
+        return parquet.read_table(file, columns=columns, use_threads=False, partitioning=None)
+    except (OSError, arrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"it cannot be read ({reason})", file=str(file)) from error
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror})", file=str(file)) from error
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+        except ValueError as error:
+            raise DataError(f"unreadable JSON ({error})", file=f"{file}:{number + 1}") from error
+        if not isinstance(row, dict):
+            raise DataError("a JSON object is expected", file=f"{file}:{number + 1}")
+        yield row
+
+
+def _check(is_well: bool, reason: str, file: str, *, record: str = "") -> None:
+    if not is_well:
+        raise DataError(reason, file=file, record=record)

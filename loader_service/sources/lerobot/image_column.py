@@ -1,0 +1,54 @@
+"""Frames that stand in the data file itself: struct<bytes: binary, path: string>, a PNG or JPEG each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from loader_service.sources.paths import resolve_inside
+from stoker_proto.errors import DataError
+
+
+def decode_image(value: object, size: tuple[int, int], *, root: str, data_root: str) -> NDArray[np.uint8]:
+    """uint8[H, W, 3] of one cell; a cell without bytes names a file. Raises DataError."""
+    if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
+        raise DataError("a struct of bytes and path is expected")
+    encoded = value["bytes"]
+    if encoded is None:
+        path = resolve_inside(value["path"], base=root, root=data_root, field="path")
+        try:
+            encoded = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        with Image.open(BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+            if (image.height, image.width) != size or image.mode != "RGB":
+                raise DataError(
+                    f"{image.height}x{image.width} pixels (height x width) of mode {image.mode}, and info.json says "
+                    f"{size[0]}x{size[1]} and 3 channels"
+                )
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        raise DataError(f"an image that cannot be read ({error})") from error
+
+
+def image_frames(
+    cells: Iterator[object], wanted: list[int], size: tuple[int, int], *, key: str, root: str, data_root: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames of the rows `wanted` (rising) of an episode, from the cells of all its rows."""
+    left = iter(wanted)
+    target = next(left, None)
+    for t, cell in enumerate(cells):
+        if target is None:
+            return
+        if t == target:
+            try:
+                yield decode_image(cell, size, root=root, data_root=data_root)
+            except DataError as error:
+                raise DataError(error.reason, field=f"{key}[{t}]") from error
+            target = next(left, None)

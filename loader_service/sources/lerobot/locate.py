@@ -1,0 +1,68 @@
+"""An entry of the data paths -> its data sets, and their data files as shards.
+
+bridge/           a LeRobot data set: it has meta/info.json
+robots/           a folder of LeRobot data sets
+robots/*-left     what the glob finds
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import numpy as np
+
+from loader_service.prepare.shards import EntryShards, folder_without_wildcards, natural_key
+from loader_service.sources.lerobot.info import INFO_PATH
+from loader_service.sources.lerobot.meta import Meta, load_meta, selected
+from loader_service.sources.lerobot.options import Ranges
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.hashing import fingerprint
+
+
+def locate(path: str, episodes: Ranges | None) -> tuple[EntryShards, dict[Path, Meta]]:
+    """The data files in which the chosen episodes begin, and the index of each data set. Raises ConfigError, DataError."""
+    base, pattern, roots = _roots(Path(path).expanduser())
+    metas: dict[Path, Meta] = {}
+    shards: dict[str, Path] = {}
+    for root in roots:
+        real = root.resolve()
+        meta = metas[real] = load_meta(real)
+        prefix = root.relative_to(base).as_posix() + "/" if root != base else ""
+        chosen = selected(meta, episodes)
+        for name, rows in meta.rows_of.items():
+            if not chosen[rows].any():
+                continue
+            # Not resolved further: in a download cache the files are links, and their folder is what names the data set.
+            file = real / name
+            if not file.is_file():
+                first = int(meta.episodes.index[rows[np.flatnonzero(chosen[rows])[0]]])
+                raise DataError("meta/ names it, and it is missing: fetch it", file=str(file), record=str(first))
+            shards[prefix + name] = file
+    names = sorted(shards, key=natural_key)
+    identity = fingerprint([[root.relative_to(base).as_posix(), metas[root.resolve()].fingerprint] for root in roots])
+    return EntryShards(base.resolve(), pattern, tuple(names), tuple(shards[name] for name in names), identity), metas
+
+
+def _roots(named: Path) -> tuple[Path, str, list[Path]]:
+    """(base, pattern relative to it, folders of data sets, in order)."""
+    if named.is_dir():
+        base, pattern = named, ""
+        roots = (
+            [named] if (named / INFO_PATH).is_file() else [child for child in named.iterdir() if _is_data_set(child)]
+        )
+    else:
+        base = folder_without_wildcards(named)
+        pattern = named.relative_to(base).as_posix()
+        found = map(Path, glob.glob(str(named), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        roots = [match for match in found if _is_data_set(match)]
+    if not roots:
+        raise ConfigError(
+            f"{str(named)!r} names no LeRobot data set: no {INFO_PATH} in it, nor in a folder that it matches (working folder: "
+            f"{Path.cwd()})"
+        )
+    return base, pattern, sorted(roots, key=lambda root: natural_key(root.relative_to(base).as_posix()))
+
+
+def _is_data_set(folder: Path) -> bool:
+    return (folder / INFO_PATH).is_file()

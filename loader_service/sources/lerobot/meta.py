@@ -1,0 +1,114 @@
+"""All of `meta/` that is read: info, episodes, tasks; and which episodes begin in which data file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.sources.lerobot.episodes import EpisodeTable, load_episodes, load_tasks
+from loader_service.sources.lerobot.info import INFO_PATH, Feature, Info, check_dtype, load_info
+from loader_service.sources.lerobot.options import LeRobotOptions, Ranges
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.hashing import fingerprint
+
+_STATE_KEY = "observation.state"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """A data set's index."""
+
+    info: Info
+    episodes: EpisodeTable
+    tasks: dict[int, str]
+    rows_of: dict[str, NDArray[np.int64]]
+    """Data file, relative to the root -> rows of the table whose episodes begin in it, rising."""
+    fingerprint: str
+    """Of all this: what besides the data files decides what is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which features of a data set make a sample."""
+
+    cameras: tuple[Feature, ...]
+    state: Feature | None
+    action: Feature
+
+
+def load_meta(root: Path) -> Meta:
+    """Raises DataError naming file and field."""
+    info = load_info(root)
+    episodes, tasks = load_episodes(info), load_tasks(info)
+    places = np.stack([episodes.data_chunk, episodes.data_file], axis=1)
+    files, inverse = np.unique(places, axis=0, return_inverse=True)
+    order = np.argsort(inverse.reshape(-1), kind="stable")
+    bounds = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(files) + 1))
+    rows_of = {
+        info.data_file(int(chunk), int(number)): order[bounds[i] : bounds[i + 1]]
+        for i, (chunk, number) in enumerate(files.tolist())
+    }
+    tables: list[NDArray[Any]] = [episodes.index, episodes.length, episodes.data_chunk, episodes.data_file]
+    for places_of_camera in episodes.videos.values():
+        tables += [places_of_camera.chunk, places_of_camera.file, places_of_camera.from_timestamp]
+    parts = [info.tree, sorted(tasks.items()), [table.tobytes().hex() for table in tables]]
+    return Meta(info, episodes, tasks, rows_of, fingerprint(parts))
+
+
+def find_root(shard: Path) -> Path:
+    """The data set's folder that a data file lies in. Raises DataError."""
+    for folder in shard.parents:
+        if (folder / INFO_PATH).is_file():
+            return folder
+    raise DataError(f"no {INFO_PATH} in any folder above it", file=str(shard))
+
+
+def choose_columns(info: Info, options: LeRobotOptions) -> Columns:
+    """What the options name, or the defaults. Raises DataError for features that are not there or cannot be read."""
+    keys = options.image_keys
+    if keys is None:
+        for feature in info.features.values():
+            check_dtype(feature, info.file)
+        keys = tuple(key for key, feature in info.features.items() if feature.is_camera)
+    cameras = tuple(_feature(info, key, "image_keys") for key in keys)
+    for camera in cameras:
+        if not camera.is_camera:
+            raise DataError(
+                f"dtype {camera.dtype}: no camera, and data.options.image_keys names it",
+                file=info.file,
+                field=f"features[{camera.key}].dtype",
+            )
+    state = None
+    if options.state_key is not None or _STATE_KEY in info.features:
+        state = _feature(info, options.state_key or _STATE_KEY, "state_key")
+    return Columns(cameras, state, _feature(info, options.action_key, "action_key"))
+
+
+def selected(meta: Meta, ranges: Ranges | None) -> NDArray[np.bool_]:
+    """bool[E]: which episodes the ranges name. Raises ConfigError where one of them is not there."""
+    index = meta.episodes.index
+    chosen = np.full(len(index), ranges is None)
+    for start, stop in ranges or ():
+        first, last = np.searchsorted(index, [start, stop])
+        if last - first != stop - start:
+            raise ConfigError(
+                f"data.options.episodes names {start}{f'-{stop - 1}' if stop - start > 1 else ''}, and {meta.info.root} does "
+                f"not have all of these: its {len(index)} episodes are {index[0]} to {index[-1]}"
+            )
+        chosen[first:last] = True
+    return chosen
+
+
+def _feature(info: Info, key: str, option: str) -> Feature:
+    if key not in info.features:
+        raise DataError(
+            f"no feature {key!r}; there are {', '.join(info.features)}: name the right one in data.options.{option}",
+            file=info.file,
+            field="features",
+        )
+    check_dtype(info.features[key], info.file)
+    return info.features[key]
