@@ -133,6 +133,8 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
 @pytest.fixture(scope="session")
 def written_lerobot(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A LeRobot data set of each version, with a video camera and an image camera; copy before you change it."""
