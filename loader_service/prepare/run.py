@@ -121,7 +121,6 @@ def _jobs(
                 continue
             try:
                 shards = dataset.locate(path)
-                dataset.check_shards(shards.paths)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
             root = cache_root(shards.base, cache_dir)

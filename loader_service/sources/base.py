@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,9 +142,6 @@ class BaseSFTDataset(ABC):
     @abstractmethod
     def read(self, shard: Path, offset: int, size: int) -> Iterable[Sample]:
         """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field."""
-
-    def check_shards(self, shards: Sequence[Path]) -> None:  # noqa: B027 - a hook: most datasets take what they are given
-        """Raise ConfigError where the shards of one entry do not belong together; called before any is read."""
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
         """Byte offsets [0, ..., size] of parts that `scan_part` can scan at the same time; by default the whole shard is one.

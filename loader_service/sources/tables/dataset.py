@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from loader_service.prepare.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.table import (
@@ -83,7 +84,13 @@ class TableDataset(BaseSFTDataset):
         """The table in `path`, the unpacked content of `shard`."""
         return open_table(path, shard, self.columns())
 
-    def check_shards(self, shards: Sequence[Path]) -> None:
+    def locate(self, path: str) -> EntryShards:
+        """As any dataset; ConfigError where the shards of the entry do not belong together."""
+        shards = super().locate(path)
+        self._check_one_format(shards.paths)
+        return shards
+
+    def _check_one_format(self, shards: Sequence[Path]) -> None:
         """One entry holds one format: the same data often lies in a folder twice, and descriptions lie beside data."""
         found: dict[str, Path] = {}
         for shard in shards:

@@ -219,14 +219,22 @@ def test_decoded_row_groups_are_kept_and_bounded(
         list(dataset.read(tmp_path / "a.parquet", 10, 1))
 
 
-def test_formats_are_not_mixed_in_one_entry(make_tables: MakeTables) -> None:
+def test_formats_are_not_mixed_in_one_entry(tmp_path: Path, make_tables: MakeTables) -> None:
     dataset = make_tables("text")
-    dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.json"), Path("/d/c.ndjson.gz")])
-    dataset.check_shards([Path("/d/a.txt"), Path("/d/b.md")])
+
+    def locate(*names: str) -> int:
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("x")
+        return len(dataset.locate(str(folder)).paths)
+
+    assert locate("a.jsonl", "b.json", "c.ndjson.gz") == 3
+    assert locate("a.txt", "b.md") == 2
     with pytest.raises(ConfigError, match=r"files of different formats \(a\.jsonl, b\.parquet\) are named together"):
-        dataset.check_shards([Path("/d/a.jsonl"), Path("/d/b.parquet")])
+        locate("a.jsonl", "b.parquet")
     with pytest.raises(ConfigError, match=r"a\.jsonl\.gz and a\.jsonl are named together, and would be read twice"):
-        dataset.check_shards([Path("/d/a.jsonl"), Path("/d/a.jsonl.gz")])
+        locate("a.jsonl", "a.jsonl.gz")
 
 
 def test_a_shard_that_is_written_anew_is_seen(tmp_path: Path, make_tables: MakeTables) -> None:
