@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.plan import SampleRef
+from loader_service.lane_plan import Rows
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.text_samples import is_language, rows_of
+from loader_service.token_counts import TokenCounts, has_token_counts
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, located
 from stoker_proto.hashing import key64
@@ -64,6 +65,7 @@ class RecordEncoder:
 
     def __init__(self, data: DataConfig, processor: Processor) -> None:
         self.data, self.processor = data, processor
+        self._packed: dict[tuple[str, int], bool] = {}
         datasets = make_datasets(data)
         self._dataset_of: dict[tuple[str, int], BaseSFTDataset] = {
             (split, entry): datasets[source]
@@ -123,7 +125,16 @@ class RecordEncoder:
                 file=str(shard),
                 record=str(record),
             )
-        return self._tokenise(found, shard, record)
+        encoded = self._tokenise(found, shard, record)
+        if self._is_packed(manifest):
+            check_packable(encoded, TokenCounts.of(manifest, self.data).of_record(record), shard, record)
+        return encoded
+
+    def _is_packed(self, manifest: EntryManifest) -> bool:
+        key = manifest.split, manifest.entry
+        if key not in self._packed:
+            self._packed[key] = self.data.packing and has_token_counts(manifest)
+        return self._packed[key]
 
     def _tokenise(self, found: Sequence[_Text | EncodedSample], shard: Path, record: int) -> EncodedRecord:
         codes = self._action_codes(found)
@@ -154,15 +165,31 @@ class RecordEncoder:
         return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
 
 
+def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path, record: int) -> None:
+    """The plan packed samples of the `expected` lengths, without images and actions. Raises DataError."""
+    for index, (sample, tokens) in enumerate(zip(encoded.samples, expected, strict=True)):
+        where = {"file": str(shard), "record": str(record), "field": f"sample {index}"}
+        if sample.images or sample.action is not None:
+            what = "images" if sample.images else "an action"
+            raise DataError(f"it has {what}, and data.packing is for text: set data.packing to false", **where)
+        if len(sample.input_ids) != tokens:
+            raise DataError(
+                f"it has {len(sample.input_ids)} tokens, and the scan's counts say {tokens}: run loader-prepare again, or mend "
+                "num_tokens of the dataset's scan",
+                **where,
+            )
+
+
 def assemble_piece(
     ticket: Ticket,
     loader: str,
     entry: int,
-    refs: Sequence[SampleRef],
+    rows: Rows,
     records: Mapping[int, EncodedRecord],
     filler: EncodedSample,
 ) -> Piece:
-    """Put the ticket's samples together. `filler` stands where a bad record's sample has its place."""
+    """Put the ticket's rows together. `filler` stands where a bad record's sample has its place."""
+    refs = rows.samples
     skipped: dict[int, str] = {}
     samples: list[EncodedSample] = []
     keys = np.empty((len(refs), 3), np.int64)
@@ -187,6 +214,7 @@ def assemble_piece(
         images=[image for sample in samples for image in sample.images],
         actions=_stack_actions(samples),
         skipped=skipped,
+        row_samples=np.array(rows.row_samples or (), np.uint16),
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder, assemble_piece
-from loader_service.plan import EpochPlan, SampleRef
+from loader_service.lane_plan import LanePlan, Rows
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey
 from stoker_proto import codec
@@ -50,7 +50,7 @@ class _Pending:
     address: bytes
     ticket: Ticket
     entry: int
-    refs: list[SampleRef]
+    rows: Rows
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
 
@@ -92,9 +92,9 @@ class PieceBuilder:
         address: bytes,
         ticket: Ticket,
         manifest: EntryManifest,
-        plan: EpochPlan,
+        plan: LanePlan,
         lane: int,
-        next_plan: Callable[[], EpochPlan | None],
+        next_plan: Callable[[], LanePlan | None],
     ) -> None:
         """Build the ticket's piece; the frame goes to `deliver(address, frame)`.
 
@@ -103,9 +103,9 @@ class PieceBuilder:
         with self._wake:
             self._tickets += 1
             self._manifests[manifest.split, manifest.entry] = manifest
-            refs = plan.samples(lane, ticket.start, ticket.count)
-            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, ref.record) for ref in refs}
-            pending = _Pending(address, ticket, manifest.entry, refs, set(keys))
+            rows = plan.rows(lane, ticket.start, ticket.count)
+            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, ref.record) for ref in rows.samples}
+            pending = _Pending(address, ticket, manifest.entry, rows, set(keys))
             for key in keys:
                 value = self._cache.get(key)
                 if value is not None:
@@ -201,12 +201,12 @@ class PieceBuilder:
         seen[key.record // 8] |= bit
 
     def _finish(self, pending: _Pending) -> None:
-        piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.refs, pending.records, self._filler)
+        piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler)
         self._deliver(pending.address, codec.encode(piece))
         with self._wake:
-            self.counters.samples += len(pending.refs)
+            self.counters.samples += len(pending.rows.samples)
             self.counters.skipped += len(piece.skipped)
-            for record, count in Counter(ref.record for ref in pending.refs).items():
+            for record, count in Counter(ref.record for ref in pending.rows.samples).items():
                 key = self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, record)
                 self._cache.serve(key, count)
             self.counters.records_ahead = self._cache.num_ahead

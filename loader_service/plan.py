@@ -15,54 +15,22 @@ before ends. One window of each lane has a length that depends on the lane, so t
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.lane_plan import FIRST_LANES, LanePlan, Window, plan_file, save_array
 from loader_service.permutation import keyed_permutation
 from stoker_proto.config import OrderConfig
-from stoker_proto.errors import DataError, LocalProtocolError
+from stoker_proto.errors import DataError
 from stoker_proto.hashing import key64
-from stoker_proto.order import TIME_END
 
 PLAN_VERSION = 2
-_FIRST_LANES = 4  # that begin with the epoch
-_RECORDS_BETWEEN_LANES = 4  # samples of so many records are trained before the next lane begins ...
-_LAST_START = 0.5  # ... but all lanes have begun when this share of the epoch is trained
-_MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
 
 
-class SampleRef(NamedTuple):
-    """One sample: which record of the entry, and which of the record's samples."""
-
-    record: int
-    sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Consecutive records of a lane, and their samples in training order."""
-
-    start: int
-    """Lane position of its first sample."""
-    records: NDArray[np.uint32]  # [R], numbers in the entry
-    record_of: NDArray[np.uint32]  # [n]: record in the entry of each sample in training order
-    sample_of: NDArray[np.uint32]  # [n]: which sample of that record
-    first_use: NDArray[np.int64]  # [R]: lane position at which each record is first needed (past the end: never)
-
-    @property
-    def stop(self) -> int:
-        """Lane position after its last sample."""
-        return self.start + len(self.record_of)
-
-
-class EpochPlan:
-    """One entry of one split in one epoch: `lane_lengths`, and the samples of any run of a lane."""
+class EpochPlan(LanePlan):
+    """Rows of one sample each; a lane holds every lanes-th record of the permutation."""
 
     def __init__(
         self,
@@ -75,14 +43,12 @@ class EpochPlan:
         entry: int,
     ) -> None:
         """records, ends: uint32[R] in lane-major order; ends counts the samples of its lane up to and with the record."""
+        super().__init__(order, split, epoch, entry)
         # Plain arrays: indexing a memmap makes a memmap, at ten times the cost.
-        self.records, self.ends, self.order = np.asarray(records), np.asarray(ends), order
-        self.split, self.epoch, self.entry = split, epoch, entry
+        self.records, self.ends, self.num_records = np.asarray(records), np.asarray(ends), len(records)
         # Lane l holds every lanes-th record of the permutation from l on.
         sizes = [len(range(lane, len(records), order.lanes)) for lane in range(order.lanes)]
         self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # [L + 1]
-        self._layouts: OrderedDict[tuple[int, int], Window] = OrderedDict()
-        self._current: dict[int, Window] = {}  # lane -> the window that was asked last
 
     @classmethod
     def make(
@@ -104,15 +70,8 @@ class EpochPlan:
 
     def save(self, folder: Path) -> None:
         """Write the two arrays where `load` finds them; `ends` last, which says that both are there."""
-        for name, array in (("records", self.records), ("ends", self.ends)):
-            path = plan_file(folder, self.split, self.epoch, self.entry, name)
-            np.save(path.with_suffix(".tmp.npy"), array)
-            path.with_suffix(".tmp.npy").rename(path)
-
-    @staticmethod
-    def is_saved(folder: Path, split: str, epoch: int, entry: int) -> bool:
-        """Whether `load` will find it."""
-        return plan_file(folder, split, epoch, entry, "ends").exists()
+        save_array(folder, self, "records", self.records)
+        save_array(folder, self, "ends", self.ends)
 
     @classmethod
     def load(cls, folder: Path, order: OrderConfig, *, split: str, epoch: int, entry: int) -> EpochPlan:
@@ -122,79 +81,32 @@ class EpochPlan:
         )
         return cls(records, ends, order, split=split, epoch=epoch, entry=entry)
 
-    def lane_lengths(self) -> list[int]:
-        """Samples of each of the entry's lanes."""
-        return [self.lane_length(lane) for lane in range(self.order.lanes)]
-
     def lane_length(self, lane: int) -> int:
         """Samples of one of the entry's lanes."""
         first, last = self._bounds[lane], self._bounds[lane + 1]
         return int(self.ends[last - 1]) if last > first else 0
 
-    @property
-    def is_gentle(self) -> bool:
-        """Whether lanes begin one after another and windows grow."""
-        return self.epoch == 0 or self.split != "train"
+    def _find(self, lane: int, position: int) -> tuple[int, int, int]:
+        base, end = int(self._bounds[lane]), int(self._bounds[lane + 1])
+        record = int(np.searchsorted(self.ends[base:end], position, side="right"))
+        window_records = self.order.window_records
+        number, low, high = window_bounds(record, end - base, window_records, lane, gentle=self.is_gentle)
+        return number, base + low, base + high
 
-    def lane_starts(self) -> list[int]:
-        """When each of the entry's lanes begins, in units of 2**-32 of the epoch: see `stoker_proto.order`."""
-        lengths = self.lane_lengths()
-        if not self.is_gentle or not any(lengths):
-            return [0] * len(lengths)
-        return gentle_starts(lengths, sum(lengths) / len(self.records))
-
-    def samples(self, lane: int, start: int, count: int) -> list[SampleRef]:
-        """The samples [start, start + count) of a lane, in training order."""
-        refs: list[SampleRef] = []
-        while count > 0:
-            window = self.window_at(lane, start)
-            low = start - window.start
-            high = min(low + count, len(window.record_of))
-            refs.extend(map(SampleRef, window.record_of[low:high].tolist(), window.sample_of[low:high].tolist()))
-            start, count = start + high - low, count - (high - low)
-        return refs
-
-    def window_at(self, lane: int, position: int) -> Window:
-        """The window that holds a lane's sample position."""
-        current = self._current.get(lane)
-        if current is not None and current.start <= position < current.stop:
-            return current
-        first, last = int(self._bounds[lane]), int(self._bounds[lane + 1])
-        ends = self.ends[first:last]
-        if not 0 <= position < (int(ends[-1]) if len(ends) else 0):
-            raise LocalProtocolError(f"lane {lane} of entry {self.entry} has no sample {position}")
-        record = int(np.searchsorted(ends, position, side="right"))
-        number, low, high = window_bounds(record, last - first, self.order.window_records, lane, gentle=self.is_gentle)
-        layout = self._layouts.get((lane, number))
-        if layout is None:
-            layout = self._layout(lane, number, low, high)
-            self._layouts[lane, number] = layout
-            if len(self._layouts) > _MAX_LAYOUTS:
-                self._layouts.popitem(last=False)
-        self._current[lane] = layout
-        return layout
-
-    def _layout(self, lane: int, number: int, low: int, high: int) -> Window:
-        base = int(self._bounds[lane])
-        ends = self.ends[base + low : base + high].astype(np.int64)
-        start = int(self.ends[base + low - 1]) if low else 0
+    def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
+        ends = self.ends[first:last].astype(np.int64)
+        start = int(self.ends[first - 1]) if first > self._bounds[lane] else 0
         counts = np.diff(ends, prepend=start)  # [R]
         offsets = ends - counts - start  # [R]: of each record's first sample in the unshuffled window
-        epoch = self.epoch if self.split == "train" else 0
-        order = keyed_permutation(
-            int(counts.sum()), key64("window", self.order.seed, self.split, epoch, self.entry, lane, number)
-        )
-        record_of = np.repeat(np.arange(high - low, dtype=np.uint32), counts)[order]
+        key = key64("window", self.order.seed, self.split, self.shuffle_epoch, self.entry, lane, number)
+        order = keyed_permutation(int(counts.sum()), key)
+        record_of = np.repeat(np.arange(last - first, dtype=np.uint32), counts)[order]
         sample_of = (order - offsets[record_of]).astype(np.uint32)
-        records = self.records[base + low : base + high]
-        first_use = np.full(high - low, start + len(order), np.int64)
+        records = self.records[first:last]
+        stop = start + len(order)
+        first_use = np.full(last - first, stop, np.int64)
         np.minimum.at(first_use, record_of, start + np.arange(len(order)))
-        return Window(start, records, records[record_of], sample_of, first_use)
-
-
-def plan_file(folder: Path, split: str, epoch: int, entry: int, name: str) -> Path:
-    """Where one array of a plan is kept."""
-    return folder / f"plan-{split}-{epoch}-{entry}-{name}.npy"
+        return Window(start, stop, records, records[record_of], sample_of, first_use)
 
 
 def window_bounds(
@@ -206,7 +118,7 @@ def window_bounds(
     [(0, 1), (1, 2), (2, 4), (4, 6), (6, 9), (9, 12)]
     """
     # The lanes that begin together grow at different times: one record 1 + lane % 4 times, then 2, 3, ... W - 1.
-    growing = (*[1] * (1 + lane % _FIRST_LANES), *range(2, window_records)) if gentle else ()
+    growing = (*[1] * (1 + lane % FIRST_LANES), *range(2, window_records)) if gentle else ()
     first = 0
     for number, size in enumerate((*growing, 1 + lane % window_records)):
         if record < first + size:
@@ -215,20 +127,3 @@ def window_bounds(
     extra = (record - first) // window_records
     first += extra * window_records
     return len(growing) + 1 + extra, first, min(first + window_records, num_records)
-
-
-def gentle_starts(lengths: Sequence[int], samples_per_record: float) -> list[int]:
-    """Times, in units of 2**-32, at which lanes of these lengths begin, so that a new one needs its first record only every so
-    many samples of the stream. Plain float64 arithmetic in a fixed order: the same on every machine.
-    """
-    used = [lane for lane, length in enumerate(lengths) if length]
-    late = max(1, len(used) - _FIRST_LANES)
-    distance = min(_RECORDS_BETWEEN_LANES * samples_per_record, _LAST_START * sum(lengths) / late)
-    starts = [0] * len(lengths)
-    time = rate = 0.0  # rate: samples per unit of time, of the lanes that have begun
-    for number, lane in enumerate(used):
-        if number >= _FIRST_LANES:
-            time += distance / rate
-            starts[lane] = int(time * TIME_END)
-        rate += lengths[lane] / (1.0 - time)
-    return starts

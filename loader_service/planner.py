@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from loader_service.plan import EpochPlan
+from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
-from stoker_proto.config import OrderConfig
+from stoker_proto.config import DataConfig
 
 _KEEP_PLANS = 8  # of each entry and split
 _MAX_IN_THE_MAKING = 32
@@ -21,7 +21,7 @@ class PlannedLanes:
     """What ranks must know of the lanes of an entry in one epoch: one number for each lane."""
 
     lengths: list[int]
-    """Samples."""
+    """Rows."""
     starts: list[int]
     """When it begins, in units of 2**-32 of the epoch."""
 
@@ -33,10 +33,10 @@ class Planner:
         self,
         run_dir: Path,
         entries: Mapping[str, Mapping[int, EntryManifest]],
-        order: OrderConfig,
+        data: DataConfig,
         wake: Callable[[], None],
     ) -> None:
-        self._run_dir, self._entries, self._order, self._wake = run_dir, entries, order, wake
+        self._run_dir, self._entries, self._data, self._wake = run_dir, entries, data, wake
         self._plans: dict[tuple[str, int], OrderedDict[int, Future[PlannedLanes]]] = {
             (split, entry): OrderedDict() for split, manifests in entries.items() for entry in manifests
         }
@@ -70,8 +70,7 @@ class Planner:
         return future
 
     def _make(self, split: str, epoch: int, entry: int) -> PlannedLanes:
-        num_samples = self._entries[split][entry].num_samples
-        plan = EpochPlan.make(num_samples, self._order, split=split, epoch=epoch, entry=entry)
+        plan = make_plan(self._entries[split][entry], self._data, split=split, epoch=epoch, entry=entry)
         plan.save(self._run_dir)
         return PlannedLanes(plan.lane_lengths(), plan.lane_starts())
 

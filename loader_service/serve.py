@@ -24,6 +24,7 @@ from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.shards import expand_entry
 from loader_service.server import LoaderServer
 from loader_service.sources.base import make_datasets
+from loader_service.token_counts import check_token_counts
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
@@ -137,6 +138,7 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
         held=held_entries(config, arguments.shards),
         progress=True,
     )
+    check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)
     check_first_records(config, prepared, processor)
     return prepared, processor

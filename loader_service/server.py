@@ -77,7 +77,7 @@ class LoaderServer:
         self._config, self._entries, self._pool = config, entries, pool
         self._fingerprints, self._processor_json = fingerprints, processor_json
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._planner = Planner(run_dir, entries, config.data.order, self._wake)
+        self._planner = Planner(run_dir, entries, config.data, self._wake)
         self._clients: OrderedDict[bytes, _Client] = OrderedDict()
         self._awaiting_plan: list[tuple[bytes, Epoch | Ticket]] = []
         self._bytes_sent = self._dropped = self._rejected = 0
@@ -315,8 +315,8 @@ class LoaderServer:
             self._await_plan(address, ticket)
             return None
         length = lanes.lengths[lane]
-        if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_SAMPLES)):
-            rule = f"lane {ticket.lane} has {length} samples, asked: {ticket.count} from {ticket.start}"
+        if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_ROWS)):
+            rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
         worker = ticket.lane % self._pool.num_workers
         client.in_work[ticket.ticket] = worker

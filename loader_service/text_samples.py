@@ -134,7 +134,7 @@ class Counting:
     def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
         """None where `scan` knows the number of rows and nobody asks for tokens. Raises ConfigError."""
         data = config.data
-        lengths_matter = data.packing or data.weigh_by == "tokens"
+        lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
         if not dataset.is_text or (dataset.one_row_each and not lengths_matter):
             return None
         return cls(config, Processor.build(config, None).text_fingerprint)

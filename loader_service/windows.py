@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loader_service.build import EncodedRecord
-from loader_service.plan import EpochPlan
+from loader_service.lane_plan import LanePlan
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class LaneKey(NamedTuple):
 
 @dataclass(slots=True)
 class _LaneReader:
-    plan: EpochPlan
+    plan: LanePlan
     length: int
     asked: int  # lane position up to which tickets have asked
     window: int = -1  # number of the window whose records are being listed
@@ -58,7 +58,7 @@ class ReadAhead:
         self._heap: list[tuple[int, float, LaneKey]] = []  # (epoch, due, lane)
         self._queued: set[LaneKey] = set()
 
-    def asked(self, lane: LaneKey, plan: EpochPlan, length: int, stop: int) -> bool:
+    def asked(self, lane: LaneKey, plan: LanePlan, length: int, stop: int) -> bool:
         """A ticket asked for the lane's samples up to `stop` (0: nothing yet, but it soon will be).
 
         True once: when all the rest of the lane was given by `pop`, so that its next epoch may be begun.

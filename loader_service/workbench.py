@@ -13,7 +13,8 @@ from pathlib import Path
 
 from loader_service.build import RecordEncoder
 from loader_service.builder import Counters, PieceBuilder
-from loader_service.plan import EpochPlan
+from loader_service.lane_plan import LanePlan
+from loader_service.plans import is_saved, load_plan
 from loader_service.prepare.manifest import EntryManifest, load_manifest
 from stoker_proto import codec
 from stoker_proto.config import Config
@@ -36,7 +37,7 @@ class Workbench:
         for item in job["manifests"]:
             manifest = load_manifest(**{**item, "folder": Path(item["folder"]), "shards": tuple(item["shards"])})
             self._manifests[manifest.split, manifest.entry] = manifest
-        self._plans: OrderedDict[tuple[str, int, int], EpochPlan] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, int, int], LanePlan] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
@@ -86,18 +87,19 @@ class Workbench:
         os.close(self.readable)
         os.close(self._wakeup)
 
-    def _next_plan(self, split: str, epoch: int, entry: int) -> EpochPlan | None:
+    def _next_plan(self, split: str, epoch: int, entry: int) -> LanePlan | None:
         """The plan of an epoch that will be trained and is planned already."""
         weighted = self._config.data.sources and self._config.data.sources[0].weight is not None
         if split != "train" or (epoch >= self._config.trainer.epochs and not weighted):
             return None
-        return self._plan(split, epoch, entry) if EpochPlan.is_saved(self._run_dir, split, epoch, entry) else None
+        return self._plan(split, epoch, entry) if is_saved(self._run_dir, split, epoch, entry) else None
 
-    def _plan(self, split: str, epoch: int, entry: int) -> EpochPlan:
+    def _plan(self, split: str, epoch: int, entry: int) -> LanePlan:
         key = (split, epoch, entry)
         if key not in self._plans:
-            self._plans[key] = EpochPlan.load(
-                self._run_dir, self._config.data.order, split=split, epoch=epoch, entry=entry
+            manifest = self._manifests[split, entry]
+            self._plans[key] = load_plan(
+                self._run_dir, manifest, self._config.data, split=split, epoch=epoch, entry=entry
             )
             if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
                 self._plans.popitem(last=False)

@@ -23,6 +23,7 @@ from trainer.inputs import InputMaker
 from trainer.loop import Split, Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
+from trainer.models.packed import check_packing
 from trainer.saved import Cursor, Saved
 from trainer.sources import SourceTable
 from trainer.step import Stepper
@@ -159,7 +160,10 @@ def build_engine(
 
 
 def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: Ranks, sources: SourceTable) -> Stepper:
-    """Steps of the engine's model."""
+    """Steps of the engine's model. Raises ConfigError where it cannot train packed rows."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
-    return Stepper(engine, make_inputs, ranks, config.trainer.seed, sources)
+    stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources)
+    if config.data.packing:
+        check_packing(stepper, processor)
+    return stepper

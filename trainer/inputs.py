@@ -43,12 +43,17 @@ class InputMaker:
 
     def __call__(self, batch: MicroBatch) -> Inputs:
         """Copies to the device; pinned buffers are copied while the device works."""
-        input_ids, attention_mask = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.attention_mask)
+        host = {"input_ids": torch.as_tensor(batch.input_ids)}
+        if batch.positions is None:
+            host["attention_mask"] = torch.as_tensor(batch.attention_mask)
+        else:
+            # Without a mask, transformers begins another sequence wherever positions do not go on by one: in the padding too.
+            host["position_ids"] = torch.as_tensor(batch.positions)
         pixels = batch.pixels
         if self.family.sees_images and (pixels is None or len(pixels) == 0):
-            input_ids, attention_mask, pixels = self._with_dummy(input_ids, attention_mask)
+            host, pixels = self._with_dummy(host)
         positions, targets = next_token_targets(np.asarray(batch.labels))
-        arguments = {"input_ids": self._to_device(input_ids), "attention_mask": self._to_device(attention_mask)}
+        arguments = {name: self._to_device(tensor) for name, tensor in host.items()}
         if self.family.layout is not None:
             arguments |= self.family.layout(self._normalise(self._to_device(torch.as_tensor(pixels))))
         return Inputs(
@@ -62,19 +67,25 @@ class InputMaker:
         return tensor.to(self.device, non_blocking=True)
 
     def _with_dummy(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, np.dtype[np.uint8]]]:
+        self, host: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, np.dtype[np.uint8]]]:
         """One row more, which holds the tokens of one image; rows are made longer where it is longer."""
         image = self.processor.image
         assert image is not None  # a model that sees images has a processor that makes them
-        length = max(input_ids.shape[1], image.num_tokens)
-        longer_ids = torch.full((input_ids.shape[0] + 1, length), self.processor.pad_id, dtype=torch.int64)
-        longer_mask = torch.zeros_like(longer_ids)
-        longer_ids[:-1, : input_ids.shape[1]] = input_ids
-        longer_mask[:-1, : input_ids.shape[1]] = attention_mask
-        longer_ids[-1, : image.num_tokens] = image.token_id
-        longer_mask[-1, : image.num_tokens] = 1
-        return longer_ids, longer_mask, np.zeros((1, image.height, image.width, 3), np.uint8)
+        rows, width = host["input_ids"].shape
+        length = max(width, image.num_tokens)
+        longer = {
+            "input_ids": torch.full((rows + 1, length), self.processor.pad_id, dtype=torch.int64),
+            "attention_mask": torch.zeros((rows + 1, length), dtype=torch.int64),
+            "position_ids": torch.zeros((rows + 1, length), dtype=torch.int64),
+        }
+        for name, tensor in host.items():
+            longer[name][:-1, :width] = tensor
+        longer["input_ids"][-1, : image.num_tokens] = image.token_id
+        longer["attention_mask"][-1, : image.num_tokens] = 1
+        longer["position_ids"][-1, : image.num_tokens] = torch.arange(image.num_tokens)
+        pixels = np.zeros((1, image.height, image.width, 3), np.uint8)
+        return {name: longer[name] for name in host}, pixels
 
 
 class PixelNormaliser:

@@ -36,8 +36,10 @@ from stoker_proto.messages import (
 MAX_FRAME_BYTES = 256 << 20
 MAX_CONTROL_BYTES = 16 << 20
 """Of every frame that is not a piece."""
-MAX_SAMPLES = 1 << 16
+MAX_ROWS = 1 << 16
 """Of one piece or ticket."""
+MAX_SAMPLES = 1 << 20
+"""Of one piece, whose rows may be packed."""
 _MAX_ITEMS = 1 << 20  # of all msgpack arrays and maps of a frame together
 
 KINDS: dict[bytes, type[Any]] = {
@@ -62,6 +64,7 @@ _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
     "supervised": np.dtype("<u1"),
     "image_counts": np.dtype("<u1"),
     "actions": np.dtype("<f4"),
+    "row_samples": np.dtype("<u2"),
 }
 
 
@@ -157,6 +160,7 @@ def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
     lengths: NDArray[np.int32] = body["lengths"]
     if count > MAX_SAMPLES or (count and int(lengths.min()) < 0):
         raise RemoteProtocolError(f"a Piece of {count} samples: at most {MAX_SAMPLES}, with lengths of at least 0")
+    _check_rows(body["row_samples"], count)
     tokens = int(lengths.sum(dtype=np.int64))
     _expect_size(body, "input_ids", tokens)
     _expect_size(body, "supervised", tokens)
@@ -165,6 +169,15 @@ def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(images, list) or len(images) != int(body["image_counts"].sum(dtype=np.int64)):
         raise RemoteProtocolError("Piece.images does not hold as many images as Piece.image_counts says")
     return body
+
+
+def _check_rows(row_samples: NDArray[np.uint16], num_samples: int) -> None:
+    """row_samples: uint16[N], or [0] where each sample is a row."""
+    num_rows = len(row_samples) or num_samples
+    if num_rows > MAX_ROWS or (len(row_samples) and int(row_samples.min()) < 1):
+        raise RemoteProtocolError(f"a Piece of {num_rows} rows: at most {MAX_ROWS}, each of at least one sample")
+    if len(row_samples) and int(row_samples.sum(dtype=np.int64)) != num_samples:
+        raise RemoteProtocolError(f"Piece.row_samples does not add up to the {num_samples} samples of Piece.lengths")
 
 
 def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
@@ -216,6 +229,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "NDArray[np.int64]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.int32]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.uint8]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.uint16]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.float32]": lambda value: isinstance(value, np.ndarray),
 }
 

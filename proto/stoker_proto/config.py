@@ -123,7 +123,10 @@ class OrderConfig:
     window_records: int = 8
     """Consecutive records of a lane whose samples are shuffled among themselves; they are decoded once, together."""
     cell: int = 8
-    """Consecutive samples of one lane before the next lane has its turn."""
+    """Consecutive rows of one lane before the next lane has its turn."""
+    window_rows: int = 128
+    """With `data.packing` or `data.group_by_length`: about so many rows are packed, or sorted by length, together, and then
+    shuffled among themselves. It takes the place of `window_records`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +171,9 @@ class DataConfig:
     """Dialogues of several turns that need more than max_seq_len tokens: `error`: bad samples; `truncate`: cut at the end;
     `drop_turns`: without their oldest exchanges. What would have no label left, or lose an image, is a bad sample even so."""
     packing: bool = False
-    """Several samples per row up to max_seq_len, no attention across them."""
+    """Several samples per row up to max_seq_len, no attention across them; of text whose tokens are counted, not of actions."""
+    group_by_length: bool = False
+    """Without packing: rows of one cell (`data.order.cell`) are of similar length, so that less of a batch is padding."""
     state: Literal["none", "text"] = "none"
     """`text`: the robot's state (joints, gripper) is told with the instruction, each number as one of 256 bins between its 1st
     and 99th percentile: `Task: push the cube, State: 12 200 128;`; with `custom` it stands where `{state}` does."""
@@ -405,6 +410,10 @@ class Config:
                 f"data.dialogue.user is {dialogue.user!r} and data.dialogue.template is {dialogue.template!r}: "
                 "`user` goes with `template: custom` and only with it"
             )
+        if self.data.packing and self.data.group_by_length:
+            raise ConfigError(
+                "data.packing and data.group_by_length are both true: packed rows are all about max_seq_len tokens long, take one"
+            )
         self._check_state()
 
     def _check_state(self) -> None:
@@ -429,6 +438,7 @@ class Config:
             "data.order.lanes": data.order.lanes,
             "data.order.window_records": data.order.window_records,
             "data.order.cell": data.order.cell,
+            "data.order.window_rows": data.order.window_rows,
             "data.image.depth_max_mm": data.image.depth_max_mm,
             "loader.cache_mb": self.loader.cache_mb,
             "trainer.micro_batch_size": trainer.micro_batch_size,

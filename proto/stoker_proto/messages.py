@@ -1,7 +1,7 @@
 """The messages of `proto/PROTOCOL.md`, one frozen dataclass each. How they become bytes is in `codec.py`.
 
-Letters of shapes: N samples of a piece, S their tokens together, I their images together, K timesteps of an action chunk,
-D action dimensions.
+Letters of shapes: N rows of a piece, Q their samples together (Q = N unless rows are packed), S the tokens of these, I their
+images, K timesteps of an action chunk, D action dimensions.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Lanes:
     split: str
     epoch: int
     lengths: dict[int, list[int]]
-    """entry asked for and held -> samples of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
+    """entry asked for and held -> rows of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
     starts: dict[int, list[int]]
     """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order`)."""
     tokens: dict[int, int]
@@ -81,7 +81,7 @@ class Lanes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """Rank -> loader: samples [start, start + count) of one lane, please. It is also one credit."""
+    """Rank -> loader: rows [start, start + count) of one lane, please. It is also one credit."""
 
     ticket: int
     """Number chosen by the rank; the answer bears it."""
@@ -94,19 +94,26 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Piece:
-    """Loader -> rank: the samples of a ticket. All arrays are little-endian."""
+    """Loader -> rank: the rows of a ticket. All arrays are little-endian."""
 
     ticket: int
     loader: str
-    keys: NDArray[np.int64]  # [N, 3]: entry, record, timestep
-    lengths: NDArray[np.int32]  # [N]: tokens of each sample
+    keys: NDArray[np.int64]  # [Q, 3]: entry, record, timestep
+    lengths: NDArray[np.int32]  # [Q]: tokens of each sample
     input_ids: NDArray[np.int32]  # [S], sample after sample
     supervised: NDArray[np.uint8]  # [S]: 1 where the token is a label
-    image_counts: NDArray[np.uint8]  # [N]: images of each sample
+    image_counts: NDArray[np.uint8]  # [Q]: images of each sample
     images: list[bytes]  # [I]: what `data.image.transport` says
-    actions: NDArray[np.float32]  # [N, K, D] in action units; [N, 0, 0] where the source has none
+    actions: NDArray[np.float32]  # [Q, K, D] in action units; [Q, 0, 0] where the source has none
     skipped: dict[int, str] = field(default_factory=dict)
-    """sample -> why it is a row without labels (policy `skip`)."""
+    """sample -> why it is without labels (policy `skip`)."""
+    row_samples: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """[N]: samples of each row, at least 1; [0] without packing, where each row is one sample."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.row_samples) or len(self.lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,4 +162,5 @@ def piece_payload(piece: Piece) -> list[Any]:
         piece.image_counts.tobytes(),
         *piece.images,
         piece.actions.tobytes(),
+        piece.row_samples.tobytes(),
     ]

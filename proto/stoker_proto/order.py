@@ -48,7 +48,10 @@ class Run:
 def order_fingerprint(data: DataConfig) -> str:
     """Of all in the config that decides the stream: a checkpoint's position means nothing without."""
     mixture = [[source.weight, len(source.paths)] for source in data.all_sources()]
-    tree = {"version": ORDER_VERSION, "order": dataclasses.asdict(data.order), "sources": mixture}
+    rows: dict[str, int] = {"packing": data.packing, "group_by_length": data.group_by_length}
+    if data.packing:
+        rows["max_seq_len"] = data.max_seq_len
+    tree = {"version": ORDER_VERSION, "order": dataclasses.asdict(data.order), "sources": mixture, "rows": rows}
     return fingerprint({**tree, "weigh_by": data.weigh_by} if len(mixture) > 1 else tree)
 
 

@@ -122,6 +122,8 @@ class Pulled:
     keys: list[tuple[int, int, int]] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     """Digest of each global batch: of its rows in stream order, whichever rank and micro-batch they came in."""
+    rows: list[int] = field(default_factory=list)
+    """Samples of each row."""
     skipped: list[str] = field(default_factory=list)
     longest_wait_s: float = 0.0
 
@@ -141,7 +143,7 @@ def pull(
     """Pull an epoch as `ranks` ranks would. `on_step(step)` runs after each step of rank 0."""
     connect = f"cluster.loader_addresses=[{','.join(addresses)}]"
     loaded = load_config(config, [connect, "trainer.epochs=2", *overrides])
-    rows: list[dict[tuple[int, int], list[tuple[tuple[int, ...], bytes]]]] = [{} for _ in range(ranks)]
+    rows: list[dict[tuple[int, int], list[tuple[list[tuple[int, ...]], bytes]]]] = [{} for _ in range(ranks)]
     result, errors = Pulled(), []
 
     def one(rank: int) -> None:
@@ -174,28 +176,33 @@ def pull(
         if len(result.steps) <= step:
             result.steps.append("")
         for rank in range(ranks):
-            for key, payload in rows[rank][step, a]:
-                result.keys.append(key)  # type: ignore[arg-type]
+            for keys, payload in rows[rank][step, a]:
+                result.keys.extend(keys)  # type: ignore[arg-type]
+                result.rows.append(len(keys))
                 result.steps[step] = hashlib.sha256(result.steps[step].encode() + payload).hexdigest()
     return result
 
 
-def _rows(micro: Any) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """(key, content without padding) of each real row of a micro-batch."""
-    image = 0
+def _rows(micro: Any) -> Iterator[tuple[list[tuple[int, ...]], bytes]]:
+    """(keys of its samples, content without padding) of each real row of a micro-batch."""
+    image = sample = 0
     for row in range(micro.num_rows):
         length = int(micro.attention_mask[row].sum())
         images = int(micro.image_counts[row])
+        keys = micro.sample_keys[sample : sample + micro.row_samples[row]]
+        sample += len(keys)
         parts = [
-            micro.keys[row].tobytes(),
+            keys.tobytes(),
             micro.input_ids[row, :length].tobytes(),
             micro.labels[row, :length].tobytes(),
         ]
         parts.append(micro.actions[row].tobytes())
+        if micro.positions is not None:
+            parts.append(micro.positions[row, :length].tobytes())
         if images:
             parts.append(micro.pixels[image : image + images].tobytes())
         image += images
-        yield tuple(micro.keys[row].tolist()), b"".join(parts)
+        yield [tuple(key) for key in keys.tolist()], b"".join(parts)
 
 
 def wait_until(condition: Any, deadline_s: float, what: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader_service.plan import EpochPlan, SampleRef, window_bounds
+from loader_service.lane_plan import SampleRef
+from loader_service.plan import EpochPlan, window_bounds
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order import Order
@@ -137,7 +138,7 @@ def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
 
 def test_positions_outside_a_lane_are_refused() -> None:
     plan = EpochPlan.make(np.array([3], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)
-    with pytest.raises(LocalProtocolError, match="lane 1 of entry 0 has no sample 0"):
+    with pytest.raises(LocalProtocolError, match="lane 1 of entry 0 has no row 0"):
         plan.samples(1, 0, 1)
-    with pytest.raises(LocalProtocolError, match="lane 0 of entry 0 has no sample 3"):
+    with pytest.raises(LocalProtocolError, match="lane 0 of entry 0 has no row 3"):
         plan.samples(0, 2, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loader_service.planner import PlannedLanes, Planner
-from stoker_proto.config import OrderConfig
+from stoker_proto.config import DataConfig, OrderConfig
 from tests.end_to_end.fleet import wait_until
 
 
@@ -20,10 +20,16 @@ class Manifest:
     num_samples: np.ndarray
 
 
+def make_data(**order: int) -> DataConfig:
+    return DataConfig(
+        dataset_type="mani_openpi", train_data_paths=("demos",), max_seq_len=64, order=OrderConfig(**order)
+    )
+
+
 def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     woken = threading.Event()
     entries = {split: {0: Manifest(np.full(20, 3, np.uint32))} for split in ("train", "val")}
-    planner = Planner(tmp_path, entries, OrderConfig(lanes=4), woken.set)  # type: ignore[arg-type]
+    planner = Planner(tmp_path, entries, make_data(lanes=4), woken.set)  # type: ignore[arg-type]
 
     def planned(split: str, epoch: int) -> PlannedLanes:
         wait_until(lambda: planner.lanes(split, epoch, 0) is not None, 10, f"the plan of {split} {epoch}")
@@ -47,7 +53,7 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
 
 def test_a_flood_of_epochs_is_not_planned(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(200_000, 3, np.uint32))}}
-    planner = Planner(tmp_path, entries, OrderConfig(), lambda: None)  # type: ignore[arg-type]
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
     for epoch in range(1000):
         planner.lanes("train", epoch, 0)
     planner.close()

@@ -28,9 +28,9 @@ from stoker_proto.messages import (
 GOLDEN = Path(__file__).parents[2] / "proto" / "golden"
 
 MESSAGES: dict[str, Message] = {
-    "hello": Hello(protocol=2, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
+    "hello": Hello(protocol=3, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
     "welcome": Welcome(
-        protocol=2,
+        protocol=3,
         loader="9c41",
         fingerprints={"codec": "bb", "manifest/train/0": "cc"},
         held={"train": [0], "val": []},
@@ -38,7 +38,7 @@ MESSAGES: dict[str, Message] = {
         num_samples={"train": 360_000_000, "val": 0},
         processor='{"version":1}',
     ),
-    "refuse": Refuse(protocol=2, differences=[["codec", "bb", "dd"]]),
+    "refuse": Refuse(protocol=3, differences=[["codec", "bb", "dd"]]),
     "epoch": Epoch(split="train", epoch=3, entries=[0, 1]),
     "lanes": Lanes(
         split="train",
@@ -59,6 +59,19 @@ MESSAGES: dict[str, Message] = {
         images=[b"\xff\xd8 a frame \xff\xd9"],
         actions=np.array([[[0.5, -1.0]], [[0.0, 0.25]]], np.float32),
         skipped={1: "traj_7/obs.npz: frame 1 is missing"},
+    ),
+    "piece_packed": Piece(
+        ticket=8,
+        loader="9c41",
+        keys=np.array([[1, 9, 0], [1, 4, 0], [1, 6, 0]], np.int64),
+        lengths=np.array([3, 2, 1], np.int32),
+        input_ids=np.array([1, 300, 2, 1, 31_999, 2], np.int32),
+        supervised=np.array([1, 1, 1, 0, 1, 0], np.uint8),
+        image_counts=np.zeros(3, np.uint8),
+        images=[],
+        actions=np.zeros((3, 0, 0), np.float32),
+        skipped={2: "chats.jsonl: record 6: no turns"},
+        row_samples=np.array([2, 1], np.uint16),
     ),
     "failure": Failure(ticket=7, reason="unavailable", message="the loader is draining"),
     "ping": Ping(nonce=11),

@@ -26,6 +26,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     lengths = draw(st.lists(st.integers(0, 5), max_size=4))
     counts = draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
     chunk, dim = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    row_samples = [len(lengths) - 1, 1] if len(lengths) > 1 and draw(st.booleans()) else []
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     return Piece(
         ticket=draw(INT64),
@@ -38,6 +39,7 @@ def pieces(draw: st.DrawFn) -> Piece:
         images=[rng.bytes(9) for _ in range(sum(counts))],
         actions=rng.normal(size=(len(lengths), chunk, dim)).astype(np.float32),
         skipped=draw(st.dictionaries(st.integers(0, 3), TEXT, max_size=2)),
+        row_samples=np.array(row_samples, np.uint16),
     )
 
 
@@ -47,8 +49,9 @@ def test_pieces_round_trip(piece: Piece) -> None:
     back = codec.decode(codec.encode(piece))
     assert isinstance(back, Piece)
     assert piece_payload(back) == piece_payload(piece)
+    assert back.num_rows == (len(piece.row_samples) or len(piece.lengths))
     assert (back.ticket, back.loader, back.skipped) == (piece.ticket, piece.loader, piece.skipped)
-    for name in ("keys", "lengths", "input_ids", "supervised", "image_counts", "actions"):
+    for name in ("keys", "lengths", "input_ids", "supervised", "image_counts", "actions", "row_samples"):
         sent, received = getattr(piece, name), getattr(back, name)
         assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
 
@@ -147,6 +150,9 @@ def test_what_is_no_message_is_named(frame: bytes, message: str) -> None:
         ({"action_shape": [1]}, "Piece.action_shape"),
         ({"actions": b""}, "Piece.actions holds 0 values"),
         ({"skipped": {"a": "b"}}, "Piece.skipped"),
+        ({"row_samples": b"\x02"}, "Piece.row_samples is not a whole number of uint16 values"),
+        ({"row_samples": b"\x01\x00"}, "Piece.row_samples does not add up to the 2 samples"),
+        ({"row_samples": b"\x02\x00\x00\x00"}, "each of at least one sample"),
     ],
 )
 def test_pieces_that_contradict_themselves(changes: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stoker_proto.config import DataConfig, SourceConfig
+from stoker_proto.config import DataConfig, OrderConfig, SourceConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order import MAX_CELLS, TIME_END, Order, Run, order_fingerprint
 
@@ -135,10 +135,16 @@ def test_what_it_refuses() -> None:
 
 
 def test_fingerprint_sees_every_key() -> None:
-    data = DataConfig(dataset_type="mani_openpi", train_data_paths=("a", "b"), max_seq_len=8)
-    for field in dataclasses.fields(data.order):
-        changed = dataclasses.replace(data.order, **{field.name: getattr(data.order, field.name) + 1})
-        assert order_fingerprint(dataclasses.replace(data, order=changed)) != order_fingerprint(data)
+    order = OrderConfig()
+    data = DataConfig(dataset_type="mani_openpi", train_data_paths=("demos",), max_seq_len=64, order=order)
+    changed = [
+        dataclasses.replace(data, order=dataclasses.replace(order, **{field.name: getattr(order, field.name) + 1}))
+        for field in dataclasses.fields(order)
+    ]
+    packed = dataclasses.replace(data, packing=True)
+    changed += [packed, dataclasses.replace(packed, max_seq_len=65), dataclasses.replace(data, group_by_length=True)]
+    assert len({order_fingerprint(config) for config in (data, *changed)}) == 1 + len(changed)
+    assert order_fingerprint(dataclasses.replace(data, max_seq_len=65)) == order_fingerprint(data)  # no row moves
 
 
 def test_fingerprint_sees_which_paths_are_one_source_and_what_they_weigh() -> None:

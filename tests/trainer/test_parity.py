@@ -23,6 +23,7 @@ from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.inputs import PixelNormaliser
 from trainer.models.families import family_of, read_model_config
 from trainer.schedule_lr import learning_rate, parameter_groups
+from trainer.sources import SourceTable
 from trainer.step import StepResult
 from trainer.zero import join_ranks, set_learning_rate
 
@@ -49,7 +50,7 @@ def train_zero(rank: int, config: Config) -> tuple[list[StepResult], Weights]:
     ranks = join_ranks()
     processor = make_processor(config)
     engine = build_engine(config, ranks, processor, Checkpoints(config, ranks), None)
-    stepper = build_stepper(engine, config, processor, ranks)
+    stepper = build_stepper(engine, config, processor, ranks, SourceTable(("memory",), (0,), (1,)))
     assert engine.module.training, "in evaluation mode neither dropout nor gradient checkpointing would be on"
     results = []
     for number, batches in enumerate(global_batches(config, rank, ranks.world_size)):

@@ -1,7 +1,11 @@
 """Pieces -> one micro-batch of numpy arrays, images decoded straight into the batch's own buffer.
 
-Letters of shapes: B rows of the micro-batch, T tokens of its longest row rounded up to a multiple of 8, I images of all
-rows, K timesteps of an action chunk, D action dimensions, N samples of one piece.
+Letters of shapes: B rows of the micro-batch, Q samples in them (one each, or several where rows are packed), T tokens of its
+longest row rounded up to a multiple of 8, I images of all rows, K timesteps of an action chunk, D action dimensions.
+
+    two samples in a row of 8:   input_ids 5 6 7 8 9 - - -   positions 0 1 2 0 1 0 0 0   labels . 6 7 . 9 . . .
+
+The first token of a sample is no label: only the token before it could predict it, and that is of another sample or none.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.errors import RemoteProtocolError
 from stoker_proto.messages import Piece
+from trainer.feed.digests import digests_of_rows
 
 IGNORED = -100
 """Label of a position that is not trained: the value that torch's cross-entropy ignores."""
@@ -66,12 +71,15 @@ class MicroBatch:
     input_ids: NDArray[np.int64]  # [B, T], right padding with the processor's pad id
     attention_mask: NDArray[np.int64]  # [B, T]; the first token always counts, so that no softmax is empty
     labels: NDArray[np.int64]  # [B, T], IGNORED where nothing is trained; not shifted
+    positions: NDArray[np.int64] | None  # [B, T]: begin anew with each sample; 0 in the padding; None without packing
     pixels: NDArray[np.uint8] | None  # [I, H, W, 3]: images of row b follow those of row b-1; None if I = 0
     image_counts: NDArray[np.int64]  # [B]
     actions: NDArray[
         np.float32
     ]  # [B, K, D] in action units; NaN in rows without an action; K = D = 0 if no row has one
-    keys: NDArray[np.int64]  # [B, 3]: entry, record, timestep; -1 in padding rows
+    keys: NDArray[np.int64]  # [B, 3]: entry, record, timestep of the row's first sample; -1 in padding rows
+    row_samples: NDArray[np.int64]  # [B]: samples of each row; 0 in padding rows
+    sample_keys: NDArray[np.int64]  # [Q, 3]: keys of all samples, row after row
     num_supervised: int
     """Tokens that are labels, over all rows."""
     num_rows: int
@@ -79,7 +87,7 @@ class MicroBatch:
     skipped: list[str]
     """Why a sample came as a row without labels (`data.on_bad_sample: skip`), one text each."""
     row_digests: list[bytes]
-    """SHA-256 of keys and payload of each sample, as it came; empty where digests are switched off."""
+    """SHA-256 of keys and payload of each row's samples, as they came; empty where digests are switched off."""
     digest: bytes
     """SHA-256 over `row_digests`: does not depend on how the samples were cut into pieces."""
 
@@ -114,30 +122,40 @@ class BatchBuilder:
     allocate: Allocate = plain_memory
     digests: bool = True
     """Compute `row_digests` and `digest`."""
+    packing: bool = False
+    """`data.packing`: rows may hold several samples, and the batch says where each begins."""
 
     def __call__(self, pieces: Sequence[Piece]) -> MicroBatch:
         """Raises RemoteProtocolError where the pieces are not what a batch can be made of."""
         keys = self.allocate((self.num_rows, 3), np.int64)
         image_counts = self.allocate((self.num_rows,), np.int64)
-        lengths = np.zeros(self.num_rows, np.int64)  # [B]
+        row_samples = np.zeros(self.num_rows, np.int64)  # [B]
         keys[:], image_counts[:] = -1, 0
-        count = sum(len(piece.lengths) for piece in pieces)
+        count = sum(piece.num_rows for piece in pieces)
         if count > self.num_rows:
-            raise RemoteProtocolError(f"pieces of {count} samples for a micro-batch of {self.num_rows} rows")
+            raise RemoteProtocolError(f"pieces of {count} rows for a micro-batch of {self.num_rows}")
+        lengths, sample_keys = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)  # [Q], [Q, 3]
         if count:
-            keys[:count] = np.concatenate([piece.keys for piece in pieces])
-            image_counts[:count] = np.concatenate([piece.image_counts for piece in pieces])
-            lengths[:count] = np.concatenate([piece.lengths for piece in pieces])
-        input_ids, attention_mask, labels = self._tokens(pieces, lengths)
-        row_digests = [digest for piece in pieces for digest in sample_digests(piece)] if self.digests else []
+            row_samples[:count] = np.concatenate([self._row_samples(piece) for piece in pieces])
+            lengths = np.concatenate([piece.lengths for piece in pieces]).astype(np.int64)
+            sample_keys = np.concatenate([piece.keys for piece in pieces])
+            firsts = np.cumsum(row_samples[:count]) - row_samples[:count]
+            keys[:count] = sample_keys[firsts]
+            images = np.concatenate([piece.image_counts for piece in pieces])
+            image_counts[:count] = np.add.reduceat(images.astype(np.int64), firsts)
+        input_ids, attention_mask, labels, positions = self._tokens(pieces, lengths, row_samples)
+        row_digests = [digest for piece in pieces for digest in digests_of_rows(piece)] if self.digests else []
         return MicroBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
+            positions=positions,
             pixels=self._pixels([image for piece in pieces for image in piece.images]),
             image_counts=image_counts,
             actions=self._actions(pieces),
             keys=keys,
+            row_samples=row_samples,
+            sample_keys=sample_keys,
             num_supervised=int((labels != IGNORED).sum()),
             num_rows=count,
             skipped=[why for piece in pieces for _, why in sorted(piece.skipped.items())],
@@ -145,29 +163,48 @@ class BatchBuilder:
             digest=hashlib.sha256(b"".join(row_digests)).digest() if self.digests else b"",
         )
 
+    def _row_samples(self, piece: Piece) -> NDArray[np.int64]:
+        """int64[N]: samples of each row of a piece."""
+        if not len(piece.row_samples):
+            return np.ones(len(piece.lengths), np.int64)
+        if not self.packing:
+            raise RemoteProtocolError(
+                "packed rows, but data.packing is false; do loader and trainer read the same config?"
+            )
+        return piece.row_samples.astype(np.int64)
+
     def _tokens(
-        self, pieces: Sequence[Piece], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        longest, shortest = int(lengths.max()), int(lengths.min())
+        self, pieces: Sequence[Piece], lengths: NDArray[np.int64], row_samples: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+        """input_ids, attention_mask, labels and positions of samples of `lengths`: int64[Q]."""
+        rows = np.zeros(self.num_rows, np.int64)  # [B]: tokens of each
+        np.add.at(rows, np.repeat(np.arange(self.num_rows), row_samples), lengths)
+        longest, shortest = int(rows.max()), int(lengths.min(initial=0))
         if longest > self.max_tokens or shortest < 0:
             raise RemoteProtocolError(
-                f"a sample of {longest if shortest >= 0 else shortest} tokens: 0 to data.max_seq_len = {self.max_tokens} "
+                f"a row of {longest if shortest >= 0 else shortest} tokens: 0 to data.max_seq_len = {self.max_tokens} "
                 "are expected; do loader and trainer read the same config?"
             )
-        width = -(-max(longest, 1) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-        inside = np.arange(width) < lengths[:, None]  # [B, T]
-        attention_mask = self.allocate((self.num_rows, width), np.int64)
+        shape = (self.num_rows, -(-max(longest, 1) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
+        inside = np.arange(shape[1]) < rows[:, None]  # [B, T]
+        attention_mask = self.allocate(shape, np.int64)
         attention_mask[:] = inside
         attention_mask[:, 0] = 1
-        input_ids = self.allocate((self.num_rows, width), np.int64)
-        labels = self.allocate((self.num_rows, width), np.int64)
+        input_ids, labels = self.allocate(shape, np.int64), self.allocate(shape, np.int64)
         input_ids[:], labels[:] = self.decoder.pad_id, IGNORED
+        positions = self.allocate(shape, np.int64) if self.packing else None
+        if positions is not None:
+            positions[:] = 0  # each token of the padding begins anew too: it attends to itself alone
         if pieces:
+            begins = np.cumsum(lengths) - lengths  # [Q]: first token of each sample, of all tokens
             ids = np.concatenate([piece.input_ids for piece in pieces]).astype(np.int64)
             supervised = np.concatenate([piece.supervised for piece in pieces]) != 0
+            supervised[begins[lengths > 0]] = False
             input_ids[inside] = ids
             labels[inside] = np.where(supervised, ids, IGNORED)
-        return input_ids, attention_mask, labels
+            if positions is not None:
+                positions[inside] = np.arange(len(ids)) - np.repeat(begins, lengths)
+        return input_ids, attention_mask, labels, positions
 
     def _pixels(self, images: list[bytes]) -> NDArray[np.uint8] | None:
         if not images:
@@ -189,28 +226,12 @@ class BatchBuilder:
         row = 0
         for piece in pieces:
             if piece.actions.size:
+                if len(piece.row_samples):
+                    raise RemoteProtocolError("actions in packed rows: packing is for text")
                 if piece.actions.shape[1:] != (chunk, dim):
                     raise RemoteProtocolError(
                         f"actions of shapes {piece.actions.shape[1:]} and {(chunk, dim)} in one batch"
                     )
                 actions[row : row + len(piece.actions)] = piece.actions
-            row += len(piece.lengths)
+            row += piece.num_rows
         return actions
-
-
-def sample_digests(piece: Piece) -> list[bytes]:
-    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as they travelled."""
-    tokens = np.concatenate([[0], np.cumsum(piece.lengths, dtype=np.int64)]).tolist()
-    images = np.concatenate([[0], np.cumsum(piece.image_counts, dtype=np.int64)]).tolist()
-    digests = []
-    for row in range(len(piece.lengths)):
-        sizes = (piece.lengths[row], *piece.actions.shape[1:], piece.image_counts[row])
-        digest = hashlib.sha256(piece.keys[row].tobytes() + np.array(sizes, "<i8").tobytes())
-        digest.update(piece.input_ids[tokens[row] : tokens[row + 1]].tobytes())
-        digest.update(piece.supervised[tokens[row] : tokens[row + 1]].tobytes())
-        digest.update(piece.actions[row].tobytes())
-        for image in piece.images[images[row] : images[row + 1]]:
-            digest.update(len(image).to_bytes(8, "little"))
-            digest.update(image)
-        digests.append(digest.digest())
-    return digests

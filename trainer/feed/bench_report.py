@@ -55,7 +55,7 @@ class BenchReport:
                 self._digest.update(
                     batch.first_sample.to_bytes(8, "little") + rank.to_bytes(4, "little") + micro.digest
                 )
-                self._records.update(map(tuple, micro.keys[: micro.num_rows, :2].tolist()))
+                self._records.update(map(tuple, micro.sample_keys[:, :2].tolist()))
                 self._num_samples += micro.num_rows
                 self._num_supervised += micro.num_supervised
                 self._num_skipped += len(micro.skipped)

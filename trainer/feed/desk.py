@@ -107,8 +107,8 @@ class Desk:
         work = self._open_work(loader, piece.ticket)
         if work is None:
             return None
-        if len(piece.lengths) != work.ticket.count:
-            return f"answered a ticket of {work.ticket.count} samples with {len(piece.lengths)}"
+        if piece.num_rows != work.ticket.count:
+            return f"answered a ticket of {work.ticket.count} rows with {piece.num_rows}"
         work.outcome = piece
         work.asks.clear()
         return None

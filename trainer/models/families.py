@@ -85,11 +85,16 @@ def family_of(model_config: PretrainedConfig) -> Family:
     return Family(AutoModelForImageTextToText, LAYOUTS.get(kind, as_batch))
 
 
-def check_forward(model: torch.nn.Module, family: Family) -> None:
+def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> None:
     """The model's forward takes what the family gives it. Raises ConfigError."""
     names = inspect.signature(model.forward).parameters
     if family.sees_images and "pixel_values" not in names:
         raise ConfigError(f"{type(model).__name__}: its forward takes no `pixel_values`; take a model that does")
+    if packing and "position_ids" not in names:
+        raise ConfigError(
+            f"{type(model).__name__}: its forward takes no `position_ids`, so it cannot be told where the samples of a packed "
+            "row begin: set data.packing to false, or take another model"
+        )
 
 
 def takes_positions(model: torch.nn.Module) -> bool:

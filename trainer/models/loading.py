@@ -34,7 +34,7 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
                 f"model.base_model_path is {folder!r}: the model cannot be loaded: {first_line}"
             ) from error
         grow_embeddings(model, vocab_size_needed)
-    check_forward(model, family)
+    check_forward(model, family, packing=config.data.packing)
     if config.model.gradient_checkpointing:
         # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

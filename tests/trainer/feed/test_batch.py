@@ -119,7 +119,7 @@ def test_buffers_come_from_the_hook() -> None:
     ("pieces", "message"),
     [
         ([piece_of([17], [0])], "17 tokens"),
-        ([piece_of([2, 2, 2], [0, 0, 0]), piece_of([2, 2], [0, 0])], "5 samples for a micro-batch of 4"),
+        ([piece_of([2, 2, 2], [0, 0, 0]), piece_of([2, 2], [0, 0])], "5 rows for a micro-batch of 4"),
     ],
 )
 def test_what_does_not_fit_is_refused(pieces: list[Piece], message: str) -> None:
@@ -136,3 +136,65 @@ def test_images_for_a_model_without_any_are_refused() -> None:
 
     with pytest.raises(RemoteProtocolError, match="the model takes none"):
         builder(decoder=TextOnly())([piece_of([2], [1])])
+
+
+def packed_piece(*rows: list[int]) -> Piece:
+    """A piece whose rows hold samples of these lengths; every token is a label."""
+    lengths = [length for row in rows for length in row]
+    piece = piece_of(lengths, [0] * len(lengths), actions=False)
+    return dataclasses.replace(
+        piece, supervised=np.ones(sum(lengths), np.uint8), row_samples=np.array([len(row) for row in rows], np.uint16)
+    )
+
+
+def test_packed_rows_say_where_each_sample_begins() -> None:
+    piece = dataclasses.replace(packed_piece([3, 2], [1]), skipped={2: "no turns"})
+    batch = builder(packing=True)([piece, packed_piece([2])])
+    assert batch.input_ids[:, :6].tolist() == [
+        [10, 11, 12, 20, 21, 99],
+        [30, 99, 99, 99, 99, 99],
+        [10, 11, 99, 99, 99, 99],
+        [99] * 6,
+    ]
+    assert batch.positions is not None
+    assert batch.positions.tolist() == [
+        [0, 1, 2, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert batch.labels[:3, :6].tolist() == [[-100, 11, 12, -100, 21, -100], [-100] * 6, [-100, 11, *[-100] * 4]]
+    assert batch.attention_mask.sum(1).tolist() == [5, 1, 2, 1]
+    assert (batch.num_rows, batch.num_supervised, batch.skipped) == (3, 4, ["no turns"])
+    assert batch.row_samples.tolist() == [2, 1, 1, 0]
+    assert batch.sample_keys.tolist() == [[0, 7, 0], [0, 7, 1], [0, 7, 2], [0, 7, 0]]
+    assert batch.keys.tolist() == [[0, 7, 0], [0, 7, 2], [0, 7, 0], [-1, -1, -1]]
+    assert batch.actions.shape == (4, 0, 0)
+    assert batch.image_counts.tolist() == [0] * 4
+
+
+def test_without_packing_there_are_no_positions_and_keys_are_those_of_the_samples() -> None:
+    batch = builder()([piece_of([2, 3], [1, 0])])
+    assert batch.positions is None
+    assert batch.sample_keys.tolist() == batch.keys[:2].tolist()
+    assert batch.row_samples.tolist() == [1, 1, 0, 0]
+
+
+def test_the_digest_of_a_packed_row_sees_all_its_samples_and_where_they_end() -> None:
+    build = builder(packing=True)
+    whole = build([packed_piece([3, 2], [4])])
+    first, second = build([packed_piece([3, 2])]), build([packed_piece([3, 1])])
+    assert len(whole.row_digests) == 2
+    assert whole.row_digests[0] == first.row_digests[0] != second.row_digests[0]
+    apart = build([dataclasses.replace(packed_piece([3, 2]), row_samples=np.array([1, 1], np.uint16))])
+    assert apart.digest != first.digest
+
+
+def test_packed_rows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="a row of 17 tokens"):
+        builder(packing=True)([packed_piece([9, 8])])
+    with pytest.raises(RemoteProtocolError, match="packed rows, but"):
+        builder()([packed_piece([3, 2])])
+    piece = dataclasses.replace(packed_piece([3, 2]), actions=np.ones((2, 1, 2), np.float32))
+    with pytest.raises(RemoteProtocolError, match="actions in packed rows"):
+        builder(packing=True)([piece])

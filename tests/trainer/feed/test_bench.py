@@ -14,7 +14,7 @@ from stoker_proto.messages import Ticket
 from stoker_proto.order import Order
 from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, FakeLoader, StandInDecoder, make_piece, unused_port
 from trainer.feed import bench, feed
-from trainer.feed.batch import sample_digests
+from trainer.feed.digests import digests_of_samples
 
 KEYS = {
     "samples", "samples_per_s", "loader_cpu_ms_per_sample", "client_cpu_ms_per_sample", "wire_bytes_per_sample",
@@ -55,7 +55,7 @@ def expected_stream_digest(start: int, stop: int) -> str:
     digest = hashlib.sha256()
     for run_ in Order(LENGTHS[0] + LENGTHS[1], CELL).runs(start, stop):
         ticket = Ticket(ticket=0, split="train", epoch=0, lane=run_.lane, start=run_.start, count=run_.count)
-        digest.update(b"".join(sample_digests(make_piece(ticket, "x"))))
+        digest.update(b"".join(digests_of_samples(make_piece(ticket, "x"))))
     return digest.hexdigest()
 
 

@@ -1,0 +1,37 @@
+"""Digests of what came over the wire, row by row: two runs that trained on the same rows have the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from stoker_proto.messages import Piece
+
+
+def digests_of_rows(piece: Piece) -> list[bytes]:
+    """SHA-256 of each row: its only sample's, or that of its samples' together. Does not depend on how pieces were cut."""
+    samples = digests_of_samples(piece)
+    if not len(piece.row_samples):
+        return samples
+    ends = np.cumsum(piece.row_samples, dtype=np.int64).tolist()
+    rows = [samples[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+    return [row[0] if len(row) == 1 else hashlib.sha256(b"".join(row)).digest() for row in rows]
+
+
+def digests_of_samples(piece: Piece) -> list[bytes]:
+    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as they travelled."""
+    tokens = np.concatenate([[0], np.cumsum(piece.lengths, dtype=np.int64)]).tolist()
+    images = np.concatenate([[0], np.cumsum(piece.image_counts, dtype=np.int64)]).tolist()
+    digests = []
+    for row in range(len(piece.lengths)):
+        sizes = (piece.lengths[row], *piece.actions.shape[1:], piece.image_counts[row])
+        digest = hashlib.sha256(piece.keys[row].tobytes() + np.array(sizes, "<i8").tobytes())
+        digest.update(piece.input_ids[tokens[row] : tokens[row + 1]].tobytes())
+        digest.update(piece.supervised[tokens[row] : tokens[row + 1]].tobytes())
+        digest.update(piece.actions[row].tobytes())
+        for image in piece.images[images[row] : images[row + 1]]:
+            digest.update(len(image).to_bytes(8, "little"))
+            digest.update(image)
+        digests.append(digest.digest())
+    return digests
