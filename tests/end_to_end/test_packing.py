@@ -12,6 +12,7 @@ import pytest
 from stoker_proto.config_reader import load_config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
+from tests.end_to_end.conftest import LENGTHS as ROBOTS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config
 from tests.end_to_end.text_dataset import write_questions
 from tests.tiny_models import write_model_folder
@@ -146,3 +147,22 @@ def test_what_cannot_be_packed_is_refused_in_words(tmp_path: Path, model: Path, 
     assert f"questions.jsonl: 1 of its {COUNT} records have no count of tokens" in found.stderr
     both = run_cli("serve", "--config", str(pictures), "--check", "--set", "data.group_by_length=true")
     assert "data.packing and data.group_by_length are both true" in both.stderr
+
+
+def test_text_is_packed_beside_trajectories_that_are_not(tmp_path: Path, model: Path, demos: Path) -> None:
+    config = make_config(tmp_path, model, max_seq_len=96)
+    shard = tmp_path / "questions.jsonl"
+    write_questions(shard, Processor.build(load_config(config, []), None), LENGTHS, 96)
+    sources = [
+        {"dataset_type": "mani_openpi", "paths": [str(demos)], "name": "robots"},
+        {"dataset_type": "tests.end_to_end.text_dataset:Questions", "paths": [str(shard)], "name": "chats"},
+    ]
+    config = make_config(tmp_path, model, max_seq_len=96, dataset_type="", train_data_paths=[], sources=sources)
+    with serving(config) as loader:
+        found = pull(config, [loader.address])
+    robots = [(0, record, timestep) for record, length in enumerate(ROBOTS) for timestep in range(length)]
+    chats = [(1, record, part) for record, tokens in enumerate(LENGTHS) for part in range(-(-tokens // 96))]
+    assert sorted(found.keys) == robots + chats
+    entries = np.array(found.keys)[np.cumsum(found.rows) - 1, 0]
+    assert {rows for rows, entry in zip(found.rows, entries, strict=True) if entry == 0} == {1}
+    assert np.mean([rows for rows, entry in zip(found.rows, entries, strict=True) if entry == 1]) > 2

@@ -26,7 +26,7 @@ from trainer.models.families import check_forward, family_of, read_model_config
 from trainer.models.packed import check_packing
 from trainer.schedule_lr import learning_rate, parameter_groups
 from trainer.sources import SourceTable
-from trainer.step import Stepper, nll_sum
+from trainer.step import Stepper
 from trainer.zero import Ranks, join_ranks, set_learning_rate
 
 ONE_SOURCE = SourceTable(("memory",), (0,), (1,))
@@ -53,6 +53,12 @@ LEAKING: dict[str, dict[str, Any]] = {
     "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32},
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
 }  # fmt: skip
+
+
+def nll_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Over all labels."""
+    flat = logits.flatten(0, 1), targets.flatten()
+    return torch.nn.functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
 
 
 class PlainEngine(torch.nn.Module):

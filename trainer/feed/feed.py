@@ -279,8 +279,8 @@ def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
     order = order_fingerprint(config.data)
     if pins.get("order", order) != order:
         raise RefusedError(
-            "data.order, the sources or their weights are not those of the checkpoint, or its rows were packed or grouped otherwise, "
-            "so its position means another row: set them back, or start anew with trainer.checkpoint.resume=null"
+            "data.order, the sources or their weights are not those of the checkpoint, or its rows were packed or grouped "
+            "otherwise, so its position means another row: set them back, or start anew with trainer.checkpoint.resume=null"
         )
     return {**pins, "order": order}
 
