@@ -321,7 +321,15 @@ class FeedConfig:
     prefetch: int = 8
     """Micro-batches asked for ahead of the one that trains: the credit window."""
     ticket_deadline_s: float = 10.0
-    """A piece not here after this time is asked from another loader."""
+    """A piece not here after this time is asked from another loader; sooner, down to 1 s, once the loaders' latency is known."""
+    hedge_share: float = 0.05
+    """Of the tickets, how many may be asked of a second loader because the first is unusually slow; 0: none."""
+    hedge_multiple: float = 3.0
+    """Unusually slow: so many times the latency to be expected, and 0.2 s at least."""
+    takeover_ratio: float = 3.0
+    """An idle loader so many times faster takes lanes over from an overloaded one, for a time; 0: never."""
+    backoff_s: float = 60.0
+    """A loader that comes and goes is home to no lanes for up to this time after it came back; 0: for none."""
     data_deadline_s: float = 120.0
     """A rank without data for this long ends with a message and a non-zero exit."""
     connect_deadline_s: float = 60.0
@@ -458,6 +466,7 @@ class Config:
             "loader.workers": self.loader.workers,
             "loader.threads": self.loader.threads,
             "trainer.eval_interval": trainer.eval_interval,
+            "trainer.feed.backoff_s": trainer.feed.backoff_s,
             "trainer.checkpoint.interval": trainer.checkpoint.interval,
             "trainer.grad_clip": trainer.grad_clip,
             "trainer.weight_decay": trainer.weight_decay,
@@ -470,6 +479,7 @@ class Config:
             "data.augment.brightness": data.augment.brightness,
             "data.augment.contrast": data.augment.contrast,
             "data.augment.saturation": data.augment.saturation,
+            "trainer.feed.hedge_share": trainer.feed.hedge_share,
             "trainer.warmup_ratio": trainer.warmup_ratio,
             "trainer.min_lr_ratio": trainer.min_lr_ratio,
         }
@@ -486,6 +496,13 @@ class Config:
         for key, positive in above_zero.items():
             if not positive > 0:
                 raise ConfigError(f"{key} is {positive}: it must be above 0")
+        feed = trainer.feed
+        if not feed.hedge_multiple >= 1:
+            raise ConfigError(f"trainer.feed.hedge_multiple is {feed.hedge_multiple}: it must be at least 1")
+        if not (feed.takeover_ratio == 0 or feed.takeover_ratio > 1):
+            raise ConfigError(
+                f"trainer.feed.takeover_ratio is {feed.takeover_ratio}: it must be above 1, or 0 for no takeover"
+            )
         if data.augment.crop_area > 1:
             raise ConfigError(f"data.augment.crop_area is {data.augment.crop_area}: a share of the image, at most 1")
         if not 1 <= data.image.quality <= 100:

@@ -29,6 +29,11 @@ class SimulatedLoader:
         self.links: list[Link] = []
         """Connections to it, of all ranks that live."""
         self._in_work: set[tuple[int, int]] = set()  # (link's id, ticket)
+        self.stuck = False
+        self.slow = 1
+        """Times that a piece takes longer than it should."""
+        self._free_at = 0.0  # when the tickets that came are done, where one is worked on at a time
+        self._stuck: list[tuple[Link, Ticket]] = []  # what came while it stuck
         self._waiting: list[tuple[Link, int, Message]] = []  # what came while it hung
         self._finished: list[tuple[Link, Message]] = []  # answers that were due while it hung
 
@@ -45,6 +50,7 @@ class SimulatedLoader:
             return
         self.incarnation += 1
         self.alive, self.hung, self.draining, self.full = True, False, False, False
+        self.stuck, self._free_at = False, 0.0
         self.world.say("%s starts, holds %s", self.name, self.held)
         for link in self.links:
             link.connect_soon()
@@ -56,6 +62,7 @@ class SimulatedLoader:
         self.world.say("%s %s", self.name, why)
         self.alive = False
         self._in_work.clear()
+        self._stuck.clear()
         self._waiting.clear()
         self._finished.clear()
         for link in self.links:
@@ -79,6 +86,26 @@ class SimulatedLoader:
             link.answer(answer)
         for link, generation, message in waiting:
             self.receive(link, generation, message)
+
+    def stick(self) -> None:
+        """The workers stop: PINGs are answered, tickets are not."""
+        if self.alive:
+            self.world.say("%s sticks", self.name)
+            self.stuck = True
+
+    def loosen(self, incarnation: int) -> None:
+        """Works again after it stuck."""
+        if not self.stuck or incarnation != self.incarnation:
+            return
+        self.world.say("%s works again", self.name)
+        self.stuck = False
+        stuck, self._stuck = self._stuck, []
+        for link, ticket in stuck:
+            self._ticket(link, ticket)
+
+    def serve_others(self, seconds: float) -> None:
+        """So long it works on what somebody else asked for."""
+        self._free_at = max(self._free_at, self.world.now) + seconds
 
     def drain(self) -> None:
         """Says that it leaves: what was asked for still comes."""
@@ -129,10 +156,17 @@ class SimulatedLoader:
         if self.full or self.draining:
             link.answer(Failure(ticket=ticket.ticket, reason="unavailable", message="full or draining"))
             return
+        if self.stuck:
+            self._stuck.append((link, ticket))
+            return
         key = (id(link), ticket.ticket)
         if key not in self._in_work:
             self._in_work.add(key)
-            self.world.after(self.world.scenario.build_s[self.number], self._built, self.incarnation, link, key, ticket)
+            takes_s = self.slow * self.world.scenario.build_s[self.number]
+            if self.world.scenario.straggler:
+                self.serve_others(takes_s)
+                takes_s = self._free_at - self.world.now
+            self.world.after(takes_s, self._built, self.incarnation, link, key, ticket)
 
     def _built(self, incarnation: int, link: Link, key: tuple[int, int], ticket: Ticket) -> None:
         if not self.alive or incarnation != self.incarnation:

@@ -1,28 +1,32 @@
 """The core, broken on purpose: each mutant lacks one thing that a client of such a protocol can get wrong.
 
-They are tests of the simulator: one that no oracle notices shows an oracle, or a fault, that is missing. There is no mutant
-that counts a hedge twice, since the core does not hedge.
+They are tests of the simulator: one that no oracle notices shows an oracle, or a fault, that is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
 from stoker_proto.errors import StokerError
-from stoker_proto.messages import Piece
+from stoker_proto.messages import Piece, Ticket
 from tests.faults.trainer import MakeCore
+from trainer.feed.balance import Balance
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
-from trainer.feed.desk import Ask, Desk, Job, Work
+from trainer.feed.desk import Choices, Desk
 from trainer.feed.fleet import Fleet
+from trainer.feed.hedging import HedgeBudget
+from trainer.feed.latency import Latency
+from trainer.feed.load import Load
 from trainer.feed.schedule import Slice
+from trainer.feed.work import Ask, Job, Work
 
 
 class _NoDedup(Desk):
     """An answer that comes a second time counts a second time."""
 
-    def __init__(self, options: CoreOptions) -> None:
-        super().__init__(options)
+    def __init__(self, options: CoreOptions, balance: Balance) -> None:
+        super().__init__(options, balance)
         self._done: dict[int, Job] = {}
 
     def deliver(self) -> tuple[list[tuple[Slice, list[Piece]]], StokerError | None]:
@@ -31,12 +35,12 @@ class _NoDedup(Desk):
         self._done |= {work.ticket.ticket: job for job in jobs[: len(done)] for work in job.works}
         return done, error
 
-    def piece(self, loader: int, piece: Piece) -> str | None:
+    def piece(self, loader: int, piece: Piece, now: float) -> str | None:
         job = self._done.pop(piece.ticket, None)
         if job is not None:
             self.jobs.appendleft(job)
             self._works |= {work.ticket.ticket: work for work in job.works}
-        return super().piece(loader, piece)
+        return super().piece(loader, piece, now)
 
 
 class _NoReissue(Desk):
@@ -54,13 +58,13 @@ class _NoReissue(Desk):
 class _NoDeadline(Desk):
     """A ticket is waited for as long as its loader's connection stands."""
 
-    def expire(self, now: float) -> None:
+    def overdue(self, now: float) -> tuple[set[int], set[int]]:
+        return set(), set()
+
+    def give_up_on(self, silent: set[int], choices: Choices) -> None:
         return
 
-    def give_up_on(self, silent: set[int], choices: Callable[[int, int], list[int]]) -> None:
-        return
-
-    def next_time(self, now: float) -> float:
+    def next_time(self, now: float, num_jobs: int) -> float:
         return min((work.retry_at for work in self._works.values() if work.retry_at > now), default=float("inf"))
 
 
@@ -75,8 +79,8 @@ class _NoReorder(Desk):
 class _StaleRetry(Desk):
     """Numbers begin anew with every session, so that a late answer to an earlier one fits a ticket of this one."""
 
-    def clear(self) -> None:
-        super().clear()
+    def clear(self, now: float) -> None:
+        super().clear(now)
         self._next_ticket = 0
 
 
@@ -93,7 +97,7 @@ class _MixedUp(Desk):
 class _SizeUnchecked(Desk):
     """A piece with too many samples is taken."""
 
-    def piece(self, loader: int, piece: Piece) -> str | None:
+    def piece(self, loader: int, piece: Piece, now: float) -> str | None:
         work = self._works.get(piece.ticket)
         if work is not None and work.outcome is None:
             work.outcome = piece
@@ -136,7 +140,7 @@ class _AskedOnce(Fleet):
 def _with_desk(desk: type[Desk]) -> MakeCore:
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
-        core.desk = desk(options)
+        core.desk = desk(options, core.balance)
         return core
 
     return make
@@ -145,10 +149,115 @@ def _with_desk(desk: type[Desk]) -> MakeCore:
 def _with_fleet(fleet: type[Fleet]) -> MakeCore:
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
-        core.fleet = fleet(options, core._out, now)
+        core.fleet = fleet(options, core._out, core.balance.standings)
         return core
 
     return make
+
+
+class _HedgeCountedTwice(Core):
+    """The second answer to a hedged ticket frees its credit once more."""
+
+    def _piece(self, loader: int, piece: Piece, now: float) -> None:
+        dropped = self.desk.counters.duplicates
+        super()._piece(loader, piece, now)
+        self._untaken -= self.desk.counters.hedges > 0 and self.desk.counters.duplicates > dropped
+
+
+class _HedgeUncounted(Desk):
+    """Hedges are sent, and no one writes them down."""
+
+    def hedge(self, num_jobs: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
+        hedges = super().hedge(num_jobs, choices, now)
+        self.counters.hedges -= len(hedges)
+        return hedges
+
+
+class _NoBudget(Core):
+    """Whatever is slow is hedged."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(options, now)
+        self.balance.budget = HedgeBudget(1e9)
+
+
+class _Guessed(Latency):
+    known = True  # type: ignore[assignment]
+
+
+class _ColdHedge(Core):
+    """Latencies count as known from the start."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(options, now)
+        self.balance.latencies.of = [_Guessed() for _ in options.addresses]
+        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
+        self.balance.latencies.measure = lambda loader: 0.0  # type: ignore[method-assign]
+
+
+class _NoMeasure(Core):
+    """The estimate of the latencies is never updated."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(options, now)
+        self.balance.latencies.of = [_Unmoved() for _ in options.addresses]
+        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
+
+
+class _Unmoved(Latency):
+    def observe(self, seconds: float) -> None:
+        return
+
+
+class _NoBackoff(Core):
+    """A loader that comes back is home to its lanes at once, however often it failed."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(dataclasses.replace(options, backoff_s=0.0), now)
+
+
+class _NoTakeover(Core):
+    """Lanes stay where they are, however slow the loader is."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(options, now)
+        self.balance.standings.relieve = lambda loader, level, now: False  # type: ignore[method-assign]
+
+
+class _NoReturn(Core):
+    """Lanes that were taken over are never given back."""
+
+    def __init__(self, options: CoreOptions, now: float) -> None:
+        super().__init__(options, now)
+        self.balance.standings.due_back = lambda now: []  # type: ignore[method-assign]
+
+
+class _NoMove(Desk):
+    """The open tickets of a lane that was taken over stay where they are, and no deadline is shortened for them."""
+
+    def move(self, loader: int, choices: Choices) -> None:
+        return
+
+
+class _NoProbe(Fleet):
+    """Who owes an answer is not asked whether it is alive."""
+
+    def owing(self, number: int, now: float) -> None:
+        return
+
+
+class _OpenForEver(Load):
+    """A ticket that another loader answered first stays open in the books."""
+
+    def settled(self, loader: int, samples: int, now: float) -> None:
+        if samples:
+            super().settled(loader, samples, now)
+
+
+def _with_load(options: CoreOptions, now: float) -> Core:
+    core = Core(options, now)
+    core.balance.load = _OpenForEver(options, now)
+    return core
 
 
 class _CreditLeak(Core):
@@ -181,7 +290,7 @@ class _NoDataDeadline(Core):
         return
 
     def next_time(self, now: float) -> float:
-        return min(self.fleet.next_time(now), self.desk.next_time(now))
+        return min(self.fleet.next_time(now), self.desk.next_time(now, self._num_near()))
 
 
 class _HastyDeadline(Core):
@@ -205,6 +314,17 @@ MUTANTS: dict[str, MakeCore] = {
     "no-ticket-limit": _with_desk(_NoTicketLimit),
     "dead-for-ever": _with_fleet(_DeadForEver),
     "asked-once": _with_fleet(_AskedOnce),
+    "hedge-counted-twice": _HedgeCountedTwice,
+    "hedge-uncounted": _with_desk(_HedgeUncounted),
+    "hedge-without-budget": _NoBudget,
+    "hedge-at-cold-start": _ColdHedge,
+    "latency-never-updated": _NoMeasure,
+    "no-backoff": _NoBackoff,
+    "no-takeover": _NoTakeover,
+    "takeover-without-return": _NoReturn,
+    "takeover-without-its-tickets": _with_desk(_NoMove),
+    "no-probe": _with_fleet(_NoProbe),
+    "open-for-ever": _with_load,
     "credit-leak": _CreditLeak,
     "no-window": _NoWindow,
     "wrong-resume": _WrongResume,

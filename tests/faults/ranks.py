@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from stoker_proto.messages import Message, Piece, Refuse, Ticket, Welcome
 from tests.faults.loaders import SimulatedLoader
+from tests.faults.oracles import AskOracle
 from tests.faults.reference import LANES, Row, Violation, make_piece, picture, stream
 from tests.faults.scenario import GLOBAL_BATCH, TICK
 from trainer.feed.commands import Deliver, Fail, Opened, Send
+from trainer.feed.peer import State
 
 if TYPE_CHECKING:
     from tests.faults.trainer import SimulatedTrainer
@@ -46,6 +48,7 @@ class Link:
         self.generation += 1
         self.up, self.excluded = True, False
         self.world.say("%s connected", self)
+        self._ends()
         self.rank.core.connected(self.loader.number, self.world.now)
         self.rank.touch()
 
@@ -60,6 +63,7 @@ class Link:
     def _tell_lost(self, generation: int) -> None:
         if generation == self.generation and not self.rank.dead:
             self.world.say("%s lost", self)
+            self._ends()
             self.rank.core.lost(self.loader.number, "the connection broke", self.world.now)
             self.rank.touch()
 
@@ -84,6 +88,7 @@ class Link:
     def _garbled(self, generation: int) -> None:
         if generation == self.generation and not self.rank.dead:
             self.world.say("%s sent rubbish", self)
+            self._ends()
             self.rank.core.broken(self.loader.number, "unknown kind", self.world.now)
             self.rank.touch()
 
@@ -93,8 +98,21 @@ class Link:
         if self.world.log is not None:
             text = f"PIECE {message.ticket} of {message.loader}" if isinstance(message, Piece) else str(message)
             self.world.say("%s: %s%s", self, text, "" if generation == self.generation else " (stale)")
-        self.rank.core.received(self.loader.number, message, self.world.now)
+        number = self.loader.number
+        known = self.rank.core.fleet.loaders[number]
+        before = (known.name, known.state)
+        self.rank.asks.arrived(number, message)
+        self.rank.core.received(number, message, self.world.now)
+        if isinstance(message, Welcome) and before != (known.name, State.READY):
+            self.rank.asks.joined(number)
         self.rank.touch()
+
+    def _ends(self) -> None:
+        """Told before the rank hears that the connection is no more, or is a new one."""
+        known = self.rank.core.fleet.loaders[self.loader.number]
+        self.rank.asks.lost(self.loader.number)
+        if known.state is State.READY and not known.draining:
+            self.rank.asks.failed(self.loader.number)
 
 
 class SimulatedRank:
@@ -115,6 +133,7 @@ class SimulatedRank:
         self._session, self._started = 0, False
         self._cursor = (0, 0)
         self._due = (0, 0, 0, 0)  # epoch, sample at which it was entered, step, index: of the next delivery
+        self.asks = AskOracle(self)
         self._asked: dict[int, Ticket] = {}  # asked for and not delivered
         self._used: set[int] = set()  # ticket numbers, also of earlier sessions
         self._num_rows = 0  # asked for and not taken
@@ -128,6 +147,7 @@ class SimulatedRank:
         self.ready.clear()
         self.rows.clear()
         self._asked.clear()
+        self.asks.began_anew()
         self._num_rows = 0
         self._due = (epoch, first, 0, 0)
         if self._started:
@@ -171,7 +191,7 @@ class SimulatedRank:
         now = self.world.now
         for command in self.core.advance(now):
             if isinstance(command, Send):
-                self._sent(command.loader, command.message)
+                self._sent(command)
             elif isinstance(command, Deliver):
                 self._delivered(command)
             elif isinstance(command, Opened):
@@ -193,11 +213,13 @@ class SimulatedRank:
 
     # -- oracles
 
-    def _sent(self, loader: int, message: Message) -> None:
+    def _sent(self, command: Send) -> None:
+        loader, message = command.loader, command.message
         if self.world.log is not None:
             self.world.say("%s -> %s: %s", self.name, self.trainer.loaders[loader].name, message)
         if isinstance(message, Ticket):
             self._check_ticket(message)
+            self.asks.asked(loader, message, is_hedge=command.is_hedge)
         self.links[loader].send(message)
 
     def _check_ticket(self, ticket: Ticket) -> None:
@@ -242,6 +264,7 @@ class SimulatedRank:
             raise Violation("payload", f"{self.name} was given {keys} for {due}")
         for piece in delivery.pieces:
             self._asked.pop(piece.ticket, None)
+            self.asks.delivered(piece.ticket)
         self.ready.append(delivery)
         self.last_delivery = self.world.now
         passes = GLOBAL_BATCH // (options.micro_batch_size * options.world_size)

@@ -18,8 +18,11 @@ SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((6, 0), (1, 3)),
     ((4, 4), (2, 3)),
     ((1, 1), (5, 4)),
+    ((20, 20), (20, 20), (20, 20), (20, 20)),
 )
 """Lane lengths, entry by entry. Few and small, so that a schedule costs little and the caches below are shared by all."""
+LONG_SHAPE = len(SHAPES) - 1
+"""Long enough to measure latencies in; for the schedules of stragglers."""
 Row = tuple[int, int, int]
 """(epoch, lane, position in the lane): one sample."""
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from tests.faults.mutants import MUTANTS
-from tests.faults.scenario import draw
+from tests.faults.seeds import draw
 from tests.faults.simulator import simulate
 from trainer.feed.core import Core
 

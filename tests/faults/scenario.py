@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.faults.reference import LANES, SHAPES, lanes_of, stream
+from tests.faults.reference import LANES, LONG_SHAPE, SHAPES, lanes_of, stream
 from trainer.feed.commands import CoreOptions
 
 TICK = 1 / 64
@@ -29,7 +29,8 @@ class Fault:
 
     at: float
     kind: str
-    """`kill` (and restart as a new incarnation), `leave` (for good), `hang`, `cut` (connections), `drain`, `full`."""
+    """`kill` (and restart as a new incarnation), `leave` (for good), `hang`, `cut` (connections), `drain`, `full`, or one of
+    `stragglers.STRAGGLERS`."""
     loader: int
     for_s: float
 
@@ -66,6 +67,10 @@ class Scenario:
     blackout_at: float | None
     blackout_entry: int | None
     """All who hold it are gone at that time, until the trainer gives up; None: all loaders."""
+    straggler: str = ""
+    """One of `stragglers.STRAGGLERS`, or none: then loaders work on all tickets at once."""
+    takeover_ratio: float = 3.0
+    """0: switched off by the user."""
 
     @property
     def num_loaders(self) -> int:
@@ -103,12 +108,21 @@ class Scenario:
             window=passes + 1 + self.window_beyond,
             max_tickets=self.max_tickets,
             max_attempts=1000,
-            ticket_deadline_s=TICKET_DEADLINE_S,
+            ticket_deadline_s=4 * TICKET_DEADLINE_S if self.straggler else TICKET_DEADLINE_S,
             data_deadline_s=DATA_DEADLINE_S,
             connect_deadline_s=DATA_DEADLINE_S,
             hello_retry_s=0.5,
             ping_interval_s=1.0,
             silence_s=2.5,
+            takeover_ratio=self.takeover_ratio,
+            probe_s=0.25,
+            shortest_deadline_s=0.25,
+            shortest_hedge_s=0.125,
+            look_s=0.125 if self.straggler else 0.5,
+            hold_s=0.5,
+            first_backoff_s=0.25,
+            backoff_s=2.0,
+            steady_s=3.0,
         )
 
     def describe(self) -> str:
@@ -118,14 +132,14 @@ class Scenario:
         return "\n".join(f"  {name} = {value}" for name, value in values.items())
 
 
-def draw(seed: int) -> Scenario:
-    """The scenario of a seed."""
+def draw_faults(seed: int) -> Scenario:
+    """A scenario of many faults."""
     rng = random.Random(f"scenario {seed}")
 
     def time(low: float, high: float) -> float:
         return rng.randint(round(low / TICK), round(high / TICK)) * TICK
 
-    shape = rng.randrange(len(SHAPES))
+    shape = rng.randrange(LONG_SHAPE)
     num_entries = len(SHAPES[shape])
     num_loaders = rng.choice((1, 2, 2, 3))
     held = _draw_held(rng, num_loaders, num_entries)

@@ -8,6 +8,13 @@ Oracles (the name that a `Violation` bears):
     window        no more samples are asked for and not taken than the window has
     buffer        nor does the core hold more tickets and micro-batches than that: what waits for its turn is among them
     failure       the error of the data deadline comes when all who hold an entry are gone so long, and never else
+    hedges        they stay within their budget, and who asks twice at once calls it a hedge
+    cold start    no loader is hedged that answered nothing yet
+    backoff       a loader that fails again and again is not the first to be asked, while another is there
+    gap           with one straggler among the loaders the trainer never stands still for long
+    pace          nor is the whole as slow as the straggler
+    return        and when it is well again it is asked again
+    counts        the core's counters are right, and nothing is open in its books at the end
     liveness      once all is healed, everything is trained within a bound of virtual time
     spin          the core never asks to be called again at once
     crash         the core raises nothing
@@ -20,7 +27,9 @@ from unittest import mock
 
 from tests.faults.loaders import SimulatedLoader
 from tests.faults.reference import Violation, remembered_order
-from tests.faults.scenario import DATA_DEADLINE_S, TICK, Fault, Scenario, draw
+from tests.faults.scenario import DATA_DEADLINE_S, TICK, Fault, Scenario
+from tests.faults.seeds import draw
+from tests.faults.stragglers import SLOW
 from tests.faults.trainer import MakeCore, SimulatedTrainer
 from tests.faults.world import World
 from trainer.feed.core import Core
@@ -99,6 +108,17 @@ class Simulation:
         elif fault.kind == "hang":
             loader.hang()
             world.after(fault.for_s, loader.wake, loader.incarnation)
+        elif fault.kind == "stick":
+            loader.stick()
+            world.after(fault.for_s, loader.loosen, loader.incarnation)
+        elif fault.kind in ("slow", "slowed"):
+            world.say("%s is %d times slower", loader.name, SLOW)
+            loader.slow = SLOW
+            world.after(fault.for_s, setattr, loader, "slow", 1)
+        elif fault.kind == "busy":
+            world.say("%s serves others", loader.name)
+            for n in range(round(4 * fault.for_s)):
+                world.after(n / 4, loader.serve_others, 0.2)
         elif fault.kind == "cut":
             for link in loader.links:
                 link.break_(world.rng.choice((TICK, 0.5, 1.5, None)))

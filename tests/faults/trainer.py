@@ -9,6 +9,7 @@ from tests.faults.loaders import SimulatedLoader
 from tests.faults.ranks import SimulatedRank
 from tests.faults.reference import Row, Violation, stream
 from tests.faults.scenario import DATA_DEADLINE_S, GLOBAL_BATCH
+from tests.faults.stragglers import GAP_S, RETURN_S, rest_s
 from tests.faults.world import World
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
@@ -36,6 +37,8 @@ class SimulatedTrainer:
         self._checkpoint = (0, 0, 0)  # epoch, sample, length of `trained`
         self._training = 0  # 0, or a number that tells this step from those of before a crash
         self._num_begun = 0
+        self._last_step = 0.0
+        self._left_at_fault: int | None = None  # samples
 
     # -- lives
 
@@ -119,6 +122,7 @@ class SimulatedTrainer:
         for rank in self.ranks:
             rank.rows.clear()
         self._training = 0
+        self._check_pace()
         self._num_steps += 1
         self._first += GLOBAL_BATCH
         if self._first >= len(stream(scenario.shape, scenario.cell, self._epoch)):
@@ -131,6 +135,30 @@ class SimulatedTrainer:
         else:
             self.progress()
 
+    def _check_pace(self) -> None:
+        """With one straggler: how long the trainer stood still, and how long the rest took."""
+        scenario, now = self.world.scenario, self.world.now
+        gap, self._last_step = now - self._last_step, now
+        if not scenario.straggler or now < scenario.faults[0].at:
+            return
+        if gap > GAP_S[scenario.straggler]:
+            raise Violation("gap", f"the trainer stood still for {gap:g} s, at most {GAP_S[scenario.straggler]:g}")
+        if self._left_at_fault is None:
+            rows = sum(len(stream(scenario.shape, scenario.cell, epoch)) for epoch in range(scenario.num_epochs))
+            self._left_at_fault = rows - len(self.trained)
+
+    def _check_straggler(self) -> None:
+        """At the end."""
+        scenario, now = self.world.scenario, self.world.now
+        took = now - scenario.faults[0].at
+        allowed = rest_s(scenario, self._left_at_fault or 0)
+        if scenario.straggler in ("slow", "slowed", "busy") and took > allowed:
+            raise Violation("pace", f"{self._left_at_fault} samples took {took:g} s, at most {allowed:g}")
+        if scenario.straggler == "slowed":
+            last = max(rank.asks.first_asked_at[0] for rank in self.ranks)
+            if last < now - RETURN_S:
+                raise Violation("return", f"loader 0 is well again, and was last asked {now - last:g} s ago")
+
     def _finish(self) -> None:
         scenario = self.world.scenario
         self.finished = True
@@ -140,8 +168,11 @@ class SimulatedTrainer:
         if self.trained != expected:
             raise Violation("order", f"trained {self.trained}, the order is {expected}")
         for rank in self.ranks:
+            rank.asks.ended()
             if rank.core.desk.num_tickets or rank.core.desk.jobs:
                 raise Violation("tickets", f"{rank.name} still holds {rank.core.desk.num_tickets} tickets at the end")
+        if scenario.straggler:
+            self._check_straggler()
         self.world.say("all is trained")
 
     # -- the end that is due when the data is gone

@@ -72,6 +72,13 @@ def test_the_arithmetic_divides_or_names_neighbours_that_do(global_batch: int, m
         ("trainer.feed.prefetch=0", "trainer.feed.prefetch is 0: it must be at least 1"),
         ("trainer.lr=0", "trainer.lr is 0.0: it must be above 0"),
         ("trainer.lr=-1e-5", "trainer.lr is -1e-05: it must be above 0"),
+        ("trainer.feed.hedge_share=1.5", "trainer.feed.hedge_share is 1.5: it must lie in"),
+        ("trainer.feed.hedge_multiple=0.5", "trainer.feed.hedge_multiple is 0.5: it must be at least 1"),
+        (
+            "trainer.feed.takeover_ratio=1",
+            "trainer.feed.takeover_ratio is 1.0: it must be above 1, or 0 for no takeover",
+        ),
+        ("trainer.feed.backoff_s=-1", "trainer.feed.backoff_s is -1.0: it must not be negative"),
         ("trainer.feed.ticket_deadline_s=0", "ticket_deadline_s is 0.0: it must be above 0"),
         ("trainer.eval_interval=-1", "trainer.eval_interval is -1: it must not be negative"),
         ("trainer.grad_clip=-1", "trainer.grad_clip is -1.0: it must not be negative"),

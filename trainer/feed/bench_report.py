@@ -5,14 +5,18 @@ loader CPU         `cpu_s` of all loaders' PONGs, last minus first: all their pr
 client CPU         this process after all ranks are connected: all threads, with the digest and this report
 records decoded    `records_decoded` of the PONGs over the distinct records seen here; without those read ahead and not asked for
 first batch        from the start of the first `connect` to the slowest rank's first micro-batch
+tickets            of all ranks; `Counters` of `trainer/feed/work.py`
 data wait          blocked in `steps` / time, each after its own first batch; the worst rank
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +92,10 @@ class BenchReport:
             "supervised_tokens": self._num_supervised,
             "skipped": self._num_skipped,
             "records": len(self._records),
+            **self._counters(feeds),
+            "longest_gap_s": max(
+                (after - before for (before, _), (after, _) in itertools.pairwise(self._times)), default=0.0
+            ),
             "ranks": self._world_size,
             "loaders": len(self._info.loaders),
             "epoch_samples": self._info.num_samples,
@@ -110,6 +118,13 @@ class BenchReport:
                 "data wait",
                 f"{100 * figures['data_wait_frac']:.2f}% of the time, worst rank; {steady:.2f}% in the last half",
             ),
+            ("longest gap", f"{figures['longest_gap_s']:.3f} s between the ends of two steps"),
+            (
+                "tickets",
+                f"{figures['tickets']}; {figures['hedges']} hedged ({100 * figures['hedged_share']:.2f}%, "
+                f"{figures['hedges_won']} won), {figures['reissued']} asked again, {figures['duplicates']} answers dropped "
+                f"({100 * figures['duplicate_share']:.2f}%), {figures['takeovers']} takeovers",
+            ),
             ("skipped", f"{figures['skipped']} bad samples"),
             (
                 "digest",
@@ -123,6 +138,16 @@ class BenchReport:
     def json_line(self) -> str:
         """For programs: one line."""
         return json.dumps(self.figures)
+
+    @staticmethod
+    def _counters(feeds: Sequence[Feed]) -> dict[str, float]:
+        """Of all ranks together; the shares are of the tickets."""
+        total: Counter[str] = Counter()
+        for feed in feeds:
+            total.update(dataclasses.asdict(feed.counters()))
+        tickets = max(total["tickets"], 1)
+        shares = {"hedged_share": total["hedges"] / tickets, "duplicate_share": total["duplicates"] / tickets}
+        return {**total, **shares}
 
     def _rate(self) -> float:
         if len(self._times) < 2:

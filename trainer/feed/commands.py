@@ -46,6 +46,7 @@ class CoreOptions:
     max_attempts: int = 10
     """Times that one ticket is asked for before it counts as poison."""
     ticket_deadline_s: float = 10.0
+    """The longest; the loaders' measured latency makes it shorter."""
     data_deadline_s: float = 120.0
     connect_deadline_s: float = 60.0
     hello_retry_s: float = 2.0
@@ -53,6 +54,27 @@ class CoreOptions:
     ping_interval_s: float = 2.0
     silence_s: float = 7.0
     """A loader not heard of for this long gets tickets only where no other can answer them."""
+    probe_s: float = 0.75
+    """The same for a loader that owes an answer for unusually long."""
+    shortest_deadline_s: float = 1.0
+    """No deadline is shorter, however quick the loaders are."""
+    shortest_hedge_s: float = 0.2
+    """Nor is another loader asked as well before."""
+    hedge_multiple: float = 3.0
+    """Another loader is asked as well after so many times the latency to be expected."""
+    hedge_share: float = 0.05
+    """Hedges per ticket, at most; 0: none."""
+    takeover_ratio: float = 3.0
+    """A loader gives lanes away when an idle one is so many times faster; 0: never."""
+    look_s: float = 0.5
+    """Time between two looks at who is overloaded."""
+    hold_s: float = 10.0
+    """For which lanes stay away at first."""
+    first_backoff_s: float = 1.0
+    backoff_s: float = 60.0
+    """A loader that fails again and again is not home to lanes for so long after it has come back, at most."""
+    steady_s: float = 60.0
+    """A loader that stood for so long does not flap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +83,8 @@ class Send:
 
     loader: int
     message: Message
+    is_hedge: bool = False
+    """A ticket that another loader has in work and may well still answer."""
 
 
 @dataclass(frozen=True, slots=True)

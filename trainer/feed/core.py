@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
 from stoker_proto.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
 from trainer.feed import explain
+from trainer.feed.balance import Balance
 from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Send, Warn
 from trainer.feed.desk import Desk
 from trainer.feed.fleet import Fleet
+from trainer.feed.judge import Judge
 from trainer.feed.peer import State
 from trainer.feed.schedule import Schedule
 
@@ -44,8 +46,10 @@ class Core:
     def __init__(self, options: CoreOptions, now: float) -> None:
         self.options = options
         self._out: list[Command] = []
-        self.fleet = Fleet(options, self._out, now)
-        self.desk = Desk(options)
+        self.balance = Balance(options, now)
+        self.fleet = Fleet(options, self._out, self.balance.standings)
+        self.desk = Desk(options, self.balance)
+        self.judge = Judge()
         self._began = now
         self._covered = False  # all entries were held by ready loaders at least once
         self._warned = False
@@ -86,7 +90,7 @@ class Core:
         elif isinstance(message, Refuse) and state in (State.GREETING, State.READY):
             self._differs(loader, fleet.refused_by_loader(loader, message), now)
         elif state is not State.READY:
-            self.desk.num_dropped += isinstance(message, Piece | Failure)
+            self.desk.counters.duplicates += isinstance(message, Piece | Failure)
         elif isinstance(message, Piece):
             self._piece(loader, message, now)
         elif isinstance(message, Failure):
@@ -94,7 +98,7 @@ class Core:
         elif isinstance(message, Lanes):
             self._lanes(loader, message, now)
         elif isinstance(message, Pong):
-            fleet.pong(loader, message)
+            fleet.pong(loader, message, now)
         elif isinstance(message, Drain):
             fleet.loaders[loader].draining = message.loader == fleet.loaders[loader].name
         else:
@@ -113,9 +117,9 @@ class Core:
 
     def _piece(self, loader: int, piece: Piece, now: float) -> None:
         if piece.loader != self.fleet.loaders[loader].name:  # of an incarnation that is gone
-            self.desk.num_dropped += 1
+            self.desk.counters.duplicates += 1
             return
-        wrong = self.desk.piece(loader, piece)
+        wrong = self.desk.piece(loader, piece, now)
         if wrong:
             self.broken(loader, wrong, now)
 
@@ -143,6 +147,9 @@ class Core:
         self.fleet.refuse(loader, text)
 
     def _leave(self, loader: int, why: str, now: float) -> None:
+        known = self.fleet.loaders[loader]
+        if known.state is State.READY and not known.draining:
+            self.balance.standings.failed(loader, now)
         self.desk.loader_gone(loader, f"{self._address(loader)}: {why}", now)
 
     def _address(self, loader: int) -> str:
@@ -159,7 +166,7 @@ class Core:
 
     def start(self, session: int, epoch: int, first: int, num_epochs: int, now: float) -> None:
         """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""
-        self.desk.clear()
+        self.desk.clear(now)
         self._untaken, self._opening = 0, None
         self._cursor = _Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
         self.fleet.close_except({epoch, epoch + 1})
@@ -189,7 +196,7 @@ class Core:
 
     def next_time(self, now: float) -> float:
         """When `advance` must be called again, if nothing happens before."""
-        times = [self.fleet.next_time(now), self.desk.next_time(now)]
+        times = [self.fleet.next_time(now), self.desk.next_time(now, self._num_near()), self.balance.load.next_time()]
         if not self._covered:
             times.append(self._began + self.options.connect_deadline_s)
             if not self._warned:
@@ -200,10 +207,7 @@ class Core:
 
     def _advance(self, now: float) -> None:
         self.fleet.tick(now)
-        self.desk.expire(now)
-        silent = {number for number in range(len(self.options.addresses)) if self.fleet.silent(number, now)}
-        if silent:
-            self.desk.give_up_on(silent, lambda lane, epoch: self.fleet.choices(lane, epoch, now))
+        self.judge(self.fleet, self.desk, self.balance, now)
         delivered = True
         while delivered and not self.failed:  # a micro-batch of padding rows alone is complete at once
             self._issue(now)
@@ -211,7 +215,18 @@ class Core:
                 self._out.append(Send(loader, ticket))
                 self._asked_any = True
             delivered = self._deliver(now)
+        hedges = self.desk.hedge(self._num_near(), lambda lane, epoch: self.fleet.spares(lane, epoch, now), now)
+        self._out.extend(Send(loader, ticket, is_hedge=True) for loader, ticket in hedges)
+        self.balance.load.starving(bool(self.desk.jobs) and self._num_ready() == 0, now)
         self._check_deadlines(now)
+
+    def _num_ready(self) -> int:
+        """Micro-batches delivered and not taken."""
+        return self._untaken - len(self.desk.jobs)
+
+    def _num_near(self) -> int:
+        """Micro-batches on their way that the consumer will want soon."""
+        return max(2, self.options.window // 2) - self._num_ready()
 
     def _issue(self, now: float) -> None:
         """Put tickets down as far as the credits reach."""

@@ -8,66 +8,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from itertools import islice
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
 from stoker_proto.messages import Failure, Piece, Ticket
+from trainer.feed.balance import Balance
 from trainer.feed.commands import CoreOptions
 from trainer.feed.schedule import Slice
+from trainer.feed.work import Ask, Counters, Job, Work
 
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 8.0
-_MOST_PATIENCE = 4
-"""A ticket's deadline doubles from round to round up to so many times the first: a loader may need longer than thought, but
-what was lost in an outage must be asked for again soon after, long before the data deadline."""
 
-
-@dataclass(slots=True)
-class Ask:
-    """One attempt that may still be answered."""
-
-    loader: int
-    deadline: float
-    late: bool = False
-    """Past its deadline: another may be asked, but this answer is still welcome."""
-
-
-@dataclass(slots=True)
-class Work:
-    """One ticket on its way."""
-
-    ticket: Ticket
-    asks: list[Ask] = field(default_factory=list)
-    attempts: int = 0
-    tried: set[int] = field(default_factory=set)
-    """Loaders that failed this ticket since all able ones had been tried."""
-    rounds: int = 0
-    """How often all able loaders had been tried."""
-    retry_at: float = 0.0
-    """Not asked again before."""
-    history: list[str] = field(default_factory=list)
-    """How the attempts ended."""
-    outcome: Piece | StokerError | None = None
-
-
-@dataclass(slots=True)
-class Job:
-    """One micro-batch on its way."""
-
-    slice: Slice
-    works: list[Work]
+Choices = Callable[[int, int], list[int]]
+"""(lane, epoch) -> able loaders, best first."""
 
 
 class Desk:
     """Tickets in the order in which they are delivered."""
 
-    def __init__(self, options: CoreOptions) -> None:
-        self.options = options
+    def __init__(self, options: CoreOptions, balance: Balance) -> None:
+        """balance: told of every ask, says how long each is waited for."""
+        self.options, self._balance = options, balance
         self.jobs: deque[Job] = deque()  # not delivered, in order
         self._works: dict[int, Work] = {}  # ticket number -> work, in order; those of `jobs`
         self._next_ticket = 0
-        self.num_dropped = 0
-        """Answers that came twice, too late, or of an earlier session."""
+        self._look_at = 0.0  # no ask's time comes before
+        self.counters = Counters()
 
     @property
     def num_tickets(self) -> int:
@@ -95,14 +62,17 @@ class Desk:
             self._works[ticket.ticket] = works[-1]
         self.jobs.append(Job(slice_, works))
 
-    def clear(self) -> None:
+    def clear(self, now: float) -> None:
         """Forget everything asked for; answers still under way will be dropped."""
+        for work in self._works.values():
+            for ask in work.asks:
+                self._balance.ended(ask, now)
         self.jobs.clear()
         self._works.clear()
 
     # -- answers
 
-    def piece(self, loader: int, piece: Piece) -> str | None:
+    def piece(self, loader: int, piece: Piece, now: float) -> str | None:
         """Take a piece in; why the loader must not be asked any more, if it is not what the ticket says."""
         work = self._open_work(loader, piece.ticket)
         if work is None:
@@ -110,6 +80,12 @@ class Desk:
         if piece.num_rows != work.ticket.count:
             return f"answered a ticket of {work.ticket.count} rows with {piece.num_rows}"
         work.outcome = piece
+        for ask in work.asks:
+            if ask.loader == loader:
+                self._balance.answered(ask, work.ticket, now)
+                self.counters.hedges_won += ask.is_hedge
+            else:
+                self._balance.beaten(ask, now)
         work.asks.clear()
         return None
 
@@ -125,12 +101,17 @@ class Desk:
             work.outcome = LocalProtocolError(f"the loader at {address} rejects {work.ticket}: {failure.message}")
         else:
             self._end(work, loader, f"{address} {failure.reason}: {failure.message}", now)
+            return
+        for ask in work.asks:
+            self._balance.ended(ask, now)
+        work.asks.clear()
 
     def loader_gone(self, loader: int, why: str, now: float) -> None:
         """All that was asked of this loader must be asked elsewhere."""
         for work in self._works.values():
             if any(ask.loader == loader for ask in work.asks):
                 self._end(work, loader, why, now)
+        self._balance.gone(loader)
 
     def loader_back(self, loader: int) -> None:
         """A new incarnation is there: what the old one failed at may be asked of it."""
@@ -140,23 +121,28 @@ class Desk:
     def _open_work(self, loader: int, number: int) -> Work | None:
         work = self._works.get(number)
         if work is None or work.outcome is not None or all(ask.loader != loader for ask in work.asks):
-            self.num_dropped += 1
+            self.counters.duplicates += 1
             return None
         return work
 
     def _end(self, work: Work, loader: int, why: str, now: float) -> None:
-        work.asks = [ask for ask in work.asks if ask.loader != loader]
+        for ask in [ask for ask in work.asks if ask.loader == loader]:
+            self._balance.ended(ask, now)
+            work.asks.remove(ask)
         work.tried.add(loader)
         work.history.append(why)
         work.retry_at = now
 
     # -- asking
 
-    def assign(self, choices: Callable[[int, int], list[int]], now: float) -> list[tuple[int, Ticket]]:
-        """(loader, ticket) to be sent now. choices: (lane, epoch) -> able loaders, best first. Raises DeadlineError."""
+    def assign(self, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
+        """(loader, ticket) to be sent now. Raises DeadlineError."""
         sends = []
         for work in self._works.values():
-            if work.outcome is not None or any(not ask.late for ask in work.asks) or now < work.retry_at:
+            asks = work.asks
+            if work.outcome is not None or (asks and not asks[-1].late):  # so it is with most
+                continue
+            if any(not ask.late for ask in asks) or now < work.retry_at:
                 continue
             able = choices(work.ticket.lane, work.ticket.epoch)
             fresh = [loader for loader in able if loader not in work.tried]
@@ -166,7 +152,12 @@ class Desk:
                 fresh = able
             if not fresh:
                 continue
-            sends.append((fresh[0], self._ask(work, fresh[0], now)))
+            if work.attempts:
+                self.counters.reissued += 1
+            else:
+                self.counters.tickets += 1
+                self._balance.budget.ticket()
+            sends.append((fresh[0], self._ask(work, fresh[0], now).ticket))
         return sends
 
     def _next_round(self, work: Work, now: float) -> bool:
@@ -178,28 +169,66 @@ class Desk:
         work.retry_at = now + min(_FIRST_RETRY_S * 2**work.rounds, _LONGEST_RETRY_S)
         return False
 
-    def _ask(self, work: Work, loader: int, now: float) -> Ticket:
-        work.attempts += 1
+    def _ask(self, work: Work, loader: int, now: float, *, is_hedge: bool = False) -> Work:
+        again = [ask for ask in work.asks if ask.loader == loader]
+        work.attempts += not again  # who is late works on it still: that is no new attempt
         if work.attempts > self.options.max_attempts:
             raise DeadlineError(
                 f"lane {work.ticket.lane}, samples {work.ticket.start} to {work.ticket.start + work.ticket.count - 1} of "
                 f"{work.ticket.split} epoch {work.ticket.epoch} were asked for {self.options.max_attempts} times in vain "
                 f"({'; '.join(work.history[-3:])}); look into the loaders' logs for what these samples do to them"
             )
-        deadline = now + self.options.ticket_deadline_s * min(2**work.rounds, _MOST_PATIENCE)
-        work.asks = [ask for ask in work.asks if ask.loader != loader]
-        work.asks.append(Ask(loader, deadline))
-        return work.ticket
+        for ask in again:
+            self._balance.ended(ask, now)
+            work.asks.remove(ask)
+        ask = self._balance.asked(loader, work.ticket, work.rounds, now)
+        ask.is_hedge = is_hedge
+        work.asks.append(ask)
+        self._look_at = min(self._look_at, ask.look_at)
+        return work
 
-    def expire(self, now: float) -> None:
-        """Mark what is past its deadline, so that another loader is asked."""
+    def hedge(self, num_jobs: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
+        """(loader, ticket) to be sent to a second loader, as far as the budget goes: stragglers of the first micro-batches.
+
+        choices: here without loaders that may be slow themselves.
+        """
+        sends: list[tuple[int, Ticket]] = []
+        if num_jobs <= 0 or not self._balance.budget.has_any:
+            return sends
+        for job in islice(self.jobs, num_jobs):
+            for work in job.works:
+                if work.outcome is not None or len(work.asks) != 1 or now < work.asks[0].hedge_at:
+                    continue
+                if work.attempts >= self.options.max_attempts:
+                    continue
+                able = choices(work.ticket.lane, work.ticket.epoch)
+                fresh = [loader for loader in able if loader != work.asks[0].loader and loader not in work.tried]
+                if fresh and not work.asks[0].late and self._balance.budget.spend():
+                    self.counters.hedges += 1
+                    sends.append((fresh[0], self._ask(work, fresh[0], now, is_hedge=True).ticket))
+        return sends
+
+    def overdue(self, now: float) -> tuple[set[int], set[int]]:
+        """Loaders that owe an answer for longer than usual, and those whose deadline it is: others are asked what they owe."""
+        owing: set[int] = set()
+        expired: set[int] = set()
+        if now < self._look_at:
+            return owing, expired
+        self._look_at = float("inf")
         for work in self._works.values():
             for ask in work.asks:
+                if now >= ask.look_at:
+                    owing.add(ask.loader)
+                    self._balance.owed(ask, work.ticket, work.rounds, now)
                 if not ask.late and now >= ask.deadline:
+                    expired.add(ask.loader)
+                    self._balance.expired(ask, now)
                     self._mark_late(work, ask, "did not answer in time")
+                self._look_at = min(self._look_at, ask.look_at)
+        return owing, expired
 
-    def give_up_on(self, silent: set[int], choices: Callable[[int, int], list[int]]) -> None:
-        """Do not wait for silent loaders where another can be asked. choices: as for `assign`, silent ones last."""
+    def give_up_on(self, silent: set[int], choices: Choices) -> None:
+        """Do not wait for silent loaders where another can be asked. choices: silent ones last."""
         for work in self._works.values():
             for ask in work.asks:
                 if not ask.late and ask.loader in silent:
@@ -207,19 +236,33 @@ class Desk:
                     if able and able[0] not in silent:
                         self._mark_late(work, ask, "is silent")
 
+    def move(self, loader: int, choices: Choices) -> None:
+        """A loader's open tickets of lanes that it is not home to any more go with the lanes."""
+        for work in self._works.values():
+            for ask in work.asks:
+                if not ask.late and ask.loader == loader:
+                    able = choices(work.ticket.lane, work.ticket.epoch)
+                    if able and able[0] != loader:
+                        self._mark_late(work, ask, "was relieved of the lane")
+
     def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
-        ask.late = True
+        ask.late, ask.look_at = True, float("inf")
         work.tried.add(ask.loader)
         work.history.append(f"{self.options.addresses[ask.loader]} {why}")
 
-    def next_time(self, now: float) -> float:
-        """When a deadline or a pause next ends, after now."""
-        times = [float("inf")]
+    def next_time(self, now: float, num_jobs: int) -> float:
+        """When a deadline or a pause next ends, or one of the first micro-batches may be hedged, after now."""
+        first = self._look_at
         for work in self._works.values():
-            if work.outcome is None:
-                times.extend(ask.deadline for ask in work.asks if not ask.late)
-                times.append(work.retry_at if work.retry_at > now else float("inf"))
-        return min(times)
+            if now < work.retry_at < first and work.outcome is None:
+                first = work.retry_at
+        if num_jobs > 0 and self._balance.budget.has_any:
+            for job in islice(self.jobs, num_jobs):
+                for work in job.works:
+                    for ask in work.asks:
+                        if now < ask.hedge_at < first and not ask.late:
+                            first = ask.hedge_at
+        return first
 
     # -- delivery
 

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from trainer.feed.fleet import Fleet
 from trainer.feed.peer import State
+from trainer.feed.standing import NO_LANES
 
 
 def describe(fleet: Fleet, now: float) -> str:
     """Every loader with its state and last contact."""
     parts = []
-    for loader in fleet.loaders:
+    for number, loader in enumerate(fleet.loaders):
         heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
         state = "draining" if loader.draining else loader.state.value
         held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
         note = f" ({loader.note})" if loader.note else ""
-        parts.append(f"{loader.address} {state}{note}{held}, {heard}")
+        parts.append(f"{loader.address} {state}{note}{held}, {heard}{_standing(fleet, number, now)}")
     return "; ".join(parts)
+
+
+def _standing(fleet: Fleet, number: int, now: float) -> str:
+    """Why it is asked for less than its share."""
+    standing = fleet.standings.of[number]
+    if now < standing.trusted_at:
+        return (
+            f", failed {standing.failures} times in a row: home to no lanes for {standing.trusted_at - now:.1f} s more"
+        )
+    if standing.level:
+        share = "no" if standing.level == NO_LANES else f"1/{2**standing.level} of its"
+        return f", slower than others: home to {share} lanes"
+    return ""
 
 
 def missing(fleet: Fleet) -> str:

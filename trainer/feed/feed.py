@@ -9,6 +9,7 @@ feed.close()
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -19,17 +20,18 @@ from types import TracebackType
 from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
-from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
+from stoker_proto.errors import ConfigError, LocalProtocolError
 from stoker_proto.keys import rank_keys
 from stoker_proto.messages import Piece
-from stoker_proto.order import order_fingerprint
 from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
 from trainer.feed.peer import State
+from trainer.feed.pins import order_pins
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.schedule import num_steps
 from trainer.feed.sockets import SocketDriver
+from trainer.feed.work import Counters
 
 _PROCESSORS: dict[tuple[str, str], Decoder] = {}
 _PROCESSORS_LOCK = threading.Lock()
@@ -101,7 +103,7 @@ class Feed:
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
-            fingerprints={**({} if processor else _config_pins(config)), **_order_pins(config, pins or {})},
+            fingerprints={**({} if processor else _config_pins(config)), **order_pins(config, pins or {})},
             lanes=config.data.order.lanes,
             cell=config.data.order.cell,
             global_batch_size=trainer.global_batch_size,
@@ -110,6 +112,10 @@ class Feed:
             ticket_deadline_s=trainer.feed.ticket_deadline_s,
             data_deadline_s=trainer.feed.data_deadline_s,
             connect_deadline_s=trainer.feed.connect_deadline_s,
+            hedge_share=trainer.feed.hedge_share,
+            hedge_multiple=trainer.feed.hedge_multiple,
+            takeover_ratio=trainer.feed.takeover_ratio,
+            backoff_s=trainer.feed.backoff_s,
         )
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
@@ -220,6 +226,10 @@ class Feed:
         loaders = self._driver.call(lambda core, now: list(core.fleet.loaders))
         return {loader.address: dict(loader.first_progress) for loader in loaders if loader.first_progress}
 
+    def counters(self) -> Counters:
+        """Tickets, and what it took to have them answered, since the start."""
+        return self._driver.call(lambda core, now: dataclasses.replace(core.desk.counters))
+
     @property
     def bytes_received(self) -> int:
         """Of all frames so far."""
@@ -272,17 +282,6 @@ def _processor_of(config: Config, processor_json: str) -> Decoder:
             _PROCESSORS.clear()
             _PROCESSORS[key] = Processor.from_json(processor_json, Path(key[0]) / "tokenizer.json")
         return _PROCESSORS[key]
-
-
-def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
-    """The pins, and the order that the config says. Raises RefusedError if these differ."""
-    order = order_fingerprint(config.data)
-    if pins.get("order", order) != order:
-        raise RefusedError(
-            "data.order, the sources or their weights are not those of the checkpoint, or its rows were packed or grouped "
-            "otherwise, so its position means another row: set them back, or start anew with trainer.checkpoint.resume=null"
-        )
-    return {**pins, "order": order}
 
 
 def _config_pins(config: Config) -> dict[str, str]:

@@ -17,14 +17,15 @@ from trainer.feed.commands import Command, CoreOptions, Send
 from trainer.feed.epochs import Epochs, Pass
 from trainer.feed.homes import Homes
 from trainer.feed.peer import Loader, State
+from trainer.feed.standing import NO_LANES, Standings
 
 
 class Fleet:
     """All loaders of the config, as far as one rank knows."""
 
-    def __init__(self, options: CoreOptions, out: list[Command], now: float) -> None:
-        """out: where commands are appended."""
-        self.options, self._out = options, out
+    def __init__(self, options: CoreOptions, out: list[Command], standings: Standings) -> None:
+        """out: where commands are appended; standings: told who joins, asked for everyone's share of the lanes."""
+        self.options, self._out, self.standings = options, out, standings
         self.loaders = [Loader(address) for address in options.addresses]
         self.pins = dict(options.fingerprints)
         self.processor = ""
@@ -77,6 +78,7 @@ class Fleet:
             return self._differ(number, rows, "is refused")
         if loader.name != message.loader:
             loader.answered.clear()
+            self.standings.joined(number, now)
         self.pins.update(message.fingerprints)
         self.processor = self.processor or message.processor
         loader.state, loader.note, loader.name, loader.held, loader.draining = (
@@ -145,25 +147,53 @@ class Fleet:
     def choices(self, lane: int, epoch: int, now: float) -> list[int]:
         """Loaders that can answer for the lane: its home first, then the others by preference; silent ones last."""
         entry = self.entry_of(lane)
-        able = [
+        awake: dict[int, int] = {}  # loader -> level
+        silent = []
+        for number, loader in enumerate(self.loaders):
+            if (
+                loader.state is State.READY
+                and not loader.draining
+                and entry in loader.held
+                and Pass(epoch, entry) in loader.answered
+            ):
+                if self.silent(number, now):
+                    silent.append(number)
+                else:
+                    awake[number] = self.standings.level(number, now)
+        return self._homes(entry, awake)[lane % self.options.lanes] + silent
+
+    def spares(self, lane: int, epoch: int, now: float) -> list[int]:
+        """Of these, those of which a quick answer may be hoped for."""
+        return [
             number
-            for number, loader in enumerate(self.loaders)
-            if loader.state is State.READY
-            and not loader.draining
-            and entry in loader.held
-            and Pass(epoch, entry) in loader.answered
+            for number in self.choices(lane, epoch, now)
+            if self.standings.level(number, now) < NO_LANES and not self.silent(number, now)
         ]
-        awake = frozenset(number for number in able if not self.silent(number, now))
-        return self._homes(entry, awake)[lane % self.options.lanes] + [number for number in able if number not in awake]
+
+    def helps(self, number: int, other: int, now: float) -> bool:
+        """Whether another loader can do something of what this one does, and is not slow itself."""
+        loader, helper = self.loaders[number], self.loaders[other]
+        able = helper.state is State.READY and not helper.draining and not self.silent(other, now)
+        quicker = self.standings.level(other, now) <= self.standings.level(number, now)
+        return number != other and able and quicker and bool(loader.held & helper.held)
 
     def heard(self, number: int, now: float) -> None:
         """Any message shows that a loader is alive."""
-        self.loaders[number].heard_at, self.loaders[number].waiting_since = now, None
+        loader = self.loaders[number]
+        loader.heard_at, loader.waiting_since, loader.owing = now, None, False
+
+    def owing(self, number: int, now: float) -> None:
+        """The loader owes an answer for unusually long: a PING tells whether it is alive."""
+        loader = self.loaders[number]
+        if loader.state is State.READY:
+            loader.owing = True
+            if loader.waiting_since is None:
+                self.ping(number, now)
 
     def silent(self, number: int, now: float) -> bool:
         """Connected, and a PING has gone unanswered for too long."""
-        waiting_since = self.loaders[number].waiting_since
-        return waiting_since is not None and now - waiting_since >= self.options.silence_s
+        loader = self.loaders[number]
+        return loader.waiting_since is not None and now >= loader.waiting_since + loader.silence_s(self.options)
 
     def uncovered(self) -> list[int]:
         """Entries that no ready loader holds."""
@@ -184,10 +214,13 @@ class Fleet:
         self._send(number, Ping(nonce=self._nonce))
         return self._nonce
 
-    def pong(self, number: int, message: Pong) -> None:
+    def pong(self, number: int, message: Pong, now: float) -> None:
         """Keep the counters of the newest PONG."""
         loader = self.loaders[number]
         if message.nonce > loader.pong_nonce:
+            took_s = now - loader.ping_at
+            if took_s < self.options.probe_s:  # longer ones tell of a hang, not of how quick the loader is
+                loader.pong_s = max(took_s, 0.9 * loader.pong_s)
             loader.pong_nonce, loader.progress = message.nonce, message.progress
             loader.first_progress = loader.first_progress or message.progress
 
@@ -212,7 +245,7 @@ class Fleet:
             if loader.state is State.READY:
                 times.append(loader.ping_at + self.options.ping_interval_s)
                 if loader.waiting_since is not None:
-                    times.append(loader.waiting_since + self.options.silence_s)
+                    times.append(loader.waiting_since + loader.silence_s(self.options))
                 if self._unanswered(loader):
                     times.append(loader.epoch_at + self.options.hello_retry_s)
         return min((time for time in times if time > now), default=float("inf"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trainer.feed.commands import CoreOptions
 from trainer.feed.epochs import Pass
 
 
@@ -34,6 +35,10 @@ class Loader:
     heard_at: float | None = None
     waiting_since: float | None = None
     """When the first PING was sent that nothing was heard since."""
+    owing: bool = False
+    """It owed an answer for unusually long, and nothing was heard since."""
+    pong_s: float = 0.0
+    """The longest that a PONG lately took."""
     hello_at: float = 0.0
     ping_at: float = 0.0
     epoch_at: float = 0.0
@@ -41,3 +46,9 @@ class Loader:
     progress: dict[str, float] = field(default_factory=dict)
     first_progress: dict[str, float] = field(default_factory=dict)
     """Counters of the first PONG of this incarnation, asked for before anything else."""
+
+    def silence_s(self, options: CoreOptions) -> float:
+        """How long a PING may go unanswered before the loader counts as silent."""
+        if not self.owing:
+            return options.silence_s
+        return min(max(options.probe_s, min(4 * self.pong_s, 2 * options.probe_s)), options.silence_s)

@@ -31,8 +31,9 @@ T = TypeVar("T")
 
 _FRAMES_PER_TURN = 32  # of one loader before the others have their turn
 _LONGEST_SLEEP_S = 1.0
-_STALL_S = 5.0
-"""A gap between two turns that is longer than this was spent stopped or starved: it is not held against the loaders."""
+_STALL_S = 0.25
+"""What a turn takes longer than it meant to sleep and this was spent stopped or starved: it is not held against the loaders,
+whose answers may lie unread."""
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 500, 1500
 _REDIAL_S = 5.0
 """Where ZeroMQ gives an address up (keys that do not fit), it is dialled again: the loader there may be replaced."""
@@ -143,7 +144,7 @@ class SocketDriver:
         self._redial(self._now)
         sleep_s = min(self._core.next_time(self._now) - self._now, _LONGEST_SLEEP_S)
         ready = dict(poller.poll(max(0, round(sleep_s * 1000 + 0.5))))
-        now = self._clock()
+        now = self._clock(sleep_s)
         if self._wake_here.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wake_here.recv(4096)
@@ -159,10 +160,10 @@ class SocketDriver:
         for command in self._core.advance(now):
             self._execute(command)
 
-    def _clock(self) -> float:
-        """Monotonic seconds, without the time in which this process did not get to run."""
+    def _clock(self, sleep_s: float) -> float:
+        """Monotonic seconds, without the time in which this process did not get to run. sleep_s: what the turn meant to sleep."""
         real = time.monotonic()
-        self._now += min(real - self._real, _STALL_S)
+        self._now += min(real - self._real, max(sleep_s, 0.0) + _STALL_S)
         self._real = real
         return self._now
 

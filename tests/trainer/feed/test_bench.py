@@ -67,6 +67,9 @@ def test_a_whole_epoch(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["stream_digest"] == expected_stream_digest(0, 60)
     assert 0 < figures["first_batch_s"] < 60
     assert 0 <= figures["data_wait_frac"] <= 1
+    assert figures["tickets"] >= 15
+    assert figures["hedges"] == figures["duplicates"] == figures["takeovers"] == 0
+    assert 0 < figures["longest_gap_s"] < 60
     assert figures["wire_bytes_per_sample"] > 20
 
 

@@ -1,0 +1,69 @@
+"""What a rank keeps of a ticket on its way: whom it was asked of, how the attempts ended, and what came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stoker_proto.errors import StokerError
+from stoker_proto.messages import Piece, Ticket
+from trainer.feed.schedule import Slice
+
+
+@dataclass(slots=True)
+class Ask:
+    """One attempt that may still be answered."""
+
+    loader: int
+    asked_at: float
+    hedge_at: float
+    """From then on another loader may be asked as well."""
+    deadline: float
+    look_at: float
+    """When the loader's owing this is next worth a thought: first to see whether it lives, then the deadline."""
+    is_hedge: bool = False
+    late: bool = False
+    """Past its deadline: another may be asked, but this answer is still welcome."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One ticket on its way."""
+
+    ticket: Ticket
+    asks: list[Ask] = field(default_factory=list)
+    attempts: int = 0
+    tried: set[int] = field(default_factory=set)
+    """Loaders that failed this ticket since all able ones had been tried."""
+    rounds: int = 0
+    """How often all able loaders had been tried."""
+    retry_at: float = 0.0
+    """Not asked again before."""
+    history: list[str] = field(default_factory=list)
+    """How the attempts ended."""
+    outcome: Piece | StokerError | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """One micro-batch on its way."""
+
+    slice: Slice
+    works: list[Work]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Of one rank since its start."""
+
+    tickets: int = 0
+    """Asked for, each once."""
+    reissued: int = 0
+    """Asked for again: the loader went away, failed, or did not answer in time."""
+    hedges: int = 0
+    """Asked of a second loader while the first was still waited for."""
+    hedges_won: int = 0
+    """Of these, answered first by the second."""
+    takeovers: int = 0
+    """Times that a loader was relieved of lanes."""
+    duplicates: int = 0
+    """Answers dropped, because the ticket had one, or is wanted no more."""
