@@ -18,8 +18,9 @@ SERVICE_S = TICK
 SLOW = 10
 GAP_S = {"hang": 1.25, "stick": 2.0, "slow": 0.65, "slowed": 0.65, "busy": 0.65, "flap": 1.25}
 """The trainer may stand still for so long. Without the probe, the measure, or the takeover it is longer: see the mutants."""
-RETURN_S = 2.0
-"""In the last so many seconds of a schedule a loader that was slow for a time must be asked for something."""
+RETURN_S = 6.0
+"""In the last so many seconds of a schedule a loader that was slow for a time must be asked for something: with two lanes per
+entry any level below the first gives none, and there are five, of one second each where the hold was doubled once."""
 
 
 def rest_s(scenario: Scenario, samples: int) -> float:

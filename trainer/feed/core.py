@@ -112,7 +112,7 @@ class Core:
         if differences:
             self._differs(loader, differences, now)
             return
-        self.desk.loader_back(loader)
+        self.desk.loader_back(loader, now)
         self._covered = self._covered or not self.fleet.uncovered()
 
     def _piece(self, loader: int, piece: Piece, now: float) -> None:

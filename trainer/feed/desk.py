@@ -113,10 +113,11 @@ class Desk:
                 self._end(work, loader, why, now)
         self._balance.gone(loader)
 
-    def loader_back(self, loader: int) -> None:
-        """A new incarnation is there: what the old one failed at may be asked of it."""
+    def loader_back(self, loader: int, now: float) -> None:
+        """A new incarnation is there: what the old one failed at may be asked of it, at once."""
         for work in self._works.values():
             work.tried.discard(loader)
+            work.retry_at = min(work.retry_at, now)
 
     def _open_work(self, loader: int, number: int) -> Work | None:
         work = self._works.get(number)
@@ -166,7 +167,8 @@ class Desk:
         work.rounds += 1
         if work.asks:  # they are late, not failed: nothing is hammered by asking again
             return True
-        work.retry_at = now + min(_FIRST_RETRY_S * 2**work.rounds, _LONGEST_RETRY_S)
+        pause_s = _FIRST_RETRY_S * 2.0 ** min(work.rounds, 30)
+        work.retry_at = now + min(pause_s, _LONGEST_RETRY_S, self.options.ticket_deadline_s)
         return False
 
     def _ask(self, work: Work, loader: int, now: float, *, is_hedge: bool = False) -> Work:

@@ -70,3 +70,29 @@ def test_loaders_that_held_everything_one_after_the_other_have_met_the_connect_d
     assert isinstance(driver.error, DeadlineError)
     assert "no data for 120 s" in str(driver.error)
     assert "entry 0 of data.train_data_paths (first.jsonl)" in str(driver.error)
+
+
+def test_a_ticket_that_all_refused_is_asked_of_a_loader_that_comes_back_at_once() -> None:
+    """It was paused for 8 s after a few rounds of refusals, and the pause outlived the reason: a loader had come back."""
+    driver = CoreDriver(2, window=1, max_attempts=1000).connect()
+    for _ in range(12):
+        while driver.tickets:
+            driver.fail(0, "unavailable")
+        driver.advance(0.7)
+    driver.core.lost(1, "killed", driver.now)
+    driver.names[1] = "next"
+    while driver.tickets:
+        driver.fail(0, "unavailable")
+    assert not driver.tickets
+    driver.connect(1, start=False)
+    assert driver.tickets
+
+
+def test_the_pause_between_rounds_is_no_longer_than_a_ticket_may_take() -> None:
+    """It grew to 8 s whatever the deadlines were, and with short ones the data deadline came first."""
+    driver = CoreDriver(1, window=1, max_attempts=1000, ticket_deadline_s=1.0).connect()
+    for _ in range(20):
+        while driver.tickets:
+            driver.fail(0, "unavailable")
+        driver.advance(1.0)
+        assert driver.tickets
