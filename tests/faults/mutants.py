@@ -5,19 +5,16 @@ They are tests of the simulator: one that no oracle notices shows an oracle, or 
 
 from __future__ import annotations
 
-import dataclasses
-
 from stoker_proto.errors import StokerError
-from stoker_proto.messages import Piece, Ticket
+from stoker_proto.messages import Piece
+from tests.faults.straggler_mutants import STRAGGLER_MUTANTS
+from tests.faults.substitutes import with_desk, with_fleet
 from tests.faults.trainer import MakeCore
 from trainer.feed.balance import Balance
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
 from trainer.feed.desk import Choices, Desk
 from trainer.feed.fleet import Fleet
-from trainer.feed.hedging import HedgeBudget
-from trainer.feed.latency import Latency
-from trainer.feed.load import Load
 from trainer.feed.schedule import Slice
 from trainer.feed.work import Ask, Job, Work
 
@@ -137,129 +134,6 @@ class _AskedOnce(Fleet):
         super().tick(now)
 
 
-def _with_desk(desk: type[Desk]) -> MakeCore:
-    def make(options: CoreOptions, now: float) -> Core:
-        core = Core(options, now)
-        core.desk = desk(options, core.balance)
-        return core
-
-    return make
-
-
-def _with_fleet(fleet: type[Fleet]) -> MakeCore:
-    def make(options: CoreOptions, now: float) -> Core:
-        core = Core(options, now)
-        core.fleet = fleet(options, core._out, core.balance.standings)
-        return core
-
-    return make
-
-
-class _HedgeCountedTwice(Core):
-    """The second answer to a hedged ticket frees its credit once more."""
-
-    def _piece(self, loader: int, piece: Piece, now: float) -> None:
-        dropped = self.desk.counters.duplicates
-        super()._piece(loader, piece, now)
-        self._untaken -= self.desk.counters.hedges > 0 and self.desk.counters.duplicates > dropped
-
-
-class _HedgeUncounted(Desk):
-    """Hedges are sent, and no one writes them down."""
-
-    def hedge(self, num_jobs: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
-        hedges = super().hedge(num_jobs, choices, now)
-        self.counters.hedges -= len(hedges)
-        return hedges
-
-
-class _NoBudget(Core):
-    """Whatever is slow is hedged."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(options, now)
-        self.balance.budget = HedgeBudget(1e9)
-
-
-class _Guessed(Latency):
-    known = True  # type: ignore[assignment]
-
-
-class _ColdHedge(Core):
-    """Latencies count as known from the start."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(options, now)
-        self.balance.latencies.of = [_Guessed() for _ in options.addresses]
-        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
-        self.balance.latencies.measure = lambda loader: 0.0  # type: ignore[method-assign]
-
-
-class _NoMeasure(Core):
-    """The estimate of the latencies is never updated."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(options, now)
-        self.balance.latencies.of = [_Unmoved() for _ in options.addresses]
-        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
-
-
-class _Unmoved(Latency):
-    def observe(self, seconds: float) -> None:
-        return
-
-
-class _NoBackoff(Core):
-    """A loader that comes back is home to its lanes at once, however often it failed."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(dataclasses.replace(options, backoff_s=0.0), now)
-
-
-class _NoTakeover(Core):
-    """Lanes stay where they are, however slow the loader is."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(options, now)
-        self.balance.standings.relieve = lambda loader, level, now: False  # type: ignore[method-assign]
-
-
-class _NoReturn(Core):
-    """Lanes that were taken over are never given back."""
-
-    def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(options, now)
-        self.balance.standings.due_back = lambda now: []  # type: ignore[method-assign]
-
-
-class _NoMove(Desk):
-    """The open tickets of a lane that was taken over stay where they are, and no deadline is shortened for them."""
-
-    def move(self, loader: int, choices: Choices) -> None:
-        return
-
-
-class _NoProbe(Fleet):
-    """Who owes an answer is not asked whether it is alive."""
-
-    def owing(self, number: int, now: float) -> None:
-        return
-
-
-class _OpenForEver(Load):
-    """A ticket that another loader answered first stays open in the books."""
-
-    def settled(self, loader: int, samples: int, now: float) -> None:
-        if samples:
-            super().settled(loader, samples, now)
-
-
-def _with_load(options: CoreOptions, now: float) -> Core:
-    core = Core(options, now)
-    core.balance.load = _OpenForEver(options, now)
-    return core
-
-
 class _CreditLeak(Core):
     """The credits of what was asked of a loader that went away are not given back."""
 
@@ -304,27 +178,17 @@ class _HastyDeadline(Core):
 
 
 MUTANTS: dict[str, MakeCore] = {
-    "no-dedup": _with_desk(_NoDedup),
-    "no-reissue": _with_desk(_NoReissue),
-    "no-deadline": _with_desk(_NoDeadline),
-    "no-reorder": _with_desk(_NoReorder),
-    "stale-retry": _with_desk(_StaleRetry),
-    "mixed-up": _with_desk(_MixedUp),
-    "size-unchecked": _with_desk(_SizeUnchecked),
-    "no-ticket-limit": _with_desk(_NoTicketLimit),
-    "dead-for-ever": _with_fleet(_DeadForEver),
-    "asked-once": _with_fleet(_AskedOnce),
-    "hedge-counted-twice": _HedgeCountedTwice,
-    "hedge-uncounted": _with_desk(_HedgeUncounted),
-    "hedge-without-budget": _NoBudget,
-    "hedge-at-cold-start": _ColdHedge,
-    "latency-never-updated": _NoMeasure,
-    "no-backoff": _NoBackoff,
-    "no-takeover": _NoTakeover,
-    "takeover-without-return": _NoReturn,
-    "takeover-without-its-tickets": _with_desk(_NoMove),
-    "no-probe": _with_fleet(_NoProbe),
-    "open-for-ever": _with_load,
+    **STRAGGLER_MUTANTS,
+    "no-dedup": with_desk(_NoDedup),
+    "no-reissue": with_desk(_NoReissue),
+    "no-deadline": with_desk(_NoDeadline),
+    "no-reorder": with_desk(_NoReorder),
+    "stale-retry": with_desk(_StaleRetry),
+    "mixed-up": with_desk(_MixedUp),
+    "size-unchecked": with_desk(_SizeUnchecked),
+    "no-ticket-limit": with_desk(_NoTicketLimit),
+    "dead-for-ever": with_fleet(_DeadForEver),
+    "asked-once": with_fleet(_AskedOnce),
     "credit-leak": _CreditLeak,
     "no-window": _NoWindow,
     "wrong-resume": _WrongResume,

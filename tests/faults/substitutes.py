@@ -1,0 +1,31 @@
+"""Cores of which one part is another class."""
+
+from __future__ import annotations
+
+from tests.faults.trainer import MakeCore
+from trainer.feed.commands import CoreOptions
+from trainer.feed.core import Core
+from trainer.feed.desk import Desk
+from trainer.feed.fleet import Fleet
+
+
+def with_desk(desk: type[Desk]) -> MakeCore:
+    """Another desk."""
+
+    def make(options: CoreOptions, now: float) -> Core:
+        core = Core(options, now)
+        core.desk = desk(options, core.balance)
+        return core
+
+    return make
+
+
+def with_fleet(fleet: type[Fleet]) -> MakeCore:
+    """Another fleet."""
+
+    def make(options: CoreOptions, now: float) -> Core:
+        core = Core(options, now)
+        core.fleet = fleet(options, core._out, core.balance.standings)
+        return core
+
+    return make
