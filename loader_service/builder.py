@@ -25,6 +25,7 @@ from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
+_MAX_SEEN = 8  # epochs of entries in which it is counted which records were decoded
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
 
@@ -53,6 +54,11 @@ class _Pending:
     rows: Rows
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
+
+    def size_bytes(self) -> int:
+        """Of its piece, about; all records are there."""
+        of = self.records
+        return sum(of[ref.record].size_bytes // max(len(of[ref.record].samples), 1) for ref in self.rows.samples)
 
 
 class PieceBuilder:
@@ -193,6 +199,8 @@ class PieceBuilder:
         if seen is None:
             for old in [name for name in self._seen if name[0] == key.split and name[1] < epoch - 1]:
                 del self._seen[old]
+            while len(self._seen) >= max(_MAX_SEEN, 2 * len(self._manifests)):
+                del self._seen[next(iter(self._seen))]
             records = self._manifests[key.split, key.entry].num_records
             seen = self._seen[key.split, epoch, key.entry] = np.zeros(-(-records // 8), np.uint8)
         bit = 1 << key.record % 8
@@ -201,6 +209,15 @@ class PieceBuilder:
         seen[key.record // 8] |= bit
 
     def _finish(self, pending: _Pending) -> None:
+        size = pending.size_bytes()
+        if size > codec.MAX_FRAME_BYTES:
+            message = (
+                f"a piece of about {size} bytes: at most {codec.MAX_FRAME_BYTES} travel; ask for fewer than "
+                f"{pending.ticket.count} rows at once"
+            )
+            failure = Failure(ticket=pending.ticket.ticket, reason="rejected", message=message)
+            self._deliver(pending.address, codec.encode(failure))
+            return
         piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler)
         self._deliver(pending.address, codec.encode(piece))
         with self._wake:

@@ -9,51 +9,33 @@ import logging
 import os
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import zmq
 
+from loader_service.clients import MAX_TICKETS_PER_CLIENT, Clients
 from loader_service.gate import Gate
+from loader_service.greeting import Greeter
+from loader_service.outbox import Outbox
 from loader_service.planner import Planner
 from loader_service.pool import Pool, has_message
 from loader_service.prepare.manifest import EntryManifest
-from stoker_proto import PROTOCOL_VERSION, codec
+from stoker_proto import codec
 from stoker_proto.config import Config
 from stoker_proto.errors import RemoteProtocolError, StokerError
 from stoker_proto.keys import Key
-from stoker_proto.messages import (
-    Drain,
-    Epoch,
-    Failure,
-    Hello,
-    Lanes,
-    Message,
-    Ping,
-    Pong,
-    Refuse,
-    Ticket,
-    Welcome,
-)
+from stoker_proto.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Ticket, Welcome
 
 logger = logging.getLogger(__name__)
 
-MAX_TICKETS_PER_CLIENT = 1024
-"""In work at once; more are answered with FAILURE(unavailable)."""
 MAX_UNREAD_FRAMES = 256
-"""Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline."""
-_MAX_CLIENTS = 65_536
+"""Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline.
+`loader.unread_mb` bounds the same in bytes."""
 _MAX_AWAITING = 65_536
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
-
-
-@dataclass(slots=True)
-class _Client:
-    in_work: dict[int, int] = field(default_factory=dict)  # ticket -> worker
 
 
 class LoaderServer:
@@ -75,12 +57,12 @@ class LoaderServer:
         """keys: this loader's secret and the ranks admitted (`stoker_proto.keys.loader_keys`); None: whoever reaches it."""
         self.name = name
         self._config, self._entries, self._pool = config, entries, pool
-        self._fingerprints, self._processor_json = fingerprints, processor_json
+        self._greeter = Greeter(config, entries, fingerprints, processor_json, name)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._planner = Planner(run_dir, entries, config.data, self._wake)
-        self._clients: OrderedDict[bytes, _Client] = OrderedDict()
+        self._clients = Clients()
         self._awaiting_plan: list[tuple[bytes, Epoch | Ticket]] = []
-        self._bytes_sent = self._dropped = self._rejected = 0
+        self._rejected = 0
         self._started = time.monotonic()
         self._drain_deadline: float | None = None
         self._stopped = False
@@ -97,6 +79,7 @@ class LoaderServer:
             (zmq.HEARTBEAT_TTL, 3000),
         ):
             self._socket.setsockopt(option, value)
+        self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)
         self._gate = Gate(context, self._socket, *keys) if keys else None
 
     @staticmethod
@@ -158,7 +141,7 @@ class LoaderServer:
                 if not draining:
                     draining = True
                     self._announce_drain()
-                in_work = sum(len(client.in_work) for client in self._clients.values())
+                in_work = self._clients.num_in_work
                 if not in_work or time.monotonic() > self._drain_deadline:
                     logger.log(logging.WARNING if in_work else logging.INFO, "drained: %d tickets unanswered", in_work)
                     return
@@ -182,9 +165,9 @@ class LoaderServer:
             "records_distinct": counters.records_distinct,
             "records_ahead": counters.records_ahead,
             "skipped": counters.skipped,
-            "bytes_sent": self._bytes_sent,
-            "queued": sum(len(client.in_work) for client in self._clients.values()),
-            "dropped": self._dropped,
+            "bytes_sent": self._outbox.bytes_sent,
+            "queued": self._clients.num_in_work,
+            "dropped": self._outbox.dropped,
             "rejected": self._rejected,
             "refused": self._gate.refused if self._gate else 0,
             "uptime_s": time.monotonic() - self._started,
@@ -205,7 +188,7 @@ class LoaderServer:
             address, frame = answer
             client = self._clients.get(address)
             if client is not None:
-                client.in_work.pop(codec.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer), None)
+                client.end(codec.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
                 self._send_frame(address, frame)
 
     def _from_clients(self) -> None:
@@ -229,9 +212,10 @@ class LoaderServer:
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
             self._greet(address, message)
-        elif address not in self._clients:
+            return
+        if not self._clients.heard(address):
             raise RemoteProtocolError(f"{type(message).__name__} before HELLO")
-        elif isinstance(message, Ping):
+        if isinstance(message, Ping):
             self._send(address, Pong(nonce=message.nonce, progress=self.progress()))
         elif isinstance(message, Epoch):
             self._answer_epoch(address, message)
@@ -241,38 +225,11 @@ class LoaderServer:
             raise RemoteProtocolError(f"{type(message).__name__} is for ranks, not for loaders")
 
     def _greet(self, address: bytes, hello: Hello) -> None:
-        differences = [
-            [name, self._fingerprints[name], theirs]
-            for name, theirs in sorted(hello.fingerprints.items())
-            if self._fingerprints.get(name, theirs) != theirs
-        ]
-        if hello.protocol != PROTOCOL_VERSION:
-            differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
-        if differences:
-            logger.warning("refused rank %d (%s): it differs in %s", hello.rank, hello.client, differences)
-            self._send(address, Refuse(protocol=PROTOCOL_VERSION, differences=differences))
-            return
-        self._clients.setdefault(address, _Client())
-        while len(self._clients) > _MAX_CLIENTS:
-            self._clients.popitem(last=False)
-        self._send(
-            address,
-            Welcome(
-                protocol=PROTOCOL_VERSION,
-                loader=self.name,
-                fingerprints=self._fingerprints,
-                held={split: sorted(entries) for split, entries in self._entries.items()},
-                num_entries={
-                    "train": len(self._config.data.paths("train")),
-                    "val": len(self._config.data.paths("val")),
-                },
-                num_samples={
-                    split: sum(manifest.total_samples for manifest in entries.values())
-                    for split, entries in self._entries.items()
-                },
-                processor=self._processor_json,
-            ),
-        )
+        answer = self._greeter.answer(hello)
+        forgotten = self._clients.admit(address) if isinstance(answer, Welcome) else [address]
+        self._send(address, answer)
+        for other in forgotten:
+            self._outbox.forget(other)
 
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:
@@ -296,17 +253,15 @@ class LoaderServer:
         )
 
     def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
-        client = self._clients[address]
-        if ticket.ticket in client.in_work:
+        client = self._clients.get(address)
+        if client is None or ticket.ticket in client.in_work:
             return None  # asked again while it is being built: the answer is on its way
         if ticket.split not in ("train", "val") or ticket.epoch < 0:
             raise RemoteProtocolError(f"TICKET of split {ticket.split!r}, epoch {ticket.epoch}")
         if self._drain_deadline is not None:
             return self._fail(address, ticket, "unavailable", "the loader is draining")
-        if len(client.in_work) >= MAX_TICKETS_PER_CLIENT:
-            return self._fail(
-                address, ticket, "unavailable", f"{MAX_TICKETS_PER_CLIENT} tickets of this rank are in work"
-            )
+        if refusal := client.refusal(ticket):
+            return self._fail(address, ticket, *refusal)
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         if entry not in self._entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
@@ -319,9 +274,9 @@ class LoaderServer:
             rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
         worker = ticket.lane % self._pool.num_workers
-        client.in_work[ticket.ticket] = worker
+        client.begin(ticket, worker)
         if not self._pool.send(worker, address, ticket, frame):
-            del client.in_work[ticket.ticket]
+            client.end(ticket.ticket)
             return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
         return None
 
@@ -333,17 +288,17 @@ class LoaderServer:
     def _answer_planned(self) -> None:
         waiting, self._awaiting_plan = self._awaiting_plan, []
         for address, message in waiting:
-            if address in self._clients:  # it may have gone meanwhile
+            if self._clients.get(address):  # it may have gone meanwhile
                 self._handle(address, message, codec.encode(message))
 
     def _announce_drain(self) -> None:
-        for address in list(self._clients):
+        for address, _ in self._clients:
             self._send(address, Drain(loader=self.name))
 
     def _fail_tickets_of(self, worker: int) -> None:
-        for address, client in list(self._clients.items()):
-            for ticket in [number for number, index in client.in_work.items() if index == worker]:
-                del client.in_work[ticket]
+        for address, client in self._clients:
+            for ticket in [number for number, (index, _) in client.in_work.items() if index == worker]:
+                client.end(ticket)
                 message = f"worker {worker} died and is being restarted"
                 self._send(address, Failure(ticket=ticket, reason="unavailable", message=message))
 
@@ -354,16 +309,5 @@ class LoaderServer:
         self._send_frame(address, codec.encode(message))
 
     def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
-        try:
-            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
-            # A received frame is passed on as it is; bytes are copied, see `worker.py`.
-            self._socket.send(frame, zmq.NOBLOCK, copy=isinstance(frame, bytes))
-        except zmq.Again:
-            self._dropped += 1
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            self._clients.pop(address, None)  # the rank is gone
-            return
-        self._bytes_sent += len(frame)
+        if not self._outbox.send(address, frame):
+            self._clients.forget(address)  # the rank is gone

@@ -28,6 +28,9 @@ class RecordKey(NamedTuple):
     record: int
 
 
+_MAX_EPOCHS = 4  # of both splits, read ahead in
+
+
 class LaneKey(NamedTuple):
     """One lane of one epoch."""
 
@@ -55,6 +58,7 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._lanes: dict[LaneKey, _LaneReader] = {}
+        self._epochs: OrderedDict[tuple[str, int], None] = OrderedDict()  # of `_lanes`; the last begun is the last
         self._heap: list[tuple[int, float, LaneKey]] = []  # (epoch, due, lane)
         self._queued: set[LaneKey] = set()
 
@@ -64,7 +68,7 @@ class ReadAhead:
         True once: when all the rest of the lane was given by `pop`, so that its next epoch may be begun.
         """
         if lane not in self._lanes:
-            self._forget_before(lane)
+            self._forget_for(lane)
             start = max(stop - 1, 0)
             self._lanes[lane] = _LaneReader(plan, length, stop, next_start=plan.window_at(lane.lane, start).start)
         reader = self._lanes[lane]
@@ -105,10 +109,20 @@ class ReadAhead:
             heapq.heappush(self._heap, (lane.epoch, reader.todo[-1][0] / reader.length, lane))
             self._queued.add(lane)
 
-    def _forget_before(self, lane: LaneKey) -> None:
-        """Lanes of epochs long past are never asked again: what is remembered stays bounded by two epochs."""
-        for old in [key for key in self._lanes if key.split == lane.split and key.epoch < lane.epoch - 1]:
-            del self._lanes[old]
+    def _forget_for(self, lane: LaneKey) -> None:
+        """Ranks are in one epoch of each split, or at the border between two; whatever else is asked for is not kept long."""
+        self._epochs[lane.split, lane.epoch] = None
+        self._epochs.move_to_end((lane.split, lane.epoch))
+        old = [key for key in self._epochs if key[0] == lane.split and key[1] < lane.epoch - 1]
+        old += [key for key in list(self._epochs)[:-_MAX_EPOCHS] if key not in old]
+        if not old:
+            return
+        for key in old:
+            del self._epochs[key]
+        self._lanes = {key: reader for key, reader in self._lanes.items() if (key.split, key.epoch) in self._epochs}
+        self._heap = [item for item in self._heap if item[2] in self._lanes]
+        heapq.heapify(self._heap)
+        self._queued.intersection_update(self._lanes)
 
 
 @dataclass(slots=True)

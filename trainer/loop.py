@@ -24,10 +24,12 @@ from trainer.checkpoint import Checkpoints
 from trainer.evals.validation import validate
 from trainer.export import export
 from trainer.feed.batch import StepBatch
+from trainer.feed.skipped import Skipped
 from trainer.flops import FlopCounter
 from trainer.progress import DigestLog, ProgressBar, write_summary
 from trainer.saved import Cursor
 from trainer.schedule_lr import learning_rate
+from trainer.skips import over_ranks
 from trainer.step import Stepper, StepResult, max_over_ranks
 from trainer.trackers import Trackers
 from trainer.zero import Ranks, leave_ranks, set_learning_rate
@@ -84,6 +86,7 @@ class Trainer:
         per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
         self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
         self._skipped_in_a_row = 0
+        self._skipped = Skipped()
         self._validated_at = self._saved_at = -1
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
@@ -137,6 +140,7 @@ class Trainer:
                 result = self.stepper.step(batch.micro_batches, self.cursor.step)
                 now = time.monotonic()
                 self._advance(batch, result)
+                self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
                 self._report(batch, result, rate, now - last, bar)
                 digests.add(self.cursor.step, batch, result.loss)
                 self._check_budgets(result)
@@ -213,10 +217,19 @@ class Trainer:
             self._skipped_in_a_row = 0
         budget = self.config.data.bad_sample_budget
         if self.cursor.bad_samples > budget:
+            self._say_skipped()
             raise DataError(
                 f"step {self.cursor.step}: {self.cursor.bad_samples} bad samples so far, more than data.bad_sample_budget = "
-                f"{budget}: mend the data (the loaders' log names each), or raise the budget"
+                f"{budget}: mend the data (the lines above and the loaders' log name it), or raise the budget"
             )
+
+    def _say_skipped(self) -> dict[str, int]:
+        """Name the bad samples since this start, of all ranks; every rank calls it. Reason -> samples."""
+        skipped = over_ranks(self._skipped, self.ranks)
+        if skipped.num_samples and self.ranks.is_first:
+            for line in (f"{skipped.num_samples} bad samples were skipped since this start:", *skipped.lines()):
+                log.warning("%s", line)
+        return skipped.named
 
     def _validate(self) -> None:
         if self.val is None:
@@ -241,6 +254,7 @@ class Trainer:
             "skipped_steps": self.cursor.skipped_steps,
             "bad_samples": self.cursor.bad_samples,
             "sources": self.stepper.sources.summary(self.cursor.source_samples),
+            "skipped": self._say_skipped(),
             "seconds": seconds,
             "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},

@@ -296,6 +296,8 @@ class LoaderConfig:
     """Threads in each of them; decoding releases the interpreter lock. 0: the cores, shared among the workers."""
     cache_mb: int = 1024
     """Encoded frames kept in memory over all workers, in MiB."""
+    unread_mb: int = 1024
+    """Answers that ranks asked for and do not read, over all ranks, in MiB; one rank may leave a quarter of it."""
     read_ahead: bool = True
     """Decode a lane's next records before they are asked for."""
 
@@ -449,6 +451,7 @@ class Config:
             "data.order.window_rows": data.order.window_rows,
             "data.image.depth_max_mm": data.image.depth_max_mm,
             "loader.cache_mb": self.loader.cache_mb,
+            "loader.unread_mb": self.loader.unread_mb,
             "trainer.micro_batch_size": trainer.micro_batch_size,
             "trainer.global_batch_size": trainer.global_batch_size,
             "trainer.epochs": trainer.epochs,

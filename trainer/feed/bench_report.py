@@ -7,6 +7,7 @@ records decoded    `records_decoded` of the PONGs over the distinct records seen
 first batch        from the start of the first `connect` to the slowest rank's first micro-batch
 tickets            of all ranks; `Counters` of `trainer/feed/work.py`
 data wait          blocked in `steps` / time, each after its own first batch; the worst rank
+longest wait       of any rank for one step, the first step left out
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from trainer.feed.batch import StepBatch
 from trainer.feed.feed import Feed, FeedInfo
+from trainer.feed.skipped import Skipped
 
 _RAMP_BIN_S = 0.25
 _RAMP_BINS = 16
@@ -38,7 +40,8 @@ class BenchReport:
         self._records: set[tuple[int, int]] = set()
         self._times: list[tuple[float, int]] = []  # (end of a step, samples so far)
         self._wait_s: list[list[float]] = []  # of each step: of each rank
-        self._num_samples = self._num_supervised = self._num_skipped = 0
+        self._num_samples = self._num_supervised = 0
+        self._skipped = Skipped()
         self._first: Progress = ()
         self.figures: dict[str, Any] = {}
 
@@ -62,7 +65,7 @@ class BenchReport:
                 self._records.update(map(tuple, micro.sample_keys[:, :2].tolist()))
                 self._num_samples += micro.num_rows
                 self._num_supervised += micro.num_supervised
-                self._num_skipped += len(micro.skipped)
+                self._skipped.add(micro.skipped)
         for same_pass in zip(*(batch.micro_batches for batch in batches), strict=True):
             for micro in same_pass:
                 self._stream_digest.update(b"".join(micro.row_digests))
@@ -86,11 +89,13 @@ class BenchReport:
             "first_batch_s": max((feed.first_batch_at or self._began) - self._began for feed in feeds),
             "data_wait_frac": self._data_wait_frac(0),
             "data_wait_frac_steady": self._data_wait_frac(len(self._times) // 2),
+            "longest_wait_s": max((max(waits) for waits in self._wait_s[1:]), default=0.0),
             "digest": self._digest.hexdigest(),
             "stream_digest": self._stream_digest.hexdigest(),
             "steps": len(self._times),
             "supervised_tokens": self._num_supervised,
-            "skipped": self._num_skipped,
+            "skipped": self._skipped.num_samples,
+            "skipped_records": self._skipped.named,
             "records": len(self._records),
             **self._counters(feeds),
             "longest_gap_s": max(
@@ -116,7 +121,8 @@ class BenchReport:
             ("first batch", f"{figures['first_batch_s']:.3f} s after connecting"),
             (
                 "data wait",
-                f"{100 * figures['data_wait_frac']:.2f}% of the time, worst rank; {steady:.2f}% in the last half",
+                f"{100 * figures['data_wait_frac']:.2f}% of the time, worst rank; {steady:.2f}% in the last half; longest "
+                f"{figures['longest_wait_s']:.3f} s",
             ),
             ("longest gap", f"{figures['longest_gap_s']:.3f} s between the ends of two steps"),
             (
@@ -125,7 +131,8 @@ class BenchReport:
                 f"{figures['hedges_won']} won), {figures['reissued']} asked again, {figures['duplicates']} answers dropped "
                 f"({100 * figures['duplicate_share']:.2f}%), {figures['takeovers']} takeovers",
             ),
-            ("skipped", f"{figures['skipped']} bad samples"),
+            ("skipped", f"{figures['skipped']} bad samples{':' if figures['skipped'] else ''}"),
+            *(("", line) for line in self._skipped.lines()),
             (
                 "digest",
                 f"{figures['digest'][:16]}  (of the stream, for any number of ranks: {figures['stream_digest'][:16]})",

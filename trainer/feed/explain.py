@@ -6,6 +6,8 @@ from trainer.feed.fleet import Fleet
 from trainer.feed.peer import State
 from trainer.feed.standing import NO_LANES
 
+_SHOWN = 20  # entries that one message names
+
 
 def describe(fleet: Fleet, now: float) -> str:
     """Every loader with its state and last contact."""
@@ -32,23 +34,35 @@ def _standing(fleet: Fleet, number: int, now: float) -> str:
     return ""
 
 
-def missing(fleet: Fleet) -> str:
-    """The entries that no ready loader holds."""
+def missing(fleet: Fleet, now: float) -> str:
+    """The entries that no ready loader holds, and those whose holders are all silent."""
+    uncovered = set(fleet.uncovered())
+    awake: set[int] = set()
+    for number, loader in enumerate(fleet.loaders):
+        if loader.state is State.READY and not fleet.silent(number, now):
+            awake |= loader.held
+    silent = set(range(len(fleet.options.entries))) - awake - uncovered
+    parts = (("held by no ready loader", uncovered), ("held by loaders that do not answer", silent))
+    return "".join(f"; {what}: {_entries(fleet, numbers)}" for what, numbers in parts if numbers)
+
+
+def _entries(fleet: Fleet, numbers: set[int]) -> str:
     options = fleet.options
-    entries = [f"entry {n} of data.{options.split}_data_paths ({options.entries[n]})" for n in fleet.uncovered()]
-    return f"; held by no ready loader: {', '.join(entries)}" if entries else ""
+    names = [f"entry {n} of data.{options.split}_data_paths ({options.entries[n]})" for n in sorted(numbers)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def still_waiting(fleet: Fleet, now: float) -> str:
     """Said once at the start."""
-    return f"still waiting{missing(fleet)}; loaders: {describe(fleet, now)}"
+    return f"still waiting{missing(fleet, now)}; loaders: {describe(fleet, now)}"
 
 
 def not_connected(fleet: Fleet, now: float) -> str:
     """The connect deadline has passed."""
     return (
         f"no loaders that together hold all the data answered within {fleet.options.connect_deadline_s:g} s "
-        f"(trainer.feed.connect_deadline_s){missing(fleet)}; loaders: {describe(fleet, now)}; check that loader-serve runs "
+        f"(trainer.feed.connect_deadline_s){missing(fleet, now)}; loaders: {describe(fleet, now)}; check that loader-serve runs "
         "there, that its --bind is one of these addresses, and that its --shards cover the entry"
     )
 
@@ -57,6 +71,6 @@ def no_data(fleet: Fleet, tickets: int, now: float) -> str:
     """The data deadline has passed."""
     return (
         f"no data for {fleet.options.data_deadline_s:g} s (trainer.feed.data_deadline_s), {tickets} tickets unanswered"
-        f"{missing(fleet)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes from its "
+        f"{missing(fleet, now)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes from its "
         "last checkpoint"
     )

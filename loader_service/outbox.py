@@ -1,0 +1,101 @@
+"""Answers on their way out, counted in bytes, so that ranks that do not read cannot fill the loader's memory.
+
+ZeroMQ's high-water mark counts messages, whatever their size, and it does not say what a connection has taken. But a message sent
+without copying says when it is done with, and a connection sends in order: one such message in every MiB (a *mark*) tells
+that all before it was taken too. Bytes up to the newest mark that are not known to be taken count as unread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import zmq
+
+_MARK_EVERY = 1 << 20
+"""Bytes between two marks. A mark costs a turn of pyzmq's own thread, which would be felt on every frame."""
+
+
+@dataclass(slots=True)
+class _Account:
+    """One connection, in bytes."""
+
+    unread: int = 0
+    unmarked: int = 0
+    """Sent after the newest mark: less than _MARK_EVERY."""
+    marks: deque[tuple[int, zmq.MessageTracker]] = field(
+        default_factory=deque
+    )  # (bytes since the mark before it, mark)
+
+    def settle(self) -> int:
+        """How many bytes are known to be taken since the last look."""
+        before = self.unread
+        while self.marks and self.marks[0][1].done:
+            self.unread -= self.marks.popleft()[0]
+        return before - self.unread
+
+
+class Outbox:
+    """The sending side of a ROUTER with ROUTER_MANDATORY."""
+
+    def __init__(self, socket: zmq.Socket[bytes], limit_bytes: int) -> None:
+        """limit_bytes: unread over all connections; one of them may have a quarter of it, or a single frame."""
+        self._socket, self._limit = socket, limit_bytes
+        self._accounts: dict[bytes, _Account] = {}
+        self._unread = 0
+        self.bytes_sent = 0
+        self.dropped = 0
+        """Frames that were not sent because a rank, or all ranks together, left too much unread."""
+
+    def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
+        """Send, or drop and count. False where the connection is gone."""
+        account = self._accounts.setdefault(address, _Account())
+        if not self._has_room(account, len(frame)):
+            self.dropped += 1
+            return True
+        marked = account.unmarked + len(frame) >= _MARK_EVERY
+        try:
+            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
+            mark = self._send_marked(frame) if marked else self._send_plain(frame)
+        except zmq.Again:  # the high-water mark
+            self.dropped += 1
+            return True
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.forget(address)
+            return False
+        self.bytes_sent += len(frame)
+        account.unmarked += len(frame)
+        if mark is not None:
+            account.marks.append((account.unmarked, mark))
+            account.unread += account.unmarked
+            self._unread += account.unmarked
+            account.unmarked = 0
+        return True
+
+    def forget(self, address: bytes) -> None:
+        """The connection is gone, and with it what it had not read."""
+        account = self._accounts.pop(address, None)
+        if account is not None:
+            self._unread -= account.unread
+
+    def _has_room(self, account: _Account, size: int) -> bool:
+        self._unread -= account.settle()
+        if self._unread + size > self._limit:
+            self._unread -= sum(each.settle() for each in self._accounts.values())
+        if self._unread and self._unread + size > self._limit:
+            return False
+        return not account.unread or account.unread + size <= self._limit // 4
+
+    def _send_plain(self, frame: zmq.Frame | bytes) -> zmq.MessageTracker | None:
+        # A received frame is passed on as it is; bytes are copied, see `worker.py`.
+        self._socket.send(frame, zmq.NOBLOCK, copy=isinstance(frame, bytes))
+        return None
+
+    def _send_marked(self, frame: zmq.Frame | bytes) -> zmq.MessageTracker | None:
+        content = frame if isinstance(frame, bytes) else frame.buffer
+        message = zmq.Frame(content, track=True, copy=False, copy_threshold=0)
+        self._socket.send(message, zmq.NOBLOCK, copy=False)
+        tracker: zmq.MessageTracker | None = message.tracker
+        return tracker
