@@ -15,6 +15,9 @@ import zmq
 _MARK_EVERY = 1 << 20
 """Bytes between two marks. A mark costs a turn of pyzmq's own thread, which would be felt on every frame."""
 
+_SMALL = 4096
+"""Bytes of a frame that is no piece, or nearly none: the high-water mark is enough for these, and a FAILURE should arrive."""
+
 
 @dataclass(slots=True)
 class _Account:
@@ -50,7 +53,7 @@ class Outbox:
     def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
         """Send, or drop and count. False where the connection is gone."""
         account = self._accounts.setdefault(address, _Account())
-        if not self._has_room(account, len(frame)):
+        if len(frame) > _SMALL and not self._has_room(account, len(frame)):
             self.dropped += 1
             return True
         marked = account.unmarked + len(frame) >= _MARK_EVERY

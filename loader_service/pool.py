@@ -87,7 +87,7 @@ class WorkerPool:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, 0),
-            (zmq.RCVHWM, 0),
+            (zmq.RCVHWM, 64),  # answers of one worker; the rest waits there
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.ROUTER_HANDOVER, 1),  # a restarted worker takes its name over
         ):

@@ -132,7 +132,6 @@ class LoaderServer:
             self._from_workers()
             if self._socket in events:
                 self._from_clients()
-                self._from_workers()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
                 for worker in self._pool.replace_dead():
@@ -196,6 +195,7 @@ class LoaderServer:
             if not has_message(self._socket):
                 return
             self._from_client()
+            self._from_workers()  # what is cached is built at once: it must not pile up behind the messages that wait
 
     def _from_client(self) -> None:
         parts = self._socket.recv_multipart()

@@ -24,6 +24,7 @@ from stoker_proto.messages import Failure, Ticket
 from stoker_proto.processor import Processor
 
 _KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped files
+_MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait rather than build more
 
 
 class Workbench:
@@ -39,6 +40,9 @@ class Workbench:
             self._manifests[manifest.split, manifest.entry] = manifest
         self._plans: OrderedDict[tuple[str, int, int], LanePlan] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()
+        self._waiting_bytes = 0  # of `_out`
+        self._room = threading.Condition()
+        self._closed = False
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
@@ -71,11 +75,17 @@ class Workbench:
             )
         except StokerError as error:
             failure = Failure(ticket=ticket.ticket, reason="rejected", message=str(error))
-            self._out.append((address, codec.encode(failure)))
+            self._deliver(address, codec.encode(failure))
 
     def take(self) -> tuple[bytes, bytes] | None:
         """(client address, frame) of one answer, or None."""
-        return self._out.popleft() if self._out else None
+        if not self._out:
+            return None
+        answer = self._out.popleft()
+        with self._room:
+            self._waiting_bytes -= len(answer[1])
+            self._room.notify_all()
+        return answer
 
     def acknowledge(self) -> None:
         """Call when `readable` is: what was written to wake the poller is read away."""
@@ -83,6 +93,9 @@ class Workbench:
 
     def close(self) -> None:
         """Stop the threads; what is in work is finished first."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
         self._builder.close()
         os.close(self.readable)
         os.close(self._wakeup)
@@ -106,8 +119,13 @@ class Workbench:
         return self._plans[key]
 
     def _deliver(self, address: bytes, frame: bytes) -> None:
-        self._out.append((address, frame))
-        if threading.current_thread() is not self._owner:  # the owner looks at its answers after each submit anyway
+        is_owner = threading.current_thread() is self._owner  # it looks at its answers after each submit anyway
+        with self._room:
+            while not is_owner and self._waiting_bytes > _MAX_WAITING_BYTES and not self._closed:
+                self._room.wait()
+            self._waiting_bytes += len(frame)
+            self._out.append((address, frame))
+        if not is_owner:
             os.write(self._wakeup, b"1")
 
 

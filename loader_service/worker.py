@@ -24,6 +24,7 @@ from stoker_proto.messages import Ticket
 
 ENDPOINT = "workers"
 """Name of the front's socket in the run directory."""
+_MAX_WAITING = 64  # answers that the front has not taken
 
 
 class Worker:
@@ -35,7 +36,7 @@ class Worker:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"%d" % index)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the front's limit of tickets in work
+        self._socket.setsockopt(zmq.SNDHWM, _MAX_WAITING)  # beyond it this process waits for the front, which never waits
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.connect(f"ipc://{run_dir}/{ENDPOINT}")
 

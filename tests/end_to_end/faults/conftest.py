@@ -1,0 +1,83 @@
+"""One data set, two loaders and the undisturbed run's digests for all faults; the longest gaps are listed at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.faults.crew import Crew
+from tests.end_to_end.fleet import Pulled, pull, run_cli, write_config, write_demonstrations
+
+_GAPS: list[tuple[str, float]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test-faults` runs those too."""
+    config.addinivalue_line("markers", "long: runs with STOKER_LONG_TESTS=1 only (make test-faults)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the long ones out, visibly."""
+    if os.environ.get("STOKER_LONG_TESTS") != "1":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: make test-faults runs it (STOKER_LONG_TESTS=1)"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the trainer felt of each fault."""
+    if _GAPS:
+        terminalreporter.section("longest time that the trainer waited for one step")
+        for name, seconds in _GAPS:
+            terminalreporter.write_line(f"{seconds:7.2f} s  {name}")
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What a run is compared with."""
+
+    config: Path
+    expected: Pulled
+    """Without any fault."""
+
+
+@pytest.fixture(scope="session")
+def arena(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Arena]:
+    """60 trajectories of 3 to 16 timesteps, prepared, and what an epoch of them is."""
+    folder = tmp_path_factory.mktemp("faults")
+    jsonl = write_demonstrations(folder / "demos", [3 + 5 * i % 14 for i in range(60)], size=64)
+    config = write_config(folder, model, [jsonl])
+    assert run_cli("prepare", "--config", str(config)).returncode == 0
+    with Crew(config, 1) as crew:
+        yield Arena(config, pull(config, crew.addresses))
+
+
+@pytest.fixture(scope="session")
+def shared_crew(arena: Arena) -> Iterator[Crew]:
+    """Two loaders."""
+    with Crew(arena.config, 2) as crew:
+        yield crew
+
+
+@pytest.fixture
+def crew(shared_crew: Crew) -> Iterator[Crew]:
+    """The two, well at the start of each test."""
+    shared_crew.all_well()
+    yield shared_crew
+
+
+@pytest.fixture
+def check_run(arena: Arena, request: pytest.FixtureRequest) -> Callable[[Pulled, float], None]:
+    """The run was the undisturbed one, and no step was waited for longer than this."""
+
+    def check(pulled: Pulled, most_s: float) -> None:
+        _GAPS.append((request.node.name, pulled.longest_wait_s))
+        assert pulled.keys == arena.expected.keys
+        assert pulled.steps == arena.expected.steps
+        assert pulled.longest_wait_s < most_s
+
+    return check

@@ -1,0 +1,162 @@
+"""G7: what a client does, or does not do, never makes a loader larger than PROTOCOL.md says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+
+from stoker_proto import PROTOCOL_VERSION, codec
+from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
+from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
+from tests.end_to_end.faults.zmtp import PING, RawPeer
+from tests.end_to_end.fleet import pull, wait_until, write_config, write_demonstrations
+from tests.tiny_models import write_model_folder
+
+MIB = 1 << 20
+UNREAD_MB, CACHE_MB = 64, 32
+LENGTHS = [16] * 40
+LANE = sum(LENGTHS) // 4
+PIECE_BYTES = LANE * 224 * 224 * 3
+"""A whole lane in one piece: 160 samples of 147 KiB, 23 MiB."""
+RECORDS_MIB = sum(LENGTHS) * 224 * 224 * 3 / MIB
+MOST_MIB = UNREAD_MB + CACHE_MB + 32 + RECORDS_MIB + 7 * PIECE_BYTES / MIB
+"""PROTOCOL.md, *Bounds*: unread, cache, 32 MiB waiting for the front, the records that tickets wait for (here all there are), two
+pieces for each of 3 threads and one above a limit. Without limits, 60 pieces for one client are 1,380 MiB."""
+HELLO = codec.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    """A loader of large samples with small limits."""
+    folder = tmp_path_factory.mktemp("bounds")
+    (folder / "model").mkdir()
+    model = write_model_folder(folder / "model", image_size=224)
+    jsonl = write_demonstrations(folder / "demos", LENGTHS)
+    config = write_config(folder, model, [jsonl], image={"transport": "pixels"})
+    limits = f"loader.unread_mb={UNREAD_MB}", f"loader.cache_mb={CACHE_MB}"
+    with Crew(config, 1, *[f"--set={limit}" for limit in limits]) as crew:
+        pull(config, crew.addresses)  # so that what it needs for honest work is there already
+        yield crew
+
+
+def tickets(count: int, *, samples: int = LANE, first: int = 0) -> list[bytes]:
+    """Tickets for lanes 0 to 3 in turn, each from the lane's start."""
+    return [
+        codec.encode(Ticket(ticket=first + i, split="train", epoch=0, lane=i % 4, start=0, count=samples))
+        for i in range(count)
+    ]
+
+
+class Reader:
+    """An honest connection."""
+
+    def __init__(self, stack: ExitStack, address: str) -> None:
+        context = stack.enter_context(zmq.Context())
+        self.socket = context.socket(zmq.DEALER)
+        stack.callback(self.socket.close, 0)
+        self.socket.connect(address)
+        self.socket.send(HELLO)
+        assert isinstance(self.receive(), Welcome)
+
+    def receive(self) -> Message:
+        assert self.socket.poll(20_000), "no answer"
+        return codec.decode(self.socket.recv())
+
+    def counters(self) -> dict[str, float]:
+        self.socket.send(codec.encode(Ping(nonce=1)))
+        answer = self.receive()
+        assert isinstance(answer, Pong)
+        return answer.progress
+
+
+def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int) -> tuple[float, float]:
+    """MiB that the loader grew at most while so many peers asked and did not read; answers that it dropped."""
+    with ExitStack() as stack:
+        reader = Reader(stack, crew.addresses[0])
+        before, dropped = rss_bytes(crew.pid(0)), reader.counters()["dropped"]
+        peers = [stack.enter_context(RawPeer(crew.addresses[0])) for _ in range(num_peers)]
+        for peer in peers:
+            peer.shake_hands()
+            peer.send(HELLO, codec.encode(Epoch(split="train", epoch=0)), *tickets(num_tickets))
+        highest, quiet_since = 0, time.monotonic()
+        done = reader.counters()["samples"]
+        while time.monotonic() < quiet_since + 1.0:
+            highest = max(highest, rss_bytes(crew.pid(0)))
+            for peer in peers:
+                peer.socket.sendall(PING)
+            time.sleep(0.02)
+            samples = reader.counters()["samples"]
+            quiet_since, done = (quiet_since if samples == done else time.monotonic()), samples
+        return (highest - before) / MIB, reader.counters()["dropped"] - dropped
+
+
+def test_a_client_that_never_reads(crew: Crew) -> None:
+    """Of 60 pieces of 23 MiB that are built for it one is kept: a quarter of loader.unread_mb would be less."""
+    grown_mib, dropped = peak_while_not_reading(crew, 1, 60)
+    assert dropped >= 55
+    assert grown_mib < MOST_MIB
+
+
+def test_many_clients_that_never_read(crew: Crew) -> None:
+    """Together they hold loader.unread_mb, not a quarter each."""
+    grown_mib, dropped = peak_while_not_reading(crew, 24, 10)
+    assert dropped >= 24 * 10 - 12
+    assert grown_mib < MOST_MIB
+
+
+def test_afterwards_memory_and_descriptors_are_given_back_and_honest_ranks_are_served(crew: Crew) -> None:
+    config, pid = crew.config, crew.pid(0)
+    fds = num_fds(pid)
+    for _ in range(30):  # ranks that ask, and die before the answers come
+        peer = RawPeer(crew.addresses[0])
+        peer.shake_hands()
+        peer.send(HELLO, *tickets(4, samples=8))
+        peer.vanish()
+    wait_until(lambda: num_fds(pid) <= fds, 20, "closing the connections of ranks that are gone")
+    assert len(pull(config, crew.addresses).keys) == sum(LENGTHS)
+
+
+def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
+    with ExitStack() as stack:
+        reader = Reader(stack, crew.addresses[0])
+        for ticket in tickets(3000):
+            reader.socket.send(ticket)
+        refused = built = 0
+        while reader.socket.poll(1000):  # what is built faster than it is read is dropped
+            answer = codec.decode(reader.socket.recv())
+            built += isinstance(answer, Piece)
+            if isinstance(answer, Failure):
+                assert answer.message.endswith(" samples of this rank are in work, of 16384")
+                refused += 1
+        assert refused > 100
+        assert built > 0
+        reader.socket.send(tickets(1, samples=16_385, first=5000)[0])
+        refusal = reader.receive()
+        assert isinstance(refusal, Failure)
+        assert (refusal.reason, refusal.message) == ("rejected", "16385 samples at once: at most 16384 are built")
+        reader.socket.send(codec.encode(Epoch(split="train", epoch=0)))
+        assert isinstance(reader.receive(), Lanes), "and goes on"
+
+
+def test_epochs_that_nobody_trains_do_not_pile_up(crew: Crew) -> None:
+    with ExitStack() as stack:
+        reader = Reader(stack, crew.addresses[0])
+
+        def ask(epochs: range) -> None:
+            for epoch in epochs:
+                reader.socket.send(codec.encode(Epoch(split="train", epoch=epoch)))
+                assert isinstance(reader.receive(), Lanes)
+                reader.socket.send(
+                    codec.encode(Ticket(ticket=epoch, split="train", epoch=epoch, lane=0, start=0, count=1))
+                )
+                assert isinstance(reader.receive(), Piece)
+
+        ask(range(10_050, 10_000, -1))  # downwards: none of them is long past when the next one comes
+        before = rss_bytes(crew.pid(0))
+        ask(range(9_000, 8_700, -1))
+        assert rss_bytes(crew.pid(0)) - before < 5 * MIB
