@@ -36,7 +36,9 @@ class Worker:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"%d" % index)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, _MAX_WAITING)  # beyond it this process waits for the front, which never waits
+        self._socket.setsockopt(
+            zmq.SNDHWM, _MAX_WAITING
+        )  # beyond it this process waits for the front, which never waits
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.connect(f"ipc://{run_dir}/{ENDPOINT}")
 

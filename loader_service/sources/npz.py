@@ -17,6 +17,7 @@ import math
 import os
 import stat
 import zipfile
+import zlib
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,10 @@ from stoker_proto.errors import DataError, located
 
 MAX_MEMBER_BYTES = 4 << 30
 """Largest array that is read into memory, however small its file."""
+MAX_FRAME_PIXELS = 1 << 26
+"""Of one frame: 8192 x 8192."""
+MAX_SIDE = 1 << 15
+"""Longest height or width."""
 _MAX_DEFLATE_RATIO = 1032  # RFC 1951: a match of 258 bytes takes at least 2 bits
 _BLOCK = 1 << 20
 
@@ -110,12 +115,10 @@ class NpzFile:
         member = self._member(name)
         if member.method == zipfile.ZIP_STORED:
             start = self._data_offset(member, name)
-            content = None
             head = self._read(start, min(member.size, MAX_HEADER_BYTES), name)
         else:
             start = 0
-            content = self._inflate(member, name)
-            head = bytes(content[:MAX_HEADER_BYTES])
+            head = self._inflate_head(member, name)
         found, shape, header_bytes = self._parse_header(head, member, name)
         if found != np.dtype(dtype):
             raise self._error(f"dtype {found}: {np.dtype(dtype)} is expected", name)
@@ -123,7 +126,9 @@ class NpzFile:
             shape = shape[:-1]
         if len(shape) != ndim:
             raise self._error(f"shape {list(shape)}: {ndim} dimensions are expected", name)
-        inflated = None if content is None else np.frombuffer(content, found, offset=header_bytes).reshape(shape)
+        inflated = None
+        if member.method == zipfile.ZIP_DEFLATED:
+            inflated = np.frombuffer(self._inflate(member, name), found, offset=header_bytes).reshape(shape)
         return Frames(shape, found, file=self, offset=start + header_bytes, inflated=inflated)
 
     def verify(self, name: str) -> None:
@@ -187,6 +192,16 @@ class NpzFile:
         with located(file=self.path, field=name):
             return data_offset(self._read, self._size, member)
 
+    def _inflate_head(self, member: Member, name: str) -> bytes:
+        """The beginning of a deflated member: what it claims is looked at before all of it is inflated."""
+        compressed = self._read(
+            self._data_offset(member, name), min(member.compressed_size, 2 * MAX_HEADER_BYTES), name
+        )
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(compressed, MAX_HEADER_BYTES)
+        except zlib.error as error:
+            raise self._error("its compressed data is damaged; copy it again", name) from error
+
     def _inflate(self, member: Member, name: str) -> bytearray:
         compressed = self._read(self._data_offset(member, name), member.compressed_size, name)
         try:
@@ -209,6 +224,11 @@ class NpzFile:
             header = parse_npy_header(head)
         except DataError as error:
             raise self._error(error.reason, name) from error
+        if max(header.shape[1:3], default=0) > MAX_SIDE or math.prod(header.shape[1:3]) > MAX_FRAME_PIXELS:
+            size = " x ".join(map(str, header.shape[1:3]))
+            raise self._error(
+                f"a frame of {size}: at most {MAX_SIDE} a side and {MAX_FRAME_PIXELS} pixels are read", name
+            )
         needed = math.prod(header.shape) * header.dtype.itemsize
         if header.size_bytes + needed != member.size:
             raise self._error(

@@ -47,9 +47,11 @@ class Loader:
 
 
 @contextmanager
-def serving(config: Path, *arguments: str, cwd: Path = ROOT, log: Path | None = None, **env: str) -> Iterator[Loader]:
-    """One loader on a free port, until the block ends; its stderr goes to `log`."""
-    command = [sys.executable, "-m", "loader_service.cli", "serve", "--config", str(config), *arguments]
+def serving(
+    config: Path, *arguments: str, cwd: Path = ROOT, log: Path | None = None, prefix: Sequence[str] = (), **env: str
+) -> Iterator[Loader]:
+    """One loader on a free port, until the block ends; its stderr goes to `log`, `prefix` before its command."""
+    command = [*prefix, sys.executable, "-m", "loader_service.cli", "serve", "--config", str(config), *arguments]
     if "--bind" not in arguments:
         command += ["--bind", "tcp://127.0.0.1:*"]
     with log.open("a") if log else nullcontext() as stderr:
@@ -74,7 +76,14 @@ def serving(config: Path, *arguments: str, cwd: Path = ROOT, log: Path | None = 
 
 def run_cli(*arguments: str, cwd: Path = ROOT, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """`python -m loader_service.cli ...`."""
-    command = [sys.executable, "-m", "loader_service.cli", *arguments]
+    return run_program("loader_service.cli", *arguments, cwd=cwd, timeout=timeout)
+
+
+def run_program(
+    module: str, *arguments: str, cwd: Path = ROOT, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ...` to its end."""
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 

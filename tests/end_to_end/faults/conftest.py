@@ -64,10 +64,10 @@ def shared_crew(arena: Arena) -> Iterator[Crew]:
 
 
 @pytest.fixture
-def crew(shared_crew: Crew) -> Iterator[Crew]:
+def crew(shared_crew: Crew) -> Crew:
     """The two, well at the start of each test."""
     shared_crew.all_well()
-    yield shared_crew
+    return shared_crew
 
 
 @pytest.fixture

@@ -29,8 +29,17 @@ from tests.end_to_end.fleet import ROOT, pull, run_cli, wait_until
 MIB = 1 << 20
 GOLDEN = {path.stem: path.read_bytes() for path in sorted((ROOT / "proto" / "golden").glob("*.bin"))}
 HELLO = codec.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
-LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9) | st.binary(max_size=9)
-BODIES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.binary(max_size=9)
+)
+BODIES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+)
 
 
 @dataclass(frozen=True)

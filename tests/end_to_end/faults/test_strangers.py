@@ -97,7 +97,9 @@ def test_a_loader_of_another_protocol_version_joins(
         shutil.copytree(ROOT / part, tmp_path / part)
     init = tmp_path / "proto" / "stoker_proto" / "__init__.py"
     text = init.read_text()
-    init.write_text(text.replace(f"PROTOCOL_VERSION = {PROTOCOL_VERSION}", f"PROTOCOL_VERSION = {PROTOCOL_VERSION + 1}"))
+    init.write_text(
+        text.replace(f"PROTOCOL_VERSION = {PROTOCOL_VERSION}", f"PROTOCOL_VERSION = {PROTOCOL_VERSION + 1}")
+    )
     assert text != init.read_text()
     crew.drain(1)
 

@@ -1,6 +1,6 @@
 """A peer that speaks ZMTP 3.0 by hand over a plain socket, so that it can do what no ZeroMQ library does: never read, lie, stop.
 
-    greeting (64 bytes) both ways, READY both ways, then frames: flags, size, body
+greeting (64 bytes) both ways, READY both ways, then frames: flags, size, body
 """
 
 from __future__ import annotations

@@ -249,9 +249,31 @@ def test_a_size_that_the_data_does_not_give_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(path, rgb=np.zeros((5, 4, 6, 3), np.uint8))
     size = 128 + 360
     patch_directory(path, 24, struct.pack("<I", size + 10))
-    assert f"it holds {size} bytes and claims {size + 10}" in refusal(path)
+    assert "its header promises [5, 4, 6, 3] of uint8 = 360 bytes, and there are 370" in refusal(path)
     patch_directory(path, 24, struct.pack("<I", size - 10))
-    assert "its compressed data is damaged" in refusal(path)
+    assert "and there are 350" in refusal(path)
+
+
+@pytest.mark.parametrize(("there", "said"), [(360, "bytes and claims"), (380, "its compressed data is damaged")])
+def test_data_that_is_not_what_header_and_directory_say(tmp_path: Path, there: int, said: str) -> None:
+    header = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 37, 10), }")
+    path = write_member(tmp_path / "obs.npz", header + bytes(there), zipfile.ZIP_DEFLATED)
+    patch_directory(path, 24, struct.pack("<I", len(header) + 370))
+    assert said in refusal(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", [(1, 9000, 9000, 3), (1, 1, 40_000, 3), (2, 40_000, 1, 3)])
+def test_absurd_frames_are_refused_before_they_are_inflated(
+    tmp_path: Path, shape: tuple[int, ...], method: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}", bytes(int(np.prod(shape))))
+    path = write_member(tmp_path / "obs.npz", content, method)
+    monkeypatch.setattr(NpzFile, "_inflate", None)
+    message = refusal(path)
+    assert (
+        f"field rgb: a frame of {shape[1]} x {shape[2]}: at most 32768 a side and 67108864 pixels are read" in message
+    )
 
 
 def test_a_missing_array_names_those_that_are_there(archive: Path) -> None:
