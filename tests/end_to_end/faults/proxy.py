@@ -135,8 +135,8 @@ class FaultyProxy:
                 for pump in pumps:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
-        except OSError:
-            return  # nobody listens there: the rank sees its connection end
+        except (OSError, asyncio.CancelledError):
+            return  # nobody listens there, and the rank sees its connection end; or the proxy itself ends
         finally:
             for each in filter(None, (writer, there)):
                 self._writers.discard(each)
