@@ -5,7 +5,7 @@ CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-sim lint clean install bench bench-prepare soak-sim help
+.PHONY: demo test test-sim test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -30,6 +30,9 @@ $(VENV)/.installed-sim: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[sim]'
 	touch $@
 
+test-faults: $(INSTALLED)  ## every fault on real processes, the long ones too (a DeepSpeed run that is killed; as root: pulled cables)
+	STOKER_LONG_TESTS=1 $(BIN)/python -m pytest tests/end_to_end/faults
+
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +43,9 @@ bench: $(INSTALLED)  ## loader CPU per sample against a hand-tuned pipeline and 
 
 bench-prepare: $(INSTALLED)  ## loader-prepare on 100,000 synthetic trajectories
 	$(BIN)/python tests/benchmarks/prepare_scale.py
+
+soak: $(INSTALLED)  ## SOAK_MINUTES (30) of real loaders and a client, SOAK_KILLS (100) kills: digests, memory, descriptors
+	$(BIN)/python -m tests.end_to_end.faults.soak
 
 soak-sim: $(INSTALLED)  ## SOAK_SEEDS (200,000) fresh schedules of faults against the client's core
 	$(BIN)/python -m tests.faults.soak

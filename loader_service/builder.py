@@ -25,7 +25,7 @@ from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
-_MAX_SEEN = 8  # epochs of entries in which it is counted which records were decoded
+_MAX_SEEN = 3  # epochs of an entry in which it is counted which records were decoded
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
 
@@ -197,10 +197,9 @@ class PieceBuilder:
     def _count(self, key: RecordKey, epoch: int) -> None:
         seen = self._seen.get((key.split, epoch, key.entry))
         if seen is None:
-            for old in [name for name in self._seen if name[0] == key.split and name[1] < epoch - 1]:
+            same = [name for name in self._seen if (name[0], name[2]) == (key.split, key.entry)]
+            for old in {name for name in same if name[1] < epoch - 1} | set(same[: 1 - _MAX_SEEN]):
                 del self._seen[old]
-            while len(self._seen) >= max(_MAX_SEEN, 2 * len(self._manifests)):
-                del self._seen[next(iter(self._seen))]
             records = self._manifests[key.split, key.entry].num_records
             seen = self._seen[key.split, epoch, key.entry] = np.zeros(-(-records // 8), np.uint8)
         bit = 1 << key.record % 8

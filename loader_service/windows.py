@@ -28,7 +28,7 @@ class RecordKey(NamedTuple):
     record: int
 
 
-_MAX_EPOCHS = 4  # of both splits, read ahead in
+_MAX_EPOCHS = 3  # of each entry, read ahead in
 
 
 class LaneKey(NamedTuple):
@@ -58,7 +58,7 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._lanes: dict[LaneKey, _LaneReader] = {}
-        self._epochs: OrderedDict[tuple[str, int], None] = OrderedDict()  # of `_lanes`; the last begun is the last
+        self._epochs: dict[tuple[str, int], OrderedDict[int, None]] = {}  # (split, entry): epochs, the last begun last
         self._heap: list[tuple[int, float, LaneKey]] = []  # (epoch, due, lane)
         self._queued: set[LaneKey] = set()
 
@@ -110,16 +110,18 @@ class ReadAhead:
             self._queued.add(lane)
 
     def _forget_for(self, lane: LaneKey) -> None:
-        """Ranks are in one epoch of each split, or at the border between two; whatever else is asked for is not kept long."""
-        self._epochs[lane.split, lane.epoch] = None
-        self._epochs.move_to_end((lane.split, lane.epoch))
-        old = [key for key in self._epochs if key[0] == lane.split and key[1] < lane.epoch - 1]
-        old += [key for key in list(self._epochs)[:-_MAX_EPOCHS] if key not in old]
+        """Ranks are in one epoch of an entry, or at the border between two; whatever else is asked for is not kept long."""
+        epochs = self._epochs.setdefault((lane.split, lane.entry), OrderedDict())
+        epochs[lane.epoch] = None
+        epochs.move_to_end(lane.epoch)
+        old = {epoch for epoch in epochs if epoch < lane.epoch - 1} | set(list(epochs)[:-_MAX_EPOCHS])
         if not old:
             return
-        for key in old:
-            del self._epochs[key]
-        self._lanes = {key: reader for key, reader in self._lanes.items() if (key.split, key.epoch) in self._epochs}
+        for epoch in old:
+            del epochs[epoch]
+        self._lanes = {
+            key: reader for key, reader in self._lanes.items() if key.epoch in self._epochs[key.split, key.entry]
+        }
         self._heap = [item for item in self._heap if item[2] in self._lanes]
         heapq.heapify(self._heap)
         self._queued.intersection_update(self._lanes)

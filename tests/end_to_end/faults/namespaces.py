@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _LOSSES = (
-    ("netem loss {percent}%",),
+    "netem loss {percent}%",
     # Where the kernel has no netem: a token bucket that holds hardly anything drops what comes in bursts.
-    ("tbf rate 8mbit burst 6kb latency 2ms",),
+    "tbf rate 2mbit burst 2kb latency 1ms",
 )
 
 
@@ -58,7 +58,7 @@ class Link:
 
     def lose(self, percent: int) -> str | None:
         """Lose packets of both directions; how it is done, or None where the kernel has no means."""
-        for (discipline,) in _LOSSES:
+        for discipline in _LOSSES:
             words = discipline.format(percent=percent).split()
             ours = ["tc", "qdisc", "replace", "dev", self.device, "root", *words]
             theirs = [*self.prefix, "tc", "qdisc", "replace", "dev", "eth0", "root", *words]

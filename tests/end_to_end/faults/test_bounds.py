@@ -81,7 +81,7 @@ def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int) -> tupl
         peers = [stack.enter_context(RawPeer(crew.addresses[0])) for _ in range(num_peers)]
         for peer in peers:
             peer.shake_hands()
-            peer.send(HELLO, codec.encode(Epoch(split="train", epoch=0)), *tickets(num_tickets))
+            peer.send(HELLO, codec.encode(Epoch(split="train", epoch=0, entries=[0])), *tickets(num_tickets))
         highest, quiet_since = 0, time.monotonic()
         done = reader.counters()["samples"]
         while time.monotonic() < quiet_since + 1.0:
@@ -138,7 +138,7 @@ def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
         refusal = reader.receive()
         assert isinstance(refusal, Failure)
         assert (refusal.reason, refusal.message) == ("rejected", "16385 samples at once: at most 16384 are built")
-        reader.socket.send(codec.encode(Epoch(split="train", epoch=0)))
+        reader.socket.send(codec.encode(Epoch(split="train", epoch=0, entries=[0])))
         assert isinstance(reader.receive(), Lanes), "and goes on"
 
 
@@ -148,7 +148,7 @@ def test_epochs_that_nobody_trains_do_not_pile_up(crew: Crew) -> None:
 
         def ask(epochs: range) -> None:
             for epoch in epochs:
-                reader.socket.send(codec.encode(Epoch(split="train", epoch=epoch)))
+                reader.socket.send(codec.encode(Epoch(split="train", epoch=epoch, entries=[0])))
                 assert isinstance(reader.receive(), Lanes)
                 reader.socket.send(
                     codec.encode(Ticket(ticket=epoch, split="train", epoch=epoch, lane=0, start=0, count=1))

@@ -58,7 +58,16 @@ FAULTS: dict[str, Callable[[FaultyProxy], object]] = {
 }
 
 
-@pytest.mark.parametrize("fault", ["delay", "throttle", "half-open", "truncate", "corrupt"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("delay", marks=pytest.mark.long),
+        pytest.param("throttle", marks=pytest.mark.long),
+        "half-open",
+        "truncate",
+        "corrupt",
+    ],
+)
 def test_a_sick_connection_beside_a_healthy_one(
     fault: str, arena: Arena, keys: Path, locked: Crew, proxy: FaultyProxy, check_run: Check
 ) -> None:
@@ -75,7 +84,16 @@ def test_a_sick_connection_beside_a_healthy_one(
     check_run(pulled, DEADLINE_S + SLACK_S)
 
 
-@pytest.mark.parametrize("fault", ["cut", "unreachable", "half-open", "duplicate", "corrupt"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "cut",
+        pytest.param("unreachable", marks=pytest.mark.long),
+        pytest.param("half-open", marks=pytest.mark.long),
+        pytest.param("duplicate", marks=pytest.mark.long),
+        "corrupt",
+    ],
+)
 def test_the_only_connection_is_sick_and_heals(
     fault: str, arena: Arena, keys: Path, proxy: FaultyProxy, check_run: Check
 ) -> None:

@@ -63,7 +63,10 @@ STRANGERS: dict[str, tuple[Callable[[Arena, Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("stranger", STRANGERS)
+@pytest.mark.parametrize(
+    "stranger",
+    ["data", pytest.param("tokenizer", marks=pytest.mark.long), pytest.param("codec", marks=pytest.mark.long)],
+)
 def test_a_loader_that_differs_joins(
     stranger: str,
     arena: Arena,
