@@ -18,6 +18,7 @@ def fleet() -> Fleet:
     options = CoreOptions(
         split="train",
         entries=("a/*.jsonl", "b/*.jsonl"),
+        sources=(0, 0),
         addresses=("tcp://one:5555", "tcp://two:5555"),
         rank=0,
         world_size=1,
@@ -69,6 +70,7 @@ def test_what_a_hung_loader_holds_is_named_too(fleet: Fleet) -> None:
 def test_a_long_list_of_entries_is_cut(fleet: Fleet) -> None:
     many = tuple(f"part-{number}" for number in range(100))
     fleet.options = CoreOptions(
-        **{name: getattr(fleet.options, name) for name in CoreOptions.__dataclass_fields__} | {"entries": many}
+        **{name: getattr(fleet.options, name) for name in CoreOptions.__dataclass_fields__}
+        | {"entries": many, "sources": (0,) * len(many)}
     )
     assert "(part-21) and 78 more" in explain.no_data(fleet, 0, 100.0)
