@@ -18,14 +18,13 @@ import numpy as np
 from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder, assemble_piece
 from loader_service.lane_plan import LanePlan, Rows
 from loader_service.prepare.manifest import EntryManifest
-from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey
+from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from stoker_proto import codec
 from stoker_proto.errors import DataError
 from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
-_MAX_SEEN = 3  # epochs of an entry in which it is counted which records were decoded
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
 
@@ -86,7 +85,7 @@ class PieceBuilder:
         self._urgent: list[tuple[int, RecordKey]] = []
         self._waiting: dict[RecordKey, list[_Pending]] = {}
         self._running: set[RecordKey] = set()
-        self._seen: dict[tuple[str, int, int], np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        self._seen = SeenRecords()
         self._tickets = 0
         self._closed = False
         self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
@@ -195,17 +194,9 @@ class PieceBuilder:
             return ready
 
     def _count(self, key: RecordKey, epoch: int) -> None:
-        seen = self._seen.get((key.split, epoch, key.entry))
-        if seen is None:
-            same = [name for name in self._seen if (name[0], name[2]) == (key.split, key.entry)]
-            for old in {name for name in same if name[1] < epoch - 1} | set(same[: 1 - _MAX_SEEN]):
-                del self._seen[old]
-            records = self._manifests[key.split, key.entry].num_records
-            seen = self._seen[key.split, epoch, key.entry] = np.zeros(-(-records // 8), np.uint8)
-        bit = 1 << key.record % 8
+        num_records = self._manifests[key.split, key.entry].num_records
         self.counters.records_decoded += 1
-        self.counters.records_distinct += not seen[key.record // 8] & bit
-        seen[key.record // 8] |= bit
+        self.counters.records_distinct += self._seen.is_first(key._replace(epoch=epoch), num_records)
 
     def _finish(self, pending: _Pending) -> None:
         size = pending.size_bytes()
@@ -218,7 +209,7 @@ class PieceBuilder:
             self._deliver(pending.address, codec.encode(failure))
             return
         piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler)
-        self._deliver(pending.address, codec.encode(piece))
+        frame = codec.encode(piece)
         with self._wake:
             self.counters.samples += len(pending.rows.samples)
             self.counters.skipped += len(piece.skipped)
@@ -227,3 +218,4 @@ class PieceBuilder:
                 self._cache.serve(key, count)
             self.counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()
+        self._deliver(pending.address, frame)  # counted before: whoever has it and asks for counters finds it there

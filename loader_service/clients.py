@@ -10,7 +10,7 @@ from stoker_proto.messages import Ticket
 
 MAX_TICKETS_PER_CLIENT = 1024
 """In work at once; more are answered with FAILURE(unavailable)."""
-MAX_SAMPLES_PER_CLIENT = 16_384
+MAX_ROWS_PER_CLIENT = 16_384
 """In work at once; more are answered with FAILURE(unavailable), a ticket that alone asks for more with `rejected`."""
 _MAX_CLIENTS = 16_384
 
@@ -19,28 +19,28 @@ _MAX_CLIENTS = 16_384
 class Client:
     """One connection that said HELLO and agreed."""
 
-    in_work: dict[int, tuple[int, int]] = field(default_factory=dict)  # ticket -> worker, samples
-    num_samples: int = 0
+    in_work: dict[int, tuple[int, int]] = field(default_factory=dict)  # ticket -> worker, rows
+    num_rows: int = 0
     """Of the tickets in work."""
 
     def begin(self, ticket: Ticket, worker: int) -> None:
         """The ticket is in work there."""
         self.in_work[ticket.ticket] = worker, ticket.count
-        self.num_samples += ticket.count
+        self.num_rows += ticket.count
 
     def end(self, number: int) -> None:
         """It is not any more; nothing happens where it was not."""
         _, count = self.in_work.pop(number, (0, 0))
-        self.num_samples -= count
+        self.num_rows -= count
 
     def refusal(self, ticket: Ticket) -> tuple[str, str] | None:
         """(reason, message) of the FAILURE where the credits do not reach."""
-        if ticket.count > MAX_SAMPLES_PER_CLIENT:
-            return "rejected", f"{ticket.count} samples at once: at most {MAX_SAMPLES_PER_CLIENT} are built"
+        if ticket.count > MAX_ROWS_PER_CLIENT:
+            return "rejected", f"{ticket.count} rows at once: at most {MAX_ROWS_PER_CLIENT} are built"
         if len(self.in_work) >= MAX_TICKETS_PER_CLIENT:
             return "unavailable", f"{MAX_TICKETS_PER_CLIENT} tickets of this rank are in work"
-        if self.num_samples + max(ticket.count, 0) > MAX_SAMPLES_PER_CLIENT:
-            return "unavailable", f"{self.num_samples} samples of this rank are in work, of {MAX_SAMPLES_PER_CLIENT}"
+        if self.num_rows + max(ticket.count, 0) > MAX_ROWS_PER_CLIENT:
+            return "unavailable", f"{self.num_rows} rows of this rank are in work, of {MAX_ROWS_PER_CLIENT}"
         return None
 
 

@@ -13,6 +13,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loader_service.build import EncodedRecord
 from loader_service.lane_plan import LanePlan
 
@@ -28,7 +31,7 @@ class RecordKey(NamedTuple):
     record: int
 
 
-_MAX_EPOCHS = 3  # of each entry, read ahead in
+_MAX_EPOCHS = 3  # of each entry that anything is remembered of: ranks are in one, or at the border between two
 
 
 class LaneKey(NamedTuple):
@@ -84,6 +87,10 @@ class ReadAhead:
         reader.is_over = reader.is_over or is_over
         return is_over
 
+    def __len__(self) -> int:
+        """Lanes that are read ahead in."""
+        return len(self._lanes)
+
     def pop(self) -> RecordKey | None:
         """The record that is needed soonest of those not yet given, or None. `RecordKey.epoch` is the lane's own."""
         while self._heap:
@@ -125,6 +132,32 @@ class ReadAhead:
         self._heap = [item for item in self._heap if item[2] in self._lanes]
         heapq.heapify(self._heap)
         self._queued.intersection_update(self._lanes)
+
+
+class SeenRecords:
+    """Which records were decoded in the epochs that entries are in: one bit each."""
+
+    def __init__(self) -> None:
+        self._bits: dict[
+            tuple[str, int], OrderedDict[int, NDArray[np.uint8]]
+        ] = {}  # (split, entry): epoch, uint8[R / 8]
+
+    def is_first(self, key: RecordKey, num_records: int) -> bool:
+        """Whether this record of num_records was not told of before in its epoch."""
+        epochs = self._bits.setdefault((key.split, key.entry), OrderedDict())
+        bits = epochs.get(key.epoch)
+        if bits is None:
+            bits = epochs[key.epoch] = np.zeros(-(-num_records // 8), np.uint8)
+            if len(epochs) > _MAX_EPOCHS:
+                epochs.popitem(last=False)
+        bit = 1 << key.record % 8
+        first = not bits[key.record // 8] & bit
+        bits[key.record // 8] |= bit
+        return first
+
+    def __len__(self) -> int:
+        """Epochs of entries that are kept in mind."""
+        return sum(map(len, self._bits.values()))
 
 
 @dataclass(slots=True)

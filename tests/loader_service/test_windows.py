@@ -7,7 +7,7 @@ import pytest
 
 from loader_service.build import EncodedRecord, EncodedSample
 from loader_service.plan import EpochPlan
-from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey
+from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from stoker_proto.config import OrderConfig
 
 ROW = EncodedSample(np.zeros(1, np.int32), np.zeros(1, np.uint8), (), None, 0)
@@ -105,3 +105,40 @@ def test_read_ahead_after_a_resume_starts_at_the_window_that_was_asked() -> None
         given.add(item.record)
     assert given <= {ref.record for ref in plan.samples(0, plan.window_at(0, 30).start, 20)}
     assert plan.samples(0, 30, 1)[0].record in given
+
+
+@pytest.mark.parametrize("epochs", [range(50), range(50, 0, -1)])
+def test_epochs_that_ranks_are_not_in_are_forgotten(epochs: range) -> None:
+    """In whatever order a client asks for them."""
+    order = OrderConfig(lanes=2, window_records=2)
+    ahead, seen = ReadAhead(), SeenRecords()
+    for epoch in epochs:
+        plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=epoch, entry=0)
+        for lane in range(2):
+            ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
+        assert seen.is_first(RecordKey("train", epoch, 0, 7), 20)
+        assert not seen.is_first(RecordKey("train", epoch, 0, 7), 20)
+        assert len(ahead) <= 6
+        assert len(seen) <= 3
+    given = set()
+    while (item := ahead.pop()) is not None:
+        given.add(item.epoch)
+    assert 0 < len(given) <= 3
+
+
+def test_an_entry_that_passes_fast_does_not_make_another_forget() -> None:
+    """A small source is in its fifth pass while a large one is in its first."""
+    order = OrderConfig(lanes=1, window_records=2)
+    ahead, seen = ReadAhead(), SeenRecords()
+    large = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    ahead.asked(LaneKey("train", 0, 0, 0), large, 60, 1)
+    assert seen.is_first(RecordKey("train", 0, 0, 7), 20)
+    for epoch in range(1, 6):
+        plan = EpochPlan.make(np.full(4, 3, np.uint32), order, split="train", epoch=epoch, entry=1)
+        ahead.asked(LaneKey("train", epoch, 1, 0), plan, 12, 1)
+        seen.is_first(RecordKey("train", epoch, 1, 0), 4)
+    assert not seen.is_first(RecordKey("train", 0, 0, 7), 20)
+    entries = set()
+    while (item := ahead.pop()) is not None:
+        entries.add(item.entry)
+    assert entries == {0, 1}
