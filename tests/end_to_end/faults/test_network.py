@@ -91,7 +91,7 @@ def test_a_sick_connection_beside_a_healthy_one(
         pytest.param("unreachable", marks=pytest.mark.long),
         pytest.param("half-open", marks=pytest.mark.long),
         pytest.param("duplicate", marks=pytest.mark.long),
-        "corrupt",
+        pytest.param("corrupt", marks=pytest.mark.long),
     ],
 )
 def test_the_only_connection_is_sick_and_heals(

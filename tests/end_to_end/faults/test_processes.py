@@ -87,7 +87,7 @@ def test_a_rolling_restart_of_the_whole_fleet_costs_no_time_out(arena: Arena, cr
             crew.addresses,
             {5: begun.set, STEPS - 5: hold},
             "trainer.feed.ticket_deadline_s=60",
-            step_s=0.07,
+            step_s=0.05,
             ranks=2,
         )
     check_run(pulled, SLACK_S)
