@@ -105,6 +105,8 @@ def test_other_frames_are_refused(frame: NDArray[Any], message: str) -> None:
 def bad_bytes() -> dict[str, tuple[str, bytes, str]]:
     good = coder("jpeg").encode(FRAME, None)
     large = simplejpeg.encode_jpeg(np.zeros((64, 72, 3), np.uint8))
+    frame_header = good.index(b"\xff\xc0")  # marker, length, precision, then height and width
+    absurd = good[: frame_header + 5] + b"\xff\xdc" * 2 + good[frame_header + 9 :]  # 65,500 x 65,500: 12 GB of pixels
     return {
         "not base64": ("base64", b"!" * 40, "no base64"),
         "base64 of nothing": ("base64", b"", "no base64"),
@@ -112,6 +114,8 @@ def bad_bytes() -> dict[str, tuple[str, bytes, str]]:
         "not a JPEG": ("jpeg", b"<html></html>", "no jpeg"),
         "cut short": ("jpeg", good[: len(good) // 2], "no jpeg"),
         "another size": ("jpeg", large, "64 x 72: 64 x 64 is expected"),
+        "absurd size": ("jpeg", absurd, "65500 x 65500: 64 x 64 is expected"),
+        "absurd size in Base64": ("base64", base64.b64encode(absurd), "65500 x 65500: 64 x 64 is expected"),
         "padded": ("jpeg", good + b"\0" * 10**6, "an image of 10"),
         "pixels": ("pixels", b"\0" * 5, "5 bytes: 12288 pixel bytes"),
     }
