@@ -10,6 +10,7 @@ from trainer.feed import explain
 from trainer.feed.commands import CoreOptions
 from trainer.feed.fleet import Fleet
 from trainer.feed.peer import State
+from trainer.feed.standing import Standings
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def fleet() -> Fleet:
         micro_batch_size=4,
         window=2,
     )
-    fleet = Fleet(options, [], 100.0)
+    fleet = Fleet(options, [], Standings(options))
     for number in range(2):
         fleet.connected(number, 100.0)
         fleet.heard(number, 100.0)
