@@ -1,5 +1,5 @@
-"""Entry points: `loader-serve`, `loader-prepare`, `loader-convert`, `loader-keys`; also
-`python -m loader_service.cli serve|prepare|convert|keys ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-convert`, `loader-keys`; also
+`python -m loader_service.cli serve|prepare|inspect|convert|keys ...`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def prepare(argv: list[str] | None = None) -> int:
     from loader_service.prepare.cli import main
 
     return _guarded("loader-prepare", lambda: main(argv))
+
+
+def inspect(argv: list[str] | None = None) -> int:
+    """`loader-inspect`."""
+    from loader_service.inspection.cli import main
+
+    return _guarded("loader-inspect", lambda: main(argv))
 
 
 def convert(argv: list[str] | None = None) -> int:
@@ -55,7 +62,7 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    commands = {"serve": serve, "prepare": prepare, "convert": convert, "keys": keys}
+    commands = {"serve": serve, "prepare": prepare, "inspect": inspect, "convert": convert, "keys": keys}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m loader_service.cli {{{','.join(commands)}}} ...")
     sys.exit(commands[sys.argv[1]](sys.argv[2:]))

@@ -156,6 +156,10 @@ class Processor:
         actions: NDArray[np.float32] = self.codec.decode(self.vocabulary.to_codes(ids)[None])[0]
         return actions
 
+    def token_texts(self, ids: NDArray[np.integer[Any]]) -> list[str]:
+        """The text of each token on its own, special ones by name: to be looked at, not to be joined and used."""
+        return [self._tokenizer.text_of(int(number)) for number in ids]
+
     def to_json(self) -> str:
         """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""
         tokenizer = {"tokenizer": self._tokenizer.fingerprint, "special_tokens": self._tokenizer.names}

@@ -94,6 +94,11 @@ class TextTokenizer:
         added = self.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if not token.special]
 
+    def text_of(self, number: int) -> str:
+        """The text of one token, its name where it is a special one or a piece of a character."""
+        text: str = self.tokenizer.decode([number], skip_special_tokens=False)
+        return text if text and "\ufffd" not in text else self.tokenizer.id_to_token(number) or f"<id {number}>"
+
     def id_of(self, token: str) -> int | None:
         """The id of one token, None where there is no such token."""
         number: int | None = self.tokenizer.token_to_id(token)

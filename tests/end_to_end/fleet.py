@@ -80,11 +80,11 @@ def run_cli(*arguments: str, cwd: Path = ROOT, timeout: float = 60) -> subproces
 
 
 def run_program(
-    module: str, *arguments: str, cwd: Path = ROOT, timeout: float = 60
+    module: str, *arguments: str, cwd: Path = ROOT, timeout: float = 60, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ...` to its end."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=timeout)
 
 
 def write_demonstrations(folder: Path, lengths: Sequence[int], *, seed: int = 0, size: int = 32) -> Path:

@@ -1,0 +1,29 @@
+"""The images of a row as the model will see them: decoded from what travels, side by side in one PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from loader_service.inspection.rows import InspectedRow
+from stoker_proto.processor import Processor
+
+
+def write_pictures(row: InspectedRow, processor: Processor, folder: Path) -> Path | None:
+    """`{split}-{entry}-record{r}-sample{s}.png`; None where the row has no image."""
+    images = [image for sample in row.samples if sample.encoded is not None for image in sample.encoded.images]
+    if not images or processor.image is None:
+        return None
+    height, width = processor.image.height, processor.image.width
+    strip = np.empty((height, len(images) * width, 3), np.uint8)
+    for number, data in enumerate(images):
+        pixels = np.empty((height, width, 3), np.uint8)
+        processor.decode_image(data, pixels)
+        strip[:, number * width : (number + 1) * width] = pixels
+    ref = row.samples[0].ref
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{row.manifest.split}-{row.manifest.entry}-record{ref.record}-sample{ref.sample}.png"
+    Image.fromarray(strip).save(path)
+    return path
