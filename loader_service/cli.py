@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -50,7 +51,7 @@ def keys(argv: list[str] | None = None) -> int:
 
 
 def _guarded(program: str, run: Callable[[], object]) -> int:
-    """0, or 1 after printing a StokerError as one line; 130 after Ctrl-C."""
+    """0, or 1 after printing a StokerError as one line, or where nobody reads on; 130 after Ctrl-C."""
     try:
         run()
     except StokerError as error:
@@ -58,6 +59,9 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # what reads our output (`head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

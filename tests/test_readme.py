@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from loader_service.sources.base import SOURCES as SOURCES_OF_CODE
+from loader_service.sources.base import make_datasets
 from stoker_proto.config_reader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+SOURCES = (ROOT / "loader_service" / "sources" / "README.md").read_text()
 
 
 def test_linked_files_exist() -> None:
@@ -38,3 +41,19 @@ def test_every_file_named_in_a_command_is_there() -> None:
     files = re.findall(r"\b((?:deploy|trainer|tests|loader_service)/[\w/.-]+\.(?:py|sh|yaml))", commands)
     assert files
     assert not [file for file in files if not (ROOT / file).exists()]
+
+
+def test_the_examples_of_sources_are_configurations(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", SOURCES, re.S)
+    assert len(examples) >= 5
+    for example in examples:
+        (tmp_path / "my.yaml").write_text(
+            f"model: {{base_model_path: m}}\n{example}trainer: {{micro_batch_size: 1, global_batch_size: 1, lr: 1e-5}}\n"
+        )
+        make_datasets(load_config(tmp_path / "my.yaml").data)  # their options too
+
+
+def test_every_dataset_type_is_told_of() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", SOURCES.split("\n## ")[0], re.M)) - {"dataset_type"} == set(
+        SOURCES_OF_CODE
+    )

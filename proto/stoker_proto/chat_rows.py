@@ -7,11 +7,13 @@
 With `stoker` a system turn stands in front of the next turn, in plain words; what a tool says is a turn of the user's. Each
 answer begins behind a prompt that is tokenised by itself, as generation would; so one question with one answer gives the ids
 that `instruction` and `answer` give. The other templates have exactly that: one turn of the user's, one of the assistant's.
+Where all turns are learned, so is what the template writes around them: every token but those in front of the text and images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from stoker_proto.image_spec import ImageSpec
 from stoker_proto.rendered import Rendered, encode_rendered
 from stoker_proto.rows import EncodedRow, Ids, RowWriter
 from stoker_proto.tokenizer import TextTokenizer
-from stoker_proto.turns import Parts, Turn, check_turns, mark_parts, place_images
+from stoker_proto.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
 
 Labels = NDArray[np.uint8]
 
@@ -73,6 +75,11 @@ class DialogueRows:
         )
 
     def _encode_single(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+        if is_learned_whole(turns):
+            raise RowError(
+                f"data.dialogue.template {self._dialogue.template} (with this model) learns answers only: use stoker or "
+                "chat_template to learn whole dialogues"
+            )
         user, *rest = turns
         in_front = parts[0][:num_images] == (None,) * num_images and parts[0][num_images:].count(None) == 0
         if user.role != "user" or len(rest) != 1 or rest[0].role != "assistant" or not in_front:
@@ -85,10 +92,18 @@ class DialogueRows:
         return self._rows.encode(instruction, num_images, answer=rest[0].text)
 
     def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+        whole = is_learned_whole(turns)
+        if whole:  # nothing has to be told apart
+            turns = [replace(turn, learned=False) for turn in turns]
         if self._dialogue.template == "chat_template":
             ids, supervised = self._by_template(turns, parts)
         else:
             ids, supervised = self._by_turns(turns, parts)
+        if whole:
+            supervised = np.ones(len(ids), np.uint8)
+            supervised[: 0 if self._dialogue.writes_bos else len(self._tokenizer.leading)] = 0
+            if self._image is not None:
+                supervised[ids == self._image.token_id] = 0
         return self._rows.expand(ids, supervised, num_images)
 
     def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:

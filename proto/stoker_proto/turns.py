@@ -28,7 +28,7 @@ class Turn:
     role: Literal["system", "user", "assistant", "tool"]
     text: str
     learned: bool = False
-    """Whether its words (and the token that ends them) are labels: of the assistant's turns."""
+    """Whether its words (and the token that ends them) are labels: of the assistant's turns, or of all turns."""
 
 
 def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
@@ -57,11 +57,25 @@ def mark_parts(turn: Turn, parts: Parts, control: ControlTokens) -> Parts:
     return tuple(None if part is None else control.mark(part, of_assistant=of_assistant) for part in parts)
 
 
-def check_turns(turns: Sequence[Turn]) -> None:
-    """Raises DataError unless some turn of the assistant's, and no other, is learned."""
+def is_learned_whole(turns: Sequence[Turn]) -> bool:
+    """Whether everything that the dialogue writes is a label, not only what the assistant says.
+
+    Raises DataError where turns of others are learned and some turn is not: what stands between them belongs to none.
+    """
+    others = [number for number, turn in enumerate(turns) if turn.learned and turn.role != "assistant"]
+    if not others:
+        return False
     for number, turn in enumerate(turns):
-        if turn.learned and turn.role != "assistant":
-            raise DataError(f"turn {number} is the {turn.role}'s and learned: only the assistant's turns are")
+        if not turn.learned:
+            raise DataError(
+                f"turn {others[0]} is the {turns[others[0]].role}'s and learned, and turn {number} is not: learn all turns, or "
+                "only the assistant's"
+            )
+    return True
+
+
+def check_turns(turns: Sequence[Turn]) -> None:
+    """Raises DataError where no turn is learned."""
     if not any(turn.learned for turn in turns):
         raise DataError(f"none of the {len(turns)} turns is learned: at least one of the assistant's is expected")
 

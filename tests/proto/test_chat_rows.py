@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,8 +245,28 @@ def test_what_is_no_dialogue(tmp_path: Path) -> None:
     processor = build(tmp_path)
     with pytest.raises(DataError, match=r"none of the 2 turns is learned"):
         processor.encode_turns([HI, Turn(role="assistant", text="x")])
-    with pytest.raises(DataError, match=r"turn 0 is the user's and learned"):
-        processor.encode_turns([Turn(role="user", text="x", learned=True), HELLO])
+    with pytest.raises(
+        DataError, match=r"turn 0 is the user's and learned, and turn 1 is not: learn all turns, or only"
+    ):
+        processor.encode_turns([Turn(role="user", text="x", learned=True), replace(HELLO, learned=False)])
+
+
+def test_whole_dialogues_are_learned_where_all_turns_are(tmp_path: Path, chat_processor: Make) -> None:
+    """The prompt too, as some recipes do: all but what stands in front of the text, and images."""
+    said = [replace(turn, learned=True) for turn in (Turn(role="system", text="Be kind."), HI, HELLO, BYE, BYE_BYE)]
+    assert shown(build(tmp_path / "stoker"), said) == (
+        "<s>{Be kind. <|User|> Hi <|Assistant|> Hello</s><|User|> Bye <|Assistant|> Bye bye</s>}"
+    )
+    seen = [replace(turn, learned=True) for turn in (Turn(role="user", text="<image> x"), HELLO)]
+    assert shown(build(tmp_path / "llava", family="llava"), seen, 1) == (
+        "<s>{<|User|> }<image>x16{ x <|Assistant|> Hello</s>}"
+    )
+    row = chat_processor(CHATML).encode_turns(said)
+    plainly = chat_processor(CHATML).encode_turns([replace(turn, learned=turn.role == "assistant") for turn in said])
+    assert row.input_ids.tolist() == plainly.input_ids.tolist()
+    assert row.supervised.all()
+    with pytest.raises(RowError, match=r"template openvla .* learns answers only: use stoker or chat_template"):
+        build(tmp_path / "openvla", "data.dialogue.template=openvla").encode_turns(said[1:3])
 
 
 def test_templates_that_do_not_show_what_is_learned(chat_processor: Make) -> None:

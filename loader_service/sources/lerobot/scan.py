@@ -67,7 +67,7 @@ def scan_shard(
             yield _record(max(start, 0), length, error=str(error))
             continue
         actions = parsed.actions[~is_noop(parsed.actions)] if config.action.drop_noops else parsed.actions
-        yield _record(start, length, actions=actions)
+        yield _record(start, length, actions=actions, states=parsed.states)
 
 
 def _check_info(columns: Columns, meta: Meta, config: DataConfig, options: LeRobotOptions) -> None:
@@ -122,7 +122,14 @@ def _check_videos(
 
 
 def _record(
-    start: int, length: int, *, actions: NDArray[np.float32] | None = None, error: str | None = None
+    start: int,
+    length: int,
+    *,
+    actions: NDArray[np.float32] | None = None,
+    states: NDArray[np.float32] | None = None,
+    error: str | None = None,
 ) -> ScannedRecord:
     num_samples = length if actions is None else len(actions)
-    return ScannedRecord(offset=start, size=length, num_samples=num_samples, actions=actions, error=error)
+    return ScannedRecord(
+        offset=start, size=length, num_samples=num_samples, actions=actions, states=states, error=error
+    )
