@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.messages import Piece
 from stoker_proto.processor import Processor
+from stoker_proto.turns import Turn
 from trainer.feed.batch import BatchBuilder
 from trainer.step import Stepper
 
@@ -23,10 +25,8 @@ _LARGEST_DIFFERENCE = 0.05
 
 def check_packing(stepper: Stepper, processor: Processor) -> None:
     """One forward of two short rows, on all ranks together. Raises ConfigError."""
-    first = processor.encode(
-        "put the red cube onto the green one", 0, answer="the red cube is on the green one"
-    ).input_ids
-    second = processor.encode("what do you see?", 0, answer="a table and two cubes").input_ids
+    first = _dialogue(processor, "put the red cube onto the green one", "the red cube is on the green one")
+    second = _dialogue(processor, "what do you see?", "a table and two cubes")
     ids = np.concatenate((first, second, second, first))
     piece = Piece(
         ticket=0,
@@ -56,3 +56,8 @@ def check_packing(stepper: Stepper, processor: Processor) -> None:
             f"{type(stepper.engine.module).__name__} does not keep the samples of a packed row apart: behind another one a "
             f"sample's logits differ by {difference:.2f} standard deviations; set data.packing to false, or take another model"
         )
+
+
+def _dialogue(processor: Processor, question: str, answer: str) -> NDArray[np.int32]:
+    turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer, learned=True))
+    return processor.encode_turns(turns).input_ids
