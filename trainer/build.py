@@ -68,7 +68,8 @@ def open_split(
     info = feed.connect()
     if info.num_samples == 0:
         raise DataError(f"data.{split}_data_paths hold no samples: name other files")
-    return Split(feed=feed, num_samples=info.num_samples, pass_samples=info.pass_samples), info
+    sources = SourceTable(config.data.source_names(), config.data.entry_sources(split), info.pass_samples)
+    return Split(feed=feed, num_samples=info.num_samples, sources=sources), info
 
 
 def check_same_on_all_ranks(fingerprints: dict[str, str], ranks: Ranks) -> None:
@@ -109,8 +110,7 @@ def assemble(
 ) -> Trainer:
     """The trainer around feeds that are connected."""
     engine = build_engine(config, ranks, processor, checkpoints, saved)
-    names = config.data.source_names()
-    cursor = saved.cursor if saved is not None else Cursor(source_samples=(0,) * len(names))
+    cursor = saved.cursor if saved is not None else Cursor(source_samples=(0,) * len(train.sources))
     if saved is not None:
         log.info(
             "resumed from %s: step %d, epoch %d, sample %d", saved.folder, cursor.step, cursor.epoch, cursor.sample
@@ -119,9 +119,7 @@ def assemble(
     return Trainer(
         config=config,
         ranks=ranks,
-        stepper=build_stepper(
-            engine, config, processor, ranks, SourceTable(names, config.data.entry_sources("train"), train.pass_samples)
-        ),
+        stepper=build_stepper(engine, config, processor, ranks, train.sources),
         processor=processor,
         train=train,
         val=val,

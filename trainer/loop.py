@@ -30,6 +30,7 @@ from trainer.progress import DigestLog, ProgressBar, write_summary
 from trainer.saved import Cursor
 from trainer.schedule_lr import learning_rate
 from trainer.skips import over_ranks
+from trainer.sources import SourceTable
 from trainer.step import Stepper, StepResult, max_over_ranks
 from trainer.trackers import Trackers
 from trainer.zero import Ranks, leave_ranks, set_learning_rate
@@ -58,8 +59,7 @@ class Split:
     feed: BatchFeed
     num_samples: int
     """Of one epoch."""
-    pass_samples: tuple[int, ...]
-    """Of one pass over each source."""
+    sources: SourceTable
 
 
 @dataclass(kw_only=True)
@@ -235,7 +235,7 @@ class Trainer:
         if self.val is None:
             return
         with closing(cast("Any", self.val.feed.steps(0, 0))) as steps:
-            metrics = validate(self.stepper, steps, self.processor, self.ranks, self.val.num_samples)
+            metrics = validate(self.stepper, steps, self.processor, self.ranks, self.val.num_samples, self.val.sources)
         self._validated_at, self._validation = self.cursor.step, metrics
         self.trackers.log({f"val/{name}": value for name, value in metrics.items()}, self.cursor.step)
         shown = ("perplexity", "action_perplexity", "accuracy", "action_mae/mean")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evals.scores import exp
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceResult:
@@ -51,6 +53,16 @@ class SourceTable:
                 found[f"train/accuracy/{name}"] = result.correct / result.num_supervised
             found[f"train/samples/{name}"] = rows
             found[f"train/passes/{name}"] = rows / pass_rows if pass_rows else math.nan
+        return found
+
+    def perplexities(self, sums: Sequence[float]) -> dict[str, float]:
+        """`perplexity/chat` and `accuracy/chat` from NLL, right and supervised tokens of each source; none for a single one."""
+        found: dict[str, float] = {}
+        for number, name in enumerate(self.names if len(self) > 1 else ()):
+            nll, correct, supervised = sums[3 * number : 3 * number + 3]
+            if supervised:
+                found[f"perplexity/{name}"] = exp(nll / supervised)
+                found[f"accuracy/{name}"] = correct / supervised
         return found
 
     def summary(self, so_far: Sequence[float]) -> dict[str, Mapping[str, float]]:

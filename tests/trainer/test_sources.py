@@ -31,7 +31,7 @@ def test_each_source_has_its_loss_accuracy_and_counts(tiny_llava: Path, tmp_path
         tmp_path,
         data={"sources": SOURCES},
         logger=LoggerConfig(tensorboard=True),
-        eval_interval=0,
+        eval_interval=4,
         export=False,
     )
     run_ranks(2, lambda rank: run(config))
@@ -48,6 +48,11 @@ def test_each_source_has_its_loss_accuracy_and_counts(tiny_llava: Path, tmp_path
     for scalar in events.Scalars("train/loss"):
         low, high = sorted(losses[scalar.step] for losses in of_source)
         assert low < scalar.value < high
+    parts = {
+        name: events.Scalars(f"val/{name}")[-1].value
+        for name in ("perplexity", "perplexity/robots", "perplexity/texts")
+    }
+    assert min(parts.values()) < parts["perplexity"] < max(parts.values())
     summary = json.loads((tmp_path / "summary.json").read_text())
     # The pass of this feed in memory holds all 29, of both kinds.
     assert summary["sources"]["texts"] == {"samples": NUM_TEXTS, "passes": NUM_TEXTS / NUM_TRAIN}
@@ -70,8 +75,17 @@ def test_figures_of_a_source_by_hand() -> None:
     }
 
 
+def test_perplexity_of_a_source_by_hand() -> None:
+    table = SourceTable(("robots", "chats", "none"), (0, 1, 2), (1, 1, 1))
+    found = table.perplexities([math.log(2) * 4, 1, 4, math.log(8) * 2, 2, 2, 0, 0, 0])
+    assert found == pytest.approx(
+        {"perplexity/robots": 2, "accuracy/robots": 0.25, "perplexity/chats": 8, "accuracy/chats": 1}
+    )
+
+
 def test_a_single_source_has_no_figures_of_its_own() -> None:
     table = SourceTable(("robots",), (0,), (100,))
     assert table.figures([SourceResult(nll=1.0, correct=1, num_supervised=1, num_rows=1)], (1,)) == {}
+    assert table.perplexities([1.0, 1, 1]) == {}
     assert table.summary((150,)) == {"robots": {"samples": 150, "passes": 1.5}}
     assert math.isnan(SourceTable(("empty",), (0,), (0,)).summary((0,))["empty"]["passes"])

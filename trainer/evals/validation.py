@@ -12,18 +12,27 @@ from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from trainer.evals.scores import Sums, add_scores
 from trainer.feed.batch import StepBatch
-from trainer.step import Stepper, sum_over_ranks
+from trainer.sources import SourceTable
+from trainer.step import Stepper, nll_of_rows, row_sums, sum_over_ranks
 from trainer.zero import Ranks
 
 log = logging.getLogger(__name__)
 
 
 def validate(
-    stepper: Stepper, steps: Iterator[StepBatch], processor: Processor, ranks: Ranks, num_samples: int
+    stepper: Stepper,
+    steps: Iterator[StepBatch],
+    processor: Processor,
+    ranks: Ranks,
+    num_samples: int,
+    sources: SourceTable,
 ) -> dict[str, float]:
-    """The metrics of `Sums`, the same on every rank. Raises DataError where not every sample was seen exactly once."""
+    """The metrics of `Sums`, the same on every rank; perplexity and accuracy of each source, too, where there are several.
+
+    Raises DataError where not every sample was seen exactly once.
+    """
     dim = processor.codec.dim if processor.codec is not None else 0
-    sums = Sums(dim)
+    sums, by_source = Sums(dim), torch.zeros(len(sources), 3, dtype=torch.float64, device=ranks.device)
     stepper.engine.eval()
     try:
         with torch.no_grad():
@@ -33,11 +42,15 @@ def validate(
                     logits = stepper.logits(inputs)
                     add_scores(sums, logits, inputs.targets, np.asarray(batch.actions), processor)
                     sums.samples += batch.num_rows
+                    rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
+                    numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)
+                    by_source.index_add_(0, numbers, rows)
     finally:
         stepper.engine.train()
-    total = Sums.from_vector(dim, sum_over_ranks(sums.to_vector(), ranks))
+    found = sum_over_ranks([*by_source.flatten().tolist(), *sums.to_vector()], ranks)
+    total = Sums.from_vector(dim, found[by_source.numel() :])
     if total.samples != num_samples:
         raise DataError(
             f"validation saw {total.samples:.0f} samples where the split has {num_samples}: report this with your config"
         )
-    return total.metrics()
+    return total.metrics() | sources.perplexities(found[: by_source.numel()])

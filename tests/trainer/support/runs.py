@@ -13,6 +13,7 @@ from tests.trainer.support.memory import MemoryFeed, make_examples, make_process
 from trainer.build import assemble
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Split, Trainer
+from trainer.sources import SourceTable
 from trainer.zero import join_ranks
 
 NUM_TRAIN, NUM_VAL = 29, 13  # 4 steps an epoch, the last with padding rows
@@ -27,7 +28,9 @@ def build_run(config: Config, *, images: bool = True, fingerprints: dict[str, st
     for count, seed in ((NUM_TRAIN, 1), (NUM_VAL, 2)):
         examples = make_examples(count, seed=seed, images=images)
         feed = MemoryFeed(examples, config, processor, ranks.rank, ranks.world_size)
-        splits.append(Split(feed=feed, num_samples=count, pass_samples=(count,) * len(config.data.source_names())))
+        names = config.data.source_names()
+        sources = SourceTable(names, config.data.entry_sources("train"), (count,) * len(names))
+        splits.append(Split(feed=feed, num_samples=count, sources=sources))
     checkpoints = Checkpoints(config, ranks)
     saved = checkpoints.find()
     found = fingerprints or FINGERPRINTS
