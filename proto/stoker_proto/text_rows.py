@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.control_tokens import ControlTokens, is_marked
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.rendered import Rendered, encode_rendered
 from stoker_proto.rows import EncodedRow, Ids
 from stoker_proto.tokenizer import TextTokenizer
@@ -36,7 +36,7 @@ class TextRows:
 
     def of_text(self, text: str, special_tokens: Collection[str] = ()) -> list[EncodedRow]:
         """The rows of a text; special_tokens: those in it that are meant as such, any other is plain text."""
-        return self._rows(self._encode([self._control.mark(text, written=special_tokens)])[0])
+        return self._rows(self._encode([self._mark(text, special_tokens)])[0])
 
     def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
         """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
@@ -45,7 +45,7 @@ class TextRows:
     def count_texts(self, texts: Sequence[str | tuple[str, Collection[str]]]) -> list[tuple[int, int]]:
         """(rows, tokens in them) of each text, or text with its special tokens: of what `of_text` gives."""
         pairs = [(text, ()) if isinstance(text, str) else text for text in texts]
-        marked = [self._control.mark(text, written=special_tokens) for text, special_tokens in pairs]
+        marked = [self._mark(text, special_tokens) for text, special_tokens in pairs]
         return [self._count(len(ids)) for ids in self._encode(marked)]
 
     def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
@@ -59,6 +59,15 @@ class TextRows:
         if room < 1:
             raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
         return room
+
+    def _mark(self, text: str, special_tokens: Collection[str]) -> str:
+        for token in special_tokens:
+            if self._tokenizer.id_of(token) is None:
+                raise RowError(
+                    f"the dataset writes {token!r}, which is no token of this tokenizer and would be trained as letters: name "
+                    "the tokenizer's own (data.options.tokens), or turn off what needs it"
+                )
+        return self._control.mark(text, written=special_tokens)
 
     def _encode(self, marked: Sequence[str]) -> list[Ids]:
         """The ids of each text, without leading ones and end token."""

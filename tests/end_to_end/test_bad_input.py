@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
+from stoker_proto.config_reader import load_config
 from stoker_proto.errors import DataError, DeadlineError, RefusedError
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations
+from trainer.feed.feed import Feed
 
 
 @pytest.fixture
@@ -68,8 +70,12 @@ def test_a_changed_trajectory_is_noticed(tmp_path: Path, model: Path) -> None:
 def test_a_loader_with_other_data_is_refused_with_the_difference(tmp_path: Path, config: Path, model: Path) -> None:
     other_data = write_demonstrations(tmp_path / "other", LENGTHS, seed=7)
     other = write_config(tmp_path, model, [other_data])
-    with serving(config) as a, serving(other) as b, pytest.raises(RefusedError, match=r"manifest/train/0"):
-        pull(config, [a.address, b.address])
+    with serving(config) as a, serving(other) as b:
+        loaded = load_config(config, [f"cluster.loader_addresses=[{a.address}]"])
+        with Feed(loaded, "train", 0, 1) as feed:
+            fingerprints = feed.connect().fingerprints  # as a checkpoint of this run has them
+        with pytest.raises(RefusedError, match=r"manifest/train/0"):
+            pull(config, [b.address], pins=fingerprints)
 
 
 def test_a_loader_with_another_template_is_refused_by_name(

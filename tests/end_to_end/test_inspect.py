@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import yaml
 from PIL import Image
 
 from stoker_proto.config_reader import load_config
-from tests.end_to_end.fleet import environment, run_cli, run_program, serving, write_config, write_demonstrations
+from tests.end_to_end.fleet import environment, pull, run_cli, run_program, serving, write_config, write_demonstrations
 from trainer.feed.feed import Feed
 
 
@@ -93,6 +94,47 @@ def test_a_class_of_ones_own_from_outside_the_repository(model: Path, tmp_path: 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "<|User|> what is this? <|Assistant|>[ a cube</s>]" in done.stdout
+
+
+def test_the_complete_class_of_the_page_on_sources(model: Path, tmp_path: Path) -> None:
+    """From outside the repository: looked at, verified, served; a frame that is missing has its name."""
+    page = (Path(__file__).parents[2] / "loader_service" / "sources" / "README.md").read_text()
+    code = page.split("## Your own")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_folders.py").write_text(code)
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        folder = tmp_path / "data" / f"episode_{number}"
+        folder.mkdir(parents=True)
+        steps = generator.uniform(-1, 1, (4 + number, 7)).round(4)
+        (folder / "steps.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in steps.tolist()))
+        (folder / "task.txt").write_text("push the cube\n")
+        for t in range(len(steps)):
+            pixels = np.full((48, 40, 3), 20 * t, np.uint8)
+            (folder / f"{t:06}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
+    (tmp_path / "data" / "episodes.txt").write_text("episode_0\nepisode_1\nepisode_2\n")
+    tree = {
+        "model": {"base_model_path": str(model)},
+        "data": {
+            "dataset_type": "my_folders:Folders",
+            "train_data_paths": [str(tmp_path / "data")],
+            "max_seq_len": 64,
+            "action": {"codec": "bins", "chunk": 2},
+        },
+        "trainer": {"micro_batch_size": 1, "global_batch_size": 1, "lr": 1e-3},
+    }
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(tree))
+    path = f"{environment()['PYTHONPATH']}:{tmp_path}"
+    known = ("--config", str(tmp_path / "my.yaml"))
+    done = run_program("loader_service.cli", "inspect", *known, "--record", "1", "--num", "5", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<|User|> <image>x16 push the cube <|Assistant|>[<action ") == 5
+    assert done.stdout.count("action of the labels") == 5
+    with serving(tmp_path / "my.yaml", PYTHONPATH=path) as loader:
+        assert len(pull(tmp_path / "my.yaml", [loader.address]).keys) == 15
+    (tmp_path / "data" / "episode_1" / "000003.jpg").unlink()
+    done = run_program("loader_service.cli", "prepare", *known, "--verify", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert f"{tmp_path}/data/episode_1: record 3: no frame:" in done.stderr
 
 
 @pytest.mark.parametrize(

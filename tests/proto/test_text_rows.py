@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.processor import Processor
 from tests.proto.conftest import words
 from tests.tiny_models import make_config, write_model_folder
@@ -110,3 +110,13 @@ def test_special_tokens_that_a_dataset_wrote_are_tokens(tmp_path: Path) -> None:
     assert (row.input_ids == end).sum() == 1  # the row's own
     assert texts.count_texts([("<pad>x</s>y<pad>", ("<pad>",))]) == [(1, len(row.input_ids))]
     assert (texts.of_text("<pad>x")[0].input_ids == pad).sum() == 0
+
+
+def test_a_special_token_that_the_tokenizer_lacks_is_no_word(tmp_path: Path) -> None:
+    texts = build(tmp_path, 64).texts
+    for call in (
+        lambda: texts.of_text("<fim_prefix>x", ["<fim_prefix>"]),
+        lambda: texts.count_texts([("<fim_prefix>x", ["<fim_prefix>"])]),
+    ):
+        with pytest.raises(RowError, match=r"writes '<fim_prefix>', which is no token .*data\.options\.tokens"):
+            call()
