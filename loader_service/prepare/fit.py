@@ -7,6 +7,7 @@ import logging
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredAction
 from loader_service.prepare.cache import writable
 from loader_service.prepare.manifest import ACTIONS_FILE, STATES_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
+from loader_service.prepare.published import published_statistics
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError
@@ -43,7 +45,10 @@ def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Pat
     """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions."""
     if all(entry.statistics is None for entry in train):
         return None
-    settings = [action.codec, action.chunk, action.codec_options, list(action.unmasked)]
+    settings: list[Any] = [action.codec, action.chunk, action.codec_options, list(action.unmasked)]
+    given = _given(train, action)
+    if given is not None:
+        settings.append(given.to_json())
     key = fingerprint([FORMAT_VERSION, [entry.content for entry in train], settings])[:32]
     path = root / "codecs" / f"{key}.json"
     if path.exists():
@@ -52,11 +57,19 @@ def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Pat
         except DataError as error:
             logger.warning("%s: it is fitted again", error)
     statistics, sample = train_actions(train, action)
+    statistics = statistics if given is None else given
     codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
     with writable(root):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_codec(codec, path)
     return codec
+
+
+def _given(train: Sequence[EntryManifest], action: ActionConfig) -> ActionStatistics | None:
+    if action.statistics_path is None:
+        return None
+    dim = next(entry.statistics.dim for entry in train if entry.statistics is not None)
+    return published_statistics(action.statistics_path, dim, action_mask(dim, action.unmasked))
 
 
 def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple[ActionStatistics, NDArray[np.float32]]:

@@ -93,6 +93,9 @@ class ActionConfig:
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Passed to the codec's fit: `{codebook_size: 256, levels: 4}` (vq), `{num_bins: 256}` (bins), `{vocab_size: 1024, scale: 10,
     min_frequency: 2}` (fast)."""
+    statistics_path: str | None = None
+    """Normalise by the statistics in this file (LeRobot's `meta/stats.json`, OpenVLA's `dataset_statistics.json`) instead of by
+    those of the train data."""
     unmasked: tuple[int, ...] = (6,)
     """Dimensions that are not normalised by their quantiles (7-DoF: the gripper, as OpenVLA does)."""
     drop_noops: bool = False
