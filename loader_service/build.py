@@ -21,7 +21,7 @@ from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.text_samples import is_language, rows_of
 from loader_service.token_counts import TokenCounts, has_token_counts
 from stoker_proto.config import DataConfig
-from stoker_proto.errors import DataError, located
+from stoker_proto.errors import DataError, FetchError, located
 from stoker_proto.hashing import key64
 from stoker_proto.messages import Piece, Ticket
 from stoker_proto.processor import Processor
@@ -73,11 +73,21 @@ class RecordEncoder:
             for entry, source in enumerate(data.entry_sources(split))
         }
 
+    def share_work(self, threads: int) -> int:
+        """How many threads may call `encode` so that `threads` work while others wait for remote files."""
+        stores = {
+            id(dataset.remote): dataset.remote for dataset in self._dataset_of.values() if dataset.remote is not None
+        }
+        for store in stores.values():
+            store.limit_work(threads)
+        return threads + (self.data.remote.concurrency if stores else 0)
+
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
         shard = Path(manifest.shards[int(manifest.shard_index[record])])
         try:
-            return self._encode(manifest, shard, record, epoch)
+            with self._dataset_of[manifest.split, manifest.entry].reading():
+                return self._encode(manifest, shard, record, epoch)
         except DataError as error:
             if self.data.on_bad_sample == "fail":
                 raise
@@ -91,6 +101,7 @@ class RecordEncoder:
         expected = int(manifest.num_samples[record])
         found: list[_Text | EncodedSample] = []
         try:
+            shard = dataset.local(shard)
             for index, sample in enumerate(
                 dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
             ):
@@ -114,7 +125,7 @@ class RecordEncoder:
                         "is_text)",
                         file=str(shard),
                     )
-        except (DataError, MemoryError):
+        except (DataError, FetchError, MemoryError):
             raise
         except Exception as error:
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)

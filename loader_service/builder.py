@@ -20,7 +20,7 @@ from loader_service.lane_plan import LanePlan, Rows
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from stoker_proto import codec
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, FetchError
 from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
@@ -145,14 +145,16 @@ class PieceBuilder:
     def _run(self) -> None:
         while (task := self._next()) is not None:
             key, epoch = task
-            outcome: EncodedRecord | DataError
+            outcome: EncodedRecord | DataError | FetchError
             try:
                 outcome = self._encoder.encode(self._manifests[key.split, key.entry], key.record, key.epoch)
-            except DataError as error:
+            except (DataError, FetchError) as error:
                 outcome = error
             for pending in self._store(key, epoch, outcome):
-                if isinstance(outcome, DataError):
-                    failure = Failure(ticket=pending.ticket.ticket, reason="data", message=str(outcome))
+                if not isinstance(outcome, EncodedRecord):
+                    # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
+                    reason = "data" if isinstance(outcome, DataError) else "unavailable"
+                    failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=str(outcome))
                     self._deliver(pending.address, codec.encode(failure))
                 else:
                     self._finish(pending)
@@ -175,13 +177,13 @@ class PieceBuilder:
                 self._wake.wait()
             return None
 
-    def _store(self, key: RecordKey, epoch: int, outcome: EncodedRecord | DataError) -> list[_Pending]:
+    def _store(self, key: RecordKey, epoch: int, outcome: EncodedRecord | DataError | FetchError) -> list[_Pending]:
         """Book a decoded record; the tickets that have all they need now (or, on an error, all that wait for it)."""
         with self._wake:
             self._running.discard(key)
             self._count(key, epoch)
             waiting = self._waiting.pop(key, [])
-            if isinstance(outcome, DataError):
+            if not isinstance(outcome, EncodedRecord):
                 return waiting
             self._cache.put(key, outcome)
             self.counters.records_ahead = self._cache.num_ahead

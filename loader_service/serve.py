@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,8 +23,10 @@ from loader_service.plan import PLAN_VERSION
 from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.shards import expand_entry
+from loader_service.remote.listing import locate_remote
+from loader_service.remote.url import is_url
 from loader_service.server import LoaderServer
-from loader_service.sources.base import make_datasets
+from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.token_counts import check_token_counts
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, config_to_tree, load_config
@@ -162,8 +165,8 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
     """split -> entries whose shards match the globs; None: all. ConfigError where a glob cuts an entry in two."""
     if globs is None:
         return None
-    wanted = {path for pattern in globs for path in expand_entry(pattern, ("*",))}
     datasets = make_datasets(config.data)
+    wanted = {path for pattern in globs for path in _expand(pattern, datasets)}
     held: dict[str, list[int]] = {"train": [], "val": []}
     for split, entries in held.items():
         sources = config.data.entry_sources(split)
@@ -184,6 +187,13 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
     if not held["train"] and not held["val"]:
         raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
     return held
+
+
+def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
+    store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
+    if store is not None and is_url(pattern):
+        return locate_remote(pattern, ("*",), store).paths
+    return expand_entry(pattern, ("*",))
 
 
 def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:

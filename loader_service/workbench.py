@@ -46,11 +46,12 @@ class Workbench:
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
+        encoder = RecordEncoder(self._config.data, Processor.load(run_dir))
         self._builder = PieceBuilder(
-            RecordEncoder(self._config.data, Processor.load(run_dir)),
+            encoder,
             job["loader"],
             self._deliver,
-            threads=job["threads"],
+            threads=encoder.share_work(job["threads"]),
             cache_bytes=(self._config.loader.cache_mb << 20) // max(1, job["workers"]),
             read_ahead=self._config.loader.read_ahead,
         )

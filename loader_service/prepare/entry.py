@@ -31,7 +31,7 @@ from loader_service.prepare.manifest import (
     read_fingerprint,
     write_description,
 )
-from loader_service.prepare.parts import FORMAT_VERSION, PartTask, Stamp, load_part
+from loader_service.prepare.parts import FORMAT_VERSION, PartResult, PartTask, RemotePart, Stamp, load_part
 from loader_service.prepare.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
 from loader_service.text_samples import Counting
@@ -84,7 +84,7 @@ class EntryJob:
         if state is None:
             return None
         seen = [(shard["name"], Stamp(*shard["stamp"])) for shard in state["shards"]]
-        found = [(name, _stamp(path)) for name, path in zip(self.shards.names, self.shards.paths, strict=True)]
+        found = [(name, stamp) for name, _, stamp in self._stamped()]
         if seen != found:
             return None
         try:
@@ -98,13 +98,15 @@ class EntryJob:
         state = self._read_state() or {"shards": []}
         known = {shard["name"]: shard for shard in state["shards"]}
         ranges: list[tuple[Path, Stamp, int, int, str | None]] = []
-        for name, path in zip(self.shards.names, self.shards.paths, strict=True):
-            stamp = _stamp(path)
+        is_remote = bool(self.shards.versions)
+        for name, path, stamp in self._stamped():
             if stamp.size == 0:
                 raise DataError("an empty shard (0 bytes): write it again, or remove it", file=str(path))
             before = known.get(name)
             if before is not None and Stamp(*before["stamp"]) == stamp:
                 ranges.extend((path, stamp, start, stop, digest) for start, stop, digest in before["parts"])
+            elif is_remote:
+                ranges.append((path, stamp, 0, stamp.size, None))
             else:
                 cuts = self.dataset.cut(path, parts_module.PART_BYTES)
                 ranges.extend((path, stamp, a, b, None) for a, b in itertools.pairwise(cuts))
@@ -120,17 +122,18 @@ class EntryJob:
                 chunk=self.sampled_chunk,
                 identity=self.scan_identity,
                 folder=str(self.root / "parts"),
+                remote=RemotePart(total) if is_remote else None,
             )
             for path, stamp, start, stop, digest in ranges
         ]
 
-    def assemble(self, tasks: list[PartTask], results: list[tuple[str, int]]) -> EntryManifest:
-        """Write the manifest from the parts in the cache; results: digest and number of records of each task."""
+    def assemble(self, results: list[PartResult]) -> EntryManifest:
+        """Write the manifest from the parts in the cache."""
         shards: dict[str, dict[str, Any]] = {
             str(path): {"name": name, "parts": [], "num_records": 0}
             for name, path in zip(self.shards.names, self.shards.paths, strict=True)
         }
-        for task, (digest, num_records) in zip(tasks, results, strict=True):
+        for task, digest, num_records in results:
             shard = shards[task.shard]
             shard["parts"].append((task.start, task.stop, digest))
             shard["stamp"] = (task.stamp.size, task.stamp.mtime_ns, task.stamp.ctime_ns, task.stamp.inode)
@@ -142,10 +145,18 @@ class EntryJob:
         content = fingerprint({"scan": self.scan_identity, "shards": hashes})
         if not self._is_whole(content):  # files touched without a change: others may be reading these columns
             with new_folder(self.folder / content[:32]) as folder:
-                self._write_columns(folder, tasks, results, content)
+                self._write_columns(folder, results, content)
         state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values())}
         write_whole(self.folder / "state.json", orjson.dumps(state))
         return self._load(content)
+
+    def _stamped(self) -> list[tuple[str, Path, Stamp]]:
+        """(name, path, stamp) of each shard; a remote one's is what the other side says."""
+        if self.shards.versions:
+            stamps = [Stamp(size, version, 0, 0) for size, version in self.shards.versions]
+        else:
+            stamps = [_stamp(path) for path in self.shards.paths]
+        return list(zip(self.shards.names, self.shards.paths, stamps, strict=True))
 
     def _load(self, content: str) -> EntryManifest:
         identity = read_fingerprint(content, self.dataset.read_identity())
@@ -169,8 +180,8 @@ class EntryJob:
             return None
         return state if isinstance(state, dict) and state.get("version") == FORMAT_VERSION else None
 
-    def _write_columns(self, folder: Path, tasks: list[PartTask], results: list[tuple[str, int]], content: str) -> None:
-        num_records = sum(count for _, count in results)
+    def _write_columns(self, folder: Path, results: list[PartResult], content: str) -> None:
+        num_records = sum(count for _, _, count in results)
         columns: dict[str, Any] = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_records,))
             for name, dtype in COLUMNS.items()
@@ -180,7 +191,7 @@ class EntryJob:
         position = num_bad = total_samples = 0
         errors: list[str] = []
         notes: Counter[str] = Counter()
-        for task, (digest, _) in zip(tasks, results, strict=True):
+        for task, digest, _ in results:
             part = load_part(task.cache_path(digest), task.keep, task.chunk)
             if part is None:
                 raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)

@@ -8,20 +8,21 @@ and of changed data only the changed parts are scanned again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import zipfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.actions_state import ActionCounter, GatheredActions
+from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
 from loader_service.prepare.cache import save_arrays, writable
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from loader_service.text_samples import Counting
@@ -56,6 +57,16 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class RemotePart:
+    """What else is needed where the shard may not be here yet."""
+
+    total: int
+    """Bytes of all shards of the entry, for `actions_to_keep`."""
+    copy: tuple[int, int] = (0, 0)
+    """Size and inode of the copy that is scanned."""
+
+
+@dataclass(frozen=True, slots=True)
 class PartTask:
     """Bytes [start, stop) of a shard, to be hashed unless `digest` is known, and scanned unless the cache holds them."""
 
@@ -72,6 +83,8 @@ class PartTask:
     """Fingerprint of the dataset's `scan_identity`."""
     folder: str
     """`parts` of the cache."""
+    remote: RemotePart | None = None
+    """Of a shard that is fetched when its turn comes."""
 
     def cache_path(self, digest: str) -> Path:
         """Where the scan of these bytes is kept."""
@@ -95,11 +108,32 @@ class Part:
     states: GatheredActions | None
 
 
-def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> tuple[str, int]:
-    """Bring the part into the cache. Returns its digest and its number of records; raises DataError.
+PartResult = tuple[PartTask, str, int]
+"""The part, its digest and its number of records."""
+
+
+def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> list[PartResult]:
+    """Bring the part into the cache; raises DataError. A remote shard not seen before comes as one part, and is cut here.
 
     counting: how text becomes rows, where they are counted; part of the task's identity.
     """
+    if task.remote is None:
+        return [(task, *_run(dataset, task, counting))]
+    if task.digest is not None and (part := load_part(task.cache_path(task.digest), task.keep, task.chunk)) is not None:
+        return [(task, task.digest, len(part.offsets))]
+    with dataset.reading():
+        shard = dataset.local(Path(task.shard))
+        status = shard.stat()
+        remote = replace(task.remote, copy=(status.st_size, status.st_ino))
+        bounds = [task.start, task.stop] if task.digest is not None else dataset.cut(shard, PART_BYTES)
+        parts = [
+            replace(task, start=a, stop=b, keep=actions_to_keep(b - a, remote.total), remote=remote)
+            for a, b in itertools.pairwise(bounds)
+        ]
+        return [(part, *_run(dataset, part, counting)) for part in parts]
+
+
+def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> tuple[str, int]:
     try:
         digest = task.digest or _digest(task)
         path = task.cache_path(digest)
@@ -186,7 +220,9 @@ def _digest(task: PartTask) -> str:
 
 
 def _check_unchanged(task: PartTask) -> None:
-    if Stamp.of(task.shard) != task.stamp:
+    stamp = Stamp.of(task.shard)
+    is_same = stamp == task.stamp if task.remote is None else (stamp.size, stamp.inode) == task.remote.copy
+    if not is_same:
         raise DataError("it changed while it was scanned: run loader-prepare again when it is written", file=task.shard)
 
 

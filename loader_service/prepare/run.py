@@ -149,7 +149,7 @@ def _scan(
     position = 0
     for job, of_job in zip(left.values(), tasks, strict=True):
         with writable(job.root):
-            job.assemble(of_job, results[position : position + len(of_job)])
+            job.assemble([part for parts in results[position : position + len(of_job)] for part in parts])
         position += len(of_job)
     done: dict[int, EntryManifest] = {}
     for number, job in zip(numbers, jobs, strict=True):

@@ -31,6 +31,9 @@ class EntryShards:
     """The same shards, absolute and without links."""
     identity: str = ""
     """Fingerprint of an index beside the shards that has a say in what a scan gives; empty where there is none."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """Of remote shards: size in bytes and a number that changes with the content, as the other side says. Then `paths` are where
+    their copies belong (`BaseSFTDataset.local` brings them); empty for files that lie here."""
 
 
 def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:

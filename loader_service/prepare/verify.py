@@ -54,13 +54,15 @@ def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Countin
         expected = int(manifest.num_samples[record])
         try:
             offset, size = int(manifest.offsets[record]), int(manifest.sizes[record])
-            found = dataset.verify(Path(shard), offset, size)
-            if counter is not None:  # samples were read, and rows were counted
-                whole = ScannedRecord(offset=offset, size=size, num_samples=found)
-                [counted] = counter.count(Path(shard), [whole])
-                if counted.error is not None:
-                    raise DataError(counted.error)
-                found = counted.num_samples
+            with dataset.reading():
+                path = dataset.local(Path(shard))
+                found = dataset.verify(path, offset, size)
+                if counter is not None:  # samples were read, and rows were counted
+                    whole = ScannedRecord(offset=offset, size=size, num_samples=found)
+                    [counted] = counter.count(path, [whole])
+                    if counted.error is not None:
+                        raise DataError(counted.error)
+                    found = counted.num_samples
         except DataError as error:
             problems.append(str(error))
             continue

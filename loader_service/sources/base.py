@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.prepare.shards import EntryShards, locate_entry
+from loader_service.remote.listing import locate_remote
+from loader_service.remote.opened import remote_store
+from loader_service.remote.store import RemoteStore
+from loader_service.remote.url import is_url
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here
@@ -110,9 +115,13 @@ class BaseSFTDataset(ABC):
     """Of text: each Sample is one row (dialogues). Then it is tokenised by loader-prepare only where lengths matter
     (data.packing, data.weigh_by: tokens)."""
 
+    remote: RemoteStore | None = None
+    """Where copies of remote files come from; None where the config names no URL."""
+
     def __init__(self, config: DataConfig) -> None:
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""
         self.config = config
+        self.remote = remote_store(config)
 
     def identity(self) -> dict[str, Any]:
         """What, besides the shards' content, decides what `read` gives: JSON values. Loaders and ranks compare its hash."""
@@ -133,7 +142,30 @@ class BaseSFTDataset(ABC):
         """An entry of the data paths -> its shards. Raises ConfigError if it has none.
 
         Override it where an index beside the shards says which they are; its content then belongs into `EntryShards.identity`."""
+        if self.remote is not None and is_url(path):
+            return locate_remote(path, self.shard_patterns, self.remote)
         return locate_entry(path, self.shard_patterns)
+
+    def local(self, path: Path) -> Path:
+        """The same path, with the file there: call it right before opening a file that lies beside a shard.
+
+        Where the data is remote, this fetches what is not here yet; all else passes through. A shard is always here when
+        `scan` and `read` are called. What `local` gave in one call of them stays until that call is over.
+        Raises DataError for a file that is missing or lies outside the data paths, FetchError where it cannot be had now."""
+        return path if self.remote is None else Path(self.remote.local(str(path)))
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Around every `scan`, `cut`, `read` and `verify`: what `local` gives in it, in this thread, stays until its end."""
+        return nullcontext() if self.remote is None else self.remote.reading()
+
+    def root_of(self, shard: Path) -> str | None:
+        """The folder of `data.data_root` where it rules this shard, else None: a URL rules what is remote, a folder the rest."""
+        root = self.config.data_root
+        if root is None or self.remote is None:
+            return root
+        if is_url(root) != self.remote.holds(shard):
+            return None
+        return str(self.remote.path_of(root)) if is_url(root) else root
 
     @abstractmethod
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:

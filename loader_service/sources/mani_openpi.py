@@ -122,7 +122,9 @@ class ManiOpenPIDataset(BaseSFTDataset):
         action = self.config.action
         kept = np.flatnonzero(~is_noop(actions)) if action.drop_noops else np.arange(len(actions))  # [N]
         folder = str(shard.parent)
-        path = resolve_inside(row.get("obs_path"), base=folder, root=self.config.data_root or folder, field="obs_path")
+        path = resolve_inside(row.get("obs_path"), base=folder, root=self.root_of(shard) or folder, field="obs_path")
+        if self.remote is not None:
+            path = self.remote.local(path)
         chunks = action_chunks(actions[kept], action.chunk)  # [N, K, D]
         with NpzFile(path) as npz:
             sources = self._open_frames(npz, len(actions), verify)

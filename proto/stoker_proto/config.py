@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.placement import Placement
+from stoker_proto.remote import RemoteConfig
 from stoker_proto.security import SecurityConfig
 
 
@@ -158,7 +159,8 @@ class DataConfig:
     """`mani_openpi`, `chat`, `code`, `text`, or `package.module:Class`: a subclass of
     `loader_service.sources.base.BaseSFTDataset`."""
     train_data_paths: tuple[str, ...] = ()
-    """Files, folders or globs. Each entry is a placement group: a loader holds all of it or nothing of it."""
+    """Files, folders or globs, here or behind URLs (`s3://bucket/demos/*.jsonl`, extra `stoker[remote]`). Each entry is a
+    placement group: a loader holds all of it or nothing of it."""
     val_data_paths: tuple[str, ...] = ()
     """The same, for validation."""
     sources: tuple[SourceConfig, ...] = ()
@@ -183,9 +185,12 @@ class DataConfig:
     state_path: str | None = None
     """Take this scale of the states (`loader-prepare --state-out FILE`): needed where loaders hold different data."""
     data_root: str | None = None
-    """Nothing outside this folder is read; default: the folder of the shard that names the file."""
+    """Nothing outside this folder is read; default: the folder of the shard that names the file. A URL rules data behind URLs, a
+    folder data that lies here."""
     cache_dir: str | None = None
-    """Where manifests are kept; default: a `.stoker` folder beside the data."""
+    """Where manifests are kept; default: a `.stoker` folder beside the data. Copies of remote files lie in its `remote` folder;
+    default: `~/.cache/stoker`."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     task_table: str | None = None
     """YAML file `task id: instruction`, added to (and before) the built-in table."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
@@ -514,6 +519,7 @@ class Config:
         if not 1 <= data.image.quality <= 100:
             raise ConfigError(f"data.image.quality is {data.image.quality}: JPEG quality lies in 1-100")
         data.check_sources()
+        data.remote.check()
         if trainer.max_steps is not None and trainer.max_steps < 1:
             raise ConfigError(f"trainer.max_steps is {trainer.max_steps}: at least 1, or null for all epochs")
 

@@ -94,9 +94,10 @@ class ChatDataset(TableDataset):
         _set_system(conversation, self.options.system)
         _give_images(conversation)
         messages, notes = mend(conversation.messages)
-        root = self.config.data_root
+        root = self.root_of(shard)
+        base = Path(root) if root else shard.parent
         frames = tuple(
-            load_frame(image, base=Path(root) if root else shard.parent, root=root, field=f"images[{i}]")
+            load_frame(image, base=base, root=root, field=f"images[{i}]", local=self.local)
             for i, image in enumerate(image for message in messages for image in message.images)
         )
         return Sample(turns=self._turns(messages), images=frames, notes=notes)

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-def load_frame(image: Any, *, base: Path, root: str | None, field: str) -> NDArray[np.uint8]:
-    """uint8[H, W, 3]. base: folder that paths are relative to; root: nothing outside of it is read, default: base.
+def load_frame(
+    image: Any, *, base: Path, root: str | None, field: str, local: Callable[[Path], Path] | None = None
+) -> NDArray[np.uint8]:
+    """uint8[H, W, 3]. base: folder that paths are relative to; root: nothing outside of it is read, default: base; local: brings
+    the file there (`BaseSFTDataset.local`).
 
     Raises DataError with the field, and with the file where there is one."""
     path = ""
@@ -40,7 +44,7 @@ def load_frame(image: Any, *, base: Path, root: str | None, field: str) -> NDArr
         )
     elif isinstance(image, str):
         path = resolve_inside(image.removeprefix("file://"), base=str(base), root=root or str(base), field=field)
-        image = _read_file(path)
+        image = _read_file(path if local is None else str(local(Path(path))))
     if not isinstance(image, bytes):
         raise DataError(f"{type(image).__name__}: a path, a data URI or {{bytes, path}} is expected", field=field)
     with located(file=path, field="" if path else field):

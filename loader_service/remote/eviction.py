@@ -1,0 +1,91 @@
+"""Copies give way to new ones: those used longest ago first, and never one that somebody reads."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from loader_service.remote.index import Copy, Index
+from stoker_proto.errors import FetchError
+from stoker_proto.remote import RemoteConfig
+
+logger = logging.getLogger(__name__)
+
+_GB = 10**9
+_ROUND = 64
+_SHORT_LIFE_S = 600.0
+_told: set[str] = set()
+
+
+def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteConfig) -> None:
+    """For a file that is counted already. What is in use is left, even beyond `cache_gb`.
+
+    Raises FetchError where the disk has no room."""
+    budget, least_free = int(config.cache_gb * _GB), int(config.min_free_gb * _GB)
+    busy: set[str] = {key}
+    while True:
+        free = shutil.disk_usage(folder).free
+        if index.total_bytes() <= budget and free >= least_free + size:
+            return
+        oldest = [copy for copy in index.oldest(_ROUND + len(busy)) if copy.key not in busy]
+        if not oldest:
+            break
+        for copy in oldest:
+            if index.total_bytes() <= budget and shutil.disk_usage(folder).free >= least_free + size:
+                return
+            if _remove(folder, index, copy):
+                _tell_of_short_life(folder, copy, config)
+            else:
+                busy.add(copy.key)
+    if shutil.disk_usage(folder).free < least_free + size:
+        raise FetchError(
+            f"no room in {folder} for a file of {size} bytes: {shutil.disk_usage(folder).free >> 20} MiB are free, and "
+            f"data.remote.min_free_gb leaves {config.min_free_gb:g} GB alone: name a folder on another disk with --cache-dir or "
+            "data.cache_dir"
+        )
+    if "busy" not in _told:
+        _told.add("busy")
+        logger.warning(
+            "the %g GB of data.remote.cache_gb do not hold the files that are read at the same time: %d bytes are kept; raise it",
+            config.cache_gb,
+            index.total_bytes(),
+        )
+
+
+def _remove(folder: Path, index: Index, copy: Copy) -> bool:
+    """False: somebody reads it."""
+    path = folder / copy.key
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:  # removed by hand, or not yet there: then its process counts it again
+        index.forget(copy.key)
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    index.forget(copy.key)
+    with suppress(OSError):  # its folders, as far as they are empty now
+        for parent in path.relative_to(folder).parents[:-2]:
+            (folder / parent).rmdir()
+    return True
+
+
+def _tell_of_short_life(folder: Path, copy: Copy, config: RemoteConfig) -> None:
+    if time.time() - copy.fetched < _SHORT_LIFE_S and "short" not in _told:
+        _told.add("short")
+        logger.warning(
+            "the %g GB of data.remote.cache_gb in %s do not hold what is read within %d minutes: files are fetched again and "
+            "again; raise it",
+            config.cache_gb,
+            folder,
+            _SHORT_LIFE_S // 60,
+        )

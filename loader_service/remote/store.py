@@ -1,0 +1,297 @@
+"""Copies of remote files on this host: fetched when they are asked for, kept within a bound, never taken from under a reader.
+
+    {cache}/remote/index.sqlite                     what is here (`index`)
+    {cache}/remote/s3-robots-5d0f3a61/bridge/...    copies, by the paths of their originals (`url`)
+    {cache}/remote/.parts/3f09....part              one that is being fetched; locked by the process that does
+
+A copy appears whole, by a rename, and is never written again. Whoever reads it holds a shared lock on it, and only what nobody
+holds is removed: locks end with their processes, so nothing is left behind by one that was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from loader_service.prepare.cache import writable
+from loader_service.remote.eviction import make_room
+from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles
+from loader_service.remote.index import Index
+from loader_service.remote.part import locked_part, remove_left_parts
+from loader_service.remote.url import Place, parse_url
+from stoker_proto.errors import DataError, FetchError
+from stoker_proto.remote import RemoteConfig
+
+logger = logging.getLogger(__name__)
+
+_TOUCH_S = 5.0
+_KEPT_PINS = 64  # of callers that do not say when they are done
+
+
+class RemoteStore:
+    """The remote files of one config. Shared by all datasets and threads of a process; processes share its folder."""
+
+    def __init__(self, folder: Path, config: RemoteConfig) -> None:
+        """folder: `{cache}/remote`, without links. Touches neither disk nor network."""
+        self.folder, self._config = folder, config
+        self._places: dict[str, Place] = {}  # folder of a host -> any URL of it
+        self._roots: dict[str, bool] = {}  # key -> whether files beside it may be fetched too
+        self._files: dict[str, RemoteFiles] = {}
+        self._index: Index | None = None
+        self._lock = threading.Lock()
+        self._downloads = threading.BoundedSemaphore(self._config.concurrency)
+        self._thread = _Thread()
+        self._slots: threading.Semaphore | None = None
+        self._kept: OrderedDict[str, int] = OrderedDict()
+        self._used: dict[str, float] = {}
+        self._touched = time.monotonic()
+
+    @property
+    def index(self) -> Index:
+        """What is here. Raises ConfigError where the folder cannot be used."""
+        with self._lock:
+            if self._index is None:
+                with writable(self.folder):
+                    (self.folder / ".parts").mkdir(parents=True, exist_ok=True)
+                remove_left_parts(self.folder / ".parts")
+                self._index = Index(self.folder)
+            return self._index
+
+    def cover(self, urls: Iterable[str]) -> None:
+        """Entries of the data paths: what lies in them, or beside those that are files, may be fetched. Raises ConfigError."""
+        for url in urls:
+            place = parse_url(url)
+            self._places[place.folder_name(self._options(place))] = place
+            self._roots[self.key_of(place, place.folder_key)] = place.folder_key == place.key
+
+    def limit_work(self, slots: int) -> None:
+        """At most so many threads are inside `reading` and not waiting for a file."""
+        self._slots = threading.Semaphore(slots)
+
+    def key_of(self, place: Place, key: str | None = None) -> str:
+        """Path of a copy below `folder`; key: another one at the same host."""
+        return f"{place.folder_name(self._options(place))}/{place.key if key is None else key}".rstrip("/")
+
+    def path_of(self, url: str) -> Path:
+        """Where the copy of a URL's file, or folder, lies."""
+        place = parse_url(url)
+        return self.folder / self.key_of(place)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the path is that of a copy."""
+        return path.is_relative_to(self.folder)
+
+    def files(self, place: Place) -> RemoteFiles:
+        """The host's file system. Raises ConfigError where it cannot be opened."""
+        name = place.folder_name(self._options(place))
+        with self._lock:
+            if name not in self._files:
+                self._files[name] = RemoteFiles(place.protocol, self._options(place), self._config.deadline_s)
+            return self._files[name]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What `local` gives in this block, in this thread, stays where it is until the block ends."""
+        if self._thread.pins is not None:
+            yield
+            return
+        pins = self._thread.pins = {}
+        try:
+            with self._slots or nullcontext():
+                self._thread.has_slot = self._slots is not None
+                yield
+        finally:
+            self._thread.pins, self._thread.has_slot = None, False
+            for descriptor in pins.values():
+                os.close(descriptor)
+
+    def local(self, path: str) -> str:
+        """The same path, with the file's copy there; a path that is no copy's is given back as it is.
+
+        Raises DataError: there is no such file, or it lies outside the data paths; FetchError."""
+        prefix = f"{self.folder}/"
+        if not path.startswith(prefix) or path in (pins := self._pins()):
+            return path
+        key = path[len(prefix) :]
+        place = self._place(key, path)
+        pinned = self._pin(path)
+        if pinned is not None and self._is_due(pinned, key):
+            os.close(pinned)
+            self._fetch(place, key, path)
+            pinned = self._pin(path)
+        while pinned is None:  # it may be removed again before it is pinned, where the cache is small
+            self._fetch(place, key, path)
+            pinned = self._pin(path)
+        self._keep(pins, path, pinned)
+        self._note_use(key)
+        return path
+
+    def known_shards(self, infos: Sequence[tuple[Place, Info]]) -> None:
+        """What loader-prepare found: copies of other versions are removed."""
+        keys = {self.key_of(place): info.version for place, info in infos}
+        self.index.set_shards(keys)
+        for key, version in keys.items():
+            if self.index.version(key) not in (None, version):
+                with suppress(FileNotFoundError):
+                    (self.folder / key).unlink()
+                self.index.forget(key)
+
+    def _fetch(self, place: Place, key: str, path: str) -> None:
+        """Bring the copy, or see that it is still the original's; the thread gives its slot to another one meanwhile."""
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        index = self.index
+        with self._waiting(), locked_part(self.folder / ".parts" / f"{digest}.part", self._config.deadline_s) as part:
+            expected = index.shard_version(key)
+            there = Path(path).exists()
+            if there and (expected is not None or not self._is_old(path)):
+                return  # another one brought it
+            with self._downloads:
+                try:
+                    info = self.files(place).info(place)
+                except FileNotFoundError as error:
+                    raise DataError(
+                        "there is no such file: copy it there, or correct the row that names it", file=place.url()
+                    ) from error
+                if info.is_folder:
+                    raise DataError("a folder: a file is expected", file=place.url())
+                if expected is not None and info.version != expected:
+                    raise DataError("it changed since it was scanned: run loader-prepare again", file=place.url())
+                if there and index.version(key) == info.version:
+                    with suppress(FileNotFoundError):
+                        os.utime(path)
+                    return
+                self._download(place, info, key, part)
+                logger.debug("fetched %s, %d bytes", place.url(), info.size)
+
+    def _download(self, place: Place, info: Info, key: str, part: Path) -> None:
+        index, config = self.index, self._config
+        index.reserve(key, info.size, info.version)
+        try:
+            make_room(self.folder, index, key, info.size, config)
+            with part.open("r+b") as file:
+                file.truncate()
+                self.files(place).download(place, info, file.fileno(), part)
+                os.fsync(file.fileno())
+            is_shard = index.shard_version(key) is not None  # what single requests give is all of one version
+            if (is_shard or info.size > BLOCK_BYTES) and self.files(place).info(place).version != info.version:
+                raise FetchError(f"{place.url()}: it changed while it was fetched")
+            target = self.folder / key
+            for _ in range(100):  # another process may be removing the emptied folder
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    part.rename(target)
+                    break
+            if index.version(key) is None:  # taken for a copy removed by hand, while it had no name yet
+                index.reserve(key, info.size, info.version)
+        except FileNotFoundError as error:
+            raise FetchError(f"{place.url()}: it was removed while it was fetched") from error
+        except OSError as error:
+            raise FetchError(
+                f"{place.url()}: no copy of it can be written to {self.folder} ({error.strerror or error}): name another folder "
+                "with --cache-dir or data.cache_dir"
+            ) from error
+        finally:
+            if not (self.folder / key).exists():
+                index.forget(key)
+
+    def _pin(self, path: str) -> int | None:
+        """A descriptor with a shared lock; None where there is no copy."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # held by others for as long as an unlink takes
+        except OSError as error:
+            logger.debug("%s cannot be locked (%s)", path, error.strerror)
+        if os.fstat(descriptor).st_nlink == 0:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _is_due(self, descriptor: int, key: str) -> bool:
+        """Whether the copy is to be compared with its original. Shards are, when they are scanned."""
+        age_s = time.time() - os.fstat(descriptor).st_mtime
+        return age_s > self._recheck_s() and self.index.shard_version(key) is None
+
+    def _is_old(self, path: str) -> bool:
+        with suppress(FileNotFoundError):
+            return time.time() - Path(path).stat().st_mtime > self._recheck_s()
+        return False
+
+    def _recheck_s(self) -> float:
+        return 3600 * self._config.recheck_hours
+
+    def _pins(self) -> dict[str, int] | OrderedDict[str, int]:
+        pins = self._thread.pins
+        return self._kept if pins is None else pins
+
+    def _keep(self, pins: dict[str, int], path: str, descriptor: int) -> None:
+        if pins is not self._kept:
+            pins[path] = descriptor
+            return
+        with self._lock:
+            self._kept[path], before = descriptor, self._kept.get(path)
+            if before is not None:
+                os.close(before)
+            if len(self._kept) > _KEPT_PINS:
+                os.close(self._kept.popitem(last=False)[1])
+
+    def _note_use(self, key: str) -> None:
+        """Uses are written down now and then, together."""
+        now = time.monotonic()
+        with self._lock:
+            self._used[key] = time.time()
+            if now - self._touched < _TOUCH_S:
+                return
+            used, self._used, self._touched = self._used, {}, now
+        self.index.touch(used)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if not self._thread.has_slot or self._slots is None:
+            yield
+            return
+        self._slots.release()
+        try:
+            yield
+        finally:
+            self._slots.acquire()
+
+    def _place(self, key: str, path: str) -> Place:
+        """The file's URL. Raises DataError for what no entry of the data paths covers."""
+        host, _, rest = key.partition("/")
+        known = self._places.get(host)
+        if os.path.normpath(path) == path and known is not None and rest and self._is_covered(key):
+            return Place(known.protocol, known.host, rest)
+        raise DataError(
+            "it lies outside the URLs of the data paths, and nothing else is fetched: correct the row that names it, or set "
+            "data.data_root to the URL of a folder that holds both",
+            file=path,
+        )
+
+    def _is_covered(self, key: str) -> bool:
+        for root, may_be_file in list(self._roots.items()):
+            if key == root or key.startswith(f"{root.rstrip('/')}/"):
+                return True
+            beside = root.rpartition("/")[0]
+            if may_be_file and key.startswith(f"{beside}/") and self.index.shard_version(root) is not None:
+                return True
+        return False
+
+    def _options(self, place: Place) -> dict[str, Any]:
+        return dict(self._config.storage_options.get(place.protocol, {}))
+
+
+class _Thread(threading.local):
+    pins: dict[str, int] | None = None
+    has_slot = False
