@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,17 @@ class Info:
     version: str
     """Another one means other content."""
     is_folder: bool = False
+
+
+def same_version(one: str, other: str) -> bool:
+    """Whether two versions may be of the same content; a listing may say less than a question for one file.
+
+    >>> same_version("10 ETag=a", "10 ETag=b"), same_version("10 ETag=a", "10 mtime=1")
+    (False, True)
+    """
+    (size, _, tag), (other_size, _, other_tag) = one.partition(" "), other.partition(" ")
+    is_comparable = tag.partition("=")[0] == other_tag.partition("=")[0]
+    return one == other if is_comparable else size == other_size
 
 
 class RemoteFiles:
@@ -191,8 +203,10 @@ def _info_of(found: dict[str, Any], url: str) -> Info:
         raise FetchError(
             f"{url}: the server does not say how long it is: let it send Content-Length, or copy the file here"
         )
-    tags = [f"{name}={found[name]}" for name in _VERSION_FIELDS if found.get(name)]
-    return Info(int(size), f"{int(size)} {tags[0] if tags else ''}".strip())
+    name = next((name for name in _VERSION_FIELDS if found.get(name)), None)
+    tag = found[name] if name is not None else ""
+    tag = tag.timestamp() if isinstance(tag, datetime) else tag  # some say it both ways
+    return Info(int(size), f"{int(size)} {name}={tag}" if name is not None else f"{int(size)}")
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 from loader_service.prepare.cache import writable
 from loader_service.remote.eviction import make_room
-from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles
+from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles, same_version
 from loader_service.remote.index import Index
 from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.url import Place, parse_url
@@ -140,7 +140,8 @@ class RemoteStore:
         keys = {self.key_of(place): info.version for place, info in infos}
         self.index.set_shards(keys)
         for key, version in keys.items():
-            if self.index.version(key) not in (None, version):
+            before = self.index.version(key)
+            if before is not None and not same_version(before, version):
                 with suppress(FileNotFoundError):
                     (self.folder / key).unlink()
                 self.index.forget(key)
@@ -163,7 +164,7 @@ class RemoteStore:
                     ) from error
                 if info.is_folder:
                     raise DataError("a folder: a file is expected", file=place.url())
-                if expected is not None and info.version != expected:
+                if expected is not None and not same_version(info.version, expected):
                     raise DataError("it changed since it was scanned: run loader-prepare again", file=place.url())
                 if there and index.version(key) == info.version:
                     with suppress(FileNotFoundError):

@@ -25,7 +25,7 @@ class RemoteConfig:
     """Files behind URLs. Nothing here changes what is in a batch."""
 
     cache_gb: float = 100.0
-    """Copies kept in a cache folder, in GB (10**9 bytes), over all loaders of a host that share it; the oldest in use go first."""
+    """Copies kept in a cache folder, in GB (10**9 bytes), over all loaders that share it; the oldest in use go first."""
     min_free_gb: float = 5.0
     """Copies give way, too, rather than leave less than this free on the disk, in GB."""
     concurrency: int = 16
