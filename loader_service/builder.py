@@ -154,6 +154,8 @@ class PieceBuilder:
                 if not isinstance(outcome, EncodedRecord):
                     # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
+                    if reason == "unavailable":
+                        logger.warning("%s", outcome)
                     failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=str(outcome))
                     self._deliver(pending.address, codec.encode(failure))
                 else:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import logging
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from stoker_proto.remote import RemoteConfig
 logger = logging.getLogger(__name__)
 
 _TOUCH_S = 5.0
+_SLOT_WAIT_S = 1.0
+_MAX_PINS = 256
 _KEPT_PINS = 64  # of callers that do not say when they are done
 
 
@@ -90,6 +93,14 @@ class RemoteStore:
         """Whether the path is that of a copy."""
         return path.is_relative_to(self.folder)
 
+    def is_shard(self, path: Path) -> bool:
+        """Whether loader-prepare found it, or an index beside it."""
+        return self.index.shard_version(path.relative_to(self.folder).as_posix()) is not None
+
+    def place_of(self, path: Path) -> Place:
+        """The URL of a copy. Raises DataError for what no entry of the data paths covers."""
+        return self._place(path.relative_to(self.folder).as_posix(), str(path))
+
     def files(self, place: Place) -> RemoteFiles:
         """The host's file system. Raises ConfigError where it cannot be opened."""
         name = place.folder_name(self._options(place))
@@ -106,10 +117,13 @@ class RemoteStore:
             return
         pins = self._thread.pins = {}
         try:
-            with self._slots or nullcontext():
-                self._thread.has_slot = self._slots is not None
-                yield
+            if self._slots is not None:
+                self._slots.acquire()
+                self._thread.has_slot = True
+            yield
         finally:
+            if self._slots is not None and self._thread.has_slot:
+                self._slots.release()
             self._thread.pins, self._thread.has_slot = None, False
             for descriptor in pins.values():
                 os.close(descriptor)
@@ -239,9 +253,12 @@ class RemoteStore:
     def _keep(self, pins: dict[str, int], path: str, descriptor: int) -> None:
         if pins is not self._kept:
             pins[path] = descriptor
+            if len(pins) > _MAX_PINS:  # the first is the shard; a scan may look at files without number
+                os.close(pins.pop(next(itertools.islice(pins, 1, None))))
             return
         with self._lock:
-            self._kept[path], before = descriptor, self._kept.get(path)
+            before = self._kept.get(path)
+            self._kept[path] = descriptor
             if before is not None:
                 os.close(before)
             if len(self._kept) > _KEPT_PINS:
@@ -263,10 +280,12 @@ class RemoteStore:
             yield
             return
         self._slots.release()
+        self._thread.has_slot = False
         try:
             yield
         finally:
-            self._slots.acquire()
+            # Not for ever: who has the slot may wait for a lock that a dataset class holds around this fetch.
+            self._thread.has_slot = self._slots.acquire(timeout=_SLOT_WAIT_S)
 
     def _place(self, key: str, path: str) -> Place:
         """The file's URL. Raises DataError for what no entry of the data paths covers."""

@@ -150,7 +150,7 @@ class BaseSFTDataset(ABC):
         """The same path, with the file there: call it right before opening a file that lies beside a shard.
 
         Where the data is remote, this fetches what is not here yet; all else passes through. A shard is always here when
-        `scan` and `read` are called. What `local` gave in one call of them stays until that call is over.
+        `scan` and `read` are called. What `local` gave in one call of them stays until that call is over (the last 255 of them).
         Raises DataError for a file that is missing or lies outside the data paths, FetchError where it cannot be had now."""
         return path if self.remote is None else Path(self.remote.local(str(path)))
 

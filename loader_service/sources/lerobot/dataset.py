@@ -20,14 +20,17 @@ from pathlib import Path
 import numpy as np
 
 from loader_service.prepare.shards import EntryShards
+from loader_service.remote.url import is_url
 from loader_service.sources.actions import is_noop
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.lerobot.cameras import FrameHistory
 from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
 from loader_service.sources.lerobot.extras import check_installed
+from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.locate import locate
 from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
 from loader_service.sources.lerobot.options import overlap, read_options
+from loader_service.sources.lerobot.remote import locate_remote, remote_meta, remote_root
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.scan import scan_shard
 from loader_service.sources.lerobot.window import frame_offsets, window
@@ -56,7 +59,7 @@ class LeRobotDataset(BaseSFTDataset):
             )
         if config.image.depth:
             raise ConfigError("data.image.depth is on, and LeRobot's depth cameras are not read: turn it off")
-        self._rows = RowReader()
+        self._rows = RowReader(Files(self.remote))
         self._metas: dict[Path, Meta] = {}
         self._roots: dict[Path, Path] = {}  # of shards' folders
         self._lock = threading.Lock()
@@ -79,14 +82,18 @@ class LeRobotDataset(BaseSFTDataset):
 
     def locate(self, path: str) -> EntryShards:
         """The data files that hold the chosen episodes, with the fingerprint of `meta/`."""
-        shards, metas = locate(path, self.options.episodes)
+        if self.remote is not None and is_url(path):
+            shards, metas = locate_remote(path, self.options.episodes, self.remote)
+        else:
+            shards, metas = locate(path, self.options.episodes)
         with self._lock:
             self._metas.update(metas)
         return shards
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
         """The chosen episodes that begin in the data file. No image is opened; whether the videos are there is looked up."""
-        return scan_shard(shard, self._meta(shard), self.config, self.options, self._rows)
+        meta = self._meta(shard)
+        return scan_shard(shard, meta, self.config, self.options, self._rows, self._data_root(shard, meta))
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         """The episode's samples, one after another, its videos decoded in step."""
@@ -94,9 +101,9 @@ class LeRobotDataset(BaseSFTDataset):
         with located(file=str(shard), record=f"at row {offset}"):
             episode = read_episode(shard, offset, size, meta, self.options, self._rows)
         with located(file=str(shard), record=f"episode {episode.rows.episode}"):
-            yield from self._samples(episode, meta)
+            yield from self._samples(episode, meta, self._data_root(shard, meta))
 
-    def _samples(self, episode: Episode, meta: Meta) -> Iterator[Sample]:
+    def _samples(self, episode: Episode, meta: Meta, root: str) -> Iterator[Sample]:
         options, fps = self.options, meta.info.fps
         actions = episode.rows.actions
         kept = np.flatnonzero(~is_noop(actions)) if self.config.action.drop_noops else np.arange(len(actions))  # [N]
@@ -113,7 +120,6 @@ class LeRobotDataset(BaseSFTDataset):
         )
         images_are_pad = np.tile(images_are_pad, (1, len(episode.columns.cameras)))
         wanted: list[int] = np.unique(history[kept]).tolist()
-        root = self.config.data_root or str(meta.info.root)
         streams = [open_camera(camera, episode, wanted, meta, root, self._rows) for camera in episode.columns.cameras]
         cameras = [FrameHistory(frames, wanted) for frames in streams]
         states = episode.rows.states
@@ -129,12 +135,21 @@ class LeRobotDataset(BaseSFTDataset):
                 timestep=t,
             )
 
+    def _data_root(self, shard: Path, meta: Meta) -> str:
+        return self.root_of(shard) or str(meta.info.root)
+
     def _meta(self, shard: Path) -> Meta:
         """The index of the data set that the shard belongs to, read once."""
+        store = self.remote if self._rows.files.is_remote(shard) else None
         with self._lock:
             root = self._roots.get(shard.parent)
             if root is None:
-                root = self._roots[shard.parent] = find_root(shard)
-            if root not in self._metas:
-                self._metas[root] = load_meta(root)
-            return self._metas[root]
+                root = remote_root(shard, store) if store is not None else find_root(shard)
+                self._roots[shard.parent] = root
+            if root in self._metas:
+                return self._metas[root]
+            if store is None:
+                return self._metas.setdefault(root, load_meta(root))
+        meta = remote_meta(root, store)  # without the lock: nobody else's files wait for it
+        with self._lock:
+            return self._metas.setdefault(root, meta)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loader_service.sources.lerobot.columns import EpisodeRows, integers, numeric_columns, parse_rows
 from loader_service.sources.lerobot.extras import library
-from loader_service.sources.lerobot.image_column import image_frames
+from loader_service.sources.lerobot.image_column import ImagePlace, image_frames
 from loader_service.sources.lerobot.info import Feature
 from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns
 from loader_service.sources.lerobot.options import LeRobotOptions
@@ -63,10 +63,10 @@ def episode_pieces(
         length -= stop - start
         if length <= 0:
             return tuple(pieces)
-        file, start = _next_file(file, meta), 0
+        file, start = _next_file(file, meta, reader), 0
 
 
-def _next_file(file: Path, meta: Meta) -> Path:
+def _next_file(file: Path, meta: Meta, reader: RowReader) -> Path:
     """The data file after this one: the next number of its chunk, or the first of the next chunk."""
     root = meta.info.root
     name = file.relative_to(root).as_posix()
@@ -74,7 +74,7 @@ def _next_file(file: Path, meta: Meta) -> Path:
     if rows is not None and len(rows):
         chunk, number = int(meta.episodes.data_chunk[rows[0]]), int(meta.episodes.data_file[rows[0]])
         for follower in (meta.info.data_file(chunk, number + 1), meta.info.data_file(chunk + 1, 0)):
-            if (root / follower).is_file():
+            if reader.files.is_there(root / follower):
                 return root / follower
     raise DataError("it ends before the episode does, which is longer in meta/", file=str(file))
 
@@ -121,10 +121,12 @@ def open_camera(
     if camera.dtype == "video":
         path, start_s = video_place(camera, episode.rows.episode, meta, data_root)
         numbers: list[int] = frame_numbers(episode.rows.timestamps[wanted], start_s, meta.info.fps).tolist()
+        path = str(reader.files.local(Path(path)))
         return video_frames(path, numbers, fps=meta.info.fps, size=size)
     cells: Iterator[Any] = (
         row[camera.key]
         for file, start, stop in episode.pieces
         for row in reader.images(file, start, stop, [camera.key])
     )
-    return image_frames(cells, wanted, size, key=camera.key, root=str(meta.info.root), data_root=data_root)
+    place = ImagePlace(str(meta.info.root), data_root, reader.files)
+    return image_frames(cells, wanted, size, key=camera.key, place=place)

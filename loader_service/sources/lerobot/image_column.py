@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -10,19 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loader_service.sources.lerobot.files import Files
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
 
 
-def decode_image(value: object, size: tuple[int, int], *, root: str, data_root: str) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class ImagePlace:
+    """Where the files lie that cells without bytes name."""
+
+    root: str
+    """What their paths are relative to."""
+    data_root: str
+    """Nothing outside of it is read."""
+    files: Files
+
+
+def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDArray[np.uint8]:
     """uint8[H, W, 3] of one cell; a cell without bytes names a file. Raises DataError."""
     if not isinstance(value, dict) or not {"bytes", "path"} <= value.keys():
         raise DataError("a struct of bytes and path is expected")
     encoded = value["bytes"]
     if encoded is None:
-        path = resolve_inside(value["path"], base=root, root=data_root, field="path")
+        path = resolve_inside(value["path"], base=place.root, root=place.data_root, field="path")
         try:
-            encoded = Path(path).read_bytes()
+            encoded = place.files.local(Path(path)).read_bytes()
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})") from error
     try:
@@ -38,7 +51,7 @@ def decode_image(value: object, size: tuple[int, int], *, root: str, data_root: 
 
 
 def image_frames(
-    cells: Iterator[object], wanted: list[int], size: tuple[int, int], *, key: str, root: str, data_root: str
+    cells: Iterator[object], wanted: list[int], size: tuple[int, int], *, key: str, place: ImagePlace
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames of the rows `wanted` (rising) of an episode, from the cells of all its rows."""
     left = iter(wanted)
@@ -48,7 +61,7 @@ def image_frames(
             return
         if t == target:
             try:
-                yield decode_image(cell, size, root=root, data_root=data_root)
+                yield decode_image(cell, size, place)
             except DataError as error:
                 raise DataError(error.reason, field=f"{key}[{t}]") from error
             target = next(left, None)

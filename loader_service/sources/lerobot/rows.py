@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.lerobot.extras import library
+from loader_service.sources.lerobot.files import Files
 from stoker_proto.errors import DataError
 
 _CACHE_BYTES = 64 << 20
@@ -34,7 +35,9 @@ class _Footer(NamedTuple):
 class RowReader:
     """Used by several threads at once. What it keeps is only decoded anew if it is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Files | None = None) -> None:
+        """files: default: all files are here."""
+        self.files = files or Files(None)
         self._lock = threading.Lock()
         self._footers: OrderedDict[Path, _Footer] = OrderedDict()
         self._tables: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
@@ -93,7 +96,7 @@ class RowReader:
         return first, max(int(np.searchsorted(footer.starts, stop, side="left")), first + 1)
 
     def _footer(self, file: Path) -> _Footer:
-        status = file.stat()
+        status = self.files.local(file).stat()
         stamp = (status.st_size, status.st_mtime_ns)
         with self._lock:
             footer = self._footers.get(file)
@@ -112,7 +115,7 @@ class RowReader:
 
     def _open(self, file: Path, footer: _Footer, buffer_size: int = 0) -> Any:
         return library("pyarrow.parquet").ParquetFile(
-            file, metadata=footer.metadata, pre_buffer=False, buffer_size=buffer_size
+            self.files.local(file), metadata=footer.metadata, pre_buffer=False, buffer_size=buffer_size
         )
 
     def _kept(self, key: tuple[Any, ...]) -> Any:

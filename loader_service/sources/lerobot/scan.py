@@ -21,9 +21,12 @@ from stoker_proto.errors import DataError, located
 
 
 def scan_shard(
-    shard: Path, meta: Meta, config: DataConfig, options: LeRobotOptions, reader: RowReader
+    shard: Path, meta: Meta, config: DataConfig, options: LeRobotOptions, reader: RowReader, data_root: str
 ) -> Iterator[ScannedRecord]:
-    """In the order of their rows. Raises DataError, or under policy `skip` gives bad episodes with what is wrong."""
+    """In the order of their rows. Raises DataError, or under policy `skip` gives bad episodes with what is wrong.
+
+    data_root: no video outside of it is looked for.
+    """
     skip = config.on_bad_sample == "skip"
     columns = choose_columns(meta.info, options)
     _check_info(columns, meta, config, options)
@@ -45,7 +48,7 @@ def scan_shard(
                 yield _record(start, int(meta.episodes.length[row]), error=str(failed))
         return
     starts = _first_rows(episode_index, meta.episodes.index[rows])
-    videos_there: dict[str, bool] = {}
+    videos_there: dict[str, bool] | None = None if reader.files.is_remote(shard) else {}
     for place in np.argsort(np.where(starts < 0, len(episode_index), starts), kind="stable").tolist():
         row, start, length = int(rows[place]), int(starts[place]), int(lengths[place])
         if not chosen[row]:
@@ -60,7 +63,8 @@ def scan_shard(
                     instructions_of(parsed, meta, options)
                 else:
                     parsed = read_episode(shard, start, length, meta, options, reader).rows
-                _check_videos(columns, episode, meta, config, videos_there)
+                if videos_there is not None:  # to ask for remote ones would take as long as to read them
+                    _check_videos(columns, episode, meta, data_root, videos_there)
         except DataError as error:
             if not skip:
                 raise
@@ -108,13 +112,11 @@ def _check_rows(start: int, count: int, length: int, num_rows: int) -> None:
         raise DataError(f"{count} rows, and meta/ says {length}", field="length")
 
 
-def _check_videos(
-    columns: Columns, episode: int, meta: Meta, config: DataConfig, videos_there: dict[str, bool]
-) -> None:
+def _check_videos(columns: Columns, episode: int, meta: Meta, data_root: str, videos_there: dict[str, bool]) -> None:
     for camera in columns.cameras:
         if camera.dtype != "video":
             continue
-        path, _ = video_place(camera, episode, meta, config.data_root or str(meta.info.root))
+        path, _ = video_place(camera, episode, meta, data_root)
         if path not in videos_there:
             videos_there[path] = Path(path).is_file()
         if not videos_there[path]:

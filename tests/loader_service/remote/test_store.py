@@ -187,7 +187,9 @@ def test_an_emptied_folder_is_removed(served: HttpFiles, make_store: MakeStore) 
 
 
 def test_the_disk_is_not_filled(served: HttpFiles, make_store: MakeStore) -> None:
-    with pytest.raises(FetchError, match=r"no room in .* for a file of 1000 bytes: .*data\.remote\.min_free_gb leaves 1e\+09 GB alone"):
+    with pytest.raises(
+        FetchError, match=r"no room in .* for a file of 1000 bytes: .*data\.remote\.min_free_gb leaves 1e\+09 GB alone"
+    ):
         local(make_store(min_free_gb=1e9), served, "a.bin")
 
 
@@ -223,7 +225,9 @@ def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFi
     assert not path.exists()
 
 
-@pytest.mark.parametrize("name", ["../other/x.bin", "/etc/passwd", "../../http-other-00000000/x.bin", "sub/../../x.bin"])
+@pytest.mark.parametrize(
+    "name", ["../other/x.bin", "/etc/passwd", "../../http-other-00000000/x.bin", "sub/../../x.bin"]
+)
 def test_nothing_else_is_fetched(served: HttpFiles, make_store: MakeStore, name: str) -> None:
     store = make_store(served.url_of("sub"))
     asked = os.path.join(store.path_of(served.url_of("sub")), name)  # noqa: PTH118 - as a careless dataset does
@@ -251,7 +255,9 @@ def test_other_paths_pass_through(served: HttpFiles, make_store: MakeStore, tmp_
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_index_is_made_anew(served: HttpFiles, make_store: MakeStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_index_is_made_anew(
+    served: HttpFiles, make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
     store = make_store()
     local(store, served, "a.bin")
     store.index._connection.close()

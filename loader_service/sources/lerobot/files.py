@@ -1,0 +1,33 @@
+"""Whether a data set's files are here, or are fetched when they are opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loader_service.remote.store import RemoteStore
+from stoker_proto.errors import DataError
+
+
+class Files:
+    """The files of data sets that lie here, and of those behind URLs."""
+
+    def __init__(self, store: RemoteStore | None) -> None:
+        self.store = store
+
+    def is_remote(self, path: Path) -> bool:
+        """Whether the path is that of a copy, which may not be here."""
+        return self.store is not None and self.store.holds(path)
+
+    def local(self, path: Path) -> Path:
+        """The same path, with the file there. Raises DataError, FetchError (`BaseSFTDataset.local`)."""
+        return path if self.store is None else Path(self.store.local(str(path)))
+
+    def is_there(self, path: Path) -> bool:
+        """A remote one is fetched."""
+        if not self.is_remote(path):
+            return path.is_file()
+        try:
+            self.local(path)
+        except DataError:
+            return False
+        return True
