@@ -23,7 +23,6 @@ from loader_service.plan import PLAN_VERSION
 from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.shards import expand_entry
-from loader_service.remote.listing import locate_remote
 from loader_service.remote.url import is_url
 from loader_service.server import LoaderServer
 from loader_service.sources.base import BaseSFTDataset, make_datasets
@@ -192,6 +191,8 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
 def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
     store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
     if store is not None and is_url(pattern):
+        from loader_service.remote.listing import locate_remote
+
         return locate_remote(pattern, ("*",), store).paths
     return expand_entry(pattern, ("*",))
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import is_url
 from stoker_proto.config import DataConfig
 from stoker_proto.config_reader import config_to_tree
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
+
+if TYPE_CHECKING:
+    from loader_service.remote.store import RemoteStore
 
 _stores: dict[str, RemoteStore] = {}
 _lock = threading.Lock()
@@ -23,6 +26,8 @@ def remote_store(data: DataConfig) -> RemoteStore | None:
     urls = [path for path in named if is_url(path)]
     if not urls:
         return None
+    from loader_service.remote.store import RemoteStore  # and what it needs: local data does without
+
     folder = cache_folder(data.cache_dir)
     key = fingerprint([str(folder), config_to_tree(data.remote)])
     with _lock:

@@ -93,9 +93,14 @@ class RemoteStore:
         """Whether the path is that of a copy."""
         return path.is_relative_to(self.folder)
 
-    def is_shard(self, path: Path) -> bool:
-        """Whether loader-prepare found it, or an index beside it."""
-        return self.index.shard_version(path.relative_to(self.folder).as_posix()) is not None
+    def folder_above(self, shard: Path, name: str) -> Path:
+        """The nearest folder above the shard in which loader-prepare found a file of this name. Raises DataError."""
+        for folder in shard.parents:
+            if folder == self.folder:
+                break
+            if self.index.shard_version((folder / name).relative_to(self.folder).as_posix()) is not None:
+                return folder
+        raise DataError(f"no {name} in any folder above it: run loader-prepare again", file=str(shard))
 
     def place_of(self, path: Path) -> Place:
         """The URL of a copy. Raises DataError for what no entry of the data paths covers."""

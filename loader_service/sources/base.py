@@ -18,19 +18,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.prepare.shards import EntryShards, locate_entry
-from loader_service.remote.listing import locate_remote
 from loader_service.remote.opened import remote_store
-from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import is_url
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here
+
+if TYPE_CHECKING:
+    from loader_service.remote.store import RemoteStore
 
 SOURCES: dict[str, str] = {
     "mani_openpi": "loader_service.sources.mani_openpi:ManiOpenPIDataset",
@@ -143,6 +144,8 @@ class BaseSFTDataset(ABC):
 
         Override it where an index beside the shards says which they are; its content then belongs into `EntryShards.identity`."""
         if self.remote is not None and is_url(path):
+            from loader_service.remote.listing import locate_remote
+
             return locate_remote(path, self.shard_patterns, self.remote)
         return locate_entry(path, self.shard_patterns)
 

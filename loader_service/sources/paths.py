@@ -24,6 +24,8 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
         raise DataError(
             f"{name!r} is not the path of a file: a text relative to the JSONL file is expected", field=field
         )
+    if "://" in name:
+        raise DataError(f"{name!r} is a URL: a path relative to the file that names it is expected", field=field)
     real_root = real_folder(root)
     try:
         path = os.path.realpath(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much

@@ -27,10 +27,10 @@ from loader_service.sources.lerobot.cameras import FrameHistory
 from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
 from loader_service.sources.lerobot.extras import check_installed
 from loader_service.sources.lerobot.files import Files
+from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate
 from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
 from loader_service.sources.lerobot.options import overlap, read_options
-from loader_service.sources.lerobot.remote import locate_remote, remote_meta, remote_root
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.scan import scan_shard
 from loader_service.sources.lerobot.window import frame_offsets, window
@@ -83,6 +83,8 @@ class LeRobotDataset(BaseSFTDataset):
     def locate(self, path: str) -> EntryShards:
         """The data files that hold the chosen episodes, with the fingerprint of `meta/`."""
         if self.remote is not None and is_url(path):
+            from loader_service.sources.lerobot.remote import locate_remote
+
             shards, metas = locate_remote(path, self.options.episodes, self.remote)
         else:
             shards, metas = locate(path, self.options.episodes)
@@ -144,12 +146,14 @@ class LeRobotDataset(BaseSFTDataset):
         with self._lock:
             root = self._roots.get(shard.parent)
             if root is None:
-                root = remote_root(shard, store) if store is not None else find_root(shard)
+                root = find_root(shard) if store is None else store.folder_above(shard, INFO_PATH)
                 self._roots[shard.parent] = root
             if root in self._metas:
                 return self._metas[root]
             if store is None:
                 return self._metas.setdefault(root, load_meta(root))
+        from loader_service.sources.lerobot.remote import remote_meta
+
         meta = remote_meta(root, store)  # without the lock: nobody else's files wait for it
         with self._lock:
             return self._metas.setdefault(root, meta)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loader_service.remote.store import RemoteStore
 from stoker_proto.errors import DataError
+
+if TYPE_CHECKING:
+    from loader_service.remote.store import RemoteStore
 
 
 class Files:

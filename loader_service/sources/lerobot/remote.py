@@ -81,14 +81,6 @@ def remote_meta(root: Path, store: RemoteStore, *, is_new: bool = False) -> Meta
         return load_meta(root)
 
 
-def remote_root(shard: Path, store: RemoteStore) -> Path:
-    """The folder of the data set that a data file belongs to. Raises DataError."""
-    for folder in shard.parents:
-        if store.holds(folder) and store.is_shard(folder / INFO_PATH):
-            return folder
-    raise DataError(f"no {INFO_PATH} in any folder above it: run loader-prepare again", file=str(shard))
-
-
 def _roots(place: Place, store: RemoteStore) -> tuple[str, str, list[str]]:
     """(base, pattern relative to it, keys of the data sets, in order)."""
     files, base = store.files(place), place.folder_key

@@ -19,8 +19,8 @@ class HttpFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.faults: dict[str, list[str]] = defaultdict(list)
-        """Path -> what becomes of its next GETs: "500", "403", "short" (too few bytes, and says so), "cut" (the connection ends in
-        the body), "hang" (nothing comes until the server ends)."""
+        """Path -> what becomes of its next GETs: "500", "403", "short" (too few bytes, and says so), "cut" (the connection ends
+        in the body), "hang" (nothing comes until the server ends)."""
         self.ranges = True
         self.gets: Counter[str] = Counter()
         self.heads: Counter[str] = Counter()

@@ -54,7 +54,7 @@ def test_two_processes_fetch_each_file_once(served: HttpFiles, make_store: MakeS
         "import sys; from pathlib import Path; from loader_service.remote.store import RemoteStore\n"
         "from stoker_proto.remote import RemoteConfig\n"
         "store = RemoteStore(Path(sys.argv[1]), RemoteConfig(min_free_gb=0)); store.cover([sys.argv[2]])\n"
-        f"for i in range(20): store.local(str(store.path_of(f'{{sys.argv[2]}}{{i}}.bin')))\n"
+        "for i in range(20): store.local(str(store.path_of(f'{sys.argv[2]}{i}.bin')))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "cache" / "remote"), served.url_of()]
     processes = [subprocess.Popen(command, env=environment()) for _ in range(3)]
