@@ -41,7 +41,7 @@ def test_a_file_is_fetched_once_whoever_asks(served: HttpFiles, make_store: Make
     for thread in threads:
         thread.join()
     assert local(make_store(), served, "a.bin").read_bytes() == b"a" * 1000
-    assert served.gets == {"a.bin": 1}
+    assert served.gets == served.heads == {"a.bin": 1}
     assert stores[0].index.total_bytes() == 1000
     assert list((stores[0].folder / ".parts").iterdir()) == []
 
@@ -86,6 +86,7 @@ def test_a_server_without_ranges_gives_the_file_whole(
     ("fault", "said"),
     [
         ("500", r"HTTP status 500.* attempts in 0\.5 s\): is it reachable from this host\?"),
+        ("short", r"EOFError: 500 bytes came instead of 1000 \(\d+ attempts"),
         ("403", r"HTTP status 403 Forbidden: check the URL and the credentials in the environment of this process"),
     ],
 )
@@ -164,6 +165,14 @@ def test_the_oldest_give_way_and_what_is_read_stays(
     local(store, served, "d.bin")
     assert store.index.total_bytes() <= 2000
     assert {path.name: path.stat().st_size for path in store.folder.rglob("*.bin")}.get("d.bin") == 1
+
+
+def test_what_was_used_longest_ago_goes_first(served: HttpFiles, make_store: MakeStore) -> None:
+    store = make_store(cache_gb=2100e-9)
+    for name in ("a.bin", "b.bin", "sub/c.bin"):
+        with store.reading():
+            local(store, served, name)
+    assert copies(store) == {"b.bin", "c.bin"}
 
 
 def test_another_processes_reader_is_left_alone_too(served: HttpFiles, make_store: MakeStore) -> None:
