@@ -112,6 +112,17 @@ def test_what_is_unchanged_is_not_fetched(served: HttpFiles, config: MakeConfig)
     assert served.gets == {"demos/demos.jsonl": 1, "demos/other.jsonl": 2}
 
 
+def test_of_several_shards_only_the_changed_one_is_fetched(config: MakeConfig, bucket: Path) -> None:
+    url = config(f"file://{bucket}")
+    before = entry_of(url)
+    for shard in before.shards:
+        Path(shard).unlink()
+    (bucket / "more.jsonl").write_text((bucket / "demos.jsonl").read_text().splitlines()[0] + "\n")
+    after = entry_of(url)
+    assert (before.num_records, after.num_records) == (4, 3)
+    assert [Path(shard).exists() for shard in after.shards] == [False, True]
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.npz", "/bucket/secret.npz", "memory://bucket/secret.npz", "a/../../secret.npz"]
 )
