@@ -51,7 +51,7 @@ def test_an_epoch_over_http_is_the_local_one(
     with serving(here) as one, serving(here) as two:
         assert one.ready_line.split("|", 1)[1] == undisturbed[1]  # the fingerprint, among others
         assert pull(here, [one.address, two.address]).steps == undisturbed[0].steps
-        assert served.gets == {"demos.jsonl": 2, **{f"traj_{i}/obs.npz": 1 for i in range(20)}}
+        assert served.gets == {"demos.jsonl": 1, **{f"traj_{i}/obs.npz": 1 for i in range(20)}}
         with serving(elsewhere) as three:
             assert pull(here, [one.address, three.address], ranks=2).steps == undisturbed[0].steps
     served.gets.clear()
