@@ -79,7 +79,7 @@ class RecordEncoder:
             id(dataset.remote): dataset.remote for dataset in self._dataset_of.values() if dataset.remote is not None
         }
         for store in stores.values():
-            store.limit_work(threads)
+            store.pins.limit_work(threads)
         return threads + (self.data.remote.concurrency if stores else 0)
 
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:

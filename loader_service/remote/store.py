@@ -10,16 +10,13 @@ holds is removed: locks end with their processes, so nothing is left behind by o
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
 import logging
 import os
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from loader_service.remote.eviction import make_room
 from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles, same_version
 from loader_service.remote.index import Index
 from loader_service.remote.part import locked_part, remove_left_parts
+from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
 from stoker_proto.errors import DataError, FetchError
 from stoker_proto.remote import RemoteConfig
@@ -35,9 +33,6 @@ from stoker_proto.remote import RemoteConfig
 logger = logging.getLogger(__name__)
 
 _TOUCH_S = 5.0
-_SLOT_WAIT_S = 1.0
-_MAX_PINS = 256
-_KEPT_PINS = 64  # of callers that do not say when they are done
 
 
 class RemoteStore:
@@ -52,9 +47,7 @@ class RemoteStore:
         self._index: Index | None = None
         self._lock = threading.Lock()
         self._downloads = threading.BoundedSemaphore(self._config.concurrency)
-        self._thread = _Thread()
-        self._slots: threading.Semaphore | None = None
-        self._kept: OrderedDict[str, int] = OrderedDict()
+        self.pins = Pins()
         self._used: dict[str, float] = {}
         self._touched = time.monotonic()
 
@@ -75,10 +68,6 @@ class RemoteStore:
             place = parse_url(url)
             self._places[place.folder_name(self._options(place))] = place
             self._roots[self.key_of(place, place.folder_key)] = place.folder_key == place.key
-
-    def limit_work(self, slots: int) -> None:
-        """At most so many threads are inside `reading` and not waiting for a file."""
-        self._slots = threading.Semaphore(slots)
 
     def key_of(self, place: Place, key: str | None = None) -> str:
         """Path of a copy below `folder`; key: another one at the same host."""
@@ -114,43 +103,24 @@ class RemoteStore:
                 self._files[name] = RemoteFiles(place.protocol, self._options(place), self._config.deadline_s)
             return self._files[name]
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """What `local` gives in this block, in this thread, stays where it is until the block ends."""
-        if self._thread.pins is not None:
-            yield
-            return
-        pins = self._thread.pins = {}
-        try:
-            if self._slots is not None:
-                self._slots.acquire()
-                self._thread.has_slot = True
-            yield
-        finally:
-            if self._slots is not None and self._thread.has_slot:
-                self._slots.release()
-            self._thread.pins, self._thread.has_slot = None, False
-            for descriptor in pins.values():
-                os.close(descriptor)
-
     def local(self, path: str) -> str:
         """The same path, with the file's copy there; a path that is no copy's is given back as it is.
 
         Raises DataError: there is no such file, or it lies outside the data paths; FetchError."""
         prefix = f"{self.folder}/"
-        if not path.startswith(prefix) or path in (pins := self._pins()):
+        if not path.startswith(prefix) or path in self.pins:
             return path
         key = path[len(prefix) :]
         place = self._place(key, path)
-        pinned = self._pin(path)
+        pinned = pin(path)
         if pinned is not None and self._is_due(pinned, key):
             os.close(pinned)
             self._fetch(place, key, path)
-            pinned = self._pin(path)
+            pinned = pin(path)
         while pinned is None:  # it may be removed again before it is pinned, where the cache is small
             self._fetch(place, key, path)
-            pinned = self._pin(path)
-        self._keep(pins, path, pinned)
+            pinned = pin(path)
+        self.pins.keep(path, pinned)
         self._note_use(key)
         return path
 
@@ -169,7 +139,10 @@ class RemoteStore:
         """Bring the copy, or see that it is still the original's; the thread gives its slot to another one meanwhile."""
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         index = self.index
-        with self._waiting(), locked_part(self.folder / ".parts" / f"{digest}.part", self._config.deadline_s) as part:
+        with (
+            self.pins.waiting(),
+            locked_part(self.folder / ".parts" / f"{digest}.part", self._config.deadline_s) as part,
+        ):
             expected = index.shard_version(key)
             there = Path(path).exists()
             if there and (expected is not None or not self._is_old(path)):
@@ -223,21 +196,6 @@ class RemoteStore:
             if not (self.folder / key).exists():
                 index.forget(key)
 
-    def _pin(self, path: str) -> int | None:
-        """A descriptor with a shared lock; None where there is no copy."""
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # held by others for as long as an unlink takes
-        except OSError as error:
-            logger.debug("%s cannot be locked (%s)", path, error.strerror)
-        if os.fstat(descriptor).st_nlink == 0:
-            os.close(descriptor)
-            return None
-        return descriptor
-
     def _is_due(self, descriptor: int, key: str) -> bool:
         """Whether the copy is to be compared with its original. Shards are, when they are scanned."""
         age_s = time.time() - os.fstat(descriptor).st_mtime
@@ -251,24 +209,6 @@ class RemoteStore:
     def _recheck_s(self) -> float:
         return 3600 * self._config.recheck_hours
 
-    def _pins(self) -> dict[str, int] | OrderedDict[str, int]:
-        pins = self._thread.pins
-        return self._kept if pins is None else pins
-
-    def _keep(self, pins: dict[str, int], path: str, descriptor: int) -> None:
-        if pins is not self._kept:
-            pins[path] = descriptor
-            if len(pins) > _MAX_PINS:  # the first is the shard; a scan may look at files without number
-                os.close(pins.pop(next(itertools.islice(pins, 1, None))))
-            return
-        with self._lock:
-            before = self._kept.get(path)
-            self._kept[path] = descriptor
-            if before is not None:
-                os.close(before)
-            if len(self._kept) > _KEPT_PINS:
-                os.close(self._kept.popitem(last=False)[1])
-
     def _note_use(self, key: str) -> None:
         """Uses are written down now and then, together."""
         now = time.monotonic()
@@ -278,19 +218,6 @@ class RemoteStore:
                 return
             used, self._used, self._touched = self._used, {}, now
         self.index.touch(used)
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        if not self._thread.has_slot or self._slots is None:
-            yield
-            return
-        self._slots.release()
-        self._thread.has_slot = False
-        try:
-            yield
-        finally:
-            # Not for ever: who has the slot may wait for a lock that a dataset class holds around this fetch.
-            self._thread.has_slot = self._slots.acquire(timeout=_SLOT_WAIT_S)
 
     def _place(self, key: str, path: str) -> Place:
         """The file's URL. Raises DataError for what no entry of the data paths covers."""
@@ -315,8 +242,3 @@ class RemoteStore:
 
     def _options(self, place: Place) -> dict[str, Any]:
         return dict(self._config.storage_options.get(place.protocol, {}))
-
-
-class _Thread(threading.local):
-    pins: dict[str, int] | None = None
-    has_slot = False

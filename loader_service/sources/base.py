@@ -159,7 +159,7 @@ class BaseSFTDataset(ABC):
 
     def reading(self) -> AbstractContextManager[None]:
         """Around every `scan`, `cut`, `read` and `verify`: what `local` gives in it, in this thread, stays until its end."""
-        return nullcontext() if self.remote is None else self.remote.reading()
+        return nullcontext() if self.remote is None else self.remote.pins.reading()
 
     def root_of(self, shard: Path) -> str | None:
         """The folder of `data.data_root` where it rules this shard, else None: a URL rules what is remote, a folder the rest."""

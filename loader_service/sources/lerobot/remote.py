@@ -67,7 +67,7 @@ def remote_meta(root: Path, store: RemoteStore, *, is_new: bool = False) -> Meta
 
     is_new: take it as it is now, and remember its version; else it must be of the version that is remembered.
     """
-    with store.reading():
+    with store.pins.reading():
         _bring(root, [INFO_PATH], store, is_new)
         info = load_info(root)
         if not info.is_v3:

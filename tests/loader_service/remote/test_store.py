@@ -120,11 +120,11 @@ def test_a_missing_file_is_bad_data(served: HttpFiles, make_store: MakeStore) ->
 def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: MakeStore) -> None:
     """One slot for work: the thread that waits gives it away."""
     store, read = make_store(), threading.Event()
-    store.limit_work(1)
+    store.pins.limit_work(1)
     served.faults["a.bin"] = ["hang"]
 
     def read_a() -> None:
-        with store.reading():
+        with store.pins.reading():
             assert local(store, served, "a.bin").read_bytes() == b"a" * 1000
             read.set()
 
@@ -132,7 +132,7 @@ def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: Mak
     thread.start()
     while not served.gets["a.bin"]:
         pass
-    with store.reading():
+    with store.pins.reading():
         assert local(store, served, "b.bin").read_bytes() == b"b" * 1000
         assert not read.is_set()
         served.released.set()  # and now it comes, too; but only one works at a time
@@ -145,11 +145,11 @@ def test_the_oldest_give_way_and_what_is_read_stays(
     served: HttpFiles, make_store: MakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = make_store(cache_gb=2000e-9)
-    with store.reading():
+    with store.pins.reading():
         local(store, served, "a.bin")
-    with store.reading():
+    with store.pins.reading():
         local(store, served, "b.bin")
-    with store.reading():
+    with store.pins.reading():
         path = local(store, served, "b.bin")
         local(store, served, "sub/c.bin")
         assert copies(store) == {"b.bin", "c.bin"}
@@ -159,7 +159,7 @@ def test_the_oldest_give_way_and_what_is_read_stays(
         assert copies(store) == {"a.bin", "b.bin", "c.bin"}  # all of them are read
         assert "do not hold the files that are read at the same time: 2500 bytes are kept" in caplog.text
         assert path.read_bytes() == b"b" * 1000
-    with store.reading():
+    with store.pins.reading():
         local(store, served, "a.bin")
     (served.folder / "d.bin").write_bytes(b"d")
     local(store, served, "d.bin")
@@ -170,14 +170,14 @@ def test_the_oldest_give_way_and_what_is_read_stays(
 def test_what_was_used_longest_ago_goes_first(served: HttpFiles, make_store: MakeStore) -> None:
     store = make_store(cache_gb=2100e-9)
     for name in ("a.bin", "b.bin", "sub/c.bin"):
-        with store.reading():
+        with store.pins.reading():
             local(store, served, name)
     assert copies(store) == {"b.bin", "c.bin"}
 
 
 def test_another_processes_reader_is_left_alone_too(served: HttpFiles, make_store: MakeStore) -> None:
     reader, other = make_store(cache_gb=1e-6), make_store(cache_gb=1e-6)
-    with reader.reading():
+    with reader.pins.reading():
         path = local(reader, served, "a.bin")
         local(other, served, "b.bin")
         assert path.exists()
@@ -187,9 +187,9 @@ def test_another_processes_reader_is_left_alone_too(served: HttpFiles, make_stor
 
 def test_an_emptied_folder_is_removed(served: HttpFiles, make_store: MakeStore) -> None:
     store = make_store(cache_gb=1000e-9)
-    with store.reading():
+    with store.pins.reading():
         folder = local(store, served, "sub/c.bin").parent
-    with store.reading():
+    with store.pins.reading():
         local(store, served, "a.bin")
     assert not folder.exists()
     assert local(store, served, "sub/c.bin").read_bytes() == b"c" * 500
