@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loader_service.arguments import not_negative, positive
 from loader_service.convert.episode import EpisodeSource
 from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
@@ -96,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--name", type=_name, default="train.jsonl", metavar="FILE", help="of the JSONL in it (%(default)s)"
     )
     common.add_argument("--task", metavar="ID", help="task id of all rows; needed where episodes have no instruction")
-    common.add_argument("--jobs", type=_count, default=0, metavar="N", help="processes (default: one per core)")
-    common.add_argument("--limit", type=_positive, metavar="N", help="only the first N episodes")
+    common.add_argument("--jobs", type=not_negative, default=0, metavar="N", help="processes (default: one per core)")
+    common.add_argument("--limit", type=positive, metavar="N", help="only the first N episodes")
     common.add_argument(
         "--compress",
         action="store_true",
@@ -136,20 +137,6 @@ def _parser() -> argparse.ArgumentParser:
         help='%(default)s; "" where there is none, with --task',
     )
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number}: 0 (one per core) or more")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: 1 or more")
-    return number
 
 
 def _name(text: str) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loader_service.arguments import not_negative
 from loader_service.build import RecordEncoder
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.rows import InspectedRow, first_rows, rows_of_record
@@ -96,9 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--record", type=int, metavar="N", help="this record instead of the first rows in training order"
     )
-    parser.add_argument("--num", type=_count, default=3, metavar="N", help="rows of each entry (default: 3)")
+    parser.add_argument("--num", type=not_negative, default=3, metavar="N", help="rows of each entry (default: 3)")
     parser.add_argument(
-        "--epoch", type=_count, default=0, metavar="N", help="whose order and augmentation (default: 0)"
+        "--epoch", type=not_negative, default=0, metavar="N", help="whose order and augmentation (default: 0)"
     )
     parser.add_argument("--tokens", action="store_true", help="one line for each token: number, id, text, label or not")
     parser.add_argument(
@@ -106,10 +107,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number}: 0 or more")
-    return number

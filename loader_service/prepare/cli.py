@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loader_service.arguments import not_negative
 from loader_service.first_records import check_first_records
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.summary import report_of, summary_lines, summary_tree
@@ -119,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         help="keep what is found here (data.cache_dir; default: beside the data)",
     )
     parser.add_argument(
-        "--processes", type=_count, default=0, metavar="N", help="that look through the data (default: one per core)"
+        "--processes",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="that look through the data (default: one per core)",
     )
     parser.add_argument("--codec-out", type=Path, metavar="FILE", help="write the fitted action codec here too")
     parser.add_argument(
@@ -132,10 +137,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON and no progress bar")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number}: 0 (one per core) or more")
-    return number

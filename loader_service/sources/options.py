@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
@@ -22,12 +23,18 @@ def read_options(kind: type[Options], options: dict[str, Any], dataset_type: str
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass by contract
     values = {}
     for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"{dataset_type} takes {', '.join(sorted(known))}"
-            raise ConfigError(f"data.options.{key}: unknown option; {hint}")
+        check_known(key, known, dataset_type)
         values[key] = _convert(key, value, hints[key])
     return kind(**values)
+
+
+def check_known(key: object, known: Iterable[str], dataset_type: str) -> None:
+    """Raises ConfigError for a key of `data.options` that the dataset does not have."""
+    known = sorted(known)
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{dataset_type} takes {', '.join(known)}"
+        raise ConfigError(f"data.options.{key}: unknown option; {hint}")
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loader_service.sources.options import check_known
 from stoker_proto.errors import ConfigError
 
 Ranges = tuple[tuple[int, int], ...]
@@ -52,10 +52,7 @@ def read_options(options: Mapping[str, Any]) -> LeRobotOptions:
     }
     values: dict[str, Any] = {}
     for key, value in options.items():
-        if key not in readers:
-            near = difflib.get_close_matches(str(key), readers, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"lerobot takes {', '.join(sorted(readers))}"
-            raise ConfigError(f"data.options.{key}: unknown option; {hint}")
+        check_known(key, readers, "lerobot")
         values[key] = readers[key](f"data.options.{key}", value)
     return LeRobotOptions(**values)
 
