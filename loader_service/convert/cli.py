@@ -75,6 +75,7 @@ def _source(arguments: argparse.Namespace) -> EpisodeSource:
             camera=arguments.camera,
             only_success=arguments.only_success,
             depth=arguments.depth,
+            qvel=arguments.qvel,
         )
     return RLDS(
         inputs=inputs,
@@ -83,6 +84,7 @@ def _source(arguments: argparse.Namespace) -> EpisodeSource:
         image_key=arguments.image_key,
         action_keys=tuple(arguments.action_key.split(",")),
         instruction_key=arguments.instruction_key or None,
+        state_keys=tuple(arguments.state_key.split(",")) if arguments.state_key else (),
     )
 
 
@@ -121,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     maniskill.add_argument("--camera", metavar="NAME", help="which one, where there are several")
     maniskill.add_argument("--only-success", action="store_true", help="leave out episodes that did not succeed")
     maniskill.add_argument("--depth", action="store_true", help="write depth frames too (data.image.depth)")
+    maniskill.add_argument(
+        "--qvel", action="store_true", help="states are qpos and qvel (default: qpos, where it was recorded)"
+    )
     rlds = formats.add_parser("rlds", parents=[common], help="TFRecord files", formatter_class=shape)
     rlds.add_argument("--split", default="train", metavar="NAME", help="%(default)s")
     rlds.add_argument("--image-key", default="steps/observation/image", metavar="KEY", help="%(default)s")
@@ -135,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         default="steps/language_instruction",
         metavar="KEY",
         help='%(default)s; "" where there is none, with --task',
+    )
+    rlds.add_argument(
+        "--state-key", metavar="KEY[,KEY...]", help="write states too (data.state), e.g. steps/observation/state"
     )
     return parser
 

@@ -1,7 +1,7 @@
 """What every format is turned into, and what a format has to offer.
 
 Letters: F frames, T actions of an episode (F = T, or T + 1 where the last frame was seen after the last action), D numbers
-of an action.
+of an action, S of a state.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Episode:
     """[T, D]."""
     depth: NDArray[np.uint16] | None = None
     """[F, H, W] in mm."""
+    states: NDArray[np.float32] | None = None
+    """[T or T + 1, S], what the robot feels of itself, in the recording's units."""
     task: str | None = None
     """Task id, e.g. PushCube-v1."""
     instruction: str | None = None
@@ -70,10 +72,24 @@ class Episode:
             )
         if self.depth is not None and self.depth.shape != self.rgb.shape[:3]:
             raise _error(ref, "depth", f"shape {list(self.depth.shape)}, and the frames have {list(self.rgb.shape)}")
+        if self.states is not None:
+            self._check_states(self.states, ref)
         if self.instruction is not None and not self.instruction.strip():
             raise _error(ref, "instruction", "an empty instruction: name a task id with --task, or mend the data")
         if self.instruction is None and self.task is None:
             raise _error(ref, "instruction", "neither an instruction nor a task id: give one with --task")
+
+    def _check_states(self, states: NDArray[np.float32], ref: EpisodeRef) -> None:
+        if states.ndim != 2 or 0 in states.shape or len(states) not in (len(self.actions), len(self.actions) + 1):
+            raise _error(
+                ref,
+                "states",
+                f"shape {list(states.shape)} and {len(self.actions)} actions: [T, S] with as many states, or one more, is "
+                "expected",
+            )
+        if not np.isfinite(states).all():
+            t, s = np.argwhere(~np.isfinite(states))[0].tolist()
+            raise _error(ref, f"states[{t}][{s}]", f"{states[t, s]} is not a finite 32-bit number")
 
 
 class EpisodeSource(Protocol):

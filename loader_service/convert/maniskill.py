@@ -1,6 +1,7 @@
 """ManiSkill's recorded trajectories: an HDF5 file with one group per episode, and a JSON file of the same name.
 
-    trajectory.h5     traj_0/actions [T, D], traj_0/obs/sensor_data/<camera>/rgb [T+1, H, W, 3], .../depth [T+1, H, W, 1], ...
+    trajectory.h5     traj_0/actions [T, D], traj_0/obs/sensor_data/<camera>/rgb [T+1, H, W, 3], .../depth [T+1, H, W, 1],
+                      traj_0/obs/agent/qpos [T+1, S], .../qvel [T+1, S], ...
     trajectory.json   {"env_info": {"env_id": "PushCube-v1", ...}, "episodes": [{"episode_id": 0, "elapsed_steps": 23,
                        "success": true, "reset_kwargs": {...}, "control_mode": "pd_ee_delta_pose"}, ...]}
 
@@ -35,6 +36,8 @@ class ManiSkill:
     """None: the only one there is."""
     only_success: bool = False
     depth: bool = False
+    qvel: bool = False
+    """Put the joints' velocities behind their positions, which are the state wherever they were recorded."""
     task: str | None = None
     """None: env_info.env_id."""
 
@@ -60,6 +63,7 @@ class ManiSkill:
             check_episode_size(camera["rgb"].shape[0], int(np.prod(camera["rgb"].shape[1:])))
             frames = _array(camera, "rgb", np.uint8, 4)
             depth = _depth(camera) if self.depth else None
+            states = _states(group, self.qvel)
             if len(actions) != ref.place:
                 raise DataError(
                     f"{len(actions)} actions, and elapsed_steps in {path.with_suffix('.json').name} is {ref.place}: they "
@@ -69,15 +73,16 @@ class ManiSkill:
         task = self.task or _describe(path)["env_info"].get("env_id")
         if not isinstance(task, str):
             raise DataError("env_info.env_id is missing: give --task", file=str(path.with_suffix(".json")))
-        return Episode(rgb=frames, actions=actions, depth=depth, task=task)
+        return Episode(rgb=frames, actions=actions, depth=depth, states=states, task=task)
 
     def identity(self) -> dict[str, Any]:
-        """Camera, depth, choice, task."""
+        """Camera, depth, states, choice, task."""
         return {
             "format": "maniskill",
             "camera": self.camera,
             "only_success": self.only_success,
             "depth": self.depth,
+            "states": ["qpos", "qvel"] if self.qvel else ["qpos"],
             "task": self.task,
         }
 
@@ -173,3 +178,15 @@ def _depth(camera: Any) -> NDArray[np.uint16]:
     if depth.min(initial=0) < 0 or depth.max(initial=0) > 65_535:
         raise DataError(f"depths from {depth.min()} to {depth.max()}: 0 to 65535 mm are expected", field="depth")
     return depth.astype(np.uint16)
+
+
+def _states(group: Any, qvel: bool) -> NDArray[np.float32] | None:
+    """float32[T + 1, S], the joints' positions and, if asked for, velocities; None where none were recorded."""
+    agent = group["obs"].get("agent", {})
+    names = ["qpos", "qvel"] if qvel else [name for name in ("qpos",) if name in agent]
+    with located(field="obs/agent"):
+        parts = [_array(agent, name, np.floating, 2) for name in names]
+        if len({len(part) for part in parts}) > 1:
+            raise DataError(f"{len(parts[0])} positions and {len(parts[1])} velocities: as many are expected")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found by the episode's check
+        return np.concatenate(parts, axis=1).astype(np.float32) if parts else None

@@ -41,6 +41,8 @@ class RLDS:
     """Several are put side by side."""
     instruction_key: str | None = "steps/language_instruction"
     """None: the episodes have none, a task id is given."""
+    state_keys: tuple[str, ...] = ()
+    """Several are put side by side; without any, no states are written."""
     task: str | None = None
 
     def episodes(self) -> list[EpisodeRef]:
@@ -58,14 +60,15 @@ class RLDS:
             rgb = decode_frames(encoded, self.image_key)
             return Episode(
                 rgb=rgb,
-                actions=np.concatenate([_steps(features, key, len(rgb), shapes) for key in self.action_keys], axis=1),
+                actions=_side_by_side(features, self.action_keys, len(rgb), shapes),
+                states=_side_by_side(features, self.state_keys, len(rgb), shapes) if self.state_keys else None,
                 task=self.task,
                 instruction=self._instruction(features),
             )
 
     def identity(self) -> dict[str, Any]:
         """Keys and task."""
-        return {
+        identity = {
             "format": "rlds",
             "split": self.split,
             "image": self.image_key,
@@ -73,10 +76,12 @@ class RLDS:
             "instruction": self.instruction_key,
             "task": self.task,
         }
+        return {**identity, "state": list(self.state_keys)} if self.state_keys else identity
 
     def _of_folder(self, folder: Path) -> list[EpisodeRef]:
         shapes = _shapes(folder)
-        for key in (self.image_key, *self.action_keys, *([self.instruction_key] if self.instruction_key else [])):
+        instruction = [self.instruction_key] if self.instruction_key else []
+        for key in (self.image_key, *self.action_keys, *self.state_keys, *instruction):
             if key not in shapes:
                 raise ConfigError(
                     f"{folder / 'features.json'}: there is no {key}; there are {', '.join(sorted(shapes))}"
@@ -126,6 +131,13 @@ def _feature(features: Mapping[str, Feature], key: str) -> Feature:
     if key not in features:
         raise DataError(f"no such feature; there are {', '.join(sorted(features))}", field=key)
     return features[key]
+
+
+def _side_by_side(
+    features: Mapping[str, Feature], keys: tuple[str, ...], num_steps: int, shapes: Mapping[str, int]
+) -> NDArray[np.float32]:
+    """float32[T, D] of features of d numbers each."""
+    return np.concatenate([_steps(features, key, num_steps, shapes) for key in keys], axis=1)
 
 
 def _steps(features: Mapping[str, Feature], key: str, num_steps: int, shapes: Mapping[str, int]) -> NDArray[np.float32]:

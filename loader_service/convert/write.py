@@ -41,7 +41,10 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
         row["task"] = episode.task
     if episode.instruction is not None:
         row["instruction"] = episode.instruction
-    row |= {"actions": np.ascontiguousarray(episode.actions), "source": ref.source}
+    row["actions"] = np.ascontiguousarray(episode.actions)
+    if episode.states is not None:
+        row["states"] = np.ascontiguousarray(episode.states)
+    row["source"] = ref.source
     arrays: dict[str, Any] = (
         {"rgb": episode.rgb} if episode.depth is None else {"rgb": episode.rgb, "depth": episode.depth}
     )

@@ -1,6 +1,6 @@
-"""Actions as they stand in a row: checked, rid of no-ops, cut into chunks.
+"""Actions and states as they stand in a row: checked; actions rid of no-ops and cut into chunks.
 
-Letters: T timesteps, D dimensions of an action, K actions in a chunk.
+Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions in a chunk.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ def parse_actions(value: object, dim: int) -> NDArray[np.float32]:
     """float32[T, D] from a row's list of lists. Raises DataError whose field is `actions[t][d]`, the first that is wrong."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{_brief(value)}: a list of at least one action is expected", field="actions")
-    try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
-            actions = np.array(value, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError):
-        raise _first_wrong(value, dim) from None
-    if actions.ndim != 2 or actions.shape[1] != dim or not np.isfinite(actions).all():
-        raise _first_wrong(value, dim)
-    return actions
+    return _parse(value, dim, "an action", "actions")
+
+
+def parse_states(value: object, num_actions: int) -> NDArray[np.float32]:
+    """float32[T, S] from a row's list of lists, T = num_actions or one more. Raises DataError whose field is `states[t][s]`."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], list) or not value[0]:
+        raise DataError(f"{_brief(value)}: one list of numbers for each action is expected", field="states")
+    states = _parse(value, len(value[0]), "a state", "states")
+    if len(states) not in (num_actions, num_actions + 1):
+        raise DataError(
+            f"{len(states)} states and {num_actions} actions: as many states, or one more, are expected", field="states"
+        )
+    return states
 
 
 def is_noop(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -54,14 +59,26 @@ def action_chunks(actions: NDArray[np.float32], chunk: int) -> NDArray[np.float3
     return chunks
 
 
-def _first_wrong(value: list[object], dim: int) -> DataError:
-    for t, action in enumerate(value):
-        if not isinstance(action, list) or len(action) != dim:
-            found = f"{len(action)} numbers" if isinstance(action, list) else _brief(action)
-            return DataError(f"{found}: an action has {dim} numbers", field=f"actions[{t}]")
-        for d, number in enumerate(action):
+def _parse(value: list[object], dim: int, one: str, field: str) -> NDArray[np.float32]:
+    """float32[T, dim]; one, field: what a row of it is called, and where it stands."""
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+            vectors = np.array(value, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise _first_wrong(value, dim, one, field) from None
+    if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
+        raise _first_wrong(value, dim, one, field)
+    return vectors
+
+
+def _first_wrong(value: list[object], dim: int, one: str, field: str) -> DataError:
+    for t, vector in enumerate(value):
+        if not isinstance(vector, list) or len(vector) != dim:
+            found = f"{len(vector)} numbers" if isinstance(vector, list) else _brief(vector)
+            return DataError(f"{found}: {one} has {dim} numbers", field=f"{field}[{t}]")
+        for d, number in enumerate(vector):
             if not isinstance(number, int | float):
-                return DataError(f"{_brief(number)}: a number is expected", field=f"actions[{t}][{d}]")
+                return DataError(f"{_brief(number)}: a number is expected", field=f"{field}[{t}][{d}]")
             with np.errstate(over="ignore"):
                 try:
                     finite = bool(np.isfinite(np.float32(number)))
@@ -70,9 +87,9 @@ def _first_wrong(value: list[object], dim: int) -> DataError:
             if not finite:
                 return DataError(
                     f"{_brief(number)} is not a finite 32-bit number: correct the row or remove the line",
-                    field=f"actions[{t}][{d}]",
+                    field=f"{field}[{t}][{d}]",
                 )
-    return DataError(f"a list of actions of {dim} numbers each is expected", field="actions")
+    return DataError(f"a list of {field} of {dim} numbers each is expected", field=field)
 
 
 def _brief(value: object) -> str:

@@ -3,44 +3,37 @@
     {"obs_path": "traj_000123/obs.npz", "task": "PutOnPlateInScene25Main-v3", "actions": [[0.12, -0.07, ...], ...]}
 
 `obs_path` is relative to the JSONL file. The NPZ holds `rgb` uint8[T, H, W, 3] and, where data.image.depth asks for it, `depth`
-uint16[T, H, W] or [T, H, W, 1] in mm. An `instruction` in the row goes before the task table. T images belong to T actions,
-image t is what was seen just before action t; T + 1 images are legal, the last one has no action. Sample t is timestep t: its
-images, the instruction, and actions t, t+1, ..., t+K-1 (K = data.action.chunk; after the end the last action is repeated).
+uint16[T, H, W] or [T, H, W, 1] in mm; options name further cameras. An `instruction` in the row goes before the task table. T
+images belong to T actions, image t is what was seen just before action t; T + 1 images are legal, the last one has no action.
+States are `states` [T or T + 1][S] in the row, or an array of the NPZ. Sample t is timestep t: its images (with
+data.options.image_history those before it too), the instruction, the state, and actions t, t+1, ..., t+K-1
+(K = data.action.chunk; after the end the last action is repeated, and `action_is_pad` says where).
 
-Letters: T timesteps, D dimensions of an action, K actions in a chunk, N samples.
+Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions in a chunk, N samples.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from loader_service.sources.actions import action_chunks, is_noop, parse_actions
+from loader_service.sources.actions import action_chunks, is_noop, parse_actions, parse_states
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.frame_history import FrameHistory
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
-from loader_service.sources.npz import Frames, NpzFile
+from loader_service.sources.mani_arrays import open_frames, read_states
+from loader_service.sources.mani_options import read_mani_options
+from loader_service.sources.npz import NpzFile
 from loader_service.sources.paths import resolve_inside
 from loader_service.sources.tasks import instruction_of, load_task_table
+from loader_service.sources.window import window
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManiOpenPIOptions:
-    """`data.options` of this dataset."""
-
-    rgb_keys: tuple[str, ...] = ("rgb", "image", "images")
-    """Names that the colour frames may have in the NPZ; the first that is there is taken."""
-    depth_keys: tuple[str, ...] = ("depth",)
-    """Names that the depth frames may have."""
-    action_dim: int = 7
-    """Numbers in an action."""
 
 
 class ManiOpenPIDataset(BaseSFTDataset):
@@ -48,7 +41,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
-        self.options = _read_options(config.options)
+        self.options = read_mani_options(config.options)
+        self._wants_states = config.state == "text" or "state_keys" in config.options
         if config.action.drop_noops and self.options.action_dim != 7:
             raise ConfigError(
                 f"data.action.drop_noops is on and data.options.action_dim is {self.options.action_dim}: what moves "
@@ -57,8 +51,11 @@ class ManiOpenPIDataset(BaseSFTDataset):
         self.tasks = load_task_table(config.task_table)
 
     def scan_identity(self) -> dict[str, Any]:
-        """Under policy `skip` a task without an instruction is a bad record, so the task table counts."""
+        """With what it found of the states, which are read only where they are told; and under policy `skip` a task without an
+        instruction is a bad record, so the task table counts."""
         identity = super().scan_identity()
+        if self.config.state == "text":
+            identity["state"] = "text"
         return identity if self.config.on_bad_sample == "fail" else {**identity, "tasks": fingerprint(self.tasks)}
 
     def read_identity(self) -> dict[str, Any]:
@@ -66,7 +63,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
         return {**super().read_identity(), "tasks": fingerprint(self.tasks)}
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
-        """One pass over the lines; no NPZ is opened."""
+        """One pass over the lines; no NPZ is opened, but for states with `data.state: text` that no row has."""
         return self.scan_part(shard, 0, shard.stat().st_size)
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
@@ -77,9 +74,9 @@ class ManiOpenPIDataset(BaseSFTDataset):
         """The trajectories whose lines begin in bytes [start, stop)."""
         for offset, line in iter_lines(shard, start, stop):
             try:
-                yield self._scan_line(offset, line)
+                yield self._scan_line(shard, offset, line)
             except DataError as error:
-                located = DataError(error.reason, file=f"{shard}:{line_number(shard, offset)}", field=error.field)
+                located = self._located(error, shard, offset)
                 if self.config.on_bad_sample == "fail":
                     raise located from error
                 yield ScannedRecord(offset=offset, size=len(line), num_samples=_num_actions(line), error=str(located))
@@ -105,75 +102,60 @@ class ManiOpenPIDataset(BaseSFTDataset):
             return DataError(error.reason, file=error.file, record=line, field=error.field)
         return DataError(error.reason, file=line, field=error.field)
 
-    def _scan_line(self, offset: int, line: bytes) -> ScannedRecord:
+    def _scan_line(self, shard: Path, offset: int, line: bytes) -> ScannedRecord:
         row = parse_object(line)
         if not isinstance(row.get("obs_path"), str):
             raise DataError(f"{row.get('obs_path')!r}: the path of an NPZ is expected", field="obs_path")
         actions = parse_actions(row.get("actions"), self.options.action_dim)
         instruction_of(row, self.tasks)
+        states = self._row_states(row, len(actions))
+        if states is None and self.config.state == "text":  # they are scaled by what the scan finds
+            with NpzFile(self._npz_path(row, shard)) as npz:
+                states = read_states(npz, self.options.state_keys, len(actions))
+        states = None if states is None else states[: len(actions)]  # after the last action nothing is told
         if self.config.action.drop_noops:
             actions = actions[~is_noop(actions)]
-        return ScannedRecord(offset=offset, size=len(line), num_samples=len(actions), actions=actions)
+        return ScannedRecord(offset=offset, size=len(line), num_samples=len(actions), actions=actions, states=states)
 
     def _read_record(self, shard: Path, offset: int, size: int, *, verify: bool) -> Iterator[Sample]:
         row = parse_object(read_line(shard, offset, size))
         actions = parse_actions(row.get("actions"), self.options.action_dim)  # [T, D]
         instruction = instruction_of(row, self.tasks)
+        states = self._row_states(row, len(actions))  # [T or T + 1, S]
         action = self.config.action
         kept = np.flatnonzero(~is_noop(actions)) if action.drop_noops else np.arange(len(actions))  # [N]
-        folder = str(shard.parent)
-        path = resolve_inside(row.get("obs_path"), base=folder, root=self.root_of(shard) or folder, field="obs_path")
-        if self.remote is not None:
-            path = self.remote.local(path)
         chunks = action_chunks(actions[kept], action.chunk)  # [N, K, D]
-        with NpzFile(path) as npz:
-            sources = self._open_frames(npz, len(actions), verify)
+        actions_are_pad = window(len(kept), np.arange(action.chunk)).is_pad  # [N, K]
+        history, images_are_pad = window(len(actions), np.array(self.options.image_history, np.int64))
+        wanted: list[int] = np.unique(history[kept]).tolist()
+        with NpzFile(self._npz_path(row, shard)) as npz:
+            streams = open_frames(npz, self.options, len(actions), depth=self.config.image.depth, verify=verify)
+            if states is None and self._wants_states:
+                states = read_states(npz, self.options.state_keys, len(actions), verify=verify)
+            cameras = [FrameHistory(map(frames.__getitem__, wanted), wanted) for frames in streams]
+            images_are_pad = np.tile(images_are_pad, (1, len(cameras)))
+            moments: list[list[int]] = history.tolist()
             for i, timestep in enumerate(kept.tolist()):
                 yield Sample(
                     instruction=instruction,
-                    images=tuple(frames[timestep] for frames in sources),
+                    images=tuple([image for camera in cameras for image in camera.at(moments[timestep])]),
+                    image_is_pad=images_are_pad[timestep],
+                    state=None if states is None else states[timestep],
                     action=chunks[i],
+                    action_is_pad=actions_are_pad[i],
                     timestep=timestep,
                 )
 
-    def _open_frames(self, npz: NpzFile, num_actions: int, verify: bool) -> list[Frames]:
-        """The colour frames [T, H, W, 3] and, where asked for, the depth frames [T, H, W]."""
-        name = _first_present(npz, self.options.rgb_keys, "data.options.rgb_keys")
-        rgb = npz.frames(name, dtype=np.uint8, ndim=4)
-        if rgb.shape[3] != 3 or 0 in rgb.shape:
-            raise DataError(f"shape {list(rgb.shape)}: [T, H, W, 3] is expected", file=npz.path, field=name)
-        sources = {name: rgb}
-        if self.config.image.depth:
-            name = _first_present(npz, self.options.depth_keys, "data.options.depth_keys")
-            sources[name] = npz.frames(name, dtype=np.uint16, ndim=3, drop_channel=True)
-            if sources[name].shape[1:] != rgb.shape[1:3]:
-                raise DataError(
-                    f"shape {list(sources[name].shape)}: [T, H, W] with the size of the colour frames, "
-                    f"{list(rgb.shape[1:3])}, is expected",
-                    file=npz.path,
-                    field=name,
-                )
-        for name, frames in sources.items():
-            if len(frames) not in (num_actions, num_actions + 1):
-                raise DataError(
-                    f"{len(frames)} images and {num_actions} actions: as many images, or one more, are expected",
-                    file=npz.path,
-                    field=name,
-                )
-            if verify:
-                npz.verify(name)
-        return list(sources.values())
+    def _row_states(self, row: dict[str, Any], num_actions: int) -> NDArray[np.float32] | None:
+        """float32[T or T + 1, S]; None where the row has none, or nobody asked for them."""
+        if not self._wants_states or row.get("states") is None:
+            return None
+        return parse_states(row["states"], num_actions)
 
-
-def _first_present(npz: NpzFile, names: tuple[str, ...], key: str) -> str:
-    for name in names:
-        if name in npz.names:
-            return name
-    raise DataError(
-        f"none of the arrays {', '.join(names)} is there; there are {', '.join(npz.names) or 'none'}: name the right one "
-        f"in {key}",
-        file=npz.path,
-    )
+    def _npz_path(self, row: dict[str, Any], shard: Path) -> str:
+        folder = str(shard.parent)
+        path = resolve_inside(row.get("obs_path"), base=folder, root=self.root_of(shard) or folder, field="obs_path")
+        return path if self.remote is None else self.remote.local(path)
 
 
 def _num_actions(line: bytes) -> int:
@@ -183,27 +165,3 @@ def _num_actions(line: bytes) -> int:
     except DataError:
         return 0
     return len(actions) if isinstance(actions, list) else 0
-
-
-def _read_options(options: dict[str, Any]) -> ManiOpenPIOptions:
-    known = {field.name for field in fields(ManiOpenPIOptions)}
-    values: dict[str, Any] = {}
-    for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"mani_openpi takes {', '.join(sorted(known))}"
-            raise ConfigError(f"data.options.{key}: unknown option; {hint}")
-        if key == "action_dim":
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"data.options.{key} is {value!r}: a whole number of at least 1 is expected")
-            values[key] = value
-            continue
-        names = [value] if isinstance(value, str) else value
-        if (
-            not isinstance(names, list | tuple)
-            or not names
-            or not all(isinstance(name, str) and name for name in names)
-        ):
-            raise ConfigError(f"data.options.{key} is {value!r}: a list of names of arrays is expected")
-        values[key] = tuple(names)
-    return ManiOpenPIOptions(**values)

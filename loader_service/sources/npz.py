@@ -64,6 +64,14 @@ class Frames:
         self._file.read_into(frame, self._offset + index * self._frame_bytes)
         return frame
 
+    def whole(self) -> NDArray[Any]:
+        """All frames at once, [T, ...]: for arrays that are small."""
+        if self._inflated is not None:
+            return self._inflated
+        array = np.empty(self.shape, self.dtype)
+        self._file.read_into(array, self._offset)
+        return array
+
 
 class NpzFile:
     """An open NPZ; a context manager. Raises DataError that names the file, and the member as its field."""
@@ -107,9 +115,10 @@ class NpzFile:
         """The arrays in the file."""
         return list(self._members)
 
-    def frames(self, name: str, *, dtype: DTypeLike, ndim: int, drop_channel: bool = False) -> Frames:
+    def frames(self, name: str, *, dtype: DTypeLike | None, ndim: int, drop_channel: bool = False) -> Frames:
         """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order.
 
+        dtype: None: any kind of plain numbers.
         drop_channel: a further last dimension of size 1 is left out.
         """
         member = self._member(name)
@@ -120,7 +129,7 @@ class NpzFile:
             start = 0
             head = self._inflate_head(member, name)
         found, shape, header_bytes = self._parse_header(head, member, name)
-        if found != np.dtype(dtype):
+        if dtype is not None and found != np.dtype(dtype):
             raise self._error(f"dtype {found}: {np.dtype(dtype)} is expected", name)
         if drop_channel and len(shape) == ndim + 1 and shape[-1] == 1:
             shape = shape[:-1]

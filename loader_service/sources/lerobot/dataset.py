@@ -23,7 +23,7 @@ from loader_service.prepare.shards import EntryShards
 from loader_service.remote.url import is_url
 from loader_service.sources.actions import is_noop
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
-from loader_service.sources.lerobot.cameras import FrameHistory
+from loader_service.sources.frame_history import FrameHistory
 from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
 from loader_service.sources.lerobot.extras import check_installed
 from loader_service.sources.lerobot.files import Files
@@ -33,7 +33,7 @@ from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
 from loader_service.sources.lerobot.options import overlap, read_options
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.scan import scan_shard
-from loader_service.sources.lerobot.window import frame_offsets, window
+from loader_service.sources.window import frame_offsets, window
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, located
 

@@ -289,7 +289,11 @@ def test_verify_finds_a_flipped_bit_in_stored_frames(write_demo: Write, make_man
     ("options", "said"),
     [
         ({"rgb_key": "rgb"}, "data.options.rgb_key: unknown option; did you mean rgb_keys?"),
-        ({"colour": 1}, "data.options.colour: unknown option; mani_openpi takes action_dim, depth_keys, rgb_keys"),
+        (
+            {"colour": 1},
+            "data.options.colour: unknown option; mani_openpi takes action_dim, camera_keys, depth_keys, "
+            "image_history, rgb_keys, state_keys",
+        ),
         ({"action_dim": "7"}, "data.options.action_dim is '7': a whole number of at least 1 is expected"),
         ({"action_dim": 0}, "data.options.action_dim is 0"),
         ({"rgb_keys": []}, "data.options.rgb_keys is []: a list of names"),

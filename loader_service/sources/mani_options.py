@@ -1,0 +1,101 @@
+"""`data.options` of `mani_openpi`: which arrays of the NPZ are what, and how many numbers an action has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stoker_proto.errors import ConfigError
+
+Names = tuple[str, ...]
+"""That an array may have; the first that is there is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManiOpenPIOptions:
+    """`data.options` of this dataset."""
+
+    rgb_keys: Names = ("rgb", "image", "images")
+    """Names that the colour frames of the only camera may have in the NPZ."""
+    camera_keys: tuple[Names, ...] = ()
+    """Several cameras, in the order of the sample's images, each by its name or by names that its frames may have, e.g.
+    `[rgb, [wrist_rgb, wrist]]`; takes the place of `rgb_keys`."""
+    depth_keys: Names = ("depth",)
+    """Names that the depth frames may have; they belong to the first camera."""
+    state_keys: Names = ("state", "states")
+    """Names that the states may have, where the row has no `states`. They are read with `data.state: text`, or if this is set."""
+    image_history: tuple[int, ...] = (0,)
+    """When each camera's images were taken, in frames from the timestep on (0 or before), oldest first, e.g. `[-1, 0]`."""
+    action_dim: int = 7
+    """Numbers in an action."""
+
+    def cameras(self) -> dict[str, Names]:
+        """Key of the file -> names of a camera's frames."""
+        if not self.camera_keys:
+            return {"data.options.rgb_keys": self.rgb_keys}
+        return {f"data.options.camera_keys[{n}]": names for n, names in enumerate(self.camera_keys)}
+
+
+def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
+    """Raises ConfigError naming the key."""
+    readers = {
+        "rgb_keys": _names,
+        "camera_keys": _cameras,
+        "depth_keys": _names,
+        "state_keys": _names,
+        "image_history": _history,
+        "action_dim": _dim,
+    }
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in readers:
+            near = difflib.get_close_matches(str(key), readers, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"mani_openpi takes {', '.join(sorted(readers))}"
+            raise ConfigError(f"data.options.{key}: unknown option; {hint}")
+        values[key] = readers[key](f"data.options.{key}", value)
+    if "rgb_keys" in values and "camera_keys" in values:
+        raise ConfigError(
+            "data.options.rgb_keys stands beside data.options.camera_keys: make it the first of the cameras, "
+            f"e.g. camera_keys: [[{', '.join(values['rgb_keys'])}], ...]"
+        )
+    return ManiOpenPIOptions(**values)
+
+
+def _dim(key: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{key} is {value!r}: a whole number of at least 1 is expected")
+    return value
+
+
+def _names(key: str, value: object) -> Names:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{key} is {value!r}: a list of names of arrays is expected")
+    return tuple(names)
+
+
+def _cameras(key: str, value: object) -> tuple[Names, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(f"{key} is {value!r}: a list of cameras is expected, e.g. [rgb, [wrist_rgb, wrist]]")
+    cameras = tuple(_names(f"{key}[{n}]", names) for n, names in enumerate(value))
+    known: dict[str, int] = {}
+    for n, names in enumerate(cameras):
+        for name in names:
+            if known.setdefault(name, n) != n:
+                raise ConfigError(
+                    f"{key}: {name} may be camera {known[name]} and camera {n}: both could show the same, leave it to one of them"
+                )
+    return cameras
+
+
+def _history(key: str, value: object) -> tuple[int, ...]:
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(type(offset) is int and offset <= 0 for offset in value)
+        or list(value) != sorted(set(value))
+    ):
+        raise ConfigError(f"{key} is {value!r}: frames up to 0 are expected, oldest first, e.g. [-2, -1, 0]")
+    return tuple(value)
