@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import crc32c
 import h5py
@@ -36,7 +36,7 @@ def record(length: int, seed: int, *, extra: int = 0, size: tuple[int, int] = (1
     return Recorded(frames, random.uniform(-1, 1, (length, 7)).astype(np.float32), f"put cube {seed} on the plate")
 
 
-def read_all(jsonl: Path, *, depth: bool = False) -> list[list[Sample]]:
+def read_all(jsonl: Path, *, depth: bool = False, state: Literal["none", "text"] = "none") -> list[list[Sample]]:
     """The samples of every record, through the dataset that trains on them."""
     from stoker_proto.config import ImageConfig
 
@@ -46,6 +46,7 @@ def read_all(jsonl: Path, *, depth: bool = False) -> list[list[Sample]]:
         max_seq_len=64,
         action=ActionConfig(),
         image=ImageConfig(depth=depth),
+        state=state,
     )
     dataset = ManiOpenPIDataset(config)
     return [list(dataset.read(jsonl, found.offset, found.size)) for found in dataset.scan(jsonl)]
@@ -92,6 +93,8 @@ def write_maniskill(path: Path, episodes: Sequence[Recorded], success: Sequence[
         for number, (episode, good) in enumerate(zip(episodes, success, strict=True)):
             group = file.create_group(f"traj_{number}")
             group["actions"] = episode.actions
+            for name, values in changes.get("agent", {}).items():
+                group[f"obs/agent/{name}"] = values[number]
             for name in changes.get("cameras", ["base_camera"]):
                 camera = group.create_group(f"obs/sensor_data/{name}")
                 camera.create_dataset("rgb", data=episode.frames, compression="gzip")

@@ -171,6 +171,46 @@ def test_maniskill_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1, "--camera", "hand")[0] == 0
 
 
+def test_maniskill_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Joint positions wherever they were recorded, velocities where asked for; exact through the text of the row."""
+    episodes = [record(length, seed, extra=1) for seed, length in enumerate((4, 3))]
+    random = np.random.default_rng(5)
+    agent = {name: [random.normal(size=(len(one.frames), 9)) for one in episodes] for name in ("qpos", "qvel")}
+    path = write_maniskill(tmp_path / "t.h5", episodes, [True, True], agent=agent)
+    for flags, names in (((), ["qpos"]), (("--qvel",), ["qpos", "qvel"])):
+        out = tmp_path / "-".join(names)
+        code, said = run(capsys, "maniskill", path, "--out", out, "--jobs", 1, *flags)
+        assert code == 0, said
+        for number, found in enumerate(read_all(out / "train.jsonl", state="text")):
+            assert_same(found, episodes[number], "push the cube to the goal")
+            expected = np.concatenate([agent[name][number] for name in names], axis=1).astype(np.float32)
+            states = np.stack([sample.state for sample in found if sample.state is not None])
+            assert states.tobytes() == expected[:-1].tobytes()
+    code, said = run(capsys, "maniskill", path, "--out", tmp_path / "qpos", "--jobs", 1, "--qvel")
+    assert (code, "holds the conversion of other files or with other options" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        ({"qpos": np.zeros((3, 9)), "qvel": np.zeros((2, 9))}, "3 positions and 2 velocities"),
+        ({"qpos": np.zeros((3, 9))}, "field qvel: there is no qvel; there are qpos"),
+        ({}, "field qpos: there is no qpos; there are none"),
+        ({"qpos": np.full((3, 9), np.nan), "qvel": np.zeros((3, 9))}, "field states[0][0]: nan is not a finite"),
+        ({"qpos": np.zeros((5, 9)), "qvel": np.zeros((5, 9))}, "field states: shape [5, 18] and 2 actions: [T, S]"),
+        ({"qpos": np.zeros(3), "qvel": np.zeros((3, 9))}, "field qpos: float64 [3]: floating with 2 dimensions"),
+    ],
+)
+def test_wrong_maniskill_states(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: dict[str, np.ndarray], said: str
+) -> None:
+    one = record(2, 0, extra=1)
+    path = write_maniskill(tmp_path / "t.h5", [one], [True], agent={name: [value] for name, value in agent.items()})
+    code, found = run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1, "--qvel")
+    assert (code, said in found) == (1, True), found
+    assert f"{path}: record traj_0" in found
+
+
 def test_wrong_maniskill_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_maniskill(tmp_path / "t.h5", [record(2, 0, extra=1)], [True], off_by=1)
     code, said = run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1)
@@ -193,6 +233,29 @@ def test_rlds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert_same(found, expected)
     rows = (tmp_path / "out" / "train.jsonl").read_text().splitlines()
     assert json.loads(rows[3])["source"] == "tiny-train.tfrecord-00001-of-00002:record 0"
+
+
+def test_rlds_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    episode, random = record(4, 3), np.random.default_rng(6)
+    pose, grip = random.normal(size=(4, 7)).astype(np.float32), random.normal(size=(4, 1)).astype(np.float32)
+    features = {**rlds_features(episode), "steps/observation/state": pose.reshape(-1), "steps/grip": grip.reshape(-1)}
+    folder = write_rlds(tmp_path / "d", [[example(features)]])
+    tree = json.loads((folder / "features.json").read_text())
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    steps["observation"]["featuresDict"]["features"]["state"] = tensor(7)
+    steps["grip"] = tensor()
+    (folder / "features.json").write_text(json.dumps(tree))
+    keys = "steps/observation/state,steps/grip"
+    code, said = run(capsys, "rlds", folder, "--out", tmp_path / "out", "--jobs", 1, "--state-key", keys)
+    assert code == 0, said
+    (found,) = read_all(tmp_path / "out" / "train.jsonl", state="text")
+    assert_same(found, episode)
+    states = np.stack([sample.state for sample in found if sample.state is not None])
+    assert states.tobytes() == np.concatenate([pose, grip], axis=1).tobytes()
+    assert run(capsys, "rlds", folder, "--out", tmp_path / "none", "--jobs", 1)[0] == 0
+    assert "states" not in json.loads((tmp_path / "none" / "train.jsonl").read_text())
+    code, said = run(capsys, "rlds", folder, "--out", tmp_path / "no", "--jobs", 1, "--state-key", "steps/joints")
+    assert (code, "features.json: there is no steps/joints; there are" in said) == (1, True)
 
 
 def test_rlds_with_other_keys_and_as_a_sequence_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
