@@ -96,6 +96,30 @@ def test_shards_are_cut_as_local_ones(bucket: Path, config: MakeConfig, monkeypa
     assert entry_of(config("memory://bucket/demos")).fingerprint == local.fingerprint
 
 
+def test_states_in_the_npz_are_fetched_for_their_scale_only_where_no_row_has_them(
+    served: HttpFiles, config: MakeConfig
+) -> None:
+    demos = write_demonstrations(served.folder / "demos", [3, 5])
+    for number, length in enumerate((3, 5)):
+        path = demos.parent / f"traj_{number}" / "obs.npz"
+        with np.load(path) as npz:
+            rgb = npz["rgb"]
+        np.savez(path, rgb=rgb, state=np.arange(length * 2.0).reshape(length, 2) + number)
+    rows = [json.loads(line) for line in demos.read_text().splitlines()]
+    rows[0]["states"] = [[7.0, 8.0]] * 3
+    demos.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = entry_of(config(demos, cache="local", state="text"))
+    url = config(served.url_of("demos/demos.jsonl"), state="text")
+    entry = entry_of(url)
+    assert served.gets == {"demos/demos.jsonl": 1, "demos/traj_1/obs.npz": 1}
+    assert local.states is not None
+    assert entry.states is not None
+    assert entry.states.to_json() == local.states.to_json()
+    assert entry.fingerprint == local.fingerprint
+    states = [sample.state.tolist() for sample in samples_of(url, entry, 1) if sample.state is not None]
+    assert states == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
+
+
 def test_what_is_unchanged_is_not_fetched(served: HttpFiles, config: MakeConfig) -> None:
     demos = write_demonstrations(served.folder / "demos", [3, 5])
     urls = served.url_of("demos/demos.jsonl"), served.url_of("demos/other.jsonl")
