@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loader_service.sources.options import check_known
 from stoker_proto.errors import ConfigError
 
 Names = tuple[str, ...]
@@ -50,10 +50,7 @@ def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
     }
     values: dict[str, Any] = {}
     for key, value in options.items():
-        if key not in readers:
-            near = difflib.get_close_matches(str(key), readers, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"mani_openpi takes {', '.join(sorted(readers))}"
-            raise ConfigError(f"data.options.{key}: unknown option; {hint}")
+        check_known(key, readers, "mani_openpi")
         values[key] = readers[key](f"data.options.{key}", value)
     if "rgb_keys" in values and "camera_keys" in values:
         raise ConfigError(
