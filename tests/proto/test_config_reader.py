@@ -269,14 +269,16 @@ def test_yaml_merge_keys_are_no_repetition(tmp_path: Path) -> None:
 def test_every_option_has_a_meaning_in_words() -> None:
     """A string literal stands under each field, as the house style asks."""
     import ast
-    import inspect
 
-    from stoker_proto import config as module
+    from stoker_proto import config as package
 
     sections = {"ImageConfig", "AugmentConfig", "ActionConfig", "DialogueConfig"}
-    for node in ast.parse(inspect.getsource(module)).body:
-        if not isinstance(node, ast.ClassDef) or not dataclasses.is_dataclass(getattr(module, node.name)):
-            continue
+    (folder,) = map(Path, package.__path__)
+    nodes = [node for file in sorted(folder.glob("*.py")) for node in ast.parse(file.read_text()).body]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    assert {node.name for node in classes} == {name for name in package.__all__ if name.endswith("Config")}
+    for node in classes:
+        assert dataclasses.is_dataclass(getattr(package, node.name))
         assert ast.get_docstring(node), node.name
         for field, following in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign):

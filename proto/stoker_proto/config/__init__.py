@@ -1,0 +1,45 @@
+"""The one YAML that loaders and trainers read: its keys, their meaning, their defaults, their rules.
+
+    cluster: {num_nodes: 1, component_placement: {trainer: 0-1, dataloader: 0-1}}
+    model: {base_model_path: models/tiny-llava, gradient_checkpointing: true}
+    data: {dataset_type: mani_openpi, train_data_paths: [demos/train.jsonl], val_data_paths: [demos/val.jsonl], max_seq_len: 512}
+    trainer: {micro_batch_size: 4, global_batch_size: 16, lr: 2e-5, epochs: 3, eval_interval: 100, logger: {wandb: false}}
+
+How text becomes these dataclasses (strictly) is in `config_reader.py`. `Config.check` holds the rules between keys.
+One module for each section of the file.
+"""
+
+from stoker_proto.config.cluster import ClusterConfig
+from stoker_proto.config.data import DataConfig
+from stoker_proto.config.loader import LoaderConfig
+from stoker_proto.config.model import ModelConfig
+from stoker_proto.config.order import OrderConfig
+from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
+from stoker_proto.config.sources import SourceConfig
+from stoker_proto.config.trainer import (
+    CheckpointConfig,
+    FeedConfig,
+    LoggerConfig,
+    TrainerConfig,
+    check_batch_arithmetic,
+)
+from stoker_proto.config.whole import Config
+
+__all__ = [
+    "ActionConfig",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "DialogueConfig",
+    "FeedConfig",
+    "ImageConfig",
+    "LoaderConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OrderConfig",
+    "SourceConfig",
+    "TrainerConfig",
+    "check_batch_arithmetic",
+]

@@ -1,0 +1,22 @@
+"""`cluster`: machines, slots, addresses, keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stoker_proto.placement import Placement
+from stoker_proto.security import SecurityConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Which machines and accelerator slots do what."""
+
+    num_nodes: int = 1
+    """Machines that take part."""
+    component_placement: Placement = field(default_factory=Placement)
+    """`{trainer: 0-3, dataloader: 4-7}`: accelerator slots over the cluster in node order. One trainer rank per `trainer`
+    slot, one loader per `dataloader` slot; a CPU loader takes only the count, so the two may overlap."""
+    loader_addresses: tuple[str, ...] = ("tcp://127.0.0.1:5555",)
+    """Where trainer ranks find the loaders (ZeroMQ addresses). `deploy/launch.py` fills this in."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)

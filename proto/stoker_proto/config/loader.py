@@ -1,0 +1,23 @@
+"""`loader`: how a loader uses its host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderConfig:
+    """How a loader uses its host. Nothing here changes what is in a batch."""
+
+    cores: int = 0
+    """Cores to use; 0: all that the process may use, which `deploy/launch.py` shares among a node's loaders."""
+    workers: int = 0
+    """Processes that build pieces; 0: one per four cores. With one, its threads live in the loader's own process."""
+    threads: int = 0
+    """Threads in each of them; decoding releases the interpreter lock. 0: the cores, shared among the workers."""
+    cache_mb: int = 1024
+    """Encoded frames kept in memory over all workers, in MiB."""
+    unread_mb: int = 1024
+    """Answers that ranks asked for and do not read, over all ranks, in MiB; one rank may leave a quarter of it."""
+    read_ahead: bool = True
+    """Decode a lane's next records before they are asked for."""

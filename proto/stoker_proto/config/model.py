@@ -1,0 +1,20 @@
+"""`model`: what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What is trained."""
+
+    base_model_path: str
+    """Folder of a model that transformers' Auto classes load; its `tokenizer.json` is read by the loaders too."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the forward and backward pass."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along. Leave it off unless you have read that code."""

@@ -1,0 +1,74 @@
+"""`data.image`, `data.augment`, `data.action`, `data.dialogue`: how one sample becomes pixels and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageConfig:
+    """How a camera frame becomes the model's pixels."""
+
+    transport: Literal["base64", "jpeg", "pixels"] = "base64"
+    """What travels: Base64 text of a JPEG, the JPEG's bytes, or raw uint8 pixels (lossless, about ten times the bytes)."""
+    quality: int = 95
+    """JPEG quality, 1-100; chroma is stored at half resolution (4:2:0)."""
+    depth: bool = False
+    """Add the depth frame as a second image (see `stoker_proto.images.depth_to_rgb`)."""
+    depth_max_mm: int = 2000
+    """Depth in mm that maps to white; what is farther is clipped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training images, the same for a given (seed, epoch, sample); never applied to validation."""
+
+    enabled: bool = False
+    """Switch them on."""
+    crop_area: float = 0.9
+    """Share of the image's area that a random crop keeps (OpenVLA: 0.9); 1 turns cropping off."""
+    brightness: float = 0.2
+    """Largest relative change of brightness."""
+    contrast: float = 0.2
+    """Largest relative change of contrast."""
+    saturation: float = 0.2
+    """Largest relative change of saturation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionConfig:
+    """How actions become tokens and tokens become actions."""
+
+    codec: Literal["vq", "bins", "fast"] = "vq"
+    """`vq`: k-means codebook with residual levels, fitted by `loader-prepare`; `bins`: OpenVLA's 256 uniform bins; `fast`: cosine
+    transform of the whole chunk and byte-pair encoding, a variable number of tokens, fewest for chunks of 5 and more."""
+    chunk: int = 1
+    """Consecutive actions predicted at each timestep; the last ones of a trajectory repeat its final action."""
+    vocabulary: Literal["reuse_last", "added"] = "reuse_last"
+    """`reuse_last`: actions take the last ids of the tokenizer's vocabulary, as OpenVLA does; `added`: new tokens."""
+    codec_path: str | None = None
+    """Take this fitted codec (`loader-prepare --codec-out FILE`) and do not fit: needed where loaders hold different data."""
+    codec_options: dict[str, Any] = field(default_factory=dict)
+    """Passed to the codec's fit: `{codebook_size: 256, levels: 4}` (vq), `{num_bins: 256}` (bins), `{vocab_size: 1024, scale: 10,
+    min_frequency: 2}` (fast)."""
+    statistics_path: str | None = None
+    """Normalise by the statistics in this file (LeRobot's `meta/stats.json`, OpenVLA's `dataset_statistics.json`) instead of by
+    those of the train data."""
+    unmasked: tuple[int, ...] = (6,)
+    """Dimensions that are not normalised by their quantiles (7-DoF: the gripper, as OpenVLA does)."""
+    drop_noops: bool = False
+    """Leave out timesteps whose action moves nothing (|dxyz| <= 0.01 and |drot| <= 0.06) and keeps the gripper's state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogueConfig:
+    """How a sample is written down."""
+
+    template: Literal["stoker", "openvla", "chat_template", "custom"] = "stoker"
+    """`stoker`: `<|User|> {image} {instruction} <|Assistant|> {answer}`; `openvla`: `In: What action ...? Out: {answer}`;
+    `chat_template`: the model's own; `custom`: the keys below. Dialogues of several turns need `stoker` or `chat_template`."""
+    user: str | None = None
+    """With `custom`: text before the answer; `{image}`, `{instruction}` and `{state}` are filled in."""
+    end: str | None = None
+    """Token that ends the answer and is trained; default: the tokenizer's end-of-sequence token."""
