@@ -66,7 +66,8 @@ def set_up_logging() -> None:
 
 
 def report_error(error: StokerError) -> None:
-    """One line on stderr, with the rank where there are several."""
+    """One line on stderr, with the rank where there are several: then also a line feed in front, as the first rank's progress
+    bar may stand there."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
-    where = f" (rank {rank})" if world_size > 1 else ""
-    print(f"error{where}: {error}", file=sys.stderr, flush=True)
+    text = f"\nerror (rank {rank}): {error}" if world_size > 1 else f"error: {error}"
+    print(text, file=sys.stderr, flush=True)
