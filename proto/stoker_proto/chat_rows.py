@@ -23,7 +23,7 @@ from stoker_proto.control_tokens import ControlTokens
 from stoker_proto.dialogue import ASSISTANT, USER, Dialogue
 from stoker_proto.errors import DataError, RowError
 from stoker_proto.image_spec import ImageSpec
-from stoker_proto.rendered import Rendered, encode_rendered
+from stoker_proto.rendered import Rendered, encode_all, encode_rendered
 from stoker_proto.rows import EncodedRow, Ids, RowWriter
 from stoker_proto.tokenizer import TextTokenizer
 from stoker_proto.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
@@ -48,7 +48,7 @@ class DialogueRows:
     ) -> None:
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
-        self._end = np.array([end_id], np.int32)
+        self._end_id = end_id
         if dialogue.template == "chat_template":
             self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
 
@@ -111,17 +111,9 @@ class DialogueRows:
         return encode_rendered(self._tokenizer, self._control, rendered)
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
-        ids: list[Ids] = [np.array(self._tokenizer.leading, np.int32)]
-        labels: list[Labels] = [np.zeros(len(ids[0]), np.uint8)]
+        pieces: list[Rendered] = []
+        ends: list[tuple[int, bool]] = []  # behind which pieces an end token stands, and whether it is learned
         prompt = ""
-
-        def put(text: str, learned: bool) -> None:
-            found, supervised = encode_rendered(
-                self._tokenizer, self._control, Rendered(text, ((0, len(text)),) if learned else ())
-            )
-            ids.append(found)
-            labels.append(supervised)
-
         for turn, of_turn in zip(turns, parts, strict=True):
             words = " ".join(
                 self._rows.image_frame if part is None else part for part in mark_parts(turn, of_turn, self._control)
@@ -129,16 +121,28 @@ class DialogueRows:
             if turn.role == "system":
                 prompt += f"{words} "
             elif turn.role == "assistant":
-                put(prompt + ASSISTANT, False)
-                put(f"{self._dialogue.answer_opening}{words}", turn.learned)
-                ids.append(self._end)
-                labels.append(np.array([turn.learned], np.uint8))
+                text = f"{self._dialogue.answer_opening}{words}"
+                pieces += [Rendered(prompt + ASSISTANT), Rendered(text, ((0, len(text)),) if turn.learned else ())]
+                ends.append((len(pieces), turn.learned))
                 prompt = ""
             else:
                 prompt += f"{USER} {words} "
         if prompt:
-            put(prompt.rstrip(), False)
-        return np.concatenate(ids), np.concatenate(labels)
+            pieces.append(Rendered(prompt.rstrip()))
+        encoded = encode_all(self._tokenizer, self._control, pieces)
+        ids, labels = list(self._tokenizer.leading), bytearray(len(self._tokenizer.leading))
+        begin = 0
+        for stop, learned in ends:
+            for found, supervised in encoded[begin:stop]:
+                ids += found
+                labels += supervised
+            ids.append(self._end_id)
+            labels.append(learned)
+            begin = stop
+        for found, supervised in encoded[begin:]:
+            ids += found
+            labels += supervised
+        return np.array(ids, np.int32), np.frombuffer(labels, np.uint8)
 
     def _truncated(self, row: EncodedRow) -> EncodedRow:
         kept, cut = np.split(row.input_ids, [self._max_seq_len])

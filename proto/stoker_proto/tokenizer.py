@@ -21,6 +21,7 @@ from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.model_folder import ModelFolder
+from stoker_proto.token_bytes import TokenBytes
 
 _ACTION_TOKEN = re.compile(r"<action_\d+>")
 _PROBES = (
@@ -44,6 +45,7 @@ class TextTokenizer:
         self.leading: list[int] = full[: next((i for i, token in enumerate(full) if [token] == plain[:1]), 0)]
         """Ids in front of every text, e.g. [bos]."""
         self._fingerprint: str | None = None
+        self._bytes: TokenBytes | None = None
 
     @classmethod
     def from_folder(cls, folder: ModelFolder) -> Self:
@@ -73,6 +75,13 @@ class TextTokenizer:
         """The same with the characters that each token stands for."""
         found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return found
+
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes that each token stands for, in texts of which `encode_batch` gave the ids."""
+        if self._bytes is None:
+            self._bytes = TokenBytes(self.tokenizer)
+        return self._bytes
 
     def encode_without_added(self, text: str) -> list[int]:
         """The ids of a text in which added tokens, special ones among them, are only letters."""
@@ -137,6 +146,7 @@ class TextTokenizer:
         if mode == "added":
             tokens = [f"<action_{code}>" for code in range(num_codes)]
             self.tokenizer.add_tokens(tokens)
+            self._bytes = None
             first = self.id_of(tokens[0]) or 0
             if [self.id_of(token) for token in tokens] != list(range(first, first + num_codes)):
                 raise ConfigError(
