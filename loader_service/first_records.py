@@ -3,6 +3,9 @@
     data.max_seq_len too small for the images of a sample, a dialogue that the template cannot write, states that are missing
 
 A sample that is bad in itself is not looked for here: it is told, or skipped, when its turn comes.
+
+The length of the first good one stands for all of an entry whose tokens nobody counted, where sources are weighed by tokens: a
+robot's samples have all about the same length. It is the same on every loader that holds the entry.
 """
 
 from __future__ import annotations
@@ -25,37 +28,58 @@ logger = logging.getLogger(__name__)
 
 _RECORDS = 3
 """First ones of each entry, one sample each: a few milliseconds, as only those frames are decoded."""
+_MOST_RECORDS = 1000
+"""That are looked at for a length, where the first ones are bad."""
 
 
-def check_first_records(config: Config, prepared: Prepared, processor: Processor) -> None:
-    """Raises RowError naming the sample, the tokens that it needs and the way out."""
+def check_first_records(config: Config, prepared: Prepared, processor: Processor) -> dict[str, dict[int, int]]:
+    """split -> entry -> tokens of all its samples: as counted, or estimated by the first good one; 0 where there is none.
+
+    Raises RowError naming the sample, the tokens that it needs and the way out.
+    """
     data, datasets = config.data, make_datasets(config.data)
+    tokens: dict[str, dict[int, int]] = {}
     for split, entries in prepared.entries.items():
+        tokens[split] = {}
         for entry, manifest in entries.items():
+            counted = int(manifest.num_tokens.sum(dtype=np.int64))
             with located(field=data.path_key(split, entry)):
-                _check_entry(manifest, datasets[data.entry_sources(split)[entry]], processor)
+                dataset = datasets[data.entry_sources(split)[entry]]
+                length = _check_entry(manifest, dataset, processor, wanted=not counted and data.weigh_by == "tokens")
+            tokens[split][entry] = counted or length * manifest.total_samples
+    return tokens
 
 
-def _check_entry(manifest: EntryManifest, dataset: BaseSFTDataset, processor: Processor) -> None:
-    for record in np.flatnonzero(manifest.num_samples[:1000])[:_RECORDS].tolist():
+def _check_entry(manifest: EntryManifest, dataset: BaseSFTDataset, processor: Processor, *, wanted: bool) -> int:
+    """The tokens of the first good sample; wanted: look beyond the first records where these are all bad."""
+    length = 0
+    for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
+        if number >= _RECORDS and (length or not wanted):
+            break
         shard = Path(manifest.shards[int(manifest.shard_index[record])])
         try:
             samples = dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
             for sample in islice(samples, 1):
-                _write(sample, processor)
+                found = _write(sample, processor)
+                length = length or found
         except RowError as error:
             raise RowError(error.reason, file=str(shard), record=str(record)) from error
         except DataError as error:
             logger.info("a bad sample among the first of %s: %s", manifest.path, error)
         except Exception:  # a dataset class may be anybody's: its failure is told when the record is asked for
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
+    return length
 
 
-def _write(sample: Sample, processor: Processor) -> None:
+def _write(sample: Sample, processor: Processor) -> int:
+    """Tokens of the sample's rows, of their mean where there are several."""
     if is_language(sample):
-        rows_of(sample, processor)
-        return
+        rows = rows_of(sample, processor)
+        return sum(len(row.input_ids) for row in rows) // max(len(rows), 1)
     codes = None
     if sample.action is not None and processor.codec is not None:
         codes = processor.codec.encode(np.asarray(sample.action, np.float32)[None])[0]
-    processor.encode(sample.instruction, len(sample.images), codes=codes, answer=sample.answer, state=sample.state)
+    row = processor.encode(
+        sample.instruction, len(sample.images), codes=codes, answer=sample.answer, state=sample.state
+    )
+    return len(row.input_ids)

@@ -79,7 +79,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def serve(arguments: argparse.Namespace) -> None:
     """Run one loader. Raises StokerError."""
     config, keys = read_config(arguments)
-    prepared, processor = read_data(config, arguments)
+    prepared, processor, tokens = read_data(config, arguments)
     fingerprints = all_fingerprints(config, prepared, processor)
     name = LoaderServer.new_name()
     with run_directory() as run_dir, zmq.Context() as context:
@@ -89,8 +89,9 @@ def serve(arguments: argparse.Namespace) -> None:
         write_job(run_dir, config, prepared, processor, name, num_workers, num_threads)
         pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
         server = LoaderServer(
-            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context, name=name, keys=keys
-        )
+            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context,
+            name=name, tokens=tokens, keys=keys,
+        )  # fmt: skip
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
             signal.signal(signal.SIGINT, lambda *_: server.stop())
@@ -108,7 +109,7 @@ def check(arguments: argparse.Namespace) -> None:
     from loader_service.build import RecordEncoder  # workers build; the front needs it only here
 
     config, _ = read_config(arguments)
-    prepared, processor = read_data(config, arguments)
+    prepared, processor, _ = read_data(config, arguments)
     encoder = RecordEncoder(config.data, processor)
     started = time.process_time()
     for split, entries in prepared.entries.items():
@@ -132,8 +133,8 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[
     return config, keys
 
 
-def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor]:
-    """What is in the data, and what turns it into rows. Raises StokerError."""
+def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor, dict[str, dict[int, int]]]:
+    """What is in the data, what turns it into rows, and split -> entry -> tokens of its samples. Raises StokerError."""
     Processor.build(config, None)  # a wrong model folder is said before a long scan, not after it
     prepared = prepare(
         config,
@@ -142,8 +143,7 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
     )
     check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)
-    check_first_records(config, prepared, processor)
-    return prepared, processor
+    return prepared, processor, check_first_records(config, prepared, processor)
 
 
 def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import zmq
 
 from loader_service.clients import MAX_TICKETS_PER_CLIENT, Clients
@@ -52,11 +51,13 @@ class LoaderServer:
         context: zmq.Context[zmq.Socket[bytes]],
         *,
         name: str,
+        tokens: Mapping[str, Mapping[int, int]],
         keys: tuple[Key, Mapping[bytes, str]] | None = None,
     ) -> None:
-        """keys: this loader's secret and the ranks admitted (`stoker_proto.keys.loader_keys`); None: whoever reaches it."""
+        """tokens: split -> entry -> of all its samples. keys: this loader's secret and the ranks admitted
+        (`stoker_proto.keys.loader_keys`); None: whoever reaches it."""
         self.name = name
-        self._config, self._entries, self._pool = config, entries, pool
+        self._config, self._entries, self._tokens, self._pool = config, entries, tokens, pool
         self._greeter = Greeter(config, entries, fingerprints, processor_json, name)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._planner = Planner(run_dir, entries, config.data, self._wake)
@@ -248,7 +249,7 @@ class LoaderServer:
                 epoch=message.epoch,
                 lengths={entry: planned.lengths for entry, planned in lanes.items()},
                 starts={entry: planned.starts for entry, planned in lanes.items()},
-                tokens={entry: int(manifests[entry].num_tokens.sum(dtype=np.int64)) for entry in lanes},
+                tokens={entry: self._tokens[message.split][entry] for entry in lanes},
             ),
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from loader_service.prepare.fit import train_actions
+from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import Prepared
 from stoker_proto.actions import ActionStatistics, CodecReport, codec_report
 from stoker_proto.config import ActionConfig
@@ -24,7 +25,7 @@ def report_of(prepared: Prepared, action: ActionConfig) -> CodecReport | None:
 
 def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
     """The text, line by line."""
-    header = ("split", "entry", "shards", "records", "samples", "bad", "fingerprint", "path")
+    header = ("split", "entry", "shards", "records", "samples", "tokens", "bad", "fingerprint", "path")
     rows = [
         (
             split,
@@ -32,6 +33,7 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
             f"{len(entry.shards):,}",
             f"{entry.num_records:,}",
             f"{entry.total_samples:,}",
+            f"{_tokens(entry):,}" if _tokens(entry) else "-",
             f"{entry.num_bad:,}",
             entry.fingerprint[:12],
             entry.path,
@@ -39,7 +41,7 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
         for split, entries in prepared.entries.items()
         for number, entry in entries.items()
     ]
-    lines = _table([header, *rows], left=(0, 6, 7))
+    lines = _table([header, *rows], left=(0, 7, 8))
     lines += [
         f"{split} {number}: {count:,} records: {note}"
         for split, entries in prepared.entries.items()
@@ -69,7 +71,7 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
                 "shards": len(entry.shards),
                 "records": entry.num_records,
                 "samples": entry.total_samples,
-                "tokens": int(entry.num_tokens.sum(dtype=np.int64)),
+                "tokens": _tokens(entry),
                 "bad_records": entry.num_bad,
                 "notes": dict(entry.notes),
                 "fingerprint": entry.fingerprint,
@@ -94,6 +96,11 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
                 "code_use": report.code_use.tolist(),
             }
     return tree
+
+
+def _tokens(entry: EntryManifest) -> int:
+    """Of all its samples; 0 where nobody counted them."""
+    return int(entry.num_tokens.sum(dtype=np.int64))
 
 
 def _statistics_table(statistics: ActionStatistics) -> list[str]:

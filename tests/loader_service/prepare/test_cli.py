@@ -34,8 +34,18 @@ def config(tmp_path: Path, write_shard: WriteShard) -> Path:
 def test_it_prints_a_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", str(config), "--set", "data.action.codec=bins"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["split", "entry", "shards", "records", "samples", "bad", "fingerprint", "path"]
-    assert lines[1].split()[:6] == ["train", "0", "1", "2", "8", "0"]
+    assert lines[0].split() == [
+        "split",
+        "entry",
+        "shards",
+        "records",
+        "samples",
+        "tokens",
+        "bad",
+        "fingerprint",
+        "path",
+    ]
+    assert lines[1].split()[:7] == ["train", "0", "1", "2", "8", "-", "0"]
     assert lines[1].endswith(str(config.parent / "demos"))
     text = "\n".join(lines)
     assert "actions of the codec's fit: 8" in text
