@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import recv_monitor_message
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.keys import Key
@@ -60,6 +59,11 @@ class Gate:
         ):
             router.setsockopt(option, value)
         self._router = router
+        from zmq.utils.monitor import (
+            recv_monitor_message,
+        )  # takes asyncio with it, which only loaders with keys pay for
+
+        self._receive_event = recv_monitor_message
         self.monitor = router.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
@@ -75,7 +79,7 @@ class Gate:
         for _ in range(_AT_ONCE):
             if not self.monitor.poll(0):
                 break
-            event = recv_monitor_message(self.monitor)
+            event = self._receive_event(self.monitor)
             if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self.hung_up += 1
                 logger.info(

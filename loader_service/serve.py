@@ -78,6 +78,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Run one loader. Raises StokerError."""
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # the builders' threads are the parallelism, also in workers
     config, keys = read_config(arguments)
     prepared, processor, tokens = read_data(config, arguments)
     fingerprints = all_fingerprints(config, prepared, processor)

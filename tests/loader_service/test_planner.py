@@ -51,6 +51,19 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     planner.close()
 
 
+def test_the_next_epoch_of_a_large_set_waits_until_this_one_runs(tmp_path: Path) -> None:
+    entries = {"train": {0: Manifest(np.full(40_960, 1, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
+    planner.lanes("train", 0, 0)
+    wait_until(lambda: planner._plans["train", 0][0].done(), 10, "the first plan")
+    for _ in range(10):
+        planner.lanes("train", 0, 0)
+    assert len(planner._plans["train", 0]) == 1
+    planner.lanes("train", 0, 0)
+    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 10, "the plan of the next epoch")
+    planner.close()
+
+
 def test_a_flood_of_epochs_is_not_planned(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(200_000, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
