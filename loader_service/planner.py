@@ -15,8 +15,8 @@ from stoker_proto.config import DataConfig
 _KEEP_PLANS = 8  # of each entry and split
 _MAX_IN_THE_MAKING = 32
 _RECORDS_PER_ASKED = 4096
-"""The next epoch of an entry is planned when this one was asked for once for so many records: a plan of a million takes a core for
-0.2 s, which the first pieces need more; small sets are planned at once, and no epoch ends before."""
+"""The next epoch of an entry is planned when this one was asked for once for so many records: a plan of a million takes a core
+for 0.2 s, which the first pieces need more. Small sets are planned at once, and no epoch ends before."""
 
 
 @dataclass(frozen=True, slots=True)
