@@ -81,6 +81,7 @@ class Order:
         if self.starts.shape != self.lengths.shape or ((self.starts < 0) | (self.starts >= TIME_END)).any():
             raise LocalProtocolError(f"{self.starts.size} starts of {self.lengths.size} lanes: one each, in [0, 2**32)")
         self._spans = TIME_END - self.starts  # [L]
+        self._twice_cells, self._twice_spans, self._round_up = 2 * self.num_cells, 2 * self._spans, self._spans - 1
         self._all_at_once = not self.starts.any()
         self.total = int(self.lengths.sum())
 
@@ -127,11 +128,21 @@ class Order:
         return low
 
     def _cells_due_before(self, time: int) -> NDArray[np.int64]:
-        """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) span < 2 n (time - start)."""
-        doubled = 2 * self.num_cells * (time - self.starts) - self._spans  # < 2**62: see MAX_CELLS
-        cells = -(-doubled // (2 * self._spans))  # ceil(doubled / 2 span)
-        inside: NDArray[np.int64] = np.clip(cells, 0, self.num_cells)
-        return inside
+        """int64[L]: the cells k of each lane with due(k) < time, i.e. (2k + 1) span < 2 n (time - start); time <= TIME_END.
+
+        That is ceil((2 n (time - start) - span) / (2 span)). In place, and where all lanes have the span 2**32 without a
+        division: a bisection asks some thirty times, and there may be 10,000 lanes.
+        """
+        if self._all_at_once:
+            cells: NDArray[np.int64] = self._twice_cells * time  # < 2**62: see MAX_CELLS
+            cells += TIME_END - 1
+            cells >>= _SCALE + 1
+            return cells
+        cells = self._twice_cells * (time - self.starts)
+        cells += self._round_up
+        cells //= self._twice_spans
+        np.maximum(cells, 0, out=cells)
+        return cells
 
     def _samples(self, cells: NDArray[np.int64]) -> int:
         return int(np.minimum(cells * self.cell, self.lengths).sum())

@@ -46,8 +46,9 @@ class Epochs:
 
     def open(self, epoch: int) -> None:
         """Want what the epoch is made of."""
-        self._open.add(epoch)
-        self._renew()
+        if epoch not in self._open:
+            self._open.add(epoch)
+            self._renew()
 
     def close_except(self, epochs: set[int]) -> None:
         """Forget all other epochs."""

@@ -79,6 +79,7 @@ class Fleet:
         if loader.name != message.loader:
             loader.answered.clear()
             self.standings.joined(number, now)
+        loader.told_all = None
         self.pins.update(message.fingerprints)
         self.processor = self.processor or message.processor
         loader.state, loader.note, loader.name, loader.held, loader.draining = (
@@ -117,6 +118,7 @@ class Fleet:
         self.epochs.close_except(epochs)
         for loader in self.loaders:  # an epoch that is opened anew must be answered anew
             loader.answered &= self.epochs.wanted
+            loader.told_all = None
 
     def lanes(self, number: int, message: Lanes, now: float) -> tuple[list[int], str | None]:
         """Take LANES in: (epochs that are now complete for the first time, differences in words). Raises ConfigError."""
@@ -133,7 +135,7 @@ class Fleet:
 
     def _ask_all(self, before: frozenset[Pass], now: float) -> None:
         """Ask every ready loader for what is wanted now and was not before."""
-        if self.epochs.wanted - before:
+        if self.epochs.wanted is not before and self.epochs.wanted - before:
             for number, loader in enumerate(self.loaders):
                 if loader.state is State.READY:
                     self._ask_lanes(number, now)
@@ -262,8 +264,14 @@ class Fleet:
         self._send(number, hello)
 
     def _unanswered(self, loader: Loader) -> list[Pass]:
-        """The passes whose lanes it should tell, and has not."""
-        return sorted(one for one in self.epochs.wanted - loader.answered if one.entry in loader.held)
+        """The passes whose lanes it should tell, and has not. Looked for at every event, found at few."""
+        wanted = self.epochs.wanted
+        if loader.told_all is wanted:
+            return []
+        missing = sorted(one for one in wanted - loader.answered if one.entry in loader.held)
+        if not missing:
+            loader.told_all = wanted
+        return missing
 
     def _ask_lanes(self, number: int, now: float) -> None:
         missing = self._unanswered(self.loaders[number])

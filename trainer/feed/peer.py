@@ -32,6 +32,8 @@ class Loader:
     draining: bool = False
     answered: set[Pass] = field(default_factory=set)
     """Passes whose lanes it told."""
+    told_all: frozenset[Pass] | None = None
+    """The passes wanted when it was last found to have told all of them that it holds."""
     heard_at: float | None = None
     waiting_since: float | None = None
     """When the first PING was sent that nothing was heard since."""
