@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from stoker_proto.errors import StokerError
 from stoker_proto.messages import Piece
+from tests.faults.mixture_mutants import MIXTURE_MUTANTS
 from tests.faults.straggler_mutants import STRAGGLER_MUTANTS
 from tests.faults.substitutes import with_desk, with_fleet
 from tests.faults.trainer import MakeCore
@@ -179,6 +180,7 @@ class _HastyDeadline(Core):
 
 MUTANTS: dict[str, MakeCore] = {
     **STRAGGLER_MUTANTS,
+    **MIXTURE_MUTANTS,
     "no-dedup": with_desk(_NoDedup),
     "no-reissue": with_desk(_NoReissue),
     "no-deadline": with_desk(_NoDeadline),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stoker_proto.messages import Message, Piece, Refuse, Ticket, Welcome
 from tests.faults.loaders import SimulatedLoader
 from tests.faults.oracles import AskOracle
-from tests.faults.reference import LANES, Row, Violation, make_piece, picture, stream
+from tests.faults.reference import LANES, Row, Violation, make_piece, picture
 from tests.faults.scenario import GLOBAL_BATCH, TICK
 from trainer.feed.commands import Deliver, Fail, Opened, Send
 from trainer.feed.peer import State
@@ -164,7 +164,8 @@ class SimulatedRank:
     def take(self) -> None:
         """The training loop takes a micro-batch."""
         delivery = self.ready.popleft()
-        self.rows.append([(delivery.slice.epoch, *key[1:]) for piece in delivery.pieces for key in piece.keys.tolist()])
+        asked = zip(delivery.slice.runs, delivery.pieces, strict=True)
+        self.rows.append([(run.epoch, *key[1:]) for run, piece in asked for key in piece.keys.tolist()])
         self._num_rows -= delivery.slice.num_rows
         self.core.taken(delivery.session)
         self.touch()
@@ -250,17 +251,20 @@ class SimulatedRank:
     def _delivered(self, delivery: Deliver) -> None:
         scenario, options = self.world.scenario, self.options
         epoch, entered, step, index = self._due
-        rows = stream(scenario.shape, scenario.cell, epoch)
+        rows = scenario.stream(epoch)
         start = entered + step * GLOBAL_BATCH + (index * options.world_size + self.number) * options.micro_batch_size
         due = rows[start : start + options.micro_batch_size]
         self.world.say("%s is given %s", self.name, delivery.slice)
         keys = [tuple(key) for piece in delivery.pieces for key in piece.keys.tolist()]
         if (delivery.session, delivery.slice.epoch, delivery.slice.num_rows) != (self._session, epoch, len(due)):
             raise Violation("order", f"{self.name} was given {delivery.slice}, due is epoch {epoch}, {due}")
-        runs = [(run.lane // LANES, run.lane, run.start + n) for run in delivery.slice.runs for n in range(run.count)]
-        if runs != [(lane // LANES, lane, position) for _, lane, position in due]:
+        runs = [(run.epoch, run.lane, run.start + n) for run in delivery.slice.runs for n in range(run.count)]
+        if runs != due:
             raise Violation("order", f"{self.name} was given {delivery.slice}, due is epoch {epoch}, {due}")
-        if keys != runs or [image for piece in delivery.pieces for image in piece.images] != [picture(r) for r in due]:
+        wanted = [(lane // LANES, lane, position) for _, lane, position in due]
+        if keys != wanted or [image for piece in delivery.pieces for image in piece.images] != [
+            picture(r) for r in due
+        ]:
             raise Violation("payload", f"{self.name} was given {keys} for {due}")
         for piece in delivery.pieces:
             self._asked.pop(piece.ticket, None)

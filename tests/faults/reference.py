@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
 from stoker_proto.messages import Piece, Ticket
+from stoker_proto.mixture import MixedOrder, Part
 from stoker_proto.order import Order, Run
 
 LANES = 2
@@ -19,12 +24,27 @@ SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((4, 4), (2, 3)),
     ((1, 1), (5, 4)),
     ((20, 20), (20, 20), (20, 20), (20, 20)),
+    ((2, 1), (1, 3), (3, 2)),
+    ((1, 0), (4, 2), (2, 2)),
 )
 """Lane lengths, entry by entry. Few and small, so that a schedule costs little and the caches below are shared by all."""
-LONG_SHAPE = len(SHAPES) - 1
+LONG_SHAPE = 6
 """Long enough to measure latencies in; for the schedules of stragglers."""
 Row = tuple[int, int, int]
-"""(epoch, lane, position in the lane): one sample."""
+"""(pass, lane, position in the lane): one sample."""
+
+
+class Mixture(NamedTuple):
+    """How entries make up the stream of an epoch."""
+
+    sources: tuple[int, ...]
+    """Entry -> source."""
+    weights: tuple[int, ...] = ()
+    """Of the sources; none: an epoch is one pass over each."""
+
+    @property
+    def num_sources(self) -> int:
+        return max(self.sources) + 1
 
 
 class Violation(AssertionError):
@@ -35,35 +55,68 @@ class Violation(AssertionError):
         self.oracle = oracle
 
 
-def lanes_of(shape: int, epoch: int) -> tuple[tuple[int, ...], ...]:
-    """Lane lengths of an epoch, entry by entry; they differ between epochs, the number of entries does not."""
+def lanes_of(shape: int, number: int) -> tuple[tuple[int, ...], ...]:
+    """Lane lengths of a pass, entry by entry; they differ between passes, the number of entries does not."""
     entries = len(SHAPES[shape])
     alike = [one for one in SHAPES if len(one) == entries]
-    return alike[(alike.index(SHAPES[shape]) + epoch) % len(alike)]
+    return alike[(alike.index(SHAPES[shape]) + number) % len(alike)]
 
 
-@functools.cache
-def stream(shape: int, cell: int, epoch: int) -> list[Row]:
-    """The epoch's samples in order: every cell with its due time, sorted (DECISIONS.md 3)."""
+def stream_of_pass(shape: int, cell: int, mixture: Mixture, source: int, number: int) -> list[Row]:
+    """One pass over a source: every cell of its lanes with its due time, sorted (DECISIONS.md 3)."""
     cells = []
-    for lane, length in enumerate(length for entry in lanes_of(shape, epoch) for length in entry):
+    for lane, length in enumerate(length for entry in lanes_of(shape, number) for length in entry):
+        if mixture.sources[lane // LANES] != source:
+            continue
         num_cells = -(-length // cell)
         for k in range(num_cells):
             due = (2 * k + 1) * 2**32 // (2 * num_cells)
             cells.append((due, lane, range(k * cell, min((k + 1) * cell, length))))
     return [
-        (epoch, lane, position) for _, lane, positions in sorted(cells, key=lambda c: c[:2]) for position in positions
+        (number, lane, position) for _, lane, positions in sorted(cells, key=lambda c: c[:2]) for position in positions
     ]
 
 
+def rates_of(shape: int, mixture: Mixture) -> list[Fraction]:
+    """Passes over each source in an epoch, to the nearest 2**-32; one pass over that which lasts longest."""
+    if not mixture.weights:
+        return [Fraction(1)] * mixture.num_sources
+    needed = []
+    for source, weight in enumerate(mixture.weights):
+        lengths = [sum(lanes) for entry, lanes in enumerate(lanes_of(shape, 0)) if mixture.sources[entry] == source]
+        needed.append(Fraction(weight, sum(lengths)))
+    return [Fraction(round(need / min(needed) * 2**32), 2**32) for need in needed]
+
+
+@functools.cache
+def stream(shape: int, cell: int, mixture: Mixture, epoch: int) -> list[Row]:
+    """The epoch's samples in order (DECISIONS.md 25 and 26).
+
+    A source's passes follow one another, and sample i of n of pass p lies at p + (i + 1/2) / n: what lies between
+    `epoch` and `epoch + 1` times the rate is this epoch's. Cells of all sources are sorted by where their middles are in it.
+    """
+    cells = []
+    for source, rate in enumerate(rates_of(shape, mixture)):
+        rows = []
+        for number in range(math.ceil((epoch + 1) * rate)):
+            one = stream_of_pass(shape, cell, mixture, source, number)
+            for i, row in enumerate(one):
+                if epoch * rate < number + Fraction(2 * i + 1, 2 * len(one)) <= (epoch + 1) * rate:
+                    rows.append(row)
+        for low in range(0, len(rows), cell):
+            part = rows[low : low + cell]
+            cells.append((Fraction(2 * low + len(part), 2 * len(rows)), source, part))
+    return [row for _, _, part in sorted(cells, key=lambda c: c[:2]) for row in part]
+
+
 def picture(row: Row) -> bytes:
-    """What a piece carries for a sample: no two samples of any epoch have the same."""
+    """What a piece carries for a sample: no two samples of any pass have the same."""
     return b"%d/%d/%d" % row
 
 
 @functools.cache
-def _content(epoch: int, lane: int, start: int, count: int) -> dict[str, object]:
-    rows = [(epoch, lane, position) for position in range(start, start + count)]
+def _content(number: int, lane: int, start: int, count: int) -> dict[str, object]:
+    rows = [(number, lane, position) for position in range(start, start + count)]
     return {
         "keys": np.array([(lane // LANES, lane, position) for _, lane, position in rows], np.int64),
         "lengths": np.ones(count, np.int32),
@@ -81,11 +134,11 @@ def make_piece(ticket: Ticket, loader: str, extra: int = 0) -> Piece:
     return Piece(ticket=ticket.ticket, loader=loader, **content)  # type: ignore[arg-type]
 
 
-class RememberedOrder(Order):
+class RememberedOrder(MixedOrder):
     """The real order, whose answers are remembered: it is pure, and half a schedule's time would be spent in it."""
 
-    def __init__(self, lengths: tuple[int, ...], cell: int, starts: tuple[int, ...]) -> None:
-        super().__init__(lengths, cell, starts)
+    def __init__(self, sources: Sequence[Sequence[Part]], lanes: Sequence[Sequence[int]], cell: int) -> None:
+        super().__init__(sources, lanes, cell)
         self._known: dict[tuple[int, int], list[Run]] = {}
 
     def runs(self, start: int, stop: int) -> list[Run]:
@@ -97,10 +150,20 @@ class RememberedOrder(Order):
 
 
 @functools.cache
-def _order(lengths: tuple[int, ...], cell: int, starts: tuple[int, ...]) -> RememberedOrder:
-    return RememberedOrder(lengths, cell, starts)
+def _order(lengths: tuple[int, ...], cell: int, starts: tuple[int, ...]) -> Order:
+    return Order(lengths, cell, starts)
+
+
+@functools.cache
+def _mixed(sources: tuple[tuple[Part, ...], ...], lanes: tuple[tuple[int, ...], ...], cell: int) -> RememberedOrder:
+    return RememberedOrder(sources, lanes, cell)
 
 
 def remembered_order(lengths: list[int], cell: int, starts: list[int]) -> Order:
-    """In place of `Order` in the fleet, while simulated."""
+    """In place of `Order`, while simulated: the same object for the same pass."""
     return _order(tuple(lengths), cell, tuple(starts))
+
+
+def remembered_mixture(sources: list[list[Part]], lanes: list[list[int]], cell: int) -> MixedOrder:
+    """In place of `MixedOrder`, while simulated; parts are the same where their orders are the same object."""
+    return _mixed(tuple(map(tuple, sources)), tuple(map(tuple, lanes)), cell)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.faults.reference import LANES, LONG_SHAPE, SHAPES, lanes_of, stream
+from tests.faults.reference import LANES, LONG_SHAPE, SHAPES, Mixture, Row, lanes_of, rates_of, stream
 from trainer.feed.commands import CoreOptions
 
 TICK = 1 / 64
@@ -71,6 +71,7 @@ class Scenario:
     """One of `stragglers.STRAGGLERS`, or none: then loaders work on all tickets at once."""
     takeover_ratio: float = 3.0
     """0: switched off by the user."""
+    mixture: Mixture
 
     @property
     def num_loaders(self) -> int:
@@ -82,11 +83,13 @@ class Scenario:
         """Entries of the data paths."""
         return len(SHAPES[self.shape])
 
+    def stream(self, epoch: int) -> list[Row]:
+        """What an epoch trains, in order."""
+        return stream(self.shape, self.cell, self.mixture, epoch)
+
     def bound_s(self) -> float:
         """Virtual seconds in which everything must be there, once nothing is broken any more."""
-        steps = sum(
-            -(-len(stream(self.shape, self.cell, epoch)) // GLOBAL_BATCH) + 1 for epoch in range(self.num_epochs)
-        )
+        steps = sum(-(-len(self.stream(epoch)) // GLOBAL_BATCH) + 1 for epoch in range(self.num_epochs))
         return 4 * TICKET_DEADLINE_S + steps * (self.step_s + max(self.build_s) + 0.5)
 
     def options(self, life: int, rank: int) -> CoreOptions:
@@ -96,7 +99,9 @@ class Scenario:
         return CoreOptions(
             split="train",
             entries=tuple(f"entry{n}" for n in range(self.entries)),
-            sources=(0,) * self.entries,
+            sources=self.mixture.sources,
+            source_names=tuple(f"source{n}" for n in range(self.mixture.num_sources)),
+            weights=self.mixture.weights,
             addresses=tuple(f"tcp://loader{n}" for n in range(self.num_loaders)),
             rank=rank,
             world_size=world_size,
@@ -128,7 +133,8 @@ class Scenario:
     def describe(self) -> str:
         """A line for each value, for the log."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["lanes"] = [lanes_of(self.shape, epoch) for epoch in range(self.num_epochs)]
+        values["rates"] = [float(rate) for rate in rates_of(self.shape, self.mixture)]
+        values["lanes of the first passes"] = [lanes_of(self.shape, number) for number in range(self.num_epochs)]
         return "\n".join(f"  {name} = {value}" for name, value in values.items())
 
 
@@ -142,7 +148,7 @@ def draw_faults(seed: int) -> Scenario:
     shape = rng.randrange(LONG_SHAPE)
     num_entries = len(SHAPES[shape])
     num_loaders = rng.choice((1, 2, 2, 3))
-    held = _draw_held(rng, num_loaders, num_entries)
+    held = draw_held(rng, num_loaders, num_entries)
     heal_at = time(0.5, LONGEST_FAULTS_S if rng.random() < 0.3 else 3.0)
     noisy = rng.random() < 0.6
     blackout = rng.random() < 0.08
@@ -173,10 +179,11 @@ def draw_faults(seed: int) -> Scenario:
         crashes=tuple(sorted(crashes)),
         blackout_at=time(0, 1.0) if blackout else None,
         blackout_entry=rng.randrange(num_entries) if blackout and rng.random() < 0.5 else None,
+        mixture=Mixture((0,) * num_entries),
     )
 
 
-def _draw_held(rng: random.Random, num_loaders: int, num_entries: int) -> tuple[frozenset[int], ...]:
+def draw_held(rng: random.Random, num_loaders: int, num_entries: int) -> tuple[frozenset[int], ...]:
     """Everything everywhere, or parts; each entry somewhere."""
     everything = frozenset(range(num_entries))
     if num_entries == 1 or num_loaders == 1 or rng.random() < 0.5:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from tests.faults.loaders import SimulatedLoader
-from tests.faults.reference import Violation, remembered_order
+from tests.faults.reference import Violation, remembered_mixture, remembered_order
 from tests.faults.scenario import DATA_DEADLINE_S, TICK, Fault, Scenario
 from tests.faults.seeds import draw
 from tests.faults.stragglers import SLOW
@@ -176,7 +176,7 @@ def simulate(seed: int, make_core: MakeCore = Core, *, keep_log: bool = False) -
     """Run the scenario of a seed; make_core: what stands in for the core, to see whether the oracles notice."""
     simulation = Simulation(draw(seed), make_core, keep_log=keep_log)
     world, violation = simulation.world, None
-    with mock.patch("trainer.feed.epochs.Order", remembered_order):
+    with mock.patch.multiple("trainer.feed.epochs", Order=remembered_order, MixedOrder=remembered_mixture):
         try:
             simulation.run()
         except Violation as broken:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from tests.faults.reference import LONG_SHAPE
+from tests.faults.reference import LONG_SHAPE, Mixture
 from tests.faults.scenario import TICK, Fault, Scenario
 
 STRAGGLERS = ("hang", "stick", "slow", "slowed", "flap", "busy")
@@ -62,5 +62,6 @@ def draw_straggler(seed: int) -> Scenario:
         crashes=(),
         blackout_at=None,
         blackout_entry=None,
+        mixture=Mixture((0,) * 4),
         takeover_ratio=0.0 if kind in ("hang", "stick") and rng.random() < 0.5 else 3.0,
     )

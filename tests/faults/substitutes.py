@@ -6,6 +6,7 @@ from tests.faults.trainer import MakeCore
 from trainer.feed.commands import CoreOptions
 from trainer.feed.core import Core
 from trainer.feed.desk import Desk
+from trainer.feed.epochs import Epochs
 from trainer.feed.fleet import Fleet
 
 
@@ -26,6 +27,17 @@ def with_fleet(fleet: type[Fleet]) -> MakeCore:
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
         core.fleet = fleet(options, core._out, core.balance.standings)
+        return core
+
+    return make
+
+
+def with_epochs(epochs: type[Epochs]) -> MakeCore:
+    """Other epochs."""
+
+    def make(options: CoreOptions, now: float) -> Core:
+        core = Core(options, now)
+        core.fleet.epochs = epochs(options)
         return core
 
     return make

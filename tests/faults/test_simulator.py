@@ -10,7 +10,7 @@ import pytest
 from stoker_proto.order import Order
 from tests.faults import replay, soak
 from tests.faults.mutants import MUTANTS
-from tests.faults.reference import LANES, SHAPES, Violation, lanes_of, stream
+from tests.faults.reference import LANES, SHAPES, Mixture, Violation, lanes_of, rates_of, stream
 from tests.faults.scenario import draw_faults
 from tests.faults.seeds import draw
 from tests.faults.simulator import simulate
@@ -46,6 +46,14 @@ def test_the_schedules_hold_every_fault() -> None:
     assert {soft for scenario in scenarios for _, soft in scenario.crashes} == {True, False}
 
 
+def test_the_schedules_hold_mixtures_of_whole_and_broken_passes() -> None:
+    scenarios = [draw(seed) for seed in range(5, 2 * CHUNK, 16)]
+    rates = [rate for scenario in scenarios for rate in rates_of(scenario.shape, scenario.mixture)]
+    assert {scenario.mixture.num_sources for scenario in scenarios} == {2, 3}
+    assert sum(rate > 1 and rate.denominator > 1 for rate in rates) > len(rates) // 10
+    assert sum(not scenario.mixture.weights for scenario in scenarios) > len(scenarios) // 5
+
+
 def test_trainers_resume_in_other_sizes_and_give_up_when_the_data_is_gone() -> None:
     outcomes = [simulate(seed) for seed in range(200)]
     resumed = [outcome for outcome in outcomes if outcome.lives > 1]
@@ -74,8 +82,21 @@ def test_the_naive_stream_is_the_stream_of_the_order() -> None:
             lengths = [length for entry in lanes_of(shape, 1) for length in entry]
             order = Order(lengths, cell)
             runs = order.runs(0, order.total)
-            assert stream(shape, cell, 1) == [(1, run.lane, run.start + n) for run in runs for n in range(run.count)]
+            naive = stream(shape, cell, Mixture((0,) * len(SHAPES[shape])), 1)
+            assert naive == [(1, run.lane, run.start + n) for run in runs for n in range(run.count)]
             assert len(lengths) == LANES * len(SHAPES[shape])
+
+
+def test_the_naive_mixture_by_hand() -> None:
+    """Sources of 2 and 9 samples, wanted 1 : 3: of the first an epoch takes one and a half passes, here of 2 and of 5 samples."""
+    mixture = Mixture((0, 1), (1, 3))
+    assert [lanes_of(5, number) for number in (0, 1)] == [((1, 1), (5, 4)), ((2, 3), (4, 1))]
+    assert rates_of(5, mixture) == [1.5, 1]
+    rows = stream(5, 2, mixture, 0)
+    assert [row for row in rows if row[1] < 2] == [(0, 0, 0), (0, 1, 0), (1, 1, 0), (1, 1, 1), (1, 0, 0)]
+    turns = [row[1] // 2 for row in rows]  # cells of 2 and one of 1, due at 1, 3, 4.5 of 5; and at 1, 3, 5, 7, 8.5 of 9
+    assert turns == [1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1]
+    assert rows[12] == (1, 0, 0)
 
 
 def test_replay_prints_what_happened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

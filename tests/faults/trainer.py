@@ -7,7 +7,7 @@ from collections.abc import Callable
 from stoker_proto.errors import DeadlineError, StokerError
 from tests.faults.loaders import SimulatedLoader
 from tests.faults.ranks import SimulatedRank
-from tests.faults.reference import Row, Violation, stream
+from tests.faults.reference import Row, Violation
 from tests.faults.scenario import DATA_DEADLINE_S, GLOBAL_BATCH
 from tests.faults.stragglers import GAP_S, RETURN_S, rest_s
 from tests.faults.world import World
@@ -125,7 +125,7 @@ class SimulatedTrainer:
         self._check_pace()
         self._num_steps += 1
         self._first += GLOBAL_BATCH
-        if self._first >= len(stream(scenario.shape, scenario.cell, self._epoch)):
+        if self._first >= len(scenario.stream(self._epoch)):
             self._epoch, self._first = self._epoch + 1, 0
         if self._num_steps % scenario.checkpoint_every == 0:
             self._checkpoint = (self._epoch, self._first, len(self.trained))
@@ -144,7 +144,7 @@ class SimulatedTrainer:
         if gap > GAP_S[scenario.straggler]:
             raise Violation("gap", f"the trainer stood still for {gap:g} s, at most {GAP_S[scenario.straggler]:g}")
         if self._left_at_fault is None:
-            rows = sum(len(stream(scenario.shape, scenario.cell, epoch)) for epoch in range(scenario.num_epochs))
+            rows = sum(len(scenario.stream(epoch)) for epoch in range(scenario.num_epochs))
             self._left_at_fault = rows - len(self.trained)
 
     def _check_straggler(self) -> None:
@@ -162,7 +162,7 @@ class SimulatedTrainer:
     def _finish(self) -> None:
         scenario = self.world.scenario
         self.finished = True
-        expected = [row for epoch in range(scenario.num_epochs) for row in stream(scenario.shape, scenario.cell, epoch)]
+        expected = [row for epoch in range(scenario.num_epochs) for row in scenario.stream(epoch)]
         if sorted(self.trained) != sorted(expected):
             raise Violation("exactly once", f"trained {self.trained}, the epochs hold {expected}")
         if self.trained != expected:
