@@ -158,10 +158,13 @@ class RecordEncoder:
         return EncodedRecord(encoded, None, size)
 
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, shard: Path, record: int) -> EncodedSample:
-        with located(file=str(shard), record=str(record), field=f"timestep {text.timestep}"):
+        try:
             row = self.processor.encode(
                 text.instruction, len(text.images), codes=codes, answer=text.answer, state=text.state
             )
+        except DataError:  # a context around every sample, and its words, would be felt
+            with located(file=str(shard), record=str(record), field=f"timestep {text.timestep}"):
+                raise
         action = None if text.action is None else np.asarray(text.action, np.float32)
         return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
 

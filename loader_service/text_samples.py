@@ -22,6 +22,8 @@ _BATCH_CHARACTERS = 1 << 20
 
 def is_language(sample: Sample) -> bool:
     """Whether it is a dialogue, text or ids. Raises DataError for a sample of several forms."""
+    if not sample.turns and sample.text is None and sample.input_ids is None:
+        return False
     forms = {
         "turns": bool(sample.turns),
         "text": sample.text is not None,
