@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,47 @@ def test_epochs_that_ranks_are_not_in_are_forgotten(epochs: range) -> None:
     while (item := ahead.pop()) is not None:
         given.add(item.epoch)
     assert 0 < len(given) <= 3
+
+
+def epochs_read_ahead(*asked: tuple[int, int]) -> set[int]:
+    """Epochs of what is read ahead after these (epoch, lane) were asked for."""
+    order, ahead = OrderConfig(lanes=2, window_records=2), ReadAhead()
+    for epoch, lane in asked:
+        plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=epoch, entry=0)
+        ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
+    given = set()
+    while (item := ahead.pop()) is not None:
+        given.add(item.epoch)
+    return given
+
+
+def test_an_epoch_that_has_passed_goes_before_there_are_too_many() -> None:
+    assert epochs_read_ahead((0, 0), (1, 0)) == {0, 1}
+    assert epochs_read_ahead((0, 0), (1, 0), (2, 0)) == {1, 2}
+
+
+def test_of_too_many_epochs_the_one_not_asked_for_longest_goes() -> None:
+    assert epochs_read_ahead((5, 0), (4, 0), (3, 0), (4, 1), (2, 0), (1, 0)) == {4, 2, 1}
+
+
+def test_what_nobody_pops_does_not_pile_up() -> None:
+    """As while the cache is full."""
+    order, ahead = OrderConfig(lanes=2, window_records=2), ReadAhead()
+    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+
+    def ask(epochs: range) -> None:
+        for epoch in epochs:
+            for lane in range(2):
+                ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
+
+    ask(range(100))
+    tracemalloc.start()
+    try:
+        ask(range(100, 600))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 20_000
 
 
 def test_an_entry_that_passes_fast_does_not_make_another_forget() -> None:

@@ -17,6 +17,8 @@ _NEW = 0.5
 """Weight of the last look in the averages."""
 _BUSY, _IDLE = 0.8, 0.6
 """A loader that owes something for more of the time is busy, and idle for less."""
+_MEASURED = 0.05
+"""A pace is taken over so much of a look's time at least, be it over several looks: who answers in no time has one too."""
 _GRACE = 6
 """Looks after a loader's first ticket in which it is not judged: it reads its first windows."""
 
@@ -34,6 +36,9 @@ class LoaderLoad:
     """Since its first ticket."""
     busy: float = 0.0
     """Averaged share of the time."""
+    paced_s: float = 0.0
+    """Busy seconds that are not in `pace` yet, with `paced_samples`."""
+    paced_samples: int = 0
     pace: float | None = None
     """Averaged samples per busy second."""
 
@@ -69,7 +74,8 @@ class Load:
 
     def renew(self, loader: int) -> None:
         """It is given lanes again: its pace of before, perhaps its worst, is not that of today."""
-        self.of[loader].pace = None
+        load = self.of[loader]
+        load.pace, load.paced_s, load.paced_samples = None, 0.0, 0
 
     def starving(self, starving: bool, now: float) -> None:
         """Whether the trainer wants what is not there."""
@@ -117,7 +123,9 @@ class Load:
             load.since = now
         load.num_looks += load.num_looks > 0
         load.busy += _NEW * (load.busy_s / elapsed - load.busy)
-        if load.busy_s > elapsed / 20:
-            pace = load.samples / load.busy_s
+        load.paced_s, load.paced_samples = load.paced_s + load.busy_s, load.paced_samples + load.samples
+        if load.paced_s > _MEASURED * elapsed:
+            pace = load.paced_samples / load.paced_s
             load.pace = pace if load.pace is None else load.pace + _NEW * (pace - load.pace)
+            load.paced_s, load.paced_samples = 0.0, 0
         load.busy_s, load.samples = 0.0, 0

@@ -6,6 +6,7 @@ from collections import Counter
 
 from stoker_proto.messages import Ticket
 from tests.trainer.feed.core_driver import CoreDriver, make_options
+from trainer.feed.balance import Balance
 from trainer.feed.explain import describe
 from trainer.feed.hedging import BURST, HedgeBudget
 from trainer.feed.homes import Homes
@@ -125,6 +126,31 @@ def test_only_a_loader_many_times_slower_than_an_idle_one_is_overloaded() -> Non
     assert run_load((20.0, 10.0), starving=True) == set()
     assert {loader for loader, _ in run_load((40.0, 4.0), starving=True)} == {1}
     assert run_load((40.0, 4.0), starving=False) == set()
+    assert {loader for loader, _ in run_load((400.0, 4.0), starving=True)} == {1}, "hardly ever busy, and measured yet"
+
+
+def run_balance(balance: Balance, now: float, seconds: float, paces: dict[int, float]) -> tuple[float, list[int]]:
+    """As `run_load`, where the trainer always waits: the time then, and who was relieved."""
+    over, relieved = now + seconds, []
+    while now < over:
+        balance.load.starving(True, now)
+        asks = {loader: balance.asked(loader, TICKET, 0, now) for loader in paces}
+        for loader in sorted(paces, key=lambda loader: -paces[loader]):
+            balance.answered(asks[loader], TICKET, now + 1 / paces[loader])
+        now += 1 / min(paces.values())
+        relieved += balance.look(now, lambda loader, other: loader != other)
+    return now, relieved
+
+
+def test_a_loader_that_is_given_lanes_again_is_judged_by_its_pace_of_today() -> None:
+    balance = Balance(make_options(2, hold_s=2.0), 0.0)
+    now, relieved = run_balance(balance, 0.0, 6.0, {0: 100.0, 1: 4.0})
+    assert relieved == [1]
+    assert balance.standings.level(1, now) == NO_LANES
+    now, _ = run_balance(balance, now, 2.0, {0: 100.0})  # meanwhile it is asked for nothing
+    assert balance.standings.level(1, now) == NO_LANES - 1
+    now, relieved = run_balance(balance, now, 1.75, {0: 100.0, 1: 36.0})  # 2.8 times slower, and 3 are too much
+    assert relieved == []
 
 
 def test_a_straggler_near_the_head_is_hedged_once_and_the_first_answer_counts() -> None:

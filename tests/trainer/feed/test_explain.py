@@ -53,6 +53,7 @@ def test_what_a_lost_loader_held_is_named_with_its_path(fleet: Fleet) -> None:
     text = explain.no_data(fleet, 7, 120.0)
     assert "no data for 120 s (trainer.feed.data_deadline_s), 7 tickets unanswered" in text
     assert "held by no ready loader: entry 1 of data.train_data_paths (b/*.jsonl)" in text
+    assert "that do not answer" not in text
     assert "tcp://one:5555 ready, holds entries [0], last heard of 1.0 s ago" in text
     assert "tcp://two:5555 not connected (the connection broke), last heard of 20.0 s ago" in text
     assert "the run resumes from its last checkpoint" in text
@@ -66,6 +67,14 @@ def test_what_a_hung_loader_holds_is_named_too(fleet: Fleet) -> None:
     text = explain.no_data(fleet, 7, 120.0)
     assert "held by loaders that do not answer: entry 1 of data.train_data_paths (b/*.jsonl); loaders:" in text
     assert "tcp://two:5555 ready, holds entries [1], last heard of 20.0 s ago" in text
+
+
+def test_why_a_loader_is_home_to_fewer_lanes_is_said(fleet: Fleet) -> None:
+    assert fleet.standings.relieve(0, 2, 100.0)
+    assert fleet.standings.relieve(1, 99, 100.0)
+    text = explain.describe(fleet, 100.0)
+    assert "last heard of 0.0 s ago, slower than others: home to 1/4 of its lanes; tcp://two" in text
+    assert text.endswith("last heard of 0.0 s ago, slower than others: home to no lanes")
 
 
 def test_a_long_list_of_entries_is_cut(fleet: Fleet) -> None:
