@@ -72,7 +72,9 @@ class AskOracle:
             if self.num_hedges > options.hedge_share * self.num_tickets + BURST + 1e-9:
                 raise Violation("hedges", f"{self.rank.name} sent {self.num_hedges} for {self.num_tickets} tickets")
         elif not is_new:
-            self.num_early += any(now - at < options.shortest_deadline_s and self._lives(n) for n, at in before.items())
+            for silent in [other for other in before if not self._lives(other)]:
+                before[silent] = float("-inf")  # given up on, and so it stays where it says something soon after
+            self.num_early += any(now - at < options.shortest_deadline_s for at in before.values())
             taken_over = self.rank.core.desk.counters.takeovers * max(options.max_tickets, options.micro_batch_size)
             if self.num_early > taken_over:
                 raise Violation("hedges", f"{self.rank.name} asked for {ticket} again at once, and calls it no hedge")
