@@ -1,8 +1,9 @@
 """`make soak`: a client and three loaders for SOAK_MINUTES (30), with SOAK_KILLS (100) kills, and every other fault in between.
 
 The first loader is never killed, so that its memory can be followed: it is behind a proxy that cuts, delays and swallows, it is
-stopped and continued, and strangers talk to it. The others are killed and started again. Fails where an epoch's digest is not
-the undisturbed one, or where memory or descriptors of client or first loader rise. Writes build/soak/report.md.
+stopped and continued, slowed down, and strangers talk to it. The others are killed and started again, some twice in a row. Fails
+where an epoch's digest is not the undisturbed one, or where memory or descriptors of client or first loader rise. Writes
+build/soak/report.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
+from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes, slowed
 from tests.end_to_end.faults.proxy import FaultyProxy
 from tests.end_to_end.faults.run import STEP_S
 from tests.end_to_end.faults.soak_client import EPOCHS
@@ -124,6 +125,8 @@ class Harm:
         name, work = self.chance.choice(
             [
                 ("SIGSTOP of a loader for 0.3 to 2.5 s", self._stop),
+                ("a loader at a tenth of its speed for 1 to 3 s", self._slow),
+                ("flapping: two kills of a loader at once", self._flap),
                 ("connections cut", self.proxy.cut),
                 ("half-open connections for 0.3 to 2.5 s", self._half_open),
                 ("answers delayed by 0.3 s for a while", self._delay),
@@ -139,6 +142,18 @@ class Harm:
             self.crew.signal(number, signal.SIGSTOP)
             time.sleep(self.chance.uniform(0.3, 2.5))
             self.crew.signal(number, signal.SIGCONT)
+
+    def _slow(self) -> None:
+        number = self.chance.randrange(len(self.crew.addresses))
+        with self._mortal if number else contextlib.nullcontext(), slowed(self.crew.pid(number), share=0.1):
+            time.sleep(self.chance.uniform(1.0, 3.0))
+
+    def _flap(self) -> None:
+        number = self.chance.randrange(1, len(self.crew.addresses))
+        with self._mortal:
+            for _ in range(2):
+                self.crew.kill(number)
+                self.crew.start(number)
 
     def _half_open(self) -> None:
         self.proxy.half_open = True

@@ -149,7 +149,7 @@ def test_a_loader_that_is_given_lanes_again_is_judged_by_its_pace_of_today() -> 
     assert balance.standings.level(1, now) == NO_LANES
     now, _ = run_balance(balance, now, 2.0, {0: 100.0})  # meanwhile it is asked for nothing
     assert balance.standings.level(1, now) == NO_LANES - 1
-    now, relieved = run_balance(balance, now, 1.75, {0: 100.0, 1: 36.0})  # 2.8 times slower, and 3 are too much
+    now, relieved = run_balance(balance, now, 4.0, {0: 100.0, 1: 34.5})  # 2.9 times slower, and 3 are too much
     assert relieved == []
 
 
