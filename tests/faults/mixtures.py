@@ -10,7 +10,7 @@ from tests.faults.scenario import Scenario, draw_faults, draw_held
 
 _SOURCES = {2: ((0, 1),), 3: ((0, 1, 0), (0, 1, 2))}
 """Number of entries -> the sources that they can belong to."""
-_WEIGHTS = {2: ((), (2, 1), (1, 3)), 3: ((), (3, 1, 2))}
+_WEIGHTS = {2: ((), (2, 1), (1, 3)), 3: ((), (2, 2, 3))}
 """Number of sources -> their weights. With the lengths of the shapes most rates are no whole numbers. Few, as the shapes are."""
 
 

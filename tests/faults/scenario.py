@@ -90,7 +90,8 @@ class Scenario:
     def bound_s(self) -> float:
         """Virtual seconds in which everything must be there, once nothing is broken any more."""
         steps = sum(-(-len(self.stream(epoch)) // GLOBAL_BATCH) + 1 for epoch in range(self.num_epochs))
-        return 4 * TICKET_DEADLINE_S + steps * (self.step_s + max(self.build_s) + 0.5)
+        rounds = 2 if self.max_tickets < GLOBAL_BATCH else 1  # a step's tickets are asked for in two parts, or at once
+        return 4 * TICKET_DEADLINE_S + steps * (self.step_s + rounds * (max(self.build_s) + 0.5))
 
     def options(self, life: int, rank: int) -> CoreOptions:
         """Of one rank in one life of the trainer."""
