@@ -138,9 +138,10 @@ class SimulatedTrainer:
     def _check_pace(self) -> None:
         """With one straggler: how long the trainer stood still, and how long the rest took."""
         scenario, now = self.world.scenario, self.world.now
-        gap, self._last_step = now - self._last_step, now
+        last_step, self._last_step = self._last_step, now
         if not scenario.straggler or now < scenario.faults[0].at:
             return
+        gap = now - max(last_step, scenario.faults[0].at)  # what was slow before, the start, was not the straggler
         if gap > GAP_S[scenario.straggler]:
             raise Violation("gap", f"the trainer stood still for {gap:g} s, at most {GAP_S[scenario.straggler]:g}")
         if self._left_at_fault is None:
