@@ -196,6 +196,9 @@ class SimulatedRank:
             elif isinstance(command, Deliver):
                 self._delivered(command)
             elif isinstance(command, Opened):
+                self.trainer.last_progress = (
+                    now  # until here the connect deadline counts, from here on the data deadline
+                )
                 if not self._started:
                     self._start()
             elif isinstance(command, Fail):
