@@ -22,9 +22,9 @@ from loader_service.first_records import check_first_records
 from loader_service.plan import PLAN_VERSION
 from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
-from loader_service.prepare.shards import expand_entry
 from loader_service.remote.url import is_url
 from loader_service.server import LoaderServer
+from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.token_counts import check_token_counts
 from stoker_proto.config import Config
@@ -55,7 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--shards",
         nargs="+",
         metavar="GLOB",
-        help="serve only the entries of data.train_data_paths and val_data_paths whose files match; default: all",
+        help="serve only the entries of the data paths whose files match; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"

@@ -21,7 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loader_service.convert.episode import Episode, EpisodeRef, check_episode_size
-from loader_service.prepare.shards import expand_entry
+from loader_service.shards import expand_entry
 from stoker_proto.errors import ConfigError, DataError, located
 
 MAX_JSON_BYTES = 1 << 30

@@ -21,7 +21,7 @@ from PIL import Image
 
 from loader_service.convert.episode import Episode, EpisodeRef, check_episode_size
 from loader_service.convert.images import decode_frames
-from loader_service.prepare.shards import expand_entry
+from loader_service.shards import expand_entry
 from stoker_proto.errors import DataError, located
 
 

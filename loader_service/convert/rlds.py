@@ -23,7 +23,7 @@ from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.convert.example import Feature, parse_example
 from loader_service.convert.images import decode_frames
 from loader_service.convert.tfrecord import read_record, scan_records
-from loader_service.prepare.shards import natural_key
+from loader_service.shards import natural_key
 from stoker_proto.errors import ConfigError, DataError, located
 
 _SHARD = re.compile(r"-(?P<split>[^-/]+)\.tfrecord(-(?P<index>\d{5})-of-(?P<count>\d{5}))?$")

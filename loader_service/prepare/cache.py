@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.shards import CACHE_FOLDER
+from loader_service.shards import CACHE_FOLDER
 from stoker_proto.errors import ConfigError, DeadlineError
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from loader_service.prepare.manifest import (
     write_description,
 )
 from loader_service.prepare.parts import FORMAT_VERSION, PartResult, PartTask, RemotePart, Stamp, load_part
-from loader_service.prepare.shards import EntryShards
+from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
 from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, ManifestError

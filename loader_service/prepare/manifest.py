@@ -72,6 +72,11 @@ class EntryManifest:
         """R."""
         return len(self.num_samples)
 
+    def place(self, record: int) -> tuple[Path, int, int]:
+        """(shard, offset, size) of a record, as `BaseSFTDataset.read` takes them."""
+        shard = Path(self.shards[int(self.shard_index[record])])
+        return shard, int(self.offsets[record]), int(self.sizes[record])
+
     def __reduce__(self) -> tuple[Any, ...]:
         return load_manifest, (self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.scan_pool import run_all
@@ -50,12 +49,11 @@ def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Countin
     counter = None if counting is None else counting.counter(dataset)
     problems = []
     for record in range(first, last):
-        shard = manifest.shards[int(manifest.shard_index[record])]
+        shard, offset, size = manifest.place(record)
         expected = int(manifest.num_samples[record])
         try:
-            offset, size = int(manifest.offsets[record]), int(manifest.sizes[record])
             with dataset.reading():
-                path = dataset.local(Path(shard))
+                path = dataset.local(shard)
                 found = dataset.verify(path, offset, size)
                 if counter is not None:  # samples were read, and rows were counted
                     whole = ScannedRecord(offset=offset, size=size, num_samples=found)

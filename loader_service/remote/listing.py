@@ -1,4 +1,4 @@
-"""An entry of the data paths that is a URL -> its shards, by the rules of `prepare.shards`.
+"""An entry of the data paths that is a URL -> its shards, by the rules of `loader_service.shards`.
 
 s3://robots/bridge/           every file in it that matches the dataset's patterns
 s3://robots/*/train.jsonl     what the glob finds; names are relative to the folder before the first wildcard
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from loader_service.prepare.shards import EntryShards, natural_key
 from loader_service.remote.filesystem import Info
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, check_name, parse_url
+from loader_service.shards import EntryShards, natural_key
 from stoker_proto.errors import ConfigError
 
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.prepare.shards import EntryShards, locate_entry
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
+from loader_service.shards import EntryShards, locate_entry
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from loader_service.prepare.shards import EntryShards
 from loader_service.remote.url import is_url
+from loader_service.shards import EntryShards
 from loader_service.sources.actions import is_noop
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.frame_history import FrameHistory

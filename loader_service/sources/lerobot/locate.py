@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loader_service.prepare.shards import EntryShards, folder_without_wildcards, natural_key
+from loader_service.shards import EntryShards, folder_without_wildcards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.meta import Meta, load_meta, selected
 from loader_service.sources.lerobot.options import Ranges

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loader_service.prepare.shards import EntryShards, natural_key
 from loader_service.remote.filesystem import Info as FileInfo
 from loader_service.remote.listing import located
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, parse_url
+from loader_service.shards import EntryShards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH, load_info
 from loader_service.sources.lerobot.meta import Meta, load_meta, selected
 from loader_service.sources.lerobot.options import Ranges

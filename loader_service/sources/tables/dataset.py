@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from loader_service.prepare.shards import EntryShards
+from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.table import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loader_service.prepare.shards import expand_entry, locate_entry
+from loader_service.shards import expand_entry, locate_entry
 from stoker_proto.errors import ConfigError
 
 PATTERNS = ("*.jsonl",)
