@@ -87,6 +87,9 @@ class RowCounter:
             with located(file=str(shard), record=str(record.offset)):
                 for sample in self._dataset.read(shard, record.offset, record.size):
                     self._add(pending, sample)
+                    if sample.notes:
+                        notes = dict.fromkeys((*pending.record.notes, *sample.notes))  # `validate` gave them already
+                        pending.record = replace(pending.record, notes=tuple(notes))
         except DataError as error:
             if self._dataset.config.on_bad_sample == "fail":
                 raise

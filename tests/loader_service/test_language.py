@@ -18,6 +18,7 @@ from loader_service.prepare import parts as parts_module
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
+from loader_service.sources.chat.mend import MERGED, TRAILING
 from loader_service.text_samples import Counting
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RowError
@@ -264,3 +265,20 @@ def test_bad_samples_are_no_reason_not_to_start(model: Path, tmp_path: Path) -> 
     shard = write(tmp_path / "a.jsonl", [[{"bad": "x"}], [{"turns": [["user", "Hi", False]]}]])
     config = config_of(model, shard, kind="Dialogues")
     check_first_records(config, prepare(config), Processor.build(config, None))
+
+
+def test_mended_dialogues_are_counted_where_their_tokens_are(model: Path, tmp_path: Path) -> None:
+    turns = [("user", "Hi"), ("user", "you"), ("assistant", "Hello"), ("user", "Bye")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    shard = tmp_path / "chats.jsonl"
+    shard.write_text(f"{json.dumps(row)}\n" * 3)
+
+    def notes(*overrides: str) -> dict[str, int]:
+        paths = f"data.train_data_paths=[{shard}]"
+        config = make_config(
+            model, "data.dataset_type=chat", "data.overlong=truncate", paths, *overrides, max_seq_len=64
+        )
+        return dict(prepare(config).entries["train"][0].notes)
+
+    assert notes() == {}
+    assert notes("data.packing=true") == notes("data.options.validate=true") == {MERGED: 3, TRAILING: 3}
