@@ -88,6 +88,11 @@ class DataConfig:
         """For each entry of a split the number of its source."""
         return tuple(n for n, source in enumerate(self.all_sources()) for _ in _paths_of(source, split))
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the sources; empty where they have none."""
+        return tuple(source.weight for source in self.all_sources() if source.weight is not None)
+
     def of_source(self, number: int) -> DataConfig:
         """The same settings for one source alone, in the short form."""
         source = self.all_sources()[number]
