@@ -84,27 +84,25 @@ class RecordEncoder:
 
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
-        shard = Path(manifest.shards[int(manifest.shard_index[record])])
         try:
             with self._dataset_of[manifest.split, manifest.entry].reading():
-                return self._encode(manifest, shard, record, epoch)
+                return self._encode(manifest, record, epoch)
         except DataError as error:
             if self.data.on_bad_sample == "fail":
                 raise
             logger.warning("skipped: %s", error)
             return EncodedRecord(error=str(error), size_bytes=1000)
 
-    def _encode(self, manifest: EntryManifest, shard: Path, record: int, epoch: int) -> EncodedRecord:
+    def _encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         augment = self.data.augment.enabled and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
         expected = int(manifest.num_samples[record])
+        shard, offset, size = manifest.place(record)
         found: list[_Text | EncodedSample] = []
         try:
             shard = dataset.local(shard)
-            for index, sample in enumerate(
-                dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
-            ):
+            for index, sample in enumerate(dataset.read(shard, offset, size)):
                 key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
                 if is_language(sample):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
@@ -21,13 +20,13 @@ from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from loader_service.text_samples import is_language, rows_of
 from stoker_proto.config import Config
-from stoker_proto.errors import DataError, RowError, located
+from stoker_proto.errors import DataError, FetchError, RowError, located
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
 
 _RECORDS = 3
-"""First ones of each entry, one sample each: a few milliseconds, as only those frames are decoded."""
+"""First ones of each entry, one sample each. Of a stored NPZ only those frames are read, a deflated one is inflated whole."""
 _MOST_RECORDS = 1000
 """That are looked at for a length, where the first ones are bad."""
 
@@ -56,12 +55,16 @@ def _check_entry(manifest: EntryManifest, dataset: BaseSFTDataset, processor: Pr
     for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
         if number >= _RECORDS and (length or not wanted):
             break
-        shard = Path(manifest.shards[int(manifest.shard_index[record])])
+        shard, offset, size = manifest.place(record)
         try:
-            samples = dataset.read(shard, int(manifest.offsets[record]), int(manifest.sizes[record]))
-            for sample in islice(samples, 1):
-                found = _write(sample, processor)
-                length = length or found
+            with dataset.reading():
+                for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
+                    found = _write(sample, processor)
+                    length = length or found
+        except FetchError as error:
+            if wanted and not length:  # that of another record would not be what other loaders found
+                raise
+            logger.warning("a sample that the start would look at is left for later: %s", error)
         except RowError as error:
             raise RowError(error.reason, file=str(shard), record=str(record)) from error
         except DataError as error:

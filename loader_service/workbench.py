@@ -103,8 +103,7 @@ class Workbench:
 
     def _next_plan(self, split: str, epoch: int, entry: int) -> LanePlan | None:
         """The plan of an epoch that will be trained and is planned already."""
-        weighted = self._config.data.sources and self._config.data.sources[0].weight is not None
-        if split != "train" or (epoch >= self._config.trainer.epochs and not weighted):
+        if split != "train" or (epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
         return self._plan(split, epoch, entry) if is_saved(self._run_dir, split, epoch, entry) else None
 

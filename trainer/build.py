@@ -67,7 +67,7 @@ def open_split(
     feeds.append(feed)
     info = feed.connect()
     if info.num_samples == 0:
-        raise DataError(f"data.{split}_data_paths hold no samples: name other files")
+        raise DataError(f"the {split} data paths hold no samples: name other files")
     sources = SourceTable(config.data.source_names(), config.data.entry_sources(split), info.pass_samples)
     return Split(feed=feed, num_samples=info.num_samples, sources=sources), info
 

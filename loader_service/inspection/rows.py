@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder
 from loader_service.lane_plan import LanePlan, SampleRef
@@ -18,7 +19,7 @@ class InspectedSample:
     """One sample, or why it is bad (policy `skip`)."""
 
     ref: SampleRef
-    shard: str
+    shard: Path
     offset: int
     size: int
     """Of the record, as the scan found it."""
@@ -81,9 +82,7 @@ def _inspect(
         record = records[ref.record]
         yield InspectedSample(
             ref,
-            manifest.shards[int(manifest.shard_index[ref.record])],
-            int(manifest.offsets[ref.record]),
-            int(manifest.sizes[ref.record]),
+            *manifest.place(ref.record),
             None if record.error is not None else record.samples[ref.sample],
             record.error,
         )

@@ -132,7 +132,7 @@ def _sample_tree(sample: InspectedSample, processor: Processor) -> dict[str, Any
     tree: dict[str, Any] = {
         "record": sample.ref.record,
         "sample": sample.ref.sample,
-        "shard": sample.shard,
+        "shard": str(sample.shard),
         "offset": sample.offset,
         "error": sample.error,
     }

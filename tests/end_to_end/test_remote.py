@@ -72,7 +72,10 @@ def test_a_tiny_budget_and_a_bad_line_change_no_batch(
         assert pull(config, [loader.address]).steps == undisturbed[0].steps
     kept = list((tmp_path / "cache" / "remote").rglob("obs.npz"))
     assert len(kept) < 10
-    assert served.gets["demos.jsonl"] > 1  # it was given up for others, and fetched again
+    assert served.gets["demos.jsonl"] == 1  # whoever reads a record holds its shard
+    assert (
+        served.gets["traj_0/obs.npz"] == 3
+    )  # a fault; looked at before serving; given up for others, and fetched again
 
 
 def test_an_outage_is_waited_for_and_never_skipped(

@@ -196,10 +196,8 @@ class SimulatedRank:
             elif isinstance(command, Deliver):
                 self._delivered(command)
             elif isinstance(command, Opened):
-                self.trainer.last_progress = (
-                    now  # until here the connect deadline counts, from here on the data deadline
-                )
                 if not self._started:
+                    self.trainer.last_progress = now  # before, the connect deadline counts; from here on that of data
                     self._start()
             elif isinstance(command, Fail):
                 self.trainer.failed(self, command.error)

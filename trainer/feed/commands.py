@@ -17,7 +17,7 @@ class CoreOptions:
     split: str
     """`train` or `val`."""
     entries: tuple[str, ...]
-    """The split's data paths as the config names them: entry number -> path."""
+    """entry number -> its key in the config and its path, for messages."""
     sources: tuple[int, ...]
     """Number of the source that each entry belongs to."""
     source_names: tuple[str, ...] = ("data",)

@@ -76,6 +76,10 @@ class Epochs:
                 rows.append([f"samples of entry {entry}, epoch {one.number}", str(sum(lengths)), str(self.total(one))])
             elif self._starts.get(one, starts) != starts:
                 rows.append([f"starts of entry {entry}, epoch {one.number}", "others", "those of the first loader"])
+            elif one.number == 0 and self._tokens.get(entry, message.tokens.get(entry, 0)) != message.tokens.get(
+                entry, 0
+            ):
+                rows.append([f"tokens of entry {entry}", str(message.tokens.get(entry, 0)), str(self._tokens[entry])])
             elif one in self.wanted:
                 self._lengths[one], self._starts[one] = lengths, starts
                 if one.number == 0:

@@ -48,7 +48,7 @@ def missing(fleet: Fleet, now: float) -> str:
 
 def _entries(fleet: Fleet, numbers: set[int]) -> str:
     options = fleet.options
-    names = [f"entry {n} of data.{options.split}_data_paths ({options.entries[n]})" for n in sorted(numbers)]
+    names = [f"entry {n}, {options.entries[n]}" for n in sorted(numbers)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 

@@ -81,7 +81,7 @@ class Feed:
         """
         paths = config.data.paths(split)
         if not paths:
-            raise ConfigError(f"data.{split}_data_paths is empty: name at least one file, folder or glob")
+            raise ConfigError(f"the config names no {split} data (data.{split}_data_paths, or paths of data.sources)")
         trainer = config.trainer
         passes = check_batch_arithmetic(trainer.global_batch_size, trainer.micro_batch_size, world_size)
         self.config, self.split, self.rank, self.world_size = config, split, rank, world_size
@@ -91,13 +91,12 @@ class Feed:
         self._allocate, self._digests = allocate, digests
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
-        weights = tuple(source.weight for source in config.data.all_sources() if source.weight is not None)
         options = CoreOptions(
             split=split,
-            entries=paths,
+            entries=tuple(f"{config.data.path_key(split, n)} ({path})" for n, path in enumerate(paths)),
             sources=config.data.entry_sources(split),
             source_names=config.data.source_names(),
-            weights=weights if split == "train" else (),
+            weights=config.data.weights if split == "train" else (),
             weigh_by=config.data.weigh_by,
             addresses=config.cluster.loader_addresses,
             rank=rank,

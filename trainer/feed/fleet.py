@@ -67,7 +67,7 @@ class Fleet:
             rows.append(["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
         entries, ours = message.num_entries.get(split, 0), len(self.options.entries)
         if entries != ours:
-            rows.append([f"entries of data.{split}_data_paths", str(entries), str(ours)])
+            rows.append([f"entries of the {split} data", str(entries), str(ours)])
         for name, value in sorted(message.fingerprints.items()):
             if self.pins.get(name, value) != value:
                 rows.append([name, value, self.pins[name]])

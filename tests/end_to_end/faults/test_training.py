@@ -130,7 +130,7 @@ def test_a_killed_rank_and_vanished_loaders_cost_nothing_that_was_trained(
         entry = yaml.safe_load(config.read_text())["data"]["train_data_paths"][0]
         for line in said:
             assert "no data for 3 s (trainer.feed.data_deadline_s)" in line
-            assert f"held by no ready loader: entry 0 of data.train_data_paths ({entry})" in line
+            assert f"held by no ready loader: entry 0, data.train_data_paths[0] ({entry})" in line
             assert all(address in line for address in crew.addresses)
             assert line.count("last heard of") == 2
             assert "the run resumes from its last checkpoint" in line

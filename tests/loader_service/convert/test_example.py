@@ -66,14 +66,22 @@ def test_damaged_lists_are_found_when_they_are_asked_for() -> None:
 
 def test_every_cut_and_every_flipped_bit_is_an_error_or_a_value() -> None:
     whole = example({"steps/action": np.arange(6.0), "t": [b"text"], "n": [1, 2, 3]})
-    for data in [whole[:cut] for cut in range(len(whole))] + [
-        whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in range(8)
-    ]:
+
+    def values(data: bytes) -> int | str:
+        """How many there are, or what is wrong."""
         try:
-            for feature in parse_example(data).values():
-                (feature.bytes_values if feature.kind == "bytes" else feature.numbers)()
-        except DataError:
-            pass
+            features = parse_example(data).values()
+            return sum(len(one.bytes_values() if one.kind == "bytes" else one.numbers()) for one in features)
+        except DataError as error:
+            return str(error)
+
+    assert values(whole) == 10
+    cut = [values(whole[:size]) for size in range(1, len(whole))]
+    assert all(isinstance(found, str) for found in cut)
+    flipped = [
+        values(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :]) for i in range(len(whole)) for bit in range(8)
+    ]
+    assert {type(found) for found in flipped} == {int, str}
 
 
 def test_images_of_a_claimed_size_are_refused_before_they_are_decoded() -> None:

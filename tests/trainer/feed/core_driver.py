@@ -15,7 +15,7 @@ def make_options(num_loaders: int = 2, **overrides: object) -> CoreOptions:
     """One rank of one, micro-batches of 4, global batches of 8, over the fake loader's 60 samples."""
     values: dict[str, object] = {
         "split": "train",
-        "entries": ("first.jsonl", "second.jsonl"),
+        "entries": ("data.train_data_paths[0] (first.jsonl)", "data.train_data_paths[1] (second.jsonl)"),
         "sources": (0, 0),
         "addresses": tuple(f"tcp://loader{n}:5555" for n in range(num_loaders)),
         "rank": 0,

@@ -338,7 +338,7 @@ def test_entry_that_nobody_holds_is_named_after_the_connect_deadline() -> None:
     assert driver.error is None
     driver.advance(1)
     assert isinstance(driver.error, DeadlineError)
-    assert "entry 1 of data.train_data_paths (second.jsonl)" in str(driver.error)
+    assert "entry 1, data.train_data_paths[1] (second.jsonl)" in str(driver.error)
 
 
 def test_nobody_there_says_who_was_looked_for() -> None:
@@ -487,7 +487,7 @@ def test_another_number_of_lanes_or_entries_is_refused() -> None:
 
     driver = CoreDriver(1, entries=("only.jsonl",), sources=(0,))
     driver.connect(start=False)
-    assert "entries of data.train_data_paths: the loader has 2, this rank 1" in str(driver.error)
+    assert "entries of the train data: the loader has 2, this rank 1" in str(driver.error)
 
 
 def test_next_epoch_is_announced_before_it_is_needed() -> None:

@@ -69,7 +69,7 @@ def test_loaders_that_held_everything_one_after_the_other_have_met_the_connect_d
     driver.advance(driver.options.data_deadline_s - driver.options.connect_deadline_s)
     assert isinstance(driver.error, DeadlineError)
     assert "no data for 120 s" in str(driver.error)
-    assert "entry 0 of data.train_data_paths (first.jsonl)" in str(driver.error)
+    assert "entry 0, data.train_data_paths[0] (first.jsonl)" in str(driver.error)
 
 
 def test_a_ticket_that_all_refused_is_asked_of_a_loader_that_comes_back_at_once() -> None:

@@ -67,11 +67,20 @@ def test_with_weights_pass_0_comes_first_and_then_what_the_rates_say() -> None:
 def test_shares_of_tokens_take_the_length_of_rows_into_account() -> None:
     epochs = Epochs(options(weights=(1.0, 1.0), weigh_by="tokens"))
     epochs.open(0)
-    answer(epochs, *epochs.wanted, tokens={0: 2000, 1: 1000, 2: 125})  # rows of 100 and of 25 tokens
+    tokens = {0: 2000, 1: 1000, 2: 125}  # rows of 100 and of 25 tokens
+    answer(epochs, *epochs.wanted, tokens=tokens)
     epochs.complete()
-    answer(epochs, *epochs.wanted)
+    answer(epochs, *epochs.wanted, tokens=tokens)
     assert epochs.complete() == [0]
     assert epochs.opened(0).source_samples == (30, 120)
+
+
+def test_a_loader_that_counted_other_tokens_is_told_so() -> None:
+    epochs = Epochs(options(weights=(1.0, 1.0), weigh_by="tokens"))
+    epochs.open(0)
+    answer(epochs, *epochs.wanted, tokens={0: 2000, 1: 1000, 2: 125})
+    other = Lanes(split="train", epoch=0, lengths={1: LENGTHS[1]}, starts={1: [0] * 4}, tokens={1: 1001})
+    assert epochs.take(other) == [["tokens of entry 1", "1001", "1000"]]
 
 
 def test_shares_of_tokens_that_nobody_counted_are_refused() -> None:

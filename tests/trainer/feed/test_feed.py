@@ -214,7 +214,7 @@ def test_address_that_cannot_be_read() -> None:
 
 
 def test_missing_entry_is_named() -> None:
-    expected = pytest.raises(DeadlineError, match=r"entry 1 of data.train_data_paths \(second.jsonl\)")
+    expected = pytest.raises(DeadlineError, match=r"entry 1, data.train_data_paths\[1\] \(second.jsonl\)")
     with FakeLoader(held=[0]) as loader, make_feed(loader.address, connect_deadline_s=0.3) as feed, expected:
         feed.connect()
 
@@ -252,7 +252,9 @@ def test_another_order_than_the_checkpoint_is_refused() -> None:
 def test_no_validation_data() -> None:
     config = make_config(["tcp://127.0.0.1:1"])
     object.__setattr__(config.data, "val_data_paths", ())
-    with pytest.raises(ConfigError, match=r"data\.val_data_paths is empty"):
+    with pytest.raises(
+        ConfigError, match=r"the config names no val data \(data\.val_data_paths, or paths of data\.sources\)"
+    ):
         Feed(config, "val", 0, 1)
 
 
