@@ -1,13 +1,12 @@
-"""Record -> encoded samples -> piece: all the work that a ticket asks for.
-
-`RecordEncoder` decodes a record once and turns every sample of it into what travels: token ids, labels, encoded images.
-`assemble_piece` only puts such samples together.
+"""Record -> encoded samples: a record is decoded once, and every sample of it becomes what travels, token ids, labels and encoded
+images. `piece` only puts such samples together.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,38 +14,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.lane_plan import Rows
+from loader_service.piece import EncodedRecord, EncodedSample, Outcome
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.sources.base import BaseSFTDataset, make_datasets
-from loader_service.text_samples import is_language, rows_of
+from loader_service.text_samples import Words, rows_of
 from loader_service.token_counts import TokenCounts, has_token_counts
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, FetchError, located
 from stoker_proto.hashing import key64
-from stoker_proto.messages import Piece, Ticket
-from stoker_proto.processor import Processor
+from stoker_proto.processor import EncodedRow, Processor
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class EncodedSample:
-    """One sample as it travels."""
-
-    input_ids: NDArray[np.int32]  # [T]
-    supervised: NDArray[np.uint8]  # [T]
-    images: tuple[bytes, ...]
-    action: NDArray[np.float32] | None  # [K, D]
-    timestep: int
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRecord:
-    """All samples of one record, or the reason why they are rows without labels."""
-
-    samples: Sequence[EncodedSample] = field(default_factory=tuple)
-    error: str | None = None
-    size_bytes: int = 0
+_MOST_WORDS = 64
+"""Samples of language of one record that wait to be tokenised."""
 
 
 class _Text(NamedTuple):
@@ -60,8 +41,42 @@ class _Text(NamedTuple):
     timestep: int
 
 
+class _Waiting(NamedTuple):
+    """A sample of language before it is tokenised."""
+
+    words: Words
+    images: tuple[bytes, ...]
+    number: int
+    """Of the sample in its record."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """A record on its way: what was read of it."""
+
+    manifest: EntryManifest
+    number: int
+    shard: Path
+    found: list[_Text | EncodedSample] = field(default_factory=list)
+    words: list[_Waiting] = field(default_factory=list)
+    """Behind `found`: samples of language that are no rows yet."""
+
+    @property
+    def expected(self) -> int:
+        """Samples that the scan counted."""
+        return int(self.manifest.num_samples[self.number])
+
+    def check_not_more(self) -> None:
+        """Raises DataError where there are more than those."""
+        if len(self.found) > self.expected:
+            raise DataError(
+                "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets is_text)",
+                file=str(self.shard),
+            )
+
+
 class RecordEncoder:
-    """Decodes and encodes single records of one config; used by several threads at once."""
+    """Decodes and encodes records of one config; used by several threads at once."""
 
     def __init__(self, data: DataConfig, processor: Processor) -> None:
         self.data, self.processor = data, processor
@@ -82,62 +97,104 @@ class RecordEncoder:
             store.pins.limit_work(threads)
         return threads + (self.data.remote.concurrency if stores else 0)
 
+    def is_small(self, manifest: EntryManifest) -> bool:
+        """Whether several of the entry's records are better encoded together: those of language."""
+        return self._dataset_of[manifest.split, manifest.entry].is_text
+
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
-        try:
-            with self._dataset_of[manifest.split, manifest.entry].reading():
-                return self._encode(manifest, record, epoch)
-        except DataError as error:
-            if self.data.on_bad_sample == "fail":
-                raise
-            logger.warning("skipped: %s", error)
-            return EncodedRecord(error=str(error), size_bytes=1000)
+        [outcome] = self.encode_all([(manifest, record)], epoch)
+        if not isinstance(outcome, EncodedRecord):
+            raise outcome
+        return outcome
 
-    def _encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
+    def encode_all(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> list[Outcome]:
+        """The same of several records, whose texts are tokenised together; an error stands in its record's place."""
+        records: list[_Record | DataError | FetchError] = []
+        with ExitStack() as stack:
+            for dataset in {id(d): d for d in (self._dataset_of[m.split, m.entry] for m, _ in places)}.values():
+                stack.enter_context(dataset.reading())
+            for manifest, number in places:
+                try:
+                    records.append(self._read(manifest, number, epoch))
+                except (DataError, FetchError) as error:
+                    records.append(error)
+        read = [record for record in records if isinstance(record, _Record)]
+        rows = iter(rows_of([one.words for record in read for one in record.words], self.processor))
+        return [
+            self._finish(record, [next(rows) for _ in record.words])
+            if isinstance(record, _Record)
+            else self._bad(record)
+            for record in records
+        ]
+
+    def _bad(self, error: DataError | FetchError) -> Outcome:
+        if isinstance(error, FetchError) or self.data.on_bad_sample == "fail":
+            return error
+        logger.warning("skipped: %s", error)
+        return EncodedRecord(error=str(error), size_bytes=1000)
+
+    def _read(self, manifest: EntryManifest, number: int, epoch: int) -> _Record:
+        """Its samples, read, their frames encoded."""
         augment = self.data.augment.enabled and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
-        expected = int(manifest.num_samples[record])
-        shard, offset, size = manifest.place(record)
-        found: list[_Text | EncodedSample] = []
+        shard, offset, size = manifest.place(number)
+        record = _Record(manifest, number, shard)
         try:
-            shard = dataset.local(shard)
-            for index, sample in enumerate(dataset.read(shard, offset, size)):
-                key = key64("augment", seed, epoch, manifest.entry, record, index) if augment else None
+            record.shard = dataset.local(shard)
+            for index, sample in enumerate(dataset.read(record.shard, offset, size)):
+                key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
-                if is_language(sample):
-                    with located(file=str(shard), record=str(record), field=f"sample {index}"):
-                        rows = rows_of(sample, self.processor)
-                    found += [
-                        EncodedSample(row.input_ids, row.supervised, images, None, len(found) + i)
-                        for i, row in enumerate(rows)
-                    ]
+                words = Words.of(sample)
+                if words is not None:
+                    record.words.append(_Waiting(words, images, index))
+                    if len(record.words) >= _MOST_WORDS:
+                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
                 else:
+                    if record.words:
+                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
                     # Kept without its frames, so that one raw frame at a time is alive.
-                    found.append(
+                    record.found.append(
                         _Text(images, sample.instruction, sample.state, sample.action, sample.answer, sample.timestep)
                     )
-                if len(found) > expected:
-                    raise DataError(
-                        "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets "
-                        "is_text)",
-                        file=str(shard),
-                    )
+                record.check_not_more()
         except (DataError, FetchError, MemoryError):
             raise
         except Exception as error:
-            logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
-            raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(record)) from error
-        if len(found) != expected:
-            raise DataError(
-                f"it gives {len(found)} samples, the scan counted {expected}: the file changed; run loader-prepare again",
-                file=str(shard),
-                record=str(record),
-            )
-        encoded = self._tokenise(found, shard, record)
-        if self._is_packed(manifest):
-            check_packable(encoded, TokenCounts.of(manifest, self.data).of_record(record), shard, record)
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)
+            raise DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(number)) from error
+        return record
+
+    def _finish(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> Outcome:
+        """The rows of its words are there."""
+        try:
+            self._add_rows(record, rows)
+            if len(record.found) != record.expected:
+                raise DataError(
+                    f"it gives {len(record.found)} samples, the scan counted {record.expected}: the file changed; run "
+                    "loader-prepare again",
+                    file=str(record.shard),
+                    record=str(record.number),
+                )
+            encoded = self._tokenise(record)
+            if self._is_packed(record.manifest):
+                expected = TokenCounts.of(record.manifest, self.data).of_record(record.number)
+                check_packable(encoded, expected, record.shard, record.number)
+        except DataError as error:
+            return self._bad(error)
         return encoded
+
+    def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
+        """Its words become rows; bad ones raise."""
+        for (_, images, number), of_words in zip(record.words, rows, strict=True):
+            if isinstance(of_words, DataError):
+                with located(file=str(record.shard), record=str(record.number), field=f"sample {number}"):
+                    raise of_words
+            for row in of_words:
+                record.found.append(EncodedSample(row.input_ids, row.supervised, images, None, len(record.found)))
+        record.words.clear()
+        record.check_not_more()
 
     def _is_packed(self, manifest: EntryManifest) -> bool:
         key = manifest.split, manifest.entry
@@ -145,23 +202,23 @@ class RecordEncoder:
             self._packed[key] = self.data.packing and has_token_counts(manifest)
         return self._packed[key]
 
-    def _tokenise(self, found: Sequence[_Text | EncodedSample], shard: Path, record: int) -> EncodedRecord:
-        codes = self._action_codes(found)
+    def _tokenise(self, record: _Record) -> EncodedRecord:
+        codes = self._action_codes(record.found)
         encoded = []
         size = 0
-        for i, item in enumerate(found):
-            sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), shard, record)
+        for i, item in enumerate(record.found):
+            sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), record)
             encoded.append(sample)
             size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
 
-    def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, shard: Path, record: int) -> EncodedSample:
+    def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
         try:
             row = self.processor.encode(
                 text.instruction, len(text.images), codes=codes, answer=text.answer, state=text.state
             )
         except DataError:  # a context around every sample, and its words, would be felt
-            with located(file=str(shard), record=str(record), field=f"timestep {text.timestep}"):
+            with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):
                 raise
         action = None if text.action is None else np.asarray(text.action, np.float32)
         return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
@@ -190,53 +247,3 @@ def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path,
                 "num_tokens of the dataset's scan",
                 **where,
             )
-
-
-def assemble_piece(
-    ticket: Ticket,
-    loader: str,
-    entry: int,
-    rows: Rows,
-    records: Mapping[int, EncodedRecord],
-    filler: EncodedSample,
-) -> Piece:
-    """Put the ticket's rows together. `filler` stands where a bad record's sample has its place."""
-    refs = rows.samples
-    skipped: dict[int, str] = {}
-    samples: list[EncodedSample] = []
-    keys = np.empty((len(refs), 3), np.int64)
-    for i, ref in enumerate(refs):
-        record = records[ref.record]
-        if record.error is not None:
-            skipped[i] = record.error
-            samples.append(filler)
-            keys[i] = entry, ref.record, ref.sample
-        else:
-            sample = record.samples[ref.sample]
-            samples.append(sample)
-            keys[i] = entry, ref.record, sample.timestep
-    return Piece(
-        ticket=ticket.ticket,
-        loader=loader,
-        keys=keys,
-        lengths=np.array([len(sample.input_ids) for sample in samples], np.int32),
-        input_ids=np.concatenate([sample.input_ids for sample in samples]),
-        supervised=np.concatenate([sample.supervised for sample in samples]),
-        image_counts=np.array([len(sample.images) for sample in samples], np.uint8),
-        images=[image for sample in samples for image in sample.images],
-        actions=_stack_actions(samples),
-        skipped=skipped,
-        row_samples=np.array(rows.row_samples or (), np.uint16),
-    )
-
-
-def _stack_actions(samples: Sequence[EncodedSample]) -> NDArray[np.float32]:
-    """float32[N, K, D]; NaN where a sample has none and others have; [N, 0, 0] where none has."""
-    actions = [sample.action for sample in samples if sample.action is not None]
-    if len(actions) == len(samples):
-        return np.array(actions, np.float32)
-    if not actions:
-        return np.empty((len(samples), 0, 0), np.float32)
-    shape = actions[0].shape
-    missing = np.full(shape, np.nan, np.float32)
-    return np.stack([missing if sample.action is None else sample.action for sample in samples])

@@ -10,20 +10,25 @@ import heapq
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder, assemble_piece
+from loader_service.build import RecordEncoder
 from loader_service.lane_plan import LanePlan, Rows
+from loader_service.piece import EncodedRecord, EncodedSample, Outcome, assemble_piece
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from stoker_proto import codec
-from stoker_proto.errors import DataError, FetchError
+from stoker_proto.errors import DataError
 from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
+
+_MOST_RECORDS = 16
+_MOST_BYTES = 128 << 10
+"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some milliseconds of work."""
 
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
@@ -75,6 +80,7 @@ class PieceBuilder:
     ) -> None:
         self.counters = Counters()
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
+        self._is_augmented = encoder.data.augment.enabled
         self._filler = EncodedSample(
             np.array([encoder.processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0
         )
@@ -139,18 +145,13 @@ class PieceBuilder:
             thread.join()
 
     def _key(self, split: str, epoch: int, entry: int, record: int) -> RecordKey:
-        augmented = self._encoder.data.augment.enabled and split == "train"
-        return RecordKey(split, epoch if augmented else 0, entry, record)
+        return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
-            key, epoch = task
-            outcome: EncodedRecord | DataError | FetchError
-            try:
-                outcome = self._encoder.encode(self._manifests[key.split, key.entry], key.record, key.epoch)
-            except (DataError, FetchError) as error:
-                outcome = error
-            for pending in self._store(key, epoch, outcome):
+        while turn := self._next():
+            places = [(self._manifests[key.split, key.entry], key.record) for key, _ in turn]
+            outcomes = self._encoder.encode_all(places, turn[0][1])
+            for pending, outcome in self._store(turn, outcomes):
                 if not isinstance(outcome, EncodedRecord):
                     # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
@@ -161,41 +162,76 @@ class PieceBuilder:
                 else:
                     self._finish(pending)
 
-    def _next(self) -> tuple[RecordKey, int] | None:
-        """The next record to decode and the epoch it is for, waiting for one; None at the end."""
+    def _next(self) -> list[tuple[RecordKey, int]]:
+        """The next records to decode, each with the epoch it is for, waiting for one; [] at the end.
+
+        More than one where they are small: of the same epoch, and together no more work than a thread may have in one turn.
+        """
         with self._wake:
             while not self._closed:
-                while self._urgent:
-                    _, key = heapq.heappop(self._urgent)
-                    if key in self._waiting and key not in self._running:
-                        self._running.add(key)
-                        return key, self._waiting[key][0].ticket.epoch
-                if self._read_ahead and self._cache.has_room() and (ahead := self._ahead.pop()) is not None:
-                    key = self._key(*ahead)
-                    if key not in self._cache and key not in self._running:
-                        self._running.add(key)
-                        return key, ahead.epoch
-                    continue
+                turn: list[tuple[RecordKey, int]] = []
+                size = 0
+                while (found := self._take(turn)) is not None:
+                    turn.append(found)
+                    key = found[0]
+                    self._running.add(key)
+                    manifest = self._manifests[key.split, key.entry]
+                    size += int(manifest.sizes[key.record])
+                    if not self._encoder.is_small(manifest) or len(turn) >= _MOST_RECORDS or size >= _MOST_BYTES:
+                        break
+                if turn:
+                    return turn
                 self._wake.wait()
-            return None
+            return []
 
-    def _store(self, key: RecordKey, epoch: int, outcome: EncodedRecord | DataError | FetchError) -> list[_Pending]:
-        """Book a decoded record; the tickets that have all they need now (or, on an error, all that wait for it)."""
+    def _take(self, turn: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
+        """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the turn."""
+        while self._urgent:
+            key = self._urgent[0][1]
+            if key in self._waiting and key not in self._running:
+                epoch = self._waiting[key][0].ticket.epoch
+                if not self._may_join(turn, key, epoch):
+                    return None
+                heapq.heappop(self._urgent)
+                return key, epoch
+            heapq.heappop(self._urgent)
+        while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
+            key = self._key(*ahead)
+            is_new = key not in self._cache and key not in self._running
+            if is_new and not self._may_join(turn, key, ahead.epoch):
+                return None
+            self._ahead.pop()
+            if is_new:
+                return key, ahead.epoch
+        return None
+
+    def _may_join(self, turn: list[tuple[RecordKey, int]], key: RecordKey, epoch: int) -> bool:
+        if not turn:
+            return True
+        return epoch == turn[0][1] and self._encoder.is_small(self._manifests[key.split, key.entry])
+
+    def _store(
+        self, turn: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
+    ) -> list[tuple[_Pending, Outcome]]:
+        """Book decoded records; the tickets that have all they need now, or that wait for one that is an error."""
+        done: list[tuple[_Pending, Outcome]] = []
         with self._wake:
-            self._running.discard(key)
-            self._count(key, epoch)
-            waiting = self._waiting.pop(key, [])
-            if not isinstance(outcome, EncodedRecord):
-                return waiting
-            self._cache.put(key, outcome)
+            for (key, epoch), outcome in zip(turn, outcomes, strict=True):
+                self._running.discard(key)
+                self._count(key, epoch)
+                waiting = self._waiting.pop(key, [])
+                if isinstance(outcome, EncodedRecord):
+                    self._cache.put(key, outcome)
+                for pending in waiting:
+                    if not isinstance(outcome, EncodedRecord):
+                        done.append((pending, outcome))
+                        continue
+                    pending.records[key.record] = outcome
+                    pending.missing.discard(key)
+                    if not pending.missing:
+                        done.append((pending, outcome))
             self.counters.records_ahead = self._cache.num_ahead
-            ready = []
-            for pending in waiting:
-                pending.records[key.record] = outcome
-                pending.missing.discard(key)
-                if not pending.missing:
-                    ready.append(pending)
-            return ready
+        return done
 
     def _count(self, key: RecordKey, epoch: int) -> None:
         num_records = self._manifests[key.split, key.entry].num_records

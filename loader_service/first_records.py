@@ -18,7 +18,7 @@ import numpy as np
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
-from loader_service.text_samples import is_language, rows_of
+from loader_service.text_samples import Words, rows_of
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError, FetchError, RowError, located
 from stoker_proto.processor import Processor
@@ -76,8 +76,11 @@ def _check_entry(manifest: EntryManifest, dataset: BaseSFTDataset, processor: Pr
 
 def _write(sample: Sample, processor: Processor) -> int:
     """Tokens of the sample's rows, of their mean where there are several."""
-    if is_language(sample):
-        rows = rows_of(sample, processor)
+    words = Words.of(sample)
+    if words is not None:
+        [rows] = rows_of([words], processor)
+        if isinstance(rows, DataError):
+            raise rows
         return sum(len(row.input_ids) for row in rows) // max(len(rows), 1)
     codes = None
     if sample.action is not None and processor.codec is not None:

@@ -6,58 +6,97 @@ Sample(text=...), input_ids=...   as many as it needs; none where it has no toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError, located
 from stoker_proto.processor import Processor
 from stoker_proto.rows import EncodedRow
+from stoker_proto.turns import Turn
 
 _BATCH_CHARACTERS = 1 << 20
 """Texts are tokenised together up to this much: bounds the memory, and keeps the cores busy."""
 
 
-def is_language(sample: Sample) -> bool:
-    """Whether it is a dialogue, text or ids. Raises DataError for a sample of several forms."""
-    if not sample.turns and sample.text is None and sample.input_ids is None:
-        return False
-    forms = {
-        "turns": bool(sample.turns),
-        "text": sample.text is not None,
-        "input_ids": sample.input_ids is not None,
-        "action": sample.action is not None,
-        "answer": sample.answer is not None,
-    }
-    given = [name for name, there in forms.items() if there]
-    if len(given) > 1 and given != ["action", "answer"]:  # those two are the rows' to refuse
-        raise DataError(f"a sample has {' and '.join(given)}: one of them is expected")
-    return given[:1] in (["turns"], ["text"], ["input_ids"])
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a sample of language says: one of the three, and how many images belong to it."""
+
+    turns: tuple[Turn, ...]
+    text: str | None
+    special_tokens: tuple[str, ...]
+    input_ids: NDArray[np.int32] | None
+    num_images: int
+
+    @property
+    def num_characters(self) -> int:
+        """Of its texts."""
+        return len(self.text or "") + sum(len(turn.text) for turn in self.turns)
+
+    @classmethod
+    def of(cls, sample: Sample) -> Words | None:
+        """None for a sample with an instruction. Raises DataError for one of several forms."""
+        if not sample.turns and sample.text is None and sample.input_ids is None:
+            return None
+        forms = {
+            "turns": bool(sample.turns),
+            "text": sample.text is not None,
+            "input_ids": sample.input_ids is not None,
+            "action": sample.action is not None,
+            "answer": sample.answer is not None,
+        }
+        given = [name for name, there in forms.items() if there]
+        if len(given) > 1:
+            raise DataError(f"a sample has {' and '.join(given)}: one of them is expected")
+        if sample.images and not sample.turns:
+            raise DataError(f"plain text with {len(sample.images)} images: only dialogues and instructions have images")
+        return cls(sample.turns, sample.text, sample.special_tokens, sample.input_ids, len(sample.images))
 
 
-def rows_of(sample: Sample, processor: Processor) -> list[EncodedRow]:
-    """The rows of a sample for which `is_language` holds. Raises DataError."""
-    if sample.turns:
-        return [processor.encode_turns(sample.turns, len(sample.images))]
-    if sample.images:
-        raise DataError(f"plain text with {len(sample.images)} images: only dialogues and instructions have images")
-    if sample.text is not None:
-        return processor.texts.of_text(sample.text, sample.special_tokens)
-    if sample.input_ids is None:
-        raise DataError("a sample has no turns, text or input_ids")
-    return processor.texts.of_ids(sample.input_ids)
+def rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
+    """The rows of each sample, or why it has none; all are tokenised together."""
+    dialogues = iter(processor.encode_dialogues([(words.turns, words.num_images) for words in samples if words.turns]))
+    texts = iter(processor.texts.of_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
+    rows: list[list[EncodedRow] | DataError] = []
+    for words in samples:
+        if words.turns:
+            row = next(dialogues)
+            rows.append(row if isinstance(row, DataError) else [row])
+        elif words.text is not None:
+            rows.append(next(texts))
+        else:
+            try:
+                rows.append(processor.texts.of_ids(np.asarray(words.input_ids)))
+            except DataError as error:
+                rows.append(error)
+    return rows
+
+
+def counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+    """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
+    others = iter(rows_of([words for words in samples if words.text is None], processor))
+    texts = iter(processor.texts.count_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
+    counts: list[tuple[int, int] | DataError] = []
+    for words in samples:
+        found = next(others) if words.text is None else next(texts)
+        if isinstance(found, list):
+            found = len(found), sum(len(row.input_ids) for row in found)
+        counts.append(found)
+    return counts
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A record whose texts are not counted yet."""
+    """A record whose rows are not counted yet."""
 
     record: ScannedRecord
-    rows: int = 0
-    tokens: int = 0
-    texts: list[tuple[str, Collection[str]]] = field(default_factory=list)
+    samples: list[Words] = field(default_factory=list)
 
 
 class RowCounter:
@@ -73,7 +112,7 @@ class RowCounter:
         for record in records:
             pending = self._read(shard, record)
             batch.append(pending)
-            characters += sum(len(text) for text, _ in pending.texts)
+            characters += sum(words.num_characters for words in pending.samples)
             if characters >= _BATCH_CHARACTERS:
                 yield from self._finish(shard, batch)
                 batch, characters = [], 0
@@ -83,49 +122,48 @@ class RowCounter:
         pending = _Pending(record)
         if record.error is not None or record.num_samples == 0:  # left out: nobody will read it
             return pending
+        notes = dict.fromkeys(record.notes)  # `validate` gave them already
         try:
             with located(file=str(shard), record=str(record.offset)):
                 for sample in self._dataset.read(shard, record.offset, record.size):
-                    self._add(pending, sample)
-                    if sample.notes:
-                        notes = dict.fromkeys((*pending.record.notes, *sample.notes))  # `validate` gave them already
-                        pending.record = replace(pending.record, notes=tuple(notes))
+                    words = Words.of(sample)
+                    if words is None:
+                        raise DataError(
+                            f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or "
+                            "input_ids"
+                        )
+                    pending.samples.append(words)
+                    notes.update(dict.fromkeys(sample.notes))
         except DataError as error:
-            if self._dataset.config.on_bad_sample == "fail":
-                raise
-            return _Pending(replace(record, error=str(error)))
+            return _Pending(self._bad(record, error))
+        pending.record = replace(record, notes=tuple(notes))
         return pending
 
-    def _add(self, pending: _Pending, sample: Sample) -> None:
-        if not is_language(sample):
-            raise DataError(
-                f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or input_ids"
-            )
-        if sample.text is not None and not sample.images:
-            pending.texts.append((sample.text, sample.special_tokens))
-            return
-        rows = rows_of(sample, self._processor)
-        pending.rows += len(rows)
-        pending.tokens += sum(len(row.input_ids) for row in rows)
-
     def _finish(self, shard: Path, batch: Sequence[_Pending]) -> Iterator[ScannedRecord]:
-        try:
-            counts = iter(self._processor.texts.count_texts([text for pending in batch for text in pending.texts]))
-        except DataError:  # some text of the batch cannot be encoded: one by one, so that it is named
-            for pending in batch:
-                yield self._finish_one(shard, pending)
-            return
+        counts = iter(counts_of([words for pending in batch for words in pending.samples], self._processor))
         for pending in batch:
-            yield _counted(pending, [next(counts) for _ in pending.texts])
+            record = pending.record
+            if record.error is not None or record.num_samples == 0:
+                yield record
+                continue
+            rows = tokens = 0
+            found = [next(counts) for _ in pending.samples]
+            try:
+                with located(file=str(shard), record=str(record.offset)):
+                    for count in found:
+                        if isinstance(count, DataError):
+                            raise count
+                        rows += count[0]
+                        tokens += count[1]
+            except DataError as error:
+                yield self._bad(record, error)
+            else:
+                yield replace(record, num_samples=rows, num_tokens=tokens)
 
-    def _finish_one(self, shard: Path, pending: _Pending) -> ScannedRecord:
-        try:
-            return _counted(pending, self._processor.texts.count_texts(pending.texts))
-        except DataError as error:
-            named = DataError(error.reason, file=str(shard), record=str(pending.record.offset))
-            if self._dataset.config.on_bad_sample == "fail":
-                raise named from error
-            return replace(pending.record, error=str(named))
+    def _bad(self, record: ScannedRecord, error: DataError) -> ScannedRecord:
+        if self._dataset.config.on_bad_sample == "fail":
+            raise error
+        return replace(record, error=str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +192,3 @@ class Counting:
 
 
 _processors: dict[str, Processor] = {}  # the last one used
-
-
-def _counted(pending: _Pending, counts: list[tuple[int, int]]) -> ScannedRecord:
-    if pending.record.error is not None:
-        return pending.record
-    rows = pending.rows + sum(rows for rows, _ in counts)
-    tokens = pending.tokens + sum(tokens for _, tokens in counts)
-    return replace(pending.record, num_samples=rows, num_tokens=tokens)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.build import EncodedRecord
 from loader_service.lane_plan import LanePlan
+from loader_service.piece import EncodedRecord
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +91,27 @@ class ReadAhead:
         """Lanes that are read ahead in."""
         return len(self._lanes)
 
-    def pop(self) -> RecordKey | None:
+    def peek(self) -> RecordKey | None:
         """The record that is needed soonest of those not yet given, or None. `RecordKey.epoch` is the lane's own."""
         while self._heap:
+            lane = self._heap[0][2]
+            reader = self._lanes.get(lane)
+            if reader is not None and reader.todo:
+                return RecordKey(lane.split, lane.epoch, lane.entry, reader.todo[-1][1])
+            heapq.heappop(self._heap)
+            self._queued.discard(lane)
+        return None
+
+    def pop(self) -> RecordKey | None:
+        """Give the record of `peek`."""
+        key = self.peek()
+        if key is not None:
             _, _, lane = heapq.heappop(self._heap)
             self._queued.discard(lane)
-            reader = self._lanes.get(lane)
-            if reader is None or not reader.todo:
-                continue
-            _, record = reader.todo.pop()
+            reader = self._lanes[lane]
+            reader.todo.pop()
             self._enqueue(lane, reader)
-            return RecordKey(lane.split, lane.epoch, lane.entry, record)
-        return None
+        return key
 
     def _enqueue(self, lane: LaneKey, reader: _LaneReader) -> None:
         if lane in self._queued:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loader_service.build import EncodedRecord, EncodedSample, RecordEncoder
+from loader_service.build import RecordEncoder
 from loader_service.lane_plan import LanePlan, SampleRef
+from loader_service.piece import EncodedRecord, EncodedSample
 from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto.config import DataConfig

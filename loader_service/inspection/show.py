@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.build import EncodedSample
 from loader_service.inspection.rows import InspectedRow, InspectedSample
+from loader_service.piece import EncodedSample
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "num_samples": np.uint32,
     "num_tokens": np.uint32,
 }
+_as_path = lru_cache(maxsize=4096)(Path)  # making one, and its hash, costs more than reading a row
 ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
 
 
@@ -74,7 +76,7 @@ class EntryManifest:
 
     def place(self, record: int) -> tuple[Path, int, int]:
         """(shard, offset, size) of a record, as `BaseSFTDataset.read` takes them."""
-        shard = Path(self.shards[int(self.shard_index[record])])
+        shard = _as_path(self.shards[int(self.shard_index[record])])
         return shard, int(self.offsets[record]), int(self.sizes[record])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,7 +91,7 @@ def load_manifest(
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
         try:
-            column = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            column = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             reason = f"damaged ({type(error).__name__}); run loader-prepare again"
             raise ManifestError(reason, file=str(folder), field=name) from error

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from stoker_proto.errors import DataError
 
 MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: it is no record, and it would have to be held in memory."""
+
+_MOST_HELD = 64
+_files = threading.local()
 
 
 def cut_lines(shard: Path, part_bytes: int) -> list[int]:
@@ -53,18 +58,38 @@ def iter_lines(shard: Path, start: int = 0, stop: int | None = None) -> Iterator
             offset += len(line)
 
 
+@contextmanager
+def held_open() -> Iterator[None]:
+    """What `read_line` opens in this thread stays open until the end of the block (the first 64)."""
+    outer, _files.held = getattr(_files, "held", None), {}
+    try:
+        yield
+    finally:
+        held, _files.held = _files.held, outer
+        for descriptor in held.values():
+            os.close(descriptor)
+
+
 def read_line(shard: Path, offset: int, size: int) -> bytes:
     """The line at [offset, offset + size), as the scan found it."""
-    try:
-        descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+    held: dict[Path, int] | None = getattr(_files, "held", None)
+    descriptor = None if held is None else held.get(shard)
+    is_held = descriptor is not None
+    if descriptor is None:
+        try:
+            descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+        if held is not None and len(held) < _MOST_HELD:
+            held[shard] = descriptor
+            is_held = True
     try:
         line = os.pread(descriptor, size, offset)
     except OSError as error:
         raise DataError(f"bytes at {offset} cannot be read ({error.strerror})", file=str(shard)) from error
     finally:
-        os.close(descriptor)
+        if not is_held:
+            os.close(descriptor)
     if len(line) != size:
         raise DataError(
             f"it ends before byte {offset + size}: it changed since it was scanned; run loader-prepare again",

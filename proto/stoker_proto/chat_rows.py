@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stoker_proto.chat_spans import DialogueRenderer
 from stoker_proto.control_tokens import ControlTokens
 from stoker_proto.dialogue import ASSISTANT, USER, Dialogue
 from stoker_proto.errors import DataError, RowError
+from stoker_proto.ids import int32_array
 from stoker_proto.image_spec import ImageSpec
-from stoker_proto.rendered import Rendered, encode_all, encode_rendered
-from stoker_proto.rows import EncodedRow, Ids, RowWriter
+from stoker_proto.rendered import Labelled, Rendered, Steps, run_together
+from stoker_proto.rows import EncodedRow, RowWriter
 from stoker_proto.tokenizer import TextTokenizer
 from stoker_proto.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
 
-Labels = NDArray[np.uint8]
+_NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)
 
 
 class DialogueRows:
@@ -48,12 +48,15 @@ class DialogueRows:
     ) -> None:
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
-        self._end_id = end_id
+        self._end = np.array([end_id], np.int32)
         if dialogue.template == "chat_template":
             self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
 
-    def encode(self, turns: Sequence[Turn], num_images: int) -> EncodedRow:
-        """The row of a dialogue with its images. Raises DataError; RowError where it is the config that has no row for it."""
+    def encode(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
+        """The row of each dialogue with so many images, or a DataError: RowError where it is the config that has no row."""
+        return run_together(self._tokenizer, self._control, [self._encode(*dialogue) for dialogue in dialogues])
+
+    def _encode(self, turns: Sequence[Turn], num_images: int) -> Steps[EncodedRow]:
         check_turns(turns)
         if num_images and self._image is None:
             raise RowError(
@@ -62,13 +65,13 @@ class DialogueRows:
         parts = place_images(turns, num_images)
         if not self._dialogue.takes_turns or (self._image is not None and self._image.before_bos):
             return self._encode_single(turns, parts, num_images)
-        row = self._write(turns, parts, num_images)
+        row = yield from self._write(turns, parts, num_images)
         if len(row.input_ids) <= self._max_seq_len:
             return row
         if self._overlong == "truncate":
             return self._truncated(row)
         if self._overlong == "drop_turns":
-            return self._with_fewer_turns(turns, parts, num_images, len(row.input_ids))
+            return (yield from self._with_fewer_turns(turns, parts, num_images, len(row.input_ids)))
         raise RowError(
             f"the dialogue of {len(turns)} turns needs {len(row.input_ids)} tokens (with {num_images} images), but "
             f"data.max_seq_len is {self._max_seq_len}: raise it, or set data.overlong to truncate or drop_turns"
@@ -91,14 +94,12 @@ class DialogueRows:
         instruction = "".join(part for part in parts[0] if part is not None)
         return self._rows.encode(instruction, num_images, answer=rest[0].text)
 
-    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> Steps[EncodedRow]:
         whole = is_learned_whole(turns)
         if whole:  # nothing has to be told apart
             turns = [replace(turn, learned=False) for turn in turns]
-        if self._dialogue.template == "chat_template":
-            ids, supervised = self._by_template(turns, parts)
-        else:
-            ids, supervised = self._by_turns(turns, parts)
+        by = self._by_template if self._dialogue.template == "chat_template" else self._by_turns
+        ids, supervised = yield from by(turns, parts)
         if whole:
             supervised = np.ones(len(ids), np.uint8)
             supervised[: 0 if self._dialogue.writes_bos else len(self._tokenizer.leading)] = 0
@@ -106,11 +107,11 @@ class DialogueRows:
                 supervised[ids == self._image.token_id] = 0
         return self._rows.expand(ids, supervised, num_images)
 
-    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
-        rendered = self._renderer(turns, parts)
-        return encode_rendered(self._tokenizer, self._control, rendered)
+    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
+        [found] = yield [self._renderer(turns, parts)]
+        return found
 
-    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> tuple[Ids, Labels]:
+    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
         pieces: list[Rendered] = []
         ends: list[tuple[int, bool]] = []  # behind which pieces an end token stands, and whether it is learned
         prompt = ""
@@ -129,20 +130,19 @@ class DialogueRows:
                 prompt += f"{USER} {words} "
         if prompt:
             pieces.append(Rendered(prompt.rstrip()))
-        encoded = encode_all(self._tokenizer, self._control, pieces)
-        ids, labels = list(self._tokenizer.leading), bytearray(len(self._tokenizer.leading))
+        encoded = yield pieces
+        leading = self._tokenizer.leading
+        ids, labels = [int32_array(leading)], [np.zeros(len(leading), np.uint8)]
         begin = 0
-        for stop, learned in ends:
+        for stop, learned in (*ends, (len(pieces), None)):
             for found, supervised in encoded[begin:stop]:
-                ids += found
-                labels += supervised
-            ids.append(self._end_id)
-            labels.append(learned)
+                ids.append(found)
+                labels.append(supervised)
+            if learned is not None:
+                ids.append(self._end)
+                labels.append(_LEARNED if learned else _NOT_LEARNED)
             begin = stop
-        for found, supervised in encoded[begin:]:
-            ids += found
-            labels += supervised
-        return np.array(ids, np.int32), np.frombuffer(labels, np.uint8)
+        return np.concatenate(ids), np.concatenate(labels)
 
     def _truncated(self, row: EncodedRow) -> EncodedRow:
         kept, cut = np.split(row.input_ids, [self._max_seq_len])
@@ -161,12 +161,12 @@ class DialogueRows:
 
     def _with_fewer_turns(
         self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
-    ) -> EncodedRow:
+    ) -> Steps[EncodedRow]:
         """Without the fewest oldest exchanges that make it fit. What the system says stays."""
         system = [i for i, turn in enumerate(turns) if turn.role == "system"]
         starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
 
-        def without(first: int) -> EncodedRow | None:
+        def without(first: int) -> Steps[EncodedRow | None]:
             kept = [i for i in system if i < first] + list(range(first, len(turns)))
             if not any(turns[i].learned for i in kept):
                 return None
@@ -175,12 +175,12 @@ class DialogueRows:
                     "data.overlong is drop_turns, and a turn to be dropped has an image: images are never cut; raise "
                     "data.max_seq_len"
                 )
-            return self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images)
+            return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images))
 
         low, high, best = 0, len(starts) - 1, None
         while low <= high:  # fewer turns never need more tokens, so the first that fits is found by halving
             middle = (low + high) // 2
-            row = without(starts[middle])
+            row = yield from without(starts[middle])
             if row is None or len(row.input_ids) <= self._max_seq_len:
                 best, high = row or best, middle - 1
             else:

@@ -1,11 +1,11 @@
-"""Text of which some characters are learned -> token ids and labels."""
+"""Text of which some characters are learned -> token ids and labels; many rows' texts in one call of the tokenizer."""
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,77 +13,117 @@ from tokenizers import Encoding
 
 from stoker_proto.control_tokens import ACTION_TOKEN, ControlTokens, is_marked
 from stoker_proto.errors import DataError
+from stoker_proto.ids import Ids, int32_array
 from stoker_proto.tokenizer import TextTokenizer
 
 Spans = Sequence[tuple[int, int]]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A whole dialogue as text, control tokens that stand in its data marked (see `control_tokens`)."""
+    """A text as it is tokenised, control tokens that stand in its data marked (see `control_tokens`)."""
 
     text: str
     spans: tuple[tuple[int, int], ...] = ()
     """Characters [start, end) that are learned, ascending."""
 
 
-def encode_rendered(
-    tokenizer: TextTokenizer, control: ControlTokens, rendered: Rendered
-) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """(int32[T] ids, uint8[T] labels): the text is tokenised once, as a whole; a token that holds a learned character is a label.
+Labelled = tuple[Ids, NDArray[np.uint8]]
+"""(int32[T] ids, uint8[T] labels) of a text."""
 
-    Text with marks is tokenised piece by piece, what is marked as plain text.
+Steps = Generator[Sequence[Rendered], Sequence[Labelled], R]
+"""What makes an R of texts: it yields those that it needs tokenised, is sent them, and may ask again."""
+
+
+def run_together(tokenizer: TextTokenizer, control: ControlTokens, jobs: Sequence[Steps[R]]) -> list[R | DataError]:
+    """The result of each job, or the DataError that ended it. Texts of all jobs are tokenised in one call: that leaves the
+    interpreter lock alone once, not once for each text, and it is in the way of other threads that much less.
     """
-    ids, labels = encode_all(tokenizer, control, [rendered])[0]
-    return np.array(ids, np.int32), np.frombuffer(labels, np.uint8)
+    results: dict[int, R | DataError] = {}
+    asked: dict[int, Sequence[Rendered]] = {}
+
+    def resume(number: int, answers: Sequence[Labelled] | None) -> None:
+        try:
+            asked[number] = next(jobs[number]) if answers is None else jobs[number].send(answers)
+        except StopIteration as end:
+            results[number] = end.value
+        except DataError as error:
+            results[number] = error
+
+    for number in range(len(jobs)):
+        resume(number, None)
+    while asked:
+        waiting, asked = asked, {}
+        encoded = iter(encode_all(tokenizer, control, [one for texts in waiting.values() for one in texts]))
+        for number, texts in waiting.items():
+            answers: list[Labelled] = []
+            for answer in [next(encoded) for _ in texts]:
+                if isinstance(answer, DataError):
+                    results[number] = answer
+                    break
+                answers.append(answer)
+            else:
+                resume(number, answers)
+    return [results[number] for number in range(len(jobs))]
 
 
 def encode_all(
     tokenizer: TextTokenizer, control: ControlTokens, rendered: Sequence[Rendered]
-) -> list[tuple[list[int], bytearray]]:
-    """(ids, labels) of several texts, each tokenised by itself; quicker than one by one."""
-    texts = [one.text for one in rendered if not is_marked(one.text)]
-    encoded = iter(_encode(tokenizer, texts, with_labels=any(one.spans for one in rendered)))
-    result = []
-    for one in rendered:
-        if is_marked(one.text):
-            result.append(_encode_marked(tokenizer, control, one))
+) -> list[Labelled | DataError]:
+    """Each text tokenised by itself, as a whole; a token that holds a learned character is a label.
+
+    Text with marks is tokenised piece by piece, what is marked as plain text; a DataError where that is not possible.
+    """
+    in_batch = [not is_marked(one.text) and not _needs_offsets(tokenizer, one) for one in rendered]
+    batch = [one.text for one, is_in in zip(rendered, in_batch, strict=True) if is_in]
+    encoded = iter(tokenizer.encode_batch(batch) if batch else ())
+    result: list[Labelled | DataError] = []
+    for one, is_in in zip(rendered, in_batch, strict=True):
+        if is_in:
+            ids = next(encoded)
+            result.append((ids, _labels(tokenizer, ids, None, one.spans, one.text)))
+        elif is_marked(one.text):
+            try:
+                result.append(_encode_marked(tokenizer, control, one))
+            except DataError as error:
+                result.append(error)
         else:
-            ids, encoding = next(encoded)
+            encoding = tokenizer.encoding(one.text)
+            ids = int32_array(encoding.ids)
             result.append((ids, _labels(tokenizer, ids, encoding, one.spans, one.text)))
     return result
 
 
-def _encode(
-    tokenizer: TextTokenizer, texts: list[str], *, with_labels: bool
-) -> list[tuple[list[int], Encoding | None]]:
-    """The ids of each text; with offsets where the labels need them."""
-    if not with_labels or tokenizer.token_bytes.are_known:
-        return [(ids, None) for ids in tokenizer.encode_batch(texts)]
-    encodings = [tokenizer.encoding(text) for text in texts]
-    return [(encoding.ids, encoding) for encoding in encodings]
+def _needs_offsets(tokenizer: TextTokenizer, one: Rendered) -> bool:
+    return bool(one.spans) and not _is_whole(one.spans, one.text) and not tokenizer.token_bytes.are_known
 
 
-def _encode_marked(tokenizer: TextTokenizer, control: ControlTokens, rendered: Rendered) -> tuple[list[int], bytearray]:
-    ids: list[int] = []
-    labels = bytearray()
+def _is_whole(spans: Spans, text: str) -> bool:
+    return len(spans) == 1 and spans[0] == (0, len(text))
+
+
+def _encode_marked(tokenizer: TextTokenizer, control: ControlTokens, rendered: Rendered) -> Labelled:
+    ids: list[Ids] = []
+    labels: list[NDArray[np.uint8]] = []
     for start, text, is_plain in control.pieces(rendered.text):
         inside = [(max(a - start, 0), min(b - start, len(text))) for a, b in rendered.spans]
         inside = [(a, b) for a, b in inside if a < b]
         if is_plain:
-            found = encode_as_text(tokenizer, text)
-            labels += bytes([bool(inside)]) * len(found)
+            found = int32_array(encode_as_text(tokenizer, text))
+            labels.append(np.full(len(found), bool(inside), np.uint8))
         else:
             opening = _OPENING if ids else ""
             encoding = tokenizer.encoding(opening + text)
             drop = _num_opening(tokenizer, encoding.ids) if opening else 0
             if opening and not drop:
                 encoding, opening = tokenizer.encoding(text), ""
-            found = encoding.ids[drop:]
+            whole = int32_array(encoding.ids)
+            found = whole[drop:]
             shifted = [(a + len(opening), b + len(opening)) for a, b in inside]
-            labels += _labels(tokenizer, encoding.ids, encoding, shifted, opening + text)[drop:]
-        ids += found
-    return ids, labels
+            labels.append(_labels(tokenizer, whole, encoding, shifted, opening + text)[drop:])
+        ids.append(found)
+    return np.concatenate(ids), np.concatenate(labels)
 
 
 _OPENING = "\n"
@@ -111,9 +151,13 @@ def _num_opening(tokenizer: TextTokenizer, ids: list[int]) -> int:
     return len(opening) if ids[: len(opening)] == opening else 0
 
 
-def _labels(tokenizer: TextTokenizer, ids: list[int], encoding: Encoding | None, spans: Spans, text: str) -> bytearray:
+def _labels(
+    tokenizer: TextTokenizer, ids: Ids, encoding: Encoding | None, spans: Spans, text: str
+) -> NDArray[np.uint8]:
     """1 for each token that holds a character of the spans."""
-    labels = bytearray(len(ids))
+    if _is_whole(spans, text):  # also a token of no character, which some tokenizers begin a text with
+        return np.ones(len(ids), np.uint8)
+    labels = np.zeros(len(ids), np.uint8)
     if not spans:
         return labels
     ends = tokenizer.token_bytes.ends(ids, text) if tokenizer.token_bytes.are_known else None
@@ -124,9 +168,11 @@ def _labels(tokenizer: TextTokenizer, ids: list[int], encoding: Encoding | None,
         if not text.isascii():
             spans = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
         # The first token that ends behind the span's beginning, to the one in which its last byte lies.
-        places = [(bisect_right(ends, start), bisect_left(ends, end) + 1) for start, end in spans]
+        firsts = np.searchsorted(ends, [start for start, _ in spans], side="right")
+        lasts = np.searchsorted(ends, [end for _, end in spans])
+        places = list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
     for first, after in places:
-        labels[first:after] = b"\x01" * (after - first)
+        labels[first:after] = 1
     return labels
 
 

@@ -15,11 +15,11 @@ from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.control_tokens import OPEN, ControlTokens
 from stoker_proto.dialogue import Dialogue
 from stoker_proto.errors import DataError, RowError
+from stoker_proto.ids import Ids, int32_array
 from stoker_proto.image_spec import ImageSpec
 from stoker_proto.state_text import StateText
 from stoker_proto.tokenizer import TextTokenizer
 
-Ids = NDArray[np.int32]
 _MAX_PROMPTS = 8192  # remembered: instructions repeat, and a dict hit costs a thousandth of tokenising
 
 
@@ -145,7 +145,7 @@ class RowWriter:
 
     def _answer_ids(self, answer: str) -> Ids:
         self._check_words("answer", answer)
-        ids = np.array(self._tokenizer.encode(self._dialogue.answer_opening + answer), np.int32)
+        ids = int32_array(self._tokenizer.encode(self._dialogue.answer_opening + answer))
         if self._image is not None and (ids == self._image.token_id).any():
             raise DataError(
                 f"the answer holds {self._image.token!r}, which stands for an image: take it out of the text"
@@ -172,7 +172,7 @@ class RowWriter:
             ids = self._inline(instruction, num_images, state)
         else:
             ids = self._placed(image, instruction, num_images, state)
-        return self.expand(np.array(ids, np.int32), np.zeros(len(ids), np.uint8), num_images).input_ids
+        return self.expand(int32_array(ids), np.zeros(len(ids), np.uint8), num_images).input_ids
 
     def _check_words(self, name: str, text: str) -> None:
         """An instruction is short and written for the robot: a control token in it is a mistake, not something said."""

@@ -20,11 +20,15 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.control_tokens import ControlTokens, is_marked
+from stoker_proto.control_tokens import ControlTokens
 from stoker_proto.errors import ConfigError, DataError, RowError
-from stoker_proto.rendered import Rendered, encode_rendered
-from stoker_proto.rows import EncodedRow, Ids
+from stoker_proto.ids import Ids
+from stoker_proto.rendered import Rendered, Steps, run_together
+from stoker_proto.rows import EncodedRow
 from stoker_proto.tokenizer import TextTokenizer
+
+Marked = tuple[str, Collection[str]]
+"""A text, and the special tokens in it that are meant as such; any other is plain text."""
 
 
 class TextRows:
@@ -35,18 +39,23 @@ class TextRows:
         self._leading = np.array(tokenizer.leading, np.int32)
 
     def of_text(self, text: str, special_tokens: Collection[str] = ()) -> list[EncodedRow]:
-        """The rows of a text; special_tokens: those in it that are meant as such, any other is plain text."""
-        return self._rows(self._encode([self._mark(text, special_tokens)])[0])
+        """The rows of one text; special_tokens: see `Marked`. Raises DataError."""
+        [rows] = self.of_texts([(text, special_tokens)])
+        if isinstance(rows, DataError):
+            raise rows
+        return rows
+
+    def of_texts(self, texts: Sequence[Marked]) -> list[list[EncodedRow] | DataError]:
+        """The rows of each text, or a DataError."""
+        return run_together(self._tokenizer, self._control, [self._make_rows(*text) for text in texts])
 
     def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
         """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
         return self._rows(self._checked(input_ids))
 
-    def count_texts(self, texts: Sequence[str | tuple[str, Collection[str]]]) -> list[tuple[int, int]]:
-        """(rows, tokens in them) of each text, or text with its special tokens: of what `of_text` gives."""
-        pairs = [(text, ()) if isinstance(text, str) else text for text in texts]
-        marked = [self._mark(text, special_tokens) for text, special_tokens in pairs]
-        return [self._count(len(ids)) for ids in self._encode(marked)]
+    def count_texts(self, texts: Sequence[Marked]) -> list[tuple[int, int] | DataError]:
+        """(rows, tokens in them) of each text: of what `of_texts` gives."""
+        return run_together(self._tokenizer, self._control, [self._make_count(*text) for text in texts])
 
     def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
         """The same of ids."""
@@ -69,15 +78,13 @@ class TextRows:
                 )
         return self._control.mark(text, written=special_tokens)
 
-    def _encode(self, marked: Sequence[str]) -> list[Ids]:
-        """The ids of each text, without leading ones and end token."""
-        encoded = iter(self._tokenizer.encode_batch([text for text in marked if not is_marked(text)]))
-        return [
-            encode_rendered(self._tokenizer, self._control, Rendered(text, ()))[0]
-            if is_marked(text)
-            else np.array(next(encoded), np.int32)
-            for text in marked
-        ]
+    def _make_rows(self, text: str, special_tokens: Collection[str]) -> Steps[list[EncodedRow]]:
+        [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
+        return self._rows(ids)
+
+    def _make_count(self, text: str, special_tokens: Collection[str]) -> Steps[tuple[int, int]]:
+        [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
+        return self._count(len(ids))
 
     def _checked(self, input_ids: NDArray[np.integer]) -> Ids:
         """Without leading and end tokens."""

@@ -11,46 +11,58 @@ tokenizer; where it is not so (a normaliser changed something, or SentencePiece 
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from stoker_proto.ids import Ids, int32_array
 
 _UNKNOWN = b"\xff"  # occurs in no UTF-8
 _PROBE = "a b\n c 1"
 
 
-class TokenBytes(dict[int, bytes]):
-    """Of one tokenizer: id -> bytes, each looked up once."""
+class TokenBytes:
+    """Of one tokenizer; each token is looked up once, when it is first met."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
         self._tokenizer = tokenizer
         self._added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+        size = max([tokenizer.get_vocab_size(with_added_tokens=True), *(number + 1 for number in self._added)])
+        self._bytes = np.full(size, None, object)
+        self._lengths = np.zeros(size, np.int64)
         pipeline: Any = tokenizer
         found = pipeline.encode_batch_fast([_PROBE], add_special_tokens=False)[0].ids
-        self.are_known = self.ends(found, _PROBE) is not None
+        self.are_known = self.ends(int32_array(found), _PROBE) is not None
         """Whether the vocabulary is byte-level; otherwise `ends` is of no use."""
 
-    def __missing__(self, number: int) -> bytes:
-        content = self._added.get(number)
-        if content is not None:
-            found = content.encode()
-        else:
-            letters = self._tokenizer.id_to_token(number) or ""
-            try:
-                found = bytes(map(_BYTE_OF.__getitem__, letters)) or _UNKNOWN
-            except KeyError:
-                found = _UNKNOWN
-        self[number] = found
-        return found
-
-    def ends(self, ids: list[int], text: str) -> list[int] | None:
-        """Where each token ends in the text's UTF-8, in bytes; None where the tokens' bytes are not the text."""
-        pieces = list(map(self.__getitem__, ids))
+    def ends(self, ids: Ids, text: str) -> NDArray[np.int64] | None:
+        """int64[T]: where each token ends in the text's UTF-8, in bytes; None where the tokens' bytes are not the text."""
+        pieces = self._bytes[ids].tolist()
+        if None in pieces:
+            for number in set(ids.tolist()):
+                if self._bytes[number] is None:
+                    found = self._look_up(number)
+                    self._lengths[number] = len(
+                        found
+                    )  # first: another thread may read it as soon as the bytes are there
+                    self._bytes[number] = found
+            pieces = self._bytes[ids].tolist()
         if b"".join(pieces) != text.encode():
             return None
-        return list(accumulate(map(len, pieces)))
+        ends: NDArray[np.int64] = np.cumsum(self._lengths[ids])
+        return ends
+
+    def _look_up(self, number: int) -> bytes:
+        content = self._added.get(number)
+        if content is not None:
+            return content.encode()
+        letters = self._tokenizer.id_to_token(number) or ""
+        try:
+            return bytes(map(_BYTE_OF.__getitem__, letters)) or _UNKNOWN
+        except KeyError:
+            return _UNKNOWN
 
 
 def _byte_letters() -> dict[str, int]:

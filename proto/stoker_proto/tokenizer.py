@@ -20,6 +20,7 @@ from tokenizers import Encoding, Tokenizer
 from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.ids import Ids, int32_array
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.token_bytes import TokenBytes
 
@@ -66,10 +67,10 @@ class TextTokenizer:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The same of many texts, on several cores where TOKENIZERS_PARALLELISM lets it."""
+    def encode_batch(self, texts: list[str]) -> list[Ids]:
+        """int32[T] of each of many texts, on several cores where TOKENIZERS_PARALLELISM lets it."""
         pipeline: Any = self.tokenizer
-        return [found.ids for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+        return [int32_array(found.ids) for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encoding(self, text: str) -> Encoding:
         """The same with the characters that each token stands for."""

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from loader_service.build import EncodedSample, RecordEncoder, assemble_piece
+from loader_service.build import RecordEncoder
 from loader_service.lane_plan import LanePlan
+from loader_service.piece import EncodedSample, assemble_piece
 from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import prepare

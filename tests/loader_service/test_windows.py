@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from loader_service.build import EncodedRecord, EncodedSample
+from loader_service.piece import EncodedRecord, EncodedSample
 from loader_service.plan import EpochPlan
 from loader_service.windows import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from stoker_proto.config import OrderConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,11 @@ def test_counts_are_those_of_the_rows_and_every_token_is_a_label_once(
     max_seq_len: int, family: str, tmp_path: Path
 ) -> None:
     processor = build(tmp_path, max_seq_len, family)
-    counts = processor.texts.count_texts(TEXTS)
+    counts = processor.texts.count_texts([(text, ()) for text in TEXTS])
     for text, count in zip(TEXTS, counts, strict=True):
         rows = processor.texts.of_text(text)
         assert count == (len(rows), sum(len(row.input_ids) for row in rows))
-        assert processor.texts.count_texts([text]) == [count]
+        assert processor.texts.count_texts([(text, ())]) == [count]
         assert all(len(row.input_ids) <= max_seq_len for row in rows)
         learned = np.concatenate([row.input_ids[row.supervised == 1] for row in rows] or [np.zeros(0)])
         if text:
@@ -72,7 +73,7 @@ def test_without_a_begin_of_sequence_rows_overlap_by_one_token(max_seq_len: int,
     texts = Processor.build(make_config(tmp_path, max_seq_len=max_seq_len), None).texts
     for text in (*TEXTS, SEVEN):
         rows = texts.of_text(text)
-        assert texts.count_texts([text]) == [(len(rows), sum(len(row.input_ids) for row in rows))]
+        assert texts.count_texts([(text, ())]) == [(len(rows), sum(len(row.input_ids) for row in rows))]
         assert all(2 <= len(row.input_ids) <= max_seq_len for row in rows)
         assert all(row.supervised.tolist() == [0] + [1] * (len(row.input_ids) - 1) for row in rows)
     if max_seq_len == 4:
@@ -114,9 +115,10 @@ def test_special_tokens_that_a_dataset_wrote_are_tokens(tmp_path: Path) -> None:
 
 def test_a_special_token_that_the_tokenizer_lacks_is_no_word(tmp_path: Path) -> None:
     texts = build(tmp_path, 64).texts
-    for call in (
-        lambda: texts.of_text("<fim_prefix>x", ["<fim_prefix>"]),
-        lambda: texts.count_texts([("<fim_prefix>x", ["<fim_prefix>"])]),
-    ):
-        with pytest.raises(RowError, match=r"writes '<fim_prefix>', which is no token .*data\.options\.tokens"):
-            call()
+    reason = r"writes '<fim_prefix>', which is no token .*data\.options\.tokens"
+    with pytest.raises(RowError, match=reason):
+        texts.of_text("<fim_prefix>x", ["<fim_prefix>"])
+    count, fine = texts.count_texts([("<fim_prefix>x", ["<fim_prefix>"]), ("x", ())])
+    assert isinstance(count, RowError)
+    assert re.search(reason, str(count))
+    assert fine == (1, 3)

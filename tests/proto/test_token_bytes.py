@@ -7,12 +7,12 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from stoker_proto.control_tokens import ControlTokens
-from stoker_proto.rendered import Rendered, encode_rendered
+from stoker_proto.ids import int32_array
+from stoker_proto.rendered import Rendered
 from stoker_proto.token_bytes import TokenBytes
 from stoker_proto.tokenizer import TextTokenizer
+from tests.proto.test_rendered import labelled
 
-CONTROL = ControlTokens(["<s>", "</s>"])
 TEXTS = (
     "push the cube</s>push the plate",
     "Der Würfel fällt — «déjà vu», 机器人把方块推到目标。</s> 🤖 the end",
@@ -47,7 +47,7 @@ def test_labels_are_those_of_the_offsets(text: str) -> None:
     assert tokenizer.token_bytes.are_known
     for _ in range(200):
         start, end = sorted(generator.sample(range(len(text) + 1), 2))
-        ids, labels = encode_rendered(tokenizer, CONTROL, Rendered(text, ((start, end),)))
+        ids, labels = labelled(tokenizer, Rendered(text, ((start, end),)))
         assert ids.tolist() == tokenizer.encode(text)
         assert labels.tolist() == by_offsets(tokenizer, text, start, end), (start, end)
 
@@ -56,7 +56,7 @@ def test_a_token_of_white_space_is_learned_where_a_post_processor_trims_the_offs
     trimming = byte_level(post_processor=processors.ByteLevel(trim_offsets=True))
     text = "push\n\n 12"
     assert trimming.encoding(text).offsets[2][0] == trimming.encoding(text).offsets[2][1]  # said to hold nothing
-    _, labels = encode_rendered(trimming, CONTROL, Rendered(text, ((len("push"), len(text)),)))
+    _, labels = labelled(trimming, Rendered(text, ((len("push"), len(text)),)))
     assert labels.tolist() == [0, *[1] * (len(labels) - 1)]
 
 
@@ -64,10 +64,10 @@ def test_offsets_are_asked_for_where_a_normaliser_changes_the_text() -> None:
     composing = byte_level(normalizer=normalizers.NFC())
     text = "push fa\u0308llt the cube"  # one letter of two characters, which become one
     start = text.index("the")
-    ids = composing.encode(text)
+    ids = int32_array(composing.encode(text))
     assert composing.token_bytes.are_known
     assert composing.token_bytes.ends(ids, text) is None
-    _, labels = encode_rendered(composing, CONTROL, Rendered(text, ((start, len(text)),)))
+    _, labels = labelled(composing, Rendered(text, ((start, len(text)),)))
     assert labels.tolist() == by_offsets(composing, text, start, len(text))
     assert 0 < labels.sum() < len(labels)
 
@@ -77,7 +77,7 @@ def test_added_tokens_stand_for_their_content() -> None:
     tokenizer.tokenizer.add_tokens(["<äction>"])
     known = TokenBytes(tokenizer.tokenizer)
     text = "the <äction> cube"
-    ends = known.ends(tokenizer.encode(text), text)
+    ends = known.ends(int32_array(tokenizer.encode(text)), text)
     assert ends is not None
     assert ends[-1] == len(text.encode())
     assert len("the <äction>".encode()) in ends

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.table import (
     JSON_SUFFIXES,
@@ -63,6 +64,17 @@ class TableDataset(BaseSFTDataset):
         super().__init__(config)
         self._opened: OrderedDict[Path, _Opened] = OrderedDict()
         self._lock = threading.Lock()
+        self._block = threading.local()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A shard is looked at (whether it changed) and opened once in each block."""
+        with super().reading(), held_open():
+            outer, self._block.opened = getattr(self._block, "opened", None), {}
+            try:
+                yield
+            finally:
+                self._block.opened = outer
 
     @abstractmethod
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
@@ -191,6 +203,15 @@ class TableDataset(BaseSFTDataset):
 
     def _open(self, shard: Path) -> _Opened:
         """The shard's table, remembered while the shard stays as it is."""
+        block: dict[Path, _Opened] | None = getattr(self._block, "opened", None)
+        opened = None if block is None else block.get(shard)
+        if opened is None:
+            opened = self._look(shard)
+            if block is not None:
+                block[shard] = opened
+        return opened
+
+    def _look(self, shard: Path) -> _Opened:
         try:
             status = shard.stat()
         except OSError as error:
