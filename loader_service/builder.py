@@ -6,10 +6,9 @@ outside it, in libraries that release the interpreter lock.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,9 +25,9 @@ from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
-_MOST_RECORDS = 16
-_MOST_BYTES = 128 << 10
-"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some milliseconds of work."""
+_MOST_RECORDS = 32
+_MOST_BYTES = 256 << 10
+"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, about ten milliseconds of work."""
 
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
@@ -56,13 +55,18 @@ class _Pending:
     ticket: Ticket
     entry: int
     rows: Rows
+    counts: dict[RecordKey, int]
+    """Samples of each record."""
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
 
     def size_bytes(self) -> int:
         """Of its piece, about; all records are there."""
-        of = self.records
-        return sum(of[ref.record].size_bytes // max(len(of[ref.record].samples), 1) for ref in self.rows.samples)
+        size = 0
+        for key, count in self.counts.items():
+            record = self.records[key.record]
+            size += record.size_bytes * count // max(len(record.samples), 1)
+        return size
 
 
 class PieceBuilder:
@@ -88,11 +92,10 @@ class PieceBuilder:
         self._cache = RecordCache(cache_bytes)
         self._ahead = ReadAhead()
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
-        self._urgent: list[tuple[int, RecordKey]] = []
+        self._urgent: deque[RecordKey] = deque()  # in the order of the tickets
         self._waiting: dict[RecordKey, list[_Pending]] = {}
         self._running: set[RecordKey] = set()
         self._seen = SeenRecords()
-        self._tickets = 0
         self._closed = False
         self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
@@ -112,11 +115,13 @@ class PieceBuilder:
         lane: its number inside the entry; next_plan: gives the plan of the epoch after this one, if there will be one.
         """
         with self._wake:
-            self._tickets += 1
             self._manifests[manifest.split, manifest.entry] = manifest
             rows = plan.rows(lane, ticket.start, ticket.count)
-            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, ref.record) for ref in rows.samples}
-            pending = _Pending(address, ticket, manifest.entry, rows, set(keys))
+            counts: dict[int, int] = {}
+            for record, _ in rows.samples:
+                counts[record] = counts.get(record, 0) + 1
+            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, record): n for record, n in counts.items()}
+            pending = _Pending(address, ticket, manifest.entry, rows, keys, set(keys))
             for key in keys:
                 value = self._cache.get(key)
                 if value is not None:
@@ -125,7 +130,7 @@ class PieceBuilder:
                 else:
                     self._waiting.setdefault(key, []).append(pending)
                     if key not in self._running:
-                        heapq.heappush(self._urgent, (self._tickets, key))
+                        self._urgent.append(key)
             if self._read_ahead:
                 lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
                 is_over = self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
@@ -187,14 +192,14 @@ class PieceBuilder:
     def _take(self, turn: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
         """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the turn."""
         while self._urgent:
-            key = self._urgent[0][1]
+            key = self._urgent[0]
             if key in self._waiting and key not in self._running:
                 epoch = self._waiting[key][0].ticket.epoch
                 if not self._may_join(turn, key, epoch):
                     return None
-                heapq.heappop(self._urgent)
+                self._urgent.popleft()
                 return key, epoch
-            heapq.heappop(self._urgent)
+            self._urgent.popleft()
         while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
             key = self._key(*ahead)
             is_new = key not in self._cache and key not in self._running
@@ -218,8 +223,9 @@ class PieceBuilder:
         with self._wake:
             for (key, epoch), outcome in zip(turn, outcomes, strict=True):
                 self._running.discard(key)
-                self._count(key, epoch)
-                waiting = self._waiting.pop(key, [])
+                num_records = self._manifests[key.split, key.entry].num_records
+                self.counters.records_distinct += self._seen.is_first(key, epoch, num_records)
+                waiting = self._waiting.pop(key, ())
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
                 for pending in waiting:
@@ -230,13 +236,9 @@ class PieceBuilder:
                     pending.missing.discard(key)
                     if not pending.missing:
                         done.append((pending, outcome))
+            self.counters.records_decoded += len(turn)
             self.counters.records_ahead = self._cache.num_ahead
         return done
-
-    def _count(self, key: RecordKey, epoch: int) -> None:
-        num_records = self._manifests[key.split, key.entry].num_records
-        self.counters.records_decoded += 1
-        self.counters.records_distinct += self._seen.is_first(key._replace(epoch=epoch), num_records)
 
     def _finish(self, pending: _Pending) -> None:
         size = pending.size_bytes()
@@ -253,8 +255,7 @@ class PieceBuilder:
         with self._wake:
             self.counters.samples += len(pending.rows.samples)
             self.counters.skipped += len(piece.skipped)
-            for record, count in Counter(ref.record for ref in pending.rows.samples).items():
-                key = self._key(pending.ticket.split, pending.ticket.epoch, pending.entry, record)
+            for key, count in pending.counts.items():
                 self._cache.serve(key, count)
             self.counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()

@@ -49,21 +49,21 @@ def assemble_piece(
     refs = rows.samples
     skipped: dict[int, str] = {}
     samples: list[EncodedSample] = []
-    keys = np.empty((len(refs), 3), np.int64)
-    for i, ref in enumerate(refs):
-        record = records[ref.record]
+    keys: list[tuple[int, int, int]] = []
+    for i, (number, index) in enumerate(refs):
+        record = records[number]
         if record.error is not None:
             skipped[i] = record.error
             samples.append(filler)
-            keys[i] = entry, ref.record, ref.sample
+            keys.append((entry, number, index))
         else:
-            sample = record.samples[ref.sample]
+            sample = record.samples[index]
             samples.append(sample)
-            keys[i] = entry, ref.record, sample.timestep
+            keys.append((entry, number, sample.timestep))
     return Piece(
         ticket=ticket.ticket,
         loader=loader,
-        keys=keys,
+        keys=np.array(keys, np.int64).reshape(-1, 3),
         lengths=np.array([len(sample.input_ids) for sample in samples], np.int32),
         input_ids=np.concatenate([sample.input_ids for sample in samples]),
         supervised=np.concatenate([sample.supervised for sample in samples]),

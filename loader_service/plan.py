@@ -88,7 +88,8 @@ class EpochPlan(LanePlan):
 
     def _find(self, lane: int, position: int) -> tuple[int, int, int]:
         base, end = int(self._bounds[lane]), int(self._bounds[lane + 1])
-        record = int(np.searchsorted(self.ends[base:end], position, side="right"))
+        # A Python int would be an int64, and the whole lane would be copied to be compared with it.
+        record = int(np.searchsorted(self.ends[base:end], np.uint32(position), side="right"))
         window_records = self.order.window_records
         number, low, high = window_bounds(record, end - base, window_records, lane, gentle=self.is_gentle)
         return number, base + low, base + high
@@ -96,10 +97,14 @@ class EpochPlan(LanePlan):
     def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
         ends = self.ends[first:last].astype(np.int64)
         start = int(self.ends[first - 1]) if first > self._bounds[lane] else 0
-        counts = np.diff(ends, prepend=start)  # [R]
-        offsets = ends - counts - start  # [R]: of each record's first sample in the unshuffled window
         key = key64("window", self.order.seed, self.split, self.shuffle_epoch, self.entry, lane, number)
-        order = keyed_permutation(int(counts.sum()), key)
+        order = keyed_permutation(int(ends[-1]) - start, key)
+        counts = ends.copy()  # [R]
+        counts[0] -= start
+        counts[1:] -= ends[:-1]
+        if len(order) == last - first and counts.all():
+            return self._layout_of_singles(start, self.records[first:last], order)
+        offsets = ends - counts - start  # [R]: of each record's first sample in the unshuffled window
         record_of = np.repeat(np.arange(last - first, dtype=np.uint32), counts)[order]
         sample_of = (order - offsets[record_of]).astype(np.uint32)
         records = self.records[first:last]
@@ -107,6 +112,12 @@ class EpochPlan(LanePlan):
         first_use = np.full(last - first, stop, np.int64)
         np.minimum.at(first_use, record_of, start + np.arange(len(order)))
         return Window(start, stop, records, records[record_of], sample_of, first_use)
+
+    def _layout_of_singles(self, start: int, records: NDArray[np.uint32], order: NDArray[np.uint32]) -> Window:
+        """What `_layout` gives where every record has one sample, in a third of the time: such windows are small and many."""
+        first_use = np.empty(len(order), np.int64)
+        first_use[order] = np.arange(start, start + len(order))
+        return Window(start, start + len(order), records, records[order], np.zeros(len(order), np.uint32), first_use)
 
 
 def window_bounds(

@@ -13,9 +13,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from loader_service.lane_plan import LanePlan
 from loader_service.piece import EncodedRecord
 
@@ -106,11 +103,15 @@ class ReadAhead:
         """Give the record of `peek`."""
         key = self.peek()
         if key is not None:
-            _, _, lane = heapq.heappop(self._heap)
-            self._queued.discard(lane)
+            lane = self._heap[0][2]
             reader = self._lanes[lane]
             reader.todo.pop()
-            self._enqueue(lane, reader)
+            if reader.todo:
+                heapq.heapreplace(self._heap, (lane.epoch, reader.todo[-1][0] / reader.length, lane))
+            else:
+                heapq.heappop(self._heap)
+                self._queued.discard(lane)
+                self._enqueue(lane, reader)
         return key
 
     def _enqueue(self, lane: LaneKey, reader: _LaneReader) -> None:
@@ -147,21 +148,19 @@ class SeenRecords:
     """Which records were decoded in the epochs that entries are in: one bit each."""
 
     def __init__(self) -> None:
-        self._bits: dict[
-            tuple[str, int], OrderedDict[int, NDArray[np.uint8]]
-        ] = {}  # (split, entry): epoch, uint8[R / 8]
+        self._bits: dict[tuple[str, int], OrderedDict[int, bytearray]] = {}  # (split, entry): epoch, R / 8 bytes
 
-    def is_first(self, key: RecordKey, num_records: int) -> bool:
-        """Whether this record of num_records was not told of before in its epoch."""
+    def is_first(self, key: RecordKey, epoch: int, num_records: int) -> bool:
+        """Whether this record of num_records was not told of before in the epoch (whatever `key.epoch` says)."""
         epochs = self._bits.setdefault((key.split, key.entry), OrderedDict())
-        bits = epochs.get(key.epoch)
+        bits = epochs.get(epoch)
         if bits is None:
-            bits = epochs[key.epoch] = np.zeros(-(-num_records // 8), np.uint8)
+            bits = epochs[epoch] = bytearray(-(-num_records // 8))
             if len(epochs) > _MAX_EPOCHS:
                 epochs.popitem(last=False)
-        bit = 1 << key.record % 8
-        first = not bits[key.record // 8] & bit
-        bits[key.record // 8] |= bit
+        place, bit = key.record >> 3, 1 << (key.record & 7)
+        first = not bits[place] & bit
+        bits[place] |= bit
         return first
 
     def __len__(self) -> int:

@@ -48,7 +48,7 @@ class DialogueRows:
     ) -> None:
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
-        self._end = np.array([end_id], np.int32)
+        self._leading, self._end = int32_array(tokenizer.leading), int32_array([end_id])
         if dialogue.template == "chat_template":
             self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
 
@@ -131,8 +131,7 @@ class DialogueRows:
         if prompt:
             pieces.append(Rendered(prompt.rstrip()))
         encoded = yield pieces
-        leading = self._tokenizer.leading
-        ids, labels = [int32_array(leading)], [np.zeros(len(leading), np.uint8)]
+        ids, labels = [self._leading], [np.zeros(len(self._leading), np.uint8)]
         begin = 0
         for stop, learned in (*ends, (len(pieces), None)):
             for found, supervised in encoded[begin:stop]:

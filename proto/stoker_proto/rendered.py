@@ -155,10 +155,11 @@ def _labels(
     tokenizer: TextTokenizer, ids: Ids, encoding: Encoding | None, spans: Spans, text: str
 ) -> NDArray[np.uint8]:
     """1 for each token that holds a character of the spans."""
-    if _is_whole(spans, text):  # also a token of no character, which some tokenizers begin a text with
-        return np.ones(len(ids), np.uint8)
     labels = np.zeros(len(ids), np.uint8)
     if not spans:
+        return labels
+    if _is_whole(spans, text):  # also a token of no character, which some tokenizers begin a text with
+        labels.fill(1)
         return labels
     ends = tokenizer.token_bytes.ends(ids, text) if tokenizer.token_bytes.are_known else None
     if ends is None:

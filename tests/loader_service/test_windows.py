@@ -118,8 +118,8 @@ def test_epochs_that_ranks_are_not_in_are_forgotten(epochs: range) -> None:
         plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=epoch, entry=0)
         for lane in range(2):
             ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
-        assert seen.is_first(RecordKey("train", epoch, 0, 7), 20)
-        assert not seen.is_first(RecordKey("train", epoch, 0, 7), 20)
+        assert seen.is_first(RecordKey("train", 0, 0, 7), epoch, 20)
+        assert not seen.is_first(RecordKey("train", 0, 0, 7), epoch, 20)
         assert len(ahead) <= 6
         assert len(seen) <= 3
     given = set()
@@ -175,12 +175,12 @@ def test_an_entry_that_passes_fast_does_not_make_another_forget() -> None:
     ahead, seen = ReadAhead(), SeenRecords()
     large = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
     ahead.asked(LaneKey("train", 0, 0, 0), large, 60, 1)
-    assert seen.is_first(RecordKey("train", 0, 0, 7), 20)
+    assert seen.is_first(RecordKey("train", 0, 0, 7), 0, 20)
     for epoch in range(1, 6):
         plan = EpochPlan.make(np.full(4, 3, np.uint32), order, split="train", epoch=epoch, entry=1)
         ahead.asked(LaneKey("train", epoch, 1, 0), plan, 12, 1)
-        seen.is_first(RecordKey("train", epoch, 1, 0), 4)
-    assert not seen.is_first(RecordKey("train", 0, 0, 7), 20)
+        seen.is_first(RecordKey("train", 0, 1, 0), epoch, 4)
+    assert not seen.is_first(RecordKey("train", 0, 0, 7), 0, 20)
     entries = set()
     while (item := ahead.pop()) is not None:
         entries.add(item.entry)
