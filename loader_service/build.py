@@ -81,6 +81,7 @@ class RecordEncoder:
     def __init__(self, data: DataConfig, processor: Processor) -> None:
         self.data, self.processor = data, processor
         self._packed: dict[tuple[str, int], bool] = {}
+        self._with_images: set[tuple[str, int]] = set()
         datasets = make_datasets(data)
         self._dataset_of: dict[tuple[str, int], BaseSFTDataset] = {
             (split, entry): datasets[source]
@@ -98,8 +99,9 @@ class RecordEncoder:
         return threads + (self.data.remote.concurrency if stores else 0)
 
     def is_small(self, manifest: EntryManifest) -> bool:
-        """Whether several of the entry's records are better encoded together: those of language."""
-        return self._dataset_of[manifest.split, manifest.entry].is_text
+        """Whether several of the entry's records are better encoded together: those of language, none of which had an image."""
+        key = manifest.split, manifest.entry
+        return self._dataset_of[key].is_text and key not in self._with_images
 
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
         """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
@@ -148,6 +150,8 @@ class RecordEncoder:
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
                 words = Words.of(sample)
                 if words is not None:
+                    if images:
+                        self._with_images.add((manifest.split, manifest.entry))
                     record.words.append(_Waiting(words, images, index))
                     if len(record.words) >= _MOST_WORDS:
                         self._add_rows(record, rows_of([one.words for one in record.words], self.processor))

@@ -59,6 +59,7 @@ class _Pending:
     """Samples of each record."""
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
+    has_failed: bool = False
 
     def size_bytes(self) -> int:
         """Of its piece, about; all records are there."""
@@ -218,7 +219,7 @@ class PieceBuilder:
     def _store(
         self, turn: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
     ) -> list[tuple[_Pending, Outcome]]:
-        """Book decoded records; the tickets that have all they need now, or that wait for one that is an error."""
+        """Book decoded records; the tickets that have all they need now, or whose first bad one is among them."""
         done: list[tuple[_Pending, Outcome]] = []
         with self._wake:
             for (key, epoch), outcome in zip(turn, outcomes, strict=True):
@@ -229,12 +230,14 @@ class PieceBuilder:
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
                 for pending in waiting:
-                    if not isinstance(outcome, EncodedRecord):
-                        done.append((pending, outcome))
+                    if pending.has_failed:  # one of its records is enough to say so
                         continue
-                    pending.records[key.record] = outcome
-                    pending.missing.discard(key)
-                    if not pending.missing:
+                    if isinstance(outcome, EncodedRecord):
+                        pending.records[key.record] = outcome
+                        pending.missing.discard(key)
+                    else:
+                        pending.has_failed = True
+                    if pending.has_failed or not pending.missing:
                         done.append((pending, outcome))
             self.counters.records_decoded += len(turn)
             self.counters.records_ahead = self._cache.num_ahead
