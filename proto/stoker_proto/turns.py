@@ -2,8 +2,8 @@
 
     Turn("user", "<image>\\nWhat is this?"), Turn("assistant", "A red cube.", learned=True)
 
-`<image>` in a turn of the user's is where an image goes, if there are as many of them as images; the white space around it is
-the template's to write. Without any, all images stand in front of the first user's turn.
+`<image>` in a turn of the user's or of a tool's is where an image goes, if there are as many of them as images; the white space
+around it is the template's to write. Without any, all images stand in front of the first user's turn. What others say is text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from stoker_proto.control_tokens import ControlTokens
 from stoker_proto.errors import DataError
 
 IMAGE = "<image>"
+IMAGE_ROLES = ("user", "tool")
+"""Whose turns show images."""
 
 Parts = tuple[str | None, ...]
 """A turn's text, cut at its images, which are None."""
@@ -39,14 +41,14 @@ def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
     """
     if num_images == 0:
         return [(turn.text,) for turn in turns]
-    num_marks = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
+    num_marks = sum(turn.text.count(IMAGE) for turn in turns if turn.role in IMAGE_ROLES)
     if num_marks == num_images:
-        return [_cut(turn.text) if turn.role == "user" else (turn.text,) for turn in turns]
+        return [_cut(turn.text) if turn.role in IMAGE_ROLES else (turn.text,) for turn in turns]
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
     if num_marks or first is None:
         raise DataError(
-            f"a dialogue of {num_images} images, and {num_marks} times {IMAGE!r} in its user's turns: as many, or none, which "
-            "puts them in front of the first one"
+            f"a dialogue of {num_images} images, and {num_marks} times {IMAGE!r} in the turns of user and tools: as many, or "
+            "none, which puts them in front of the user's first one"
         )
     return [((None,) * num_images if i == first else ()) + (turn.text,) for i, turn in enumerate(turns)]
 

@@ -120,7 +120,9 @@ def test_images_stand_where_the_user_put_them(family: str, template: str, expect
     assert short(shown(processor, IMAGE_TURNS, 2)) == expected
     moved = [Turn(role="user", text="What is this?"), *IMAGE_TURNS[1:]]
     assert short(shown(processor, moved, 1)).startswith(expected.partition("What")[0] + "What is this? <")
-    with pytest.raises(DataError, match=r"a dialogue of 3 images, and 2 times '<image>' in its user's turns"):
+    with pytest.raises(
+        DataError, match=r"a dialogue of 3 images, and 2 times '<image>' in the turns of user and tools"
+    ):
         processor.encode_turns(IMAGE_TURNS, 3)
     unasked = shown(processor, IMAGE_TURNS, 0)  # without images it is only what somebody wrote
     assert "What is <image> this?" in unasked
@@ -301,5 +303,21 @@ def test_place_images() -> None:
         ("a", None, "b", None),
         ("<image>",),
     ]
+    shot = Turn(role="tool", text="<image>")
+    assert place_images([HI, Turn(role="assistant", text="Write <image>."), shot, HELLO], 1) == [
+        ("Hi",),
+        ("Write <image>.",),
+        (None,),
+        ("Hello",),
+    ]
     with pytest.raises(DataError, match="as many, or none"):
         place_images([HELLO], 1)
+
+
+def test_an_image_that_a_tool_shows_stands_in_its_turn(tmp_path: Path) -> None:
+    processor = build(tmp_path, family="llava")
+    turns = [HI, Turn(role="assistant", text="call"), Turn(role="tool", text="<image>\nDone"), HELLO]
+    assert (
+        shown(processor, turns, 1)
+        == "<s><|User|> Hi <|Assistant|> call</s><|User|> <image>x16 Done <|Assistant|>{ Hello</s>}"
+    )
