@@ -3,8 +3,9 @@
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
 What is learned is said by `learn`; a message's own flag (`weight`, `train`, `loss`) goes before it. Broken dialogues are mended
-by the rules of `mend`. In the turns' texts `<image>` stands where an image belongs; a row with images and no such mark has
-them at the beginning of the user's first turn, one per line.
+by the rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one that its part names,
+or else the next of the row's. A row with images and no such mark has them at the beginning of the user's first turn, one per
+line; in a row without images the mark is plain text, and counted.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from loader_service.sources.base import Sample, Turn
 from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
 from loader_service.sources.chat.frames import load_frame
 from loader_service.sources.chat.mend import mend
-from loader_service.sources.chat.message import IMAGE, Message
+from loader_service.sources.chat.message import Message
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.table import Table
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.turns import IMAGE, IMAGE_ROLES
 
 _FIRST_ROWS = 16
 """Looked at to find the format of a shard."""
 _MAX_IMAGES = 255  # of a sample, as they travel
+LITERAL = f"{IMAGE} in a row without images was taken for text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class ChatOptions:
 class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
+    version: ClassVar[int] = 2  # images by their parts, in turns of tools, from a column `image`
     one_row_each: ClassVar[bool] = True
 
     def __init__(self, config: DataConfig) -> None:
@@ -92,7 +96,7 @@ class ChatDataset(TableDataset):
             raise _mixed(name, kind)
         conversation = FORMATS[name][1](row)
         _set_system(conversation, self.options.system)
-        _give_images(conversation)
+        literal = _give_images(conversation)
         messages, notes = mend(conversation.messages)
         root = self.root_of(shard)
         base = Path(root) if root else shard.parent
@@ -100,7 +104,7 @@ class ChatDataset(TableDataset):
             load_frame(image, base=base, root=root, field=f"images[{i}]", local=self.local)
             for i, image in enumerate(image for message in messages for image in message.images)
         )
-        return Sample(turns=self._turns(messages), images=frames, notes=notes)
+        return Sample(turns=self._turns(messages), images=frames, notes=(*notes, LITERAL) if literal else notes)
 
     def _turns(self, messages: list[Message]) -> tuple[Turn, ...]:
         learn, last = self.options.learn, len(messages) - 1  # mended: the last turn is the assistant's
@@ -157,24 +161,32 @@ def _set_system(conversation: Conversation, system: str | None) -> None:
         messages.pop(0)
 
 
-def _give_images(conversation: Conversation) -> None:
-    """Each message gets the images that are marked in it."""
-    images, messages = conversation.images, conversation.messages
-    if not images:
-        return
-    if len(images) > _MAX_IMAGES:
-        raise DataError(f"{len(images)} images: at most {_MAX_IMAGES} are taken", field="images")
-    marks = sum(message.text.count(IMAGE) for message in messages)
+def _give_images(conversation: Conversation) -> bool:
+    """Each message gets the images that are marked in it. Gives whether there are marks in a row without images."""
+    rows, messages = conversation.images, conversation.messages
+    showing = [message for message in messages if message.role in IMAGE_ROLES]
+    for message in showing:
+        message.images = message.images or (None,) * message.text.count(IMAGE)
+    marks = sum(message.images.count(None) for message in showing)
+    own = sum(len(message.images) for message in showing) - marks
+    if not rows and not own:
+        for message in showing:
+            message.images = ()
+        return marks > 0
+    if len(rows) + own > _MAX_IMAGES:
+        raise DataError(f"{len(rows) + own} images: at most {_MAX_IMAGES} are taken", field="images")
+    elsewhere = sum(message.text.count(IMAGE) for message in messages if message.role not in IMAGE_ROLES)
     first = next((message for message in messages if message.role == "user"), None)
-    if marks == 0 and first is not None:
-        first.text = f"{IMAGE}\n" * len(images) + first.text
-        marks = len(images)
-    if marks != len(images):
+    if marks == own == elsewhere == 0 and first is not None:
+        first.text = f"{IMAGE}\n" * len(rows) + first.text
+        first.images, marks = (None,) * len(rows), len(rows)
+    if marks != len(rows):
         raise DataError(
-            f"{len(images)} images and {marks} marks {IMAGE} in the texts: as many are expected", field="images"
+            f"{len(rows)} images and {marks} marks {IMAGE} in the texts of user and tools ({elsewhere} in others, which show "
+            f"none; {own} more images are named by their own parts): as many are expected",
+            field="images",
         )
-    position = 0
-    for message in messages:
-        count = message.text.count(IMAGE)
-        message.images = tuple(images[position : position + count])
-        position += count
+    remaining = iter(rows)
+    for message in showing:
+        message.images = tuple(next(remaining) if image is None else image for image in message.images)
+    return False

@@ -5,8 +5,8 @@
     messages    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     ultrachat   {"id": "0", "data": ["Hi", "Hello", "How are you?", "Fine."]}
 
-The format with `prompt` and `messages` of UltraChat 200k is `messages`. A column that is null is not there, as parquet has all
-columns in all rows.
+The images of a row are its column `images`, a list, or `image`, the only one (LLaVA). The format with `prompt` and `messages` of
+UltraChat 200k is `messages`. A column that is null is not there, as parquet has all columns in all rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loader_service.sources.chat.message import (
-    IMAGE,
     Message,
     call_text,
     parse_json,
@@ -25,6 +24,7 @@ from loader_service.sources.chat.message import (
     tools_text,
     weight_of,
 )
+from loader_service.sources.chat.parts import content_of
 from stoker_proto.errors import DataError
 
 
@@ -34,7 +34,7 @@ class Conversation:
 
     messages: list[Message]
     images: list[Any] = field(default_factory=list)
-    """Paths, data URIs, or {"bytes": ..., "path": ...}; as many as there are IMAGE marks, or none is marked."""
+    """The row's own: paths, data URIs, or {"bytes": ..., "path": ...}."""
     tools: str = ""
     """What is to be said of functions, behind the system text."""
 
@@ -57,7 +57,7 @@ def alpaca(row: dict[str, Any]) -> Conversation:
     if extra.strip():
         question = f"{question}\n{extra}" if question.strip() else extra
     messages += [Message("user", question), Message("assistant", text_of(row.get("output"), "output"))]
-    return _conversation(row, messages, _list(row, "images"))
+    return _conversation(row, messages)
 
 
 def sharegpt(row: dict[str, Any]) -> Conversation:
@@ -72,20 +72,20 @@ def sharegpt(row: dict[str, Any]) -> Conversation:
         if turn.get(name_key) == "function_call":
             text = _function_call(text, f"{place}.{text_key}")
         messages.append(Message(role, text, weight_of(turn, place)))
-    return _conversation(row, messages, _list(row, "images"))
+    return _conversation(row, messages)
 
 
 def openai(row: dict[str, Any]) -> Conversation:
     """Content is a text or a list of parts (text, image_url, image); calls of functions follow the content."""
-    messages, images = [], _list(row, "images")
+    messages, has_images = [], bool(_images(row))
     for i, turn in enumerate(_turns(row, "messages")):
         place = f"messages[{i}]"
         role = role_of(turn.get("role"), f"{place}.role")
         calls = turn.get("tool_calls") or []
         content = turn.get("content")
-        text = (
-            "" if content is None and (calls or role == "assistant") else _content(content, f"{place}.content", images)
-        )
+        if content is None and (calls or role == "assistant"):
+            content = ""
+        text, images = content_of(content, role, f"{place}.content", has_images=has_images)
         if not isinstance(calls, list):
             raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
         texts = [text] if text else []
@@ -95,15 +95,15 @@ def openai(row: dict[str, Any]) -> Conversation:
             if not isinstance(function, dict):
                 raise DataError("an object with name and arguments is expected", field=where)
             texts.append(call_text(function.get("name"), function.get("arguments"), where))
-        messages.append(Message(role, "\n".join(texts), weight_of(turn, place)))
-    return _conversation(row, messages, images)
+        messages.append(Message(role, "\n".join(texts), weight_of(turn, place), images))
+    return _conversation(row, messages)
 
 
 def ultrachat(row: dict[str, Any]) -> Conversation:
     """User and assistant in turn, beginning with the user."""
     texts = [text_of(text, f"data[{i}]") for i, text in enumerate(_list(row, "data"))]
     messages = [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
-    return _conversation(row, messages, [])
+    return _conversation(row, messages)
 
 
 FORMATS: dict[str, tuple[str, Format]] = {
@@ -116,7 +116,7 @@ FORMATS: dict[str, tuple[str, Format]] = {
 
 COLUMNS = (
     *("messages", "conversations", "data", "instruction", "input", "output", "history"),
-    *("system", "tools", "images"),
+    *("system", "tools", "images", "image"),
 )
 """All columns that the formats read."""
 
@@ -133,13 +133,13 @@ def format_of(row: dict[str, Any]) -> str:
     )
 
 
-def _conversation(row: dict[str, Any], messages: list[Message], images: list[Any]) -> Conversation:
-    """With what all formats may have: a system text, if no message is one, and functions."""
+def _conversation(row: dict[str, Any], messages: list[Message]) -> Conversation:
+    """With what all formats may have: a system text, if no message is one, functions, and images."""
     system = text_of(row["system"], "system") if row.get("system") is not None else ""
     if system.strip() and (not messages or messages[0].role != "system"):
         messages.insert(0, Message("system", system))
     tools = tools_text(row["tools"], "tools") if row.get("tools") is not None else ""
-    return Conversation(messages, images, tools)
+    return Conversation(messages, _images(row), tools)
 
 
 def _function_call(text: str, field: str) -> str:
@@ -151,27 +151,15 @@ def _function_call(text: str, field: str) -> str:
     return "\n".join(call_text(call.get("name"), call.get("arguments"), field) for call in calls)
 
 
-def _content(content: object, field: str, images: list[Any]) -> str:
-    """The text of a content; images of its parts are appended to `images`, and marked in the text."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise DataError(f"{type(content).__name__}: a text or a list of parts is expected", field=field)
-    texts = []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text"):
-            texts.append(text_of(part.get("text"), f"{field}[{i}].text"))
-        elif kind in ("image_url", "image", "input_image"):
-            image = part.get("image_url") if part.get("image_url") is not None else part.get("image")
-            image = image.get("url") if isinstance(image, dict) and "url" in image else image
-            if image is not None:  # without one, the next of the row's `images` is meant
-                images.append(image)
-            texts.append(IMAGE)
-        else:
-            shown = kind if isinstance(part, dict) else type(part).__name__
-            raise DataError(f"a part of type {shown!r}: text, image_url and image are read", field=f"{field}[{i}]")
-    return "".join(texts)
+def _images(row: dict[str, Any]) -> list[Any]:
+    """The row's `images`, or its `image`: a list, or the only one."""
+    for name in ("images", "image"):
+        value = row.get(name)
+        if isinstance(value, str | bytes | dict):
+            return [value]
+        if images := _list(row, name):
+            return images
+    return []
 
 
 def _list(row: dict[str, Any], name: str) -> list[Any]:

@@ -32,9 +32,6 @@ ROLES: dict[str, Role] = {
 }
 """Names of roles in files -> roles of turns."""
 
-IMAGE = "<image>"
-"""Stands in a turn's text where an image belongs."""
-
 _TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{tools}\n</tools>\n\n"
@@ -52,7 +49,7 @@ class Message:
     learned: bool | None = None
     """What the row itself says; None: nothing."""
     images: tuple[Any, ...] = ()
-    """Where to find those that are marked in the text."""
+    """Where to find those that are marked in the text, in their order; None: the next of the row's `images`."""
 
 
 def role_of(name: object, field: str) -> Role:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from loader_service.sources.base import Sample
 from loader_service.sources.chat import frames
+from loader_service.sources.chat.dataset import LITERAL
 from loader_service.sources.chat.frames import decode_image
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.errors import DataError
@@ -97,7 +98,104 @@ def test_images_inside_of_parquet(read_row: Callable[..., Sample]) -> None:
 
 
 def test_text_that_says_image_is_text_where_there_are_none(read_row: Callable[..., Sample]) -> None:
-    assert read_row({"data": ["What is <image> in HTML?", "A mark."]}).images == ()
+    sample = read_row({"data": ["What is <image> in HTML?", "A mark."]})
+    assert (sample.images, sample.notes) == ((), (LITERAL,))
+    assert read_row({"data": ["What is a mark?", "<image> is one."]}).notes == ()
+
+
+def colours(sample: Sample) -> list[str]:
+    """Of the images' first pixels."""
+    names = {RED: "red", BLUE: "blue"}
+    return [names[tuple(image[0, 0].tolist())] for image in sample.images]
+
+
+def said(question: Any, **row: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "It."}], **row}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "red.png").write_bytes(picture(RED))
+    (tmp_path / "data" / "blue.png").write_bytes(picture(BLUE))
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("name", ["data/a.jsonl", "data/a.parquet"])
+def test_a_column_of_one_image(name: str, read_row: Callable[..., Sample]) -> None:
+    """LLaVA's."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+    images: list[Any] = ["red.png", {"path": "red.png"}]
+    if name.endswith(".parquet"):
+        images += [{"bytes": picture(RED), "path": None}, picture(RED)]
+    for image in images:
+        for column, columns in (("image", {}), ("images", {}), ("photo", {"images": "photo"})):
+            sample = read_row({"conversations": turns, column: image}, name, columns=columns)
+            assert colours(sample) == ["red"]
+            assert sample.turns[0].text == "<image>\nWhat?"
+
+
+BARE = {"type": "image"}
+TEXT = {"type": "text", "text": "?"}
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "url": "red.png"},
+        {"type": "image", "path": "red.png", "url": None},
+        {"type": "image", "image": {"path": "red.png"}},
+        {"type": "image_url", "image_url": {"url": "red.png", "detail": "low"}},
+        {"type": "input_image", "image_url": "red.png"},
+        {"type": "image", "base64": base64.b64encode(picture(RED)).decode()},
+    ],
+)
+def test_a_part_has_its_own_image_at_its_place(part: dict[str, Any], read_row: Callable[..., Sample]) -> None:
+    assert colours(read_row(said([part, TEXT]))) == ["red"]
+    assert colours(read_row(said([part, BARE, TEXT], images=["blue.png"]))) == ["red", "blue"]
+    sample = read_row(said([BARE, part, TEXT, {"type": "text", "text": "<image>"}], images=["blue.png", "blue.png"]))
+    assert colours(sample) == ["blue", "red", "blue"]
+    assert sample.turns[0].text == "<image><image>?<image>"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_images_belong_to_user_and_tools(read_row: Callable[..., Sample]) -> None:
+    turns = [
+        {"from": "human", "value": "Compare, and write <image>."},
+        {"from": "function_call", "value": '{"name": "shot", "arguments": {"mark": "<image>"}}'},
+        {"from": "observation", "value": "<image>"},
+        {"from": "gpt", "value": "Now <image>."},
+    ]
+    assert colours(read_row({"conversations": turns, "images": ["red.png", "blue.png"]})) == ["red", "blue"]
+    shot = {"role": "tool", "content": [{"type": "image", "url": "blue.png"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "shot"}}]}
+    messages = [{"role": "user", "content": "See."}, call, shot, {"role": "assistant", "content": "Blue."}]
+    sample = read_row({"messages": messages})
+    assert colours(sample) == ["blue"]
+    assert [turn.text for turn in sample.turns][::2] == ["See.", "<image>"]
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (said([BARE, TEXT]), r"content\[0\]: an image part without image_url, .*, and the row has no images"),
+        (said([{"type": "image_url", "image_url": {"url": None}}]), r"content\[0\]: an image part without"),
+        (said([BARE, BARE], images=["red.png"]), r"1 images and 2 marks <image> in the texts"),
+        (said([{"type": "image", "url": "red.png"}], images=["red.png"]), r"1 images and 0 marks .*1 more images are"),
+        (
+            {"messages": [{"role": "system", "content": [{"type": "image", "url": "red.png"}]}]},
+            r"field messages\[0\]\.content\[0\]: an image in a turn of role system: images are read in those of user and",
+        ),
+        ({"data": ["Draw a cube.", "<image>"], "images": ["red.png"]}, r"1 images and 0 marks .*\(1 in others, which"),
+    ],
+)
+def test_images_that_have_no_place_are_refused(
+    row: dict[str, Any], message: str, read_row: Callable[..., Sample]
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_row(row)
 
 
 @pytest.mark.parametrize(
