@@ -81,20 +81,11 @@ def openai(row: dict[str, Any]) -> Conversation:
     for i, turn in enumerate(_turns(row, "messages")):
         place = f"messages[{i}]"
         role = role_of(turn.get("role"), f"{place}.role")
-        calls = turn.get("tool_calls") or []
-        content = turn.get("content")
+        calls, content = _calls(turn, place), turn.get("content")
         if content is None and (calls or role == "assistant"):
             content = ""
         text, images = content_of(content, role, f"{place}.content", has_images=has_images)
-        if not isinstance(calls, list):
-            raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
-        texts = [text] if text else []
-        for j, call in enumerate(calls):
-            where = f"{place}.tool_calls[{j}]"
-            function = call.get("function", call) if isinstance(call, dict) else None
-            if not isinstance(function, dict):
-                raise DataError("an object with name and arguments is expected", field=where)
-            texts.append(call_text(function.get("name"), function.get("arguments"), where))
+        texts = [text, *calls] if text else calls
         messages.append(Message(role, "\n".join(texts), weight_of(turn, place), images))
     return _conversation(row, messages)
 
@@ -116,7 +107,7 @@ FORMATS: dict[str, tuple[str, Format]] = {
 
 COLUMNS = (
     *("messages", "conversations", "data", "instruction", "input", "output", "history"),
-    *("system", "tools", "images", "image"),
+    *("system", "tools", "functions", "images", "image"),
 )
 """All columns that the formats read."""
 
@@ -138,8 +129,26 @@ def _conversation(row: dict[str, Any], messages: list[Message]) -> Conversation:
     system = text_of(row["system"], "system") if row.get("system") is not None else ""
     if system.strip() and (not messages or messages[0].role != "system"):
         messages.insert(0, Message("system", system))
-    tools = tools_text(row["tools"], "tools") if row.get("tools") is not None else ""
+    name = "functions" if row.get("tools") is None else "tools"  # what OpenAI called them before
+    tools = tools_text(row[name], name) if row.get(name) is not None else ""
     return Conversation(messages, _images(row), tools)
+
+
+def _calls(turn: dict[str, Any], place: str) -> list[str]:
+    """Calls of an OpenAI message as they are written down: its `tool_calls`, and `function_call`, as they were before."""
+    calls = turn.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
+    found = [(call, f"{place}.tool_calls[{j}]") for j, call in enumerate(calls)]
+    if turn.get("function_call") is not None:
+        found.append((turn["function_call"], f"{place}.function_call"))
+    texts = []
+    for call, where in found:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise DataError("an object with name and arguments is expected", field=where)
+        texts.append(call_text(function.get("name"), function.get("arguments"), where))
+    return texts
 
 
 def _function_call(text: str, field: str) -> str:

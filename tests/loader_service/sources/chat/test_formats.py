@@ -153,6 +153,20 @@ TOOL = {"name": "add", "description": "Adds {numbers}", "parameters": {"type": "
             ],
             "tools": [TOOL],
         },
+        {
+            "messages": [
+                {"role": "system", "content": "Be exact."},
+                {"role": "user", "content": "1 + 2?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "function_call": {"name": "add", "arguments": '{"a": 1, "b": 2}'},
+                },
+                {"role": "function", "content": "3", "name": "add"},
+                {"role": "assistant", "content": "Three.", "function_call": None},
+            ],
+            "functions": [TOOL],
+        },
     ],
 )
 def test_functions_are_written_as_qwen_does(row: dict[str, Any], one: Callable[..., Sample]) -> None:
@@ -227,6 +241,11 @@ def test_columns_with_other_names(one: Callable[..., Sample]) -> None:
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
             "field messages[0].tool_calls[0].name: None: the name of a function is expected",
         ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "function_call": "add"}]},
+            "field messages[0].function_call: an object with name and arguments is expected",
+        ),
+        ({"data": ["Hi", "x"], "functions": ["add"]}, "field functions: ['add']: a list of function definitions"),
         ({"messages": []}, "a dialogue without a turn"),
         (
             {"text": "plain"},
