@@ -5,7 +5,7 @@
     story.txt  notes.md                         text files: whole, or by lines or paragraphs
     train.bin  tokens.npy                       token ids in rows of `record_tokens`
 
-Token ids are taken as they are: nothing is put before or behind them here.
+Token ids are taken as they are: nothing is put before or behind them. In a record's first token nothing is learned.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class TextDataset(TableDataset):
         super().__init__(config)
         self.options = read_options(TextOptions, config.options, "text")
         tokens = self.options.record_tokens
-        if tokens is not None and not 1 <= tokens <= config.max_seq_len:
+        if tokens is not None and not 2 <= tokens <= config.max_seq_len:
             raise ConfigError(
-                f"data.options.record_tokens is {tokens}: from 1 to data.max_seq_len ({config.max_seq_len}) is expected"
+                f"data.options.record_tokens is {tokens}: from 2 to data.max_seq_len ({config.max_seq_len}) is expected"
             )
         self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 

@@ -35,7 +35,7 @@ from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor_parts import DIALOGUE, ProcessorParts
 from stoker_proto.rows import EncodedRow, RowWriter
 from stoker_proto.state_text import StateText
-from stoker_proto.text_rows import TextRows
+from stoker_proto.text_rows import ROWS_VERSION, TextRows
 from stoker_proto.tokenizer import TextTokenizer, load_tokenizer
 from stoker_proto.turns import Turn
 
@@ -238,7 +238,9 @@ class Processor:
     def text_fingerprint(self) -> str:
         """Of all that decides the rows of dialogues and texts; known before a codec is fitted."""
         found = self.fingerprints()
-        return fingerprint([VERSION, self._tokenizer.names, found["tokenizer"], found["dialogue"], found["image"]])
+        return fingerprint(
+            [VERSION, ROWS_VERSION, self._tokenizer.names, found["tokenizer"], found["dialogue"], found["image"]]
+        )
 
     def _image_coder(self) -> ImageCoder:
         if self._coder is None:

@@ -9,8 +9,9 @@ text's very first, before which nothing stands:
 
                                                     a b c d | d e f g | g </s>      labels: bcd, efg, </s>
 
-A text without a token gives no row. `input_ids` are cut in the same way; leading and end tokens that they have already are not
-doubled.
+A text without a token gives no row. `input_ids` are taken as they are, for they may be a piece of a stream: an end token is
+learned where they have one, none is put behind them; rows begin with the leading tokens where the ids do, and overlap by one
+where not. So a piece of `max_seq_len` ids is one row.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from stoker_proto.tokenizer import TextTokenizer
 
 Marked = tuple[str, Collection[str]]
 """A text, and the special tokens in it that are meant as such; any other is plain text."""
+
+
+ROWS_VERSION = 2
+"""Raise it when the same text, ids or turns give other rows, so that earlier counts no longer hold."""
 
 
 class TextRows:
@@ -51,7 +56,7 @@ class TextRows:
 
     def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
         """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
-        return self._rows(self._checked(input_ids))
+        return self._rows(*self._parted(input_ids))
 
     def count_texts(self, texts: Sequence[Marked]) -> list[tuple[int, int] | DataError]:
         """(rows, tokens in them) of each text: of what `of_texts` gives."""
@@ -59,12 +64,12 @@ class TextRows:
 
     def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
         """The same of ids."""
-        return self._count(len(self._checked(input_ids)))
+        ids, leading = self._parted(input_ids)
+        return self._count(len(ids), len(leading))
 
-    @property
-    def _room(self) -> int:
+    def _room(self, num_leading: int) -> int:
         """Tokens that one row adds, beside what stands in front of them."""
-        room = self._max_seq_len - max(len(self._leading), 1)
+        room = self._max_seq_len - max(num_leading, 1)
         if room < 1:
             raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
         return room
@@ -80,14 +85,14 @@ class TextRows:
 
     def _make_rows(self, text: str, special_tokens: Collection[str]) -> Steps[list[EncodedRow]]:
         [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
-        return self._rows(ids)
+        return self._rows(np.append(ids, np.int32(self._end_id)), self._leading) if len(ids) else []
 
     def _make_count(self, text: str, special_tokens: Collection[str]) -> Steps[tuple[int, int]]:
         [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
-        return self._count(len(ids))
+        return self._count(len(ids) + 1, len(self._leading)) if len(ids) else (0, 0)
 
-    def _checked(self, input_ids: NDArray[np.integer]) -> Ids:
-        """Without leading and end tokens."""
+    def _parted(self, input_ids: NDArray[np.integer]) -> tuple[Ids, Ids]:
+        """The ids that rows are made of, and the leading tokens in front of each; none where the ids begin without them."""
         ids = np.asarray(input_ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise DataError(
@@ -98,27 +103,25 @@ class TextRows:
             raise DataError(f"input_ids hold {int(wrong[0])}: the tokenizer has ids 0-{self._tokenizer.size - 1}")
         ids = ids.astype(np.int32)
         leading = self._leading
-        if len(leading) and np.array_equal(ids[: len(leading)], leading):
-            ids = ids[len(leading) :]
-        return ids[:-1] if len(ids) and ids[-1] == self._end_id else ids
+        if len(leading) == 0 or not np.array_equal(ids[: len(leading)], leading):
+            return ids, self._leading[:0]
+        ids = ids[len(leading) :]
+        return (ids[:0] if len(ids) == 1 and ids[0] == self._end_id else ids), leading  # an empty text
 
-    def _count(self, num_ids: int) -> tuple[int, int]:
-        """Of so many ids; the end token is one more."""
-        if num_ids == 0:
+    def _count(self, num_ids: int, num_leading: int) -> tuple[int, int]:
+        added = num_ids - (num_leading == 0)  # without leading tokens the first one stands in front of the others
+        if added < 1:
             return 0, 0
-        added = num_ids + bool(len(self._leading))  # without leading tokens the first one stands in front of the others
-        rows = -(-added // self._room)
-        return rows, added + rows * max(len(self._leading), 1)
+        rows = -(-added // self._room(num_leading))
+        return rows, added + rows * max(num_leading, 1)
 
-    def _rows(self, ids: Ids) -> list[EncodedRow]:
-        if len(ids) == 0:
-            return []
-        ids = np.append(ids, np.int32(self._end_id))
-        context = 0 if len(self._leading) else 1  # tokens of the text in front of what a row adds
+    def _rows(self, ids: Ids, leading: Ids) -> list[EncodedRow]:
+        context = 0 if len(leading) else 1  # ids in front of what a row adds
+        room = self._room(len(leading))
         rows = []
-        for start in range(context, len(ids), self._room):
-            row = np.concatenate((self._leading, ids[start - context : start + self._room]))
+        for start in range(context, len(ids), room):
+            row = np.concatenate((leading, ids[start - context : start + room]))
             supervised = np.ones(len(row), np.uint8)
-            supervised[: len(self._leading) + context] = 0
+            supervised[: len(leading) + context] = 0
             rows.append(EncodedRow(row, supervised))
         return rows

@@ -39,8 +39,28 @@ def test_rows_by_hand(tmp_path: Path) -> None:
     assert rows[0].input_ids.dtype == np.int32
     given = processor.texts.of_ids(np.array([0, *ids, 1]))
     assert [row.input_ids.tolist() for row in given] == [row.input_ids.tolist() for row in rows]
-    bare = processor.texts.of_ids(np.array(ids))
-    assert [row.input_ids.tolist() for row in bare] == [row.input_ids.tolist() for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        ([0, 5, 6, 7, 8, 9, 1], [[0, 5, 6, 7], [0, 8, 9, 1]]),  # a text as the tokenizer writes it
+        ([0, 5, 6, 7], [[0, 5, 6, 7]]),  # the beginning of one
+        ([5, 6, 7, 8], [[5, 6, 7, 8]]),  # of a stream: nothing is put in front or behind
+        ([5, 6, 7, 8, 9, 1], [[5, 6, 7, 8], [8, 9, 1]]),
+        ([6, 1, 0, 5], [[6, 1, 0, 5]]),
+        ([5], []),
+        ([0], []),
+        ([0, 1], []),
+        ([1], []),
+    ],
+)
+def test_ids_are_taken_as_they_are(ids: list[int], rows: list[list[int]], tmp_path: Path) -> None:
+    texts = build(tmp_path, 4).texts
+    found = texts.of_ids(np.array(ids, np.uint16))
+    assert [row.input_ids.tolist() for row in found] == rows
+    assert all(row.supervised.tolist() == [0] + [1] * (len(row.input_ids) - 1) for row in found)
+    assert texts.count_ids(np.array(ids)) == (len(rows), sum(map(len, rows)))
 
 
 @pytest.mark.parametrize("max_seq_len", [2, 3, 7, 64, 4096])
@@ -81,6 +101,13 @@ def test_without_a_begin_of_sequence_rows_overlap_by_one_token(max_seq_len: int,
         assert [row.input_ids.tolist() for row in rows] == [ids[0:4], ids[3:7], ids[6:8]]
 
 
+def test_counts_of_other_rows_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = build(tmp_path, 4)
+    before = processor.text_fingerprint
+    monkeypatch.setattr("stoker_proto.processor.ROWS_VERSION", 0)
+    assert processor.text_fingerprint != before
+
+
 def test_action_tokens_that_were_added_change_no_text(tmp_path: Path) -> None:
     """The scan counts before a codec is fitted: rows must be the same with its tokens in the vocabulary."""
     processor = build(tmp_path, 16)
@@ -98,7 +125,7 @@ def test_ids_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"whole numbers \[T\] are expected"):
         texts.of_ids(np.array([[1.0]]))
     assert texts.of_ids(np.array([], np.int64)) == []
-    assert texts.count_ids(np.arange(40)) == (3, 43)
+    assert texts.count_ids(np.arange(40)) == (3, 42)
     with pytest.raises(ConfigError, match=r"data.max_seq_len is 1: no token of a text fits"):
         build(tmp_path, 1).texts.of_text("a")
 

@@ -162,8 +162,8 @@ def test_a_token_file_that_is_cut_short_is_named(tmp_path: Path, make_tables: Ma
     ("options", "message"),
     [
         ({}, r"a\.bin: data\.options\.record_tokens is not set; say how many tokens of a \.bin file are one record"),
-        ({"record_tokens": 65}, r"data\.options\.record_tokens is 65: from 1 to data\.max_seq_len \(64\)"),
-        ({"record_tokens": 0}, r"data\.options\.record_tokens is 0"),
+        ({"record_tokens": 65}, r"data\.options\.record_tokens is 65: from 2 to data\.max_seq_len \(64\)"),
+        ({"record_tokens": 1}, r"data\.options\.record_tokens is 1"),
         ({"record_tokens": 4, "dtype": "float32"}, r"data\.options\.dtype is 'float32': choose one of uint16, uint32"),
         ({"split": "words"}, r"data\.options\.split is 'words': choose one of file, lines, paragraphs"),
     ],
