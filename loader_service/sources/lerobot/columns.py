@@ -36,8 +36,17 @@ def numeric_columns(columns: Columns) -> list[str]:
     return names if columns.state is None or columns.state.key in names else [*names, columns.state.key]
 
 
-def parse_rows(table: Any, columns: Columns, episode: int) -> EpisodeRows:
-    """The rows of one episode. Raises DataError naming the field and, where there is one, the frame and the dimension."""
+_TOLERANCE = 0.25
+"""Of a frame's duration, that a timestamp may be off: far from the half at which it would mean another frame, and enough for
+seconds written as float32 (half an ulp is 1 ms after 4 hours) and for clocks that jitter. lerobot's own 1e-4 s is not."""
+
+
+def parse_rows(table: Any, columns: Columns, episode: int, fps: float) -> EpisodeRows:
+    """The rows of one episode. Raises DataError naming the field and, where there is one, the frame and the dimension.
+
+    Timestamps say which frames of a video belong to the rows, `fps` (of info.json) what a row is of actions and history: both
+    must mean the same.
+    """
     found = integers(table, "episode_index")
     if len(np.flatnonzero(found != episode)):
         other = int(found[found != episode][0])
@@ -51,6 +60,14 @@ def parse_rows(table: Any, columns: Columns, episode: int) -> EpisodeRows:
         raise DataError(f"{int(frame_index[t])}: 0, 1, 2 ... are expected", field=f"frame_index[{t}]")
     timestamps = _numbers(table.column("timestamp"), "timestamp").astype(np.float64)
     _check_finite(timestamps[:, None], "timestamp")
+    wrong = np.flatnonzero(np.abs(timestamps * fps - frame_index) > _TOLERANCE)
+    if len(wrong):
+        t = int(wrong[0])
+        raise DataError(
+            f"{timestamps[t]:.7g} s, and frame {t} at fps {fps:g} (meta/info.json) is at {t / fps:.7g} s: correct fps, or mend "
+            "or leave out the episode (data.options.episodes)",
+            field=f"timestamp[{t}]",
+        )
     return EpisodeRows(
         episode,
         vectors(table, columns.action),

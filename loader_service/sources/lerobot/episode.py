@@ -47,7 +47,7 @@ def read_episode(
     with located(record=f"episode {index}"):
         if expected != length:
             raise DataError(f"{length} rows were scanned, and meta/ says {expected}: run loader-prepare again")
-        rows = parse_rows(table, columns, index)
+        rows = parse_rows(table, columns, index, meta.info.fps)
         return Episode(rows, instructions_of(rows, meta, options), columns, pieces)
 
 

@@ -59,7 +59,7 @@ def scan_shard(
                 count = int((episode_index == episode).sum()) if start >= 0 else 0
                 _check_rows(start, count, length, len(episode_index))
                 if start + length <= len(episode_index):
-                    parsed = parse_rows(table.slice(start, length), columns, episode)
+                    parsed = parse_rows(table.slice(start, length), columns, episode, meta.info.fps)
                     instructions_of(parsed, meta, options)
                 else:
                     parsed = read_episode(shard, start, length, meta, options, reader).rows

@@ -87,7 +87,7 @@ def change_tasks(root: Path) -> None:
 
 
 def change_fps(root: Path) -> None:
-    change_info(root, fps=11)
+    change_info(root, fps=10.1)
 
 
 def swap_video_places(root: Path) -> None:

@@ -17,6 +17,9 @@ pytest.importorskip("pyarrow", reason="NOT TESTED: LeRobot data sets need pyarro
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loader_service.sources.lerobot.columns import parse_rows
+from loader_service.sources.lerobot.info import Feature
+from loader_service.sources.lerobot.meta import Columns
 from tests.loader_service.sources.lerobot_checks import (
     SHORT,
     TOP,
@@ -25,7 +28,7 @@ from tests.loader_service.sources.lerobot_checks import (
     refusal,
     scanned,
 )
-from tests.loader_service.sources.lerobot_files import change_table, write_lerobot
+from tests.loader_service.sources.lerobot_files import change_info, change_table, write_lerobot
 
 
 def nan(rows: list[list[float]]) -> list[list[float]]:
@@ -43,8 +46,9 @@ def nan(rows: list[list[float]]) -> list[list[float]]:
         ({"task_index": lambda rows: [99] * len(rows)}, "field task_index[0]: task 99 has no text"),
         ({"frame_index": lambda rows: [0] * len(rows)}, "field frame_index[1]: 0"),
         ({"timestamp": lambda rows: [None, *rows[1:]]}, "field timestamp: null"),
-        ({"timestamp": lambda rows: [row + 3.0 for row in rows]}, "is wanted: the video is too short"),
-        ({"timestamp": lambda rows: rows[:4] + rows[4:13][::-1] + rows[13:]}, "timestamps go back"),
+        ({"timestamp": lambda rows: [row + 3.0 for row in rows]}, "field timestamp[0]: 3 s, and frame 0 at fps 10"),
+        ({"timestamp": lambda rows: rows[:4] + rows[4:13][::-1] + rows[13:]}, "field timestamp[0]: 0.8 s, and frame 0"),
+        ({"timestamp": lambda rows: [*rows[:6], rows[7], *rows[7:]]}, "field timestamp[2]: 0.3 s, and frame 2 at"),
         ({"episode_index": lambda rows: [*rows[:4], 2, *rows[5:]]}, "meta/ says"),
         (
             {"action": lambda rows: pa.array([[0.0] * 7] * 5 + [[0.0] * 3] + [[0.0] * 7] * 13)},
@@ -65,6 +69,40 @@ def test_a_table_that_cannot_be(new: Path, columns: dict[str, Any], expected: st
     text = refusal(new)
     assert expected in text
     assert str(new) in text
+
+
+def test_frames_per_second_that_are_not_those_of_the_rows(new: Path) -> None:
+    """Without a camera nothing else would tell: `action_delta_timestamps` and `image_history` are counted in frames."""
+    change_info(new, fps=5)
+    text = refusal(new, image_keys=[])
+    assert (
+        "record episode 0, field timestamp[1]: 0.1 s, and frame 1 at fps 5 (meta/info.json) is at 0.2 s: correct"
+        in text
+    )
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0, 29.97, 60.0])
+def test_timestamps_are_written_as_float32_and_by_clocks(fps: float) -> None:
+    num_frames = int(4 * 3600 * fps)
+    frames = np.arange(num_frames)
+    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, num_frames) / fps
+    feature = Feature("action", "float32", (1,), ())
+    for seconds, is_well in ((frames / fps, True), (frames / fps + jitter, True), (frames / (fps * 1.001), False)):
+        table = pa.table(
+            {
+                "episode_index": np.zeros(num_frames, np.int64),
+                "frame_index": frames,
+                "timestamp": seconds.astype(np.float32),
+                "task_index": np.zeros(num_frames, np.int64),
+                "action": np.zeros(num_frames, np.float32),
+            }
+        )
+        columns = Columns((), None, feature)
+        if is_well:
+            assert len(parse_rows(table, columns, 0, fps).timestamps) == num_frames
+        else:
+            with pytest.raises(DataError, match=r"field timestamp\[251\]: "):
+                parse_rows(table, columns, 0, fps)
 
 
 def test_a_task_without_a_text_is_found_by_the_scan(new: Path) -> None:

@@ -20,12 +20,13 @@ import av
 from tests.loader_service.sources.lerobot_checks import (
     FRONT,
     SHORT,
+    data_file,
     read_all,
     refusal,
     scanned,
     video,
 )
-from tests.loader_service.sources.lerobot_files import change_info, write_lerobot
+from tests.loader_service.sources.lerobot_files import change_info, change_table, write_lerobot
 
 
 def test_a_missing_video(old: Path) -> None:
@@ -66,6 +67,7 @@ def test_a_video_with_a_gap(new: Path) -> None:
     with av.open(video(new)) as container:
         found = container.streams.video[0].average_rate
     change_info(new, fps=float(found))
+    change_table(data_file(new), timestamp=lambda rows: [row * 10 / float(found) for row in rows])
     assert "comes after frame" in refusal(new)
 
 
