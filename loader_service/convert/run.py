@@ -60,7 +60,9 @@ def convert(
     refs = source.episodes()
     if not refs:
         raise DataError("there is no episode in what was named")
-    identity = fingerprint([source.identity(), compress, [(ref.source, ref.place, ref.size_bytes) for ref in refs]])
+    identity = fingerprint(
+        [source.identity(), compress, [(ref.source, ref.place, ref.size_bytes) for ref in refs], _written_at(refs)]
+    )
     refs = refs[:limit]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,15 @@ def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path) ->
         )
 
 
+def _written_at(refs: Sequence[EpisodeRef]) -> list[int]:
+    """mtime_ns of each file, in their order: one that was recorded anew often has as many episodes of the same size."""
+    files = dict.fromkeys(ref.file for ref in refs)
+    try:
+        return [Path(file).stat().st_mtime_ns for file in files]
+    except OSError as error:
+        raise DataError(f"the file cannot be read ({error.strerror})", file=error.filename) from error
+
+
 def _check_identity(out: Path, identity: str) -> None:
     """One folder holds one conversion: other episodes under the same numbers would be taken for done."""
     file = out / STATE_FILE
@@ -170,7 +181,8 @@ def _check_identity(out: Path, identity: str) -> None:
             known = None
         if known != identity:
             raise ConfigError(
-                f"--out {out} holds the conversion of other files or with other options: name another folder, or delete it"
+                f"--out {out} holds the conversion of other files (or of these before they were written again) or with other "
+                "options: name another folder, or delete it"
             )
         return
     if any(out.glob("traj_*")):
