@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,17 @@ def given_codec(action: ActionConfig) -> ActionCodec:
     return codec
 
 
-def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Path) -> ActionCodec | None:
-    """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions."""
+def fitted_codec(
+    train: Sequence[EntryManifest], action: ActionConfig, root: Path, keys: Collection[str] = ("action",)
+) -> ActionCodec | None:
+    """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions.
+
+    keys: what the entries' own statistics call their actions (`BaseSFTDataset.action_key`).
+    """
     if all(entry.statistics is None for entry in train):
         return None
     settings: list[Any] = [action.codec, action.chunk, action.codec_options, list(action.unmasked)]
-    given = _given(train, action)
+    given = _given(train, action, keys)
     if given is not None:
         settings.append(given.to_json())
     key = fingerprint([FORMAT_VERSION, [entry.content for entry in train], settings])[:32]
@@ -65,11 +70,16 @@ def fitted_codec(train: Sequence[EntryManifest], action: ActionConfig, root: Pat
     return codec
 
 
-def _given(train: Sequence[EntryManifest], action: ActionConfig) -> ActionStatistics | None:
+def _given(train: Sequence[EntryManifest], action: ActionConfig, keys: Collection[str]) -> ActionStatistics | None:
     if action.statistics_path is None:
         return None
+    if len(keys) > 1:
+        raise ConfigError(
+            f"data.action.statistics_path {action.statistics_path}: the sources' actions are {', '.join(sorted(keys))}, and it "
+            "is the statistics of one: leave the key out to take those of the data"
+        )
     dim = next(entry.statistics.dim for entry in train if entry.statistics is not None)
-    return published_statistics(action.statistics_path, dim, action_mask(dim, action.unmasked))
+    return published_statistics(action.statistics_path, action_mask(dim, action.unmasked), next(iter(keys)))
 
 
 def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple[ActionStatistics, NDArray[np.float32]]:

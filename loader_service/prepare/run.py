@@ -163,8 +163,9 @@ def _scan(
 def _fit(train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig) -> ActionCodec | None:
     missing = [number for number in range(len(data.paths("train"))) if number not in train]
     if not missing:
-        root = next(job.root for job in jobs if job.split == "train")
-        return fitted_codec(list(train.values()), data.action, root)
+        of_train = [job for job in jobs if job.split == "train"]
+        keys = {job.dataset.action_key for job in of_train if train[job.entry].statistics is not None}
+        return fitted_codec(list(train.values()), data.action, of_train[0].root, keys)
     if train and all(entry.statistics is None for entry in train.values()):
         return None  # text: there is nothing to fit, here or elsewhere
     names = ", ".join(data.path_key("train", number) for number in missing)

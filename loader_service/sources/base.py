@@ -116,6 +116,8 @@ class BaseSFTDataset(ABC):
     """Of text: each Sample is one row (dialogues). Then it is tokenised by loader-prepare only where lengths matter
     (data.packing, data.weigh_by: tokens)."""
 
+    action_key: str = "action"
+    """What statistics that came with the data (`data.action.statistics_path`) call its actions."""
     remote: RemoteStore | None = None
     """Where copies of remote files come from; None where the config names no URL."""
 

@@ -48,6 +48,7 @@ class LeRobotDataset(BaseSFTDataset):
         super().__init__(config)
         check_installed()
         self.options = read_options(config.options)
+        self.action_key = self.options.action_key
         deltas = self.options.action_delta_timestamps
         if deltas is not None and len(deltas) != config.action.chunk:
             raise ConfigError(

@@ -77,6 +77,19 @@ def test_splits_share_a_folder_and_no_episode(root: Path, make_config: MakeConfi
     np.testing.assert_allclose(prepared.statistics.mean, actions.mean(axis=0), atol=1e-6)
 
 
+def test_published_statistics_are_those_of_the_action_key(root: Path, make_config: MakeConfig) -> None:
+    key = "observation.state"
+    dim = json.loads((root / "meta/info.json").read_text())["features"][key]["shape"][0]
+    numbers = {name: [value] * dim for name, value in {"mean": 0, "std": 1, "min": -9, "max": 9, "q01": -8}.items()}
+    stats = {"action": {**numbers, "q99": [4] * dim}, key: {**numbers, "q99": [8] * dim}}
+    path = root.parent / "stats.json"
+    path.write_text(json.dumps(stats))
+    action = {"statistics_path": str(path)}
+    codec = prepare(make_config(root, dataset_type="lerobot", options={"action_key": key}, action=action)).codec
+    assert codec is not None
+    assert codec.statistics.q99.tolist() == [8] * dim
+
+
 def change_tasks(root: Path) -> None:
     if (root / "meta/tasks.jsonl").exists():
         file = root / "meta/tasks.jsonl"

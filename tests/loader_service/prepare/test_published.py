@@ -38,9 +38,29 @@ def write(path: Path, tree: object) -> str:
     "tree", [{"action": ACTION, "index": {}}, {"bridge_orig": {"action": ACTION, "num_trajectories": 3}}]
 )
 def test_both_layouts_are_read(tmp_path: Path, tree: object) -> None:
-    found = published_statistics(write(tmp_path / "stats.json", tree), 2, MASK)
+    found = published_statistics(write(tmp_path / "stats.json", tree), MASK)
     assert (found.count, found.q01.tolist(), found.q99.tolist()) == (250, [-0.5, 0], [0.25, 1])
     assert found.normalise(np.array([0.25, 0.7])).tolist() == pytest.approx([1, 0.7], abs=1e-6)
+
+
+def test_the_actions_may_have_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "stats.json", {"action": ACTION, "action.eef": {**ACTION, "q99": [0.75, 1]}})
+    assert published_statistics(path, MASK, "action.eef").q99.tolist() == [0.75, 1]
+    with pytest.raises(ConfigError, match=r"it has no `action\.joints`"):
+        published_statistics(path, MASK, "action.joints")
+
+
+def test_the_mask_of_the_file_is_that_of_the_config(tmp_path: Path) -> None:
+    def found(mask: object) -> np.ndarray:
+        tree = {"bridge_orig": {"action": {**ACTION, "mask": mask}, "num_transitions": 9}}
+        return published_statistics(write(tmp_path / "stats.json", tree), MASK).mask
+
+    assert found([True, False]).tolist() == [True, False]
+    with pytest.raises(ConfigError, match=r"mask leaves out .* \[\], .* is \[1\]: set data\.action\.unmasked: \[\]"):
+        found([True, True])
+    for wrong in ([True], "both", [1, 0]):
+        with pytest.raises(ConfigError, match=r"action\.mask is .*: 2 times true or false is expected"):
+            found(wrong)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +76,9 @@ def test_both_layouts_are_read(tmp_path: Path, tree: object) -> None:
 )
 def test_what_is_no_such_file_is_named(tmp_path: Path, tree: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        published_statistics(write(tmp_path / "stats.json", tree), 2, MASK)
+        published_statistics(write(tmp_path / "stats.json", tree), MASK)
     with pytest.raises(ConfigError, match="not readable JSON"):
-        published_statistics(str(tmp_path / "absent.json"), 2, MASK)
+        published_statistics(str(tmp_path / "absent.json"), MASK)
 
 
 def test_the_codec_is_fitted_to_them_and_again_when_they_change(
@@ -89,6 +109,6 @@ def test_the_file_of_a_real_data_set() -> None:
     path = SHARED / "lerobot_v3" / "meta" / "stats.json"
     if not path.exists():
         pytest.skip(f"NOT TESTED on real statistics: no {path}; set STOKER_SHARED_DATA")
-    found = published_statistics(str(path), 7, np.ones(7, np.bool_))
+    found = published_statistics(str(path), np.ones(7, np.bool_))
     assert found.count == 250
     assert (found.q01 < found.q99).all()
