@@ -161,19 +161,15 @@ class DialogueRows:
     def _with_fewer_turns(
         self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
     ) -> Steps[EncodedRow]:
-        """Without the fewest oldest exchanges that make it fit. What the system says stays."""
+        """Without the fewest oldest exchanges that make it fit. What the system says stays, and so do images."""
         system = [i for i, turn in enumerate(turns) if turn.role == "system"]
-        starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+        exchanges = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+        starts = [first for first in exchanges if sum(of_turn.count(None) for of_turn in parts[first:]) == num_images]
 
         def without(first: int) -> Steps[EncodedRow | None]:
             kept = [i for i in system if i < first] + list(range(first, len(turns)))
             if not any(turns[i].learned for i in kept):
                 return None
-            if sum(parts[i].count(None) for i in kept) != num_images:
-                raise RowError(
-                    "data.overlong is drop_turns, and a turn to be dropped has an image: images are never cut; raise "
-                    "data.max_seq_len"
-                )
             return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images))
 
         low, high, best = 0, len(starts) - 1, None
@@ -184,6 +180,11 @@ class DialogueRows:
                 best, high = row or best, middle - 1
             else:
                 low = middle + 1
+        if best is None and len(starts) < len(exchanges):
+            raise RowError(
+                f"data.overlong is drop_turns, the dialogue needs {needed} tokens, data.max_seq_len is {self._max_seq_len}, and "
+                "a turn to be dropped has an image: images are never cut; raise data.max_seq_len"
+            )
         if best is None:
             raise DataError(
                 f"the dialogue needs {needed} tokens, data.max_seq_len is {self._max_seq_len}, and its last learned exchange "

@@ -243,6 +243,23 @@ def test_images_are_never_cut(tmp_path: Path) -> None:
     assert (kept.input_ids == 1024).sum() == 16
 
 
+def test_only_as_much_is_dropped_as_stands_in_front_of_the_images(tmp_path: Path) -> None:
+    """Wherever the image stands: a cut behind it may not be tried for one in front of it."""
+    long = [Turn(role="user", text="word " * 20), Turn(role="assistant", text="word " * 20, learned=True)]
+    image = [Turn(role="user", text="<image>What?"), HELLO]
+    for behind in range(6):
+        rest = [*image, *[BYE, BYE_BYE] * behind]
+        whole = build(tmp_path, family="llava", max_seq_len=999).encode_turns(rest, 1)
+        fitting = build(tmp_path, "data.overlong=drop_turns", family="llava", max_seq_len=len(whole.input_ids))
+        row = fitting.encode_turns([*long, *long, *rest], 1)
+        assert row.input_ids.tolist() == whole.input_ids.tolist()
+        assert row.supervised.tolist() == whole.supervised.tolist()
+        one_less = build(tmp_path, "data.overlong=drop_turns", family="llava", max_seq_len=len(whole.input_ids) - 1)
+        if behind:
+            with pytest.raises(RowError, match=r"a turn to be dropped has an image"):
+                one_less.encode_turns([*long, *rest], 1)
+
+
 def test_what_is_no_dialogue(tmp_path: Path) -> None:
     processor = build(tmp_path)
     with pytest.raises(DataError, match=r"none of the 2 turns is learned"):
