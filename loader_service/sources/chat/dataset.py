@@ -54,7 +54,6 @@ class ChatOptions:
 class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
-    version: ClassVar[int] = 2  # images by their parts, in turns of tools, from a column `image`; `function_call`
     one_row_each: ClassVar[bool] = True
 
     def __init__(self, config: DataConfig) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loader_service.sources.tables.extras import guarded, require, rows_of
+from loader_service.sources.tables.extras import guarded, require, row_of, rows_of
 from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
@@ -77,9 +77,7 @@ class ArrowTable:
                 f"row {offset} of {self._firsts[-1]}: it changed since it was scanned; run loader-prepare again"
             )
         number = bisect.bisect_right(self._firsts, offset) - 1
-        row = self._batches[number].slice(offset - self._firsts[number], 1)
-        found: list[dict[str, Any]] = guarded(row.to_pylist, "Arrow file")
-        return found[0]
+        return row_of(self._batches[number], offset - self._firsts[number], "Arrow file")
 
     def where(self, offset: int) -> tuple[str, str]:
         """The row's number, from 0."""

@@ -49,6 +49,7 @@ class TableDataset(BaseSFTDataset):
     """Rows of tables, one sample each."""
 
     is_text: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # images by their parts, function_call, NaN is null, spaces in front of JSON lines
     shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
     same_format: ClassVar[tuple[tuple[str, ...], ...]] = (JSON_SUFFIXES,)
     """Suffixes that may stand beside each other in one entry."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,28 @@ def guarded(read: Callable[[], Any], kind: str) -> Any:
 def rows_of(batch: Any, kind: str) -> list[dict[str, Any] | DataError]:
     """The rows of a pyarrow batch; a row whose text is no UTF-8 is an error, and those beside it are well."""
     try:
-        rows: list[dict[str, Any] | DataError] = guarded(batch.to_pylist, kind)
+        return [without_nan(row) for row in guarded(batch.to_pylist, kind)]
     except DataError:
-        rows = []
+        rows: list[dict[str, Any] | DataError] = []
         for i in range(batch.num_rows):
             try:
-                rows.extend(guarded(batch.slice(i, 1).to_pylist, kind))
+                rows.append(row_of(batch, i, kind))
             except DataError as error:
                 rows.append(error)
-    return rows
+        return rows
+
+
+def row_of(batch: Any, number: int, kind: str) -> dict[str, Any]:
+    """Row `number` of a pyarrow batch or table. Raises DataError."""
+    [row] = guarded(batch.slice(number, 1).to_pylist, kind)
+    return without_nan(row)
+
+
+def without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for NaN, which other programs write for what is missing."""
+    return {name: none_if_nan(value) for name, value in row.items()}
+
+
+def none_if_nan(value: Any) -> Any:
+    """The value; None for a float that is no finite number."""
+    return None if type(value) is float and not math.isfinite(value) else value

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
+from loader_service.sources.tables.extras import none_if_nan
 from loader_service.sources.tables.json_array import BYTE_ORDER_MARK, iter_elements
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
@@ -20,7 +21,7 @@ _BRACES = (b"{"[0], b"}"[0])
 
 @dataclass(frozen=True, slots=True)
 class JsonLines:
-    """One object per line; offsets are those of the lines."""
+    """One object per line; offsets are those of the objects, spaces around which do no harm."""
 
     path: Path
 
@@ -31,10 +32,7 @@ class JsonLines:
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """Lines that are not one object from brace to brace have a problem."""
         for offset, line in self._lines(start, stop):
-            problem = None
-            if (line[0], line[-1]) != _BRACES:
-                line = line.strip()  # spaces around an object do no harm
-                problem = None if (line[0], line[-1]) == _BRACES else _broken_line(line)
+            problem = None if (line[0], line[-1]) == _BRACES else _broken_line(line)
             yield Span(offset, len(line), problem)
 
     def rows(self, start: int, stop: int) -> Iterator[ScannedRow]:
@@ -54,7 +52,11 @@ class JsonLines:
         for offset, line in iter_lines(self.path, start, stop):
             if offset == 0 and line.startswith(BYTE_ORDER_MARK):
                 offset, line = len(BYTE_ORDER_MARK), line.removeprefix(BYTE_ORDER_MARK)
-            yield offset, line
+            if line[:1].isspace() or line[-1:].isspace():
+                offset += len(line) - len(line.lstrip())
+                line = line.strip()
+            if line:
+                yield offset, line
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,8 @@ def _parse(text: bytes) -> dict[str, Any] | DataError:
 def _parse_row(text: bytes) -> dict[str, Any]:
     try:
         row = orjson.loads(text)
-    except ValueError:  # NaN, which pandas writes for what is missing, is let through; half characters are not
-        row = parse_object(text)
+    except ValueError:  # NaN, which pandas writes for what is missing, is null; half characters are not let through
+        row = _without_nan(parse_object(text))
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -112,6 +114,15 @@ def _parse_row(text: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"a JSON object is expected, not {type(row).__name__}")
     return row
+
+
+def _without_nan(value: Any) -> Any:
+    """The JSON value with null for every number that is none."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return none_if_nan(value)
 
 
 def _broken_line(line: bytes) -> str:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loader_service.sources.tables.extras import guarded, require, rows_of
+from loader_service.sources.tables.extras import guarded, require, row_of, rows_of
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
 
@@ -108,8 +108,7 @@ class ParquetTable:
             self._check_size(group)
             decoded = guarded(lambda: self._open().read_row_group(group, self.columns, use_threads=False), "parquet")
             _cache.put(key, decoded)
-        rows: list[dict[str, Any]] = guarded(decoded.slice(offset - firsts[group], 1).to_pylist, "parquet")
-        return rows[0]
+        return row_of(decoded, offset - firsts[group], "parquet")
 
     def where(self, offset: int) -> tuple[str, str]:
         """The row's number, from 0."""

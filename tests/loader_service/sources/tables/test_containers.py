@@ -48,6 +48,39 @@ def test_all_containers_give_the_same_samples(
         ]
 
 
+@pytest.mark.parametrize("name", [*NAMES, "unpacked.parquet"])
+def test_nan_is_what_is_missing(
+    name: str, write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    """As pandas writes it."""
+    nan = float("nan")
+    unpack = {"unpack_parquet": True} if name.startswith("unpacked") else {}
+    for stars, front in ((nan, ""), (float("inf"), ""), (12.0, "<gh_stars>10-100\n")):
+        shard = write_table(name, [{"content": "x = 1", "max_stars_count": stars, "max_stars_repo_name": None}] * 3)
+        for validate in (False, True):
+            code = make_tables("code", repo_metadata=True, validate=validate, **unpack)
+            assert [sample.text for sample in read_shard(code, shard)] == [f"{front}x = 1"] * 3
+    rows = [{"instruction": "Say hi.", "input": nan, "output": "Hi."}]
+    assert [turn.text for turn in read_shard(make_tables("chat", **unpack), write_table(name, rows))[0].turns] == [
+        "Say hi.",
+        "Hi.",
+    ]
+    parts = [{"instruction": "a", "output": "b", "history": [["q", nan]]}]
+    if name.endswith("json"):
+        with pytest.raises(DataError, match=r"field history\[0\]\[1\]: None: a text is expected"):
+            read_shard(make_tables("chat"), write_table(name, parts))
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n", b"\xef\xbb\xbf  "])
+def test_spaces_around_json_lines_do_no_harm(
+    start: bytes, tmp_path: Path, make_tables: MakeTables, read_shard: ReadShard
+) -> None:
+    shard = tmp_path / "a.jsonl"
+    shard.write_bytes(start + b'{"text": "a"}\n   {"text": "b"}\n\t{"text": "c"} \r\n \n{"text": "d"}  ')
+    for validate in (False, True):
+        assert [sample.text for sample in read_shard(make_tables("text", validate=validate), shard)] == list("abcd")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_records_are_read_in_any_order(name: str, write_table: Callable[..., Path], make_tables: MakeTables) -> None:
     rows = [{"text": f"number {i}"} for i in range(9)]
