@@ -192,9 +192,12 @@ def _check_not_empty(entries: Mapping[str, Mapping[int, EntryManifest]], data: D
     for split, manifests in entries.items():
         for number, manifest in manifests.items():
             if manifest.total_samples == 0:
+                reasons = [f"{count} records: {note}" for note, count in manifest.notes.items()]
+                if data.action.drop_noops:
+                    reasons.append("data.action.drop_noops is true")
                 raise DataError(
-                    f"no sample in all its {manifest.num_records} records (drop_noops is {data.action.drop_noops}): "
-                    f"remove {data.path_key(split, number)}",
+                    f"no sample in all its {manifest.num_records} records ({'; '.join(reasons) or 'they are empty'}): change "
+                    f"what leaves them out, or remove {data.path_key(split, number)}",
                     file=manifest.path,
                 )
 

@@ -121,11 +121,11 @@ class CodeDataset(TableDataset):
     def left_out(self, row: dict[str, Any]) -> str | None:
         """The first filter that the file does not pass."""
         if self._languages and str(_first(row, _LANGUAGE)).lower() not in self._languages:
-            return "another language"
+            return _no_column(row, _LANGUAGE) or "another language"
         if self._extensions and _extension(row) not in self._extensions:
-            return "another extension"
+            return _no_column(row, ("ext", *_PATH)) or "another extension"
         if self._licences and not self._allowed(_first(row, _LICENCES)):
-            return "another licence, or none"
+            return _no_column(row, _LICENCES) or "another licence, or none"
         size = len(self._content(row).encode("utf-8", "surrogatepass"))
         if size < self.options.min_bytes:
             return "smaller than min_bytes"
@@ -188,6 +188,11 @@ def star_bucket(stars: int) -> Bucket:
 
 def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _no_column(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+    """What is wrong with a filter on data that does not say what it asks for."""
+    return None if any(name in row for name in names) else f"none of the columns {', '.join(names)}"
 
 
 def _extension(row: dict[str, Any]) -> str:

@@ -71,6 +71,18 @@ def test_a_dataset_that_words_every_note_differently_fills_no_memory() -> None:
     assert counts["other"] == 2 * (1000 - 63)
 
 
+def test_a_filter_that_leaves_nothing_is_named(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_model_folder(tmp_path / "model", "causal")
+    (tmp_path / "a.jsonl").write_text('{"content": "x = 1", "path": "a.py"}\n' * 3)
+    config = make_config(tmp_path / "a.jsonl", dataset_type="code", options={"languages": ["Python"]})
+    config = replace(config, model=replace(config.model, base_model_path=str(tmp_path / "model")))
+    with pytest.raises(
+        DataError,
+        match=r"no sample in all its 3 records \(3 records: left out: none of the columns lang, .*\): change what",
+    ):
+        prepare(config)
+
+
 def test_files_left_out_have_no_samples_and_are_counted(tmp_path: Path, make_config: MakeConfig) -> None:
     model = write_model_folder(tmp_path / "model", "causal")
     rows = [{"content": "x" * size} for size in (1, 10, 100, 1000)]

@@ -296,7 +296,8 @@ def test_an_entry_without_samples_is_refused(make_config: MakeConfig, tmp_path: 
     still = {"obs_path": "x.npz", "task": "PushCube-v1", "actions": [[0.0] * 7] * 3}
     (tmp_path / "a.jsonl").write_text(json.dumps(still) + "\n")
     with pytest.raises(
-        DataError, match=r"no sample in all its 1 records \(drop_noops is True\): remove data.train_data_paths"
+        DataError,
+        match=r"no sample in all its 1 records \(data.action.drop_noops is true\): change what .* remove data.train_",
     ):
         prepare(make_config(tmp_path / "a.jsonl", action={"drop_noops": True}))
 

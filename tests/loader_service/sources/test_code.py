@@ -73,6 +73,23 @@ def test_filters(
         assert notes == {f"left out: {reason}": 4 - len(kept)}
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ({"languages": ["Python"]}, "lang, language, programming_language"),
+        ({"extensions": ["py"]}, "ext, max_stars_repo_path, path, file_path, filename"),
+        ({"licences": ["MIT"]}, "max_stars_repo_licenses, licenses, license, detected_licenses"),
+    ],
+)
+def test_a_filter_on_what_the_data_does_not_say_is_told(
+    name: str, options: dict[str, Any], columns: str, write_table: Callable[..., Path], make_tables: MakeTables
+) -> None:
+    shard = write_table(name, [{"content": "x = 1", "stars": 1}])
+    [record] = make_tables("code", **options).scan(shard)
+    assert (record.num_samples, record.notes) == (0, (f"left out: none of the columns {columns}",))
+
+
 def test_columns_of_other_collections(
     write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
 ) -> None:
