@@ -28,7 +28,7 @@ from loader_service.sources.lerobot.episode import Episode, open_camera, read_ep
 from loader_service.sources.lerobot.extras import check_installed
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
-from loader_service.sources.lerobot.locate import locate
+from loader_service.sources.lerobot.locate import locate, named_sets
 from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
 from loader_service.sources.lerobot.options import overlap, read_options
 from loader_service.sources.lerobot.rows import RowReader
@@ -70,7 +70,10 @@ class LeRobotDataset(BaseSFTDataset):
         """With the episodes of the split."""
         options, data = self.options, self.config
         if options.episodes is not None or options.val_episodes is not None:
-            both = set(data.train_data_paths) & set(data.val_data_paths)
+            train, val = (
+                set().union(*map(named_sets, paths)) for paths in (data.train_data_paths, data.val_data_paths)
+            )
+            both = train & val
             if both and overlap(options.episodes, options.val_episodes):
                 raise ConfigError(
                     f"{min(both)} is trained and validated on, and data.options.episodes and data.options.val_episodes have "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from loader_service.remote.url import is_url, parse_url
 from loader_service.shards import EntryShards, folder_without_wildcards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.meta import Meta, load_meta, selected
@@ -42,6 +43,17 @@ def locate(path: str, episodes: Ranges | None) -> tuple[EntryShards, dict[Path, 
     names = sorted(shards, key=natural_key)
     identity = fingerprint([[root.relative_to(base).as_posix(), metas[root.resolve()].fingerprint] for root in roots])
     return EntryShards(base.resolve(), pattern, tuple(names), tuple(shards[name] for name in names), identity), metas
+
+
+def named_sets(path: str) -> set[str]:
+    """The data sets that an entry names, however it is spelled; the entry's own place where none is here, or behind a URL."""
+    if is_url(path):
+        return {parse_url(path).url()}
+    named = Path(path).expanduser()
+    try:
+        return {str(root.resolve()) for root in _roots(named)[2]}
+    except (ConfigError, OSError):  # another loader's: `locate` says what is wrong with one that should be here
+        return {str(named.resolve())}
 
 
 def _roots(named: Path) -> tuple[Path, str, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,29 @@ def test_train_and_validation_take_different_episodes_of_one_folder(tmp_path: Pa
         make_dataset(data_config(root, val=[root], episodes="0-3", val_episodes=[3, 4])).for_split("train")
     with pytest.raises(ConfigError, match="in common"):
         make_dataset(data_config(root, val=[root], val_episodes=[3, 4])).for_split("val")
+
+
+@pytest.mark.parametrize("spelling", ["set/", "./set", "../here/set", "link", "s*t", "."])
+def test_a_folder_that_is_spelled_otherwise_is_the_same(
+    spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    write_lerobot(here / "set", LENGTHS, videos=())
+    (here / "link").symlink_to("set")
+    monkeypatch.chdir(here)
+    config = replace(data_config(Path("set"), episodes="0-3", val_episodes=[3, 4]), val_data_paths=(spelling,))
+    with pytest.raises(ConfigError, match=rf"{here}/set is trained and validated on"):
+        make_dataset(config).for_split("train")
+    elsewhere = replace(config, val_data_paths=("not/here",))
+    assert make_dataset(elsewhere).for_split("val") is not None
+
+
+def test_the_same_url_with_a_slash_is_the_same(tmp_path: Path) -> None:
+    config = replace(
+        data_config(Path("unused"), episodes="0-3", val_episodes=[3, 4]),
+        train_data_paths=("memory://robots/set",),
+        val_data_paths=("memory://robots/set/",),
+        cache_dir=str(tmp_path),
+    )
+    with pytest.raises(ConfigError, match="is trained and validated on"):
+        make_dataset(config).for_split("train")
