@@ -41,6 +41,9 @@ these files are Python pickles, and reading a pickle can run code that it brings
 name to numpy arrays and images, but that is no guarantee: say --trust-pickle for files that you made yourself or whose origin
 you trust"""
 
+_SHOWN = 20
+"""Bad episodes that are named."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
@@ -54,11 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit=arguments.limit,
         jsonl=arguments.name,
         progress=sys.stderr.isatty(),
+        skip_bad=arguments.skip_bad,
     )
     print(
         f"{done.jsonl}: {done.num_episodes:,} episodes ({done.num_new:,} of them new), {done.num_actions:,} actions; every "
         "episode was read back and counted"
     )
+    if done.bad:
+        print(f"{len(done.bad):,} bad episodes were left out:")
+        for reason in done.bad[:_SHOWN]:
+            print(f"  {reason}")
+        if len(done.bad) > _SHOWN:
+            print(f"  ... and {len(done.bad) - _SHOWN:,} more")
     return 0
 
 
@@ -105,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compress",
         action="store_true",
         help="deflate the NPZ files: smaller, and about 1.6 times the loader's CPU per sample",
+    )
+    common.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out episodes that are bad, and say which (default: stop at the first)",
     )
     rl4vla = formats.add_parser(
         "rl4vla",

@@ -52,6 +52,7 @@ class Episode:
     task: str | None = None
     """Task id, e.g. PushCube-v1."""
     instruction: str | None = None
+    """An empty one is none: then the task is what is said."""
 
     def check(self, ref: EpisodeRef) -> None:
         """Raises DataError unless it is what `mani_openpi` reads."""
@@ -74,8 +75,12 @@ class Episode:
             raise _error(ref, "depth", f"shape {list(self.depth.shape)}, and the frames have {list(self.rgb.shape)}")
         if self.states is not None:
             self._check_states(self.states, ref)
-        if self.instruction is not None and not self.instruction.strip():
-            raise _error(ref, "instruction", "an empty instruction: name a task id with --task, or mend the data")
+        if self.instruction is not None and not self.instruction.strip() and self.task is None:
+            raise _error(
+                ref,
+                "instruction",
+                "an empty instruction: name a task id with --task, mend the data, or leave such episodes out with --skip-bad",
+            )
         if self.instruction is None and self.task is None:
             raise _error(ref, "instruction", "neither an instruction nor a task id: give one with --task")
 

@@ -39,7 +39,7 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
     row: dict[str, Any] = {"obs_path": f"{folder.name}/{NPZ_FILE}"}
     if episode.task is not None:
         row["task"] = episode.task
-    if episode.instruction is not None:
+    if episode.instruction is not None and episode.instruction.strip():
         row["instruction"] = episode.instruction
     row["actions"] = np.ascontiguousarray(episode.actions)
     if episode.states is not None:

@@ -145,6 +145,18 @@ def test_wrong_pickled_episodes(
     assert list((tmp_path / "out").glob("*traj*")) == []
 
 
+def test_bad_episodes_are_named_where_they_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rl4vla(tmp_path / "in" / "a.npz", record(3, 0))
+    write_rl4vla(tmp_path / "in" / "b.npz", record(3, 0), instruction="")
+    common = ("rl4vla", tmp_path / "in", "--out", tmp_path / "out", "--jobs", 1, "--trust-pickle")
+    assert run(capsys, *common)[0] == 1
+    code, said = run(capsys, *common, "--skip-bad")
+    assert code == 0
+    assert "1 episodes (0 of them new)" in said
+    assert "1 bad episodes were left out:\n" in said
+    assert f"{tmp_path / 'in' / 'b.npz'}: record b, field instruction: an empty instruction" in said
+
+
 def test_maniskill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     episodes = [record(length, seed, extra=1) for seed, length in enumerate((4, 6, 3))]
     path = write_maniskill(tmp_path / "PushCube" / "trajectory.h5", episodes, [True, False, True])
@@ -187,7 +199,7 @@ def test_maniskill_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             states = np.stack([sample.state for sample in found if sample.state is not None])
             assert states.tobytes() == expected[:-1].tobytes()
     code, said = run(capsys, "maniskill", path, "--out", tmp_path / "qpos", "--jobs", 1, "--qvel")
-    assert (code, "holds the conversion of other files or with other options" in said) == (1, True)
+    assert (code, "or with other options: name another folder" in said) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,43 @@ def test_a_bad_episode_is_named_and_the_others_are_kept(source: RL4VLA, tmp_path
     assert before < 12
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bad_episodes_are_left_out_where_asked(source: RL4VLA, tmp_path: Path, jobs: int) -> None:
+    """Also where the estimate looks at them: at the first one."""
+    for number in (0, 5):
+        (tmp_path / "in" / f"e{number}.npz").write_bytes(b"PK")
+    write_rl4vla(tmp_path / "in" / "e7.npz", record(3, 7), instruction=" ")
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"e0\.npz"):
+        convert(source, out, jobs=jobs)
+    done = convert(source, out, jobs=jobs, skip_bad=True)
+    assert (done.num_episodes, len(done.bad)) == (9, 3)
+    assert [name in reason for name, reason in zip(("e0.npz", "e5.npz", "e7.npz"), done.bad, strict=True)] == [True] * 3
+    assert "an empty instruction: name a task id with --task" in done.bad[2]
+    for found, number in zip(read_all(done.jsonl), [1, 2, 3, 4, 6, 8, 9, 10, 11], strict=True):
+        assert_same(found, record(3 + number, number))
+    again = convert(source, out, jobs=jobs, skip_bad=True)
+    assert (again.num_new, again.bad) == (0, done.bad)
+    with pytest.raises(DataError, match=r"e0\.npz"):
+        convert(source, out, jobs=jobs)
+
+
+def test_nothing_but_bad_episodes_is_an_error(source: RL4VLA, tmp_path: Path) -> None:
+    for file in (tmp_path / "in").iterdir():
+        file.write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"all 12 episodes are bad; the first: .*e0\.npz"):
+        convert(source, tmp_path / "out", jobs=1, skip_bad=True)
+
+
+def test_an_empty_instruction_leaves_the_task_to_speak(tmp_path: Path) -> None:
+    write_rl4vla(tmp_path / "in" / "a.npz", record(3, 0), instruction="")
+    write_rl4vla(tmp_path / "in" / "b.npz", record(3, 1))
+    source = RL4VLA(inputs=(str(tmp_path / "in"),), task="PushCube-v1")
+    first, second = read_all(convert(source, tmp_path / "out", jobs=1).jsonl)
+    assert_same(first, record(3, 0), "push the cube to the goal")
+    assert_same(second, record(3, 1))
+
+
 def test_frames_are_stored_unless_asked_otherwise(source: RL4VLA, tmp_path: Path) -> None:
     import zipfile
 
