@@ -99,10 +99,14 @@ class ActionCounter:
         self.shard, self.base, self.chunk, self.what = shard, np.uint64(base), chunk, what
         self.count = 0
         self.batch: list[NDArray[np.float32]] = []
+        self.offsets: NDArray[np.int64] | None = None
         self.gathered: GatheredActions | None = None
 
-    def add(self, actions: NDArray[np.float32]) -> None:
-        """actions: float32[T, D]."""
+    def add(self, actions: NDArray[np.float32], offsets: NDArray[np.int64] | None = None) -> None:
+        """actions: float32[T, D]; offsets: see `ScannedRecord.chunk_offsets`."""
+        if not _same(offsets, self.offsets):
+            self._flush()
+            self.offsets = offsets
         self.batch.append(actions)
         if len(self.batch) == _BATCH_RECORDS:
             self._flush()
@@ -125,8 +129,14 @@ class ActionCounter:
         self.gathered.statistics.add(rows, keys)
         if self.gathered.chunks is not None:
             lengths = np.array([len(actions) for actions in batch])
-            self.gathered.chunks.add(rows, keys, np.repeat(np.cumsum(lengths), lengths))
+            ends = np.cumsum(lengths)
+            begins, ends = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
+            self.gathered.chunks.add(rows, keys, begins, ends, self.offsets)
         self.count += len(rows)
+
+
+def _same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
 def check_same_width(widths: Iterable[int], file: str, before: GatheredActions | None, what: str = "actions") -> None:

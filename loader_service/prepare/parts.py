@@ -247,7 +247,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
                 errors.append(record.error)
             continue
         if record.actions is not None:
-            actions.add(record.actions)
+            actions.add(record.actions, record.chunk_offsets)
         if record.states is not None:
             states.add(record.states)
     _check_unchanged(task)

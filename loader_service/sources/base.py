@@ -57,7 +57,10 @@ class ScannedRecord:
     """Tokens of all its rows together, where loader-prepare counts them; else 0."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
-    chunks of them, cut as `read` cuts those of its samples), or None."""
+    chunks of them, see `chunk_offsets`), or None."""
+    chunk_offsets: NDArray[np.int64] | None = None
+    """int64[K], of which timesteps of the record, from the own one on, `read` makes a sample's chunk, clamped to its ends; None:
+    of 0 to K - 1."""
     states: NDArray[np.float32] | None = None
     """float32[T, S], the states that `data.state: text` is scaled by, or None."""
     error: str | None = None

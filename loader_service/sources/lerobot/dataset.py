@@ -42,7 +42,7 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = 2  # timestamps are checked against fps
+    version = 2  # timestamps are checked against fps; chunks for `fast` are cut as those of samples
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

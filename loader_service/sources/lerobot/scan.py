@@ -29,7 +29,7 @@ def scan_shard(
     """
     skip = config.on_bad_sample == "skip"
     columns = choose_columns(meta.info, options)
-    _check_info(columns, meta, config, options)
+    offsets = _check_info(columns, meta, config, options)
     rows = meta.rows_of.get(shard.relative_to(meta.info.root).as_posix())
     if rows is None:
         raise DataError("meta/ names no episode that begins in it", file=str(shard))
@@ -71,11 +71,11 @@ def scan_shard(
             yield _record(max(start, 0), length, error=str(error))
             continue
         actions = parsed.actions[~is_noop(parsed.actions)] if config.action.drop_noops else parsed.actions
-        yield _record(start, length, actions=actions, states=parsed.states)
+        yield _record(start, length, actions=actions, states=parsed.states, offsets=offsets)
 
 
-def _check_info(columns: Columns, meta: Meta, config: DataConfig, options: LeRobotOptions) -> None:
-    """What can be wrong with all episodes at once."""
+def _check_info(columns: Columns, meta: Meta, config: DataConfig, options: LeRobotOptions) -> NDArray[np.int64] | None:
+    """What can be wrong with all episodes at once. Gives `ScannedRecord.chunk_offsets`."""
     info = meta.info
     with located(file=info.file):
         for camera in columns.cameras:
@@ -90,7 +90,8 @@ def _check_info(columns: Columns, meta: Meta, config: DataConfig, options: LeRob
             field=f"features[{columns.action.key}].shape",
         )
     frame_offsets(options.image_history, info.fps, "data.options.image_history")
-    frame_offsets(options.action_delta_timestamps or (), info.fps, "data.options.action_delta_timestamps")
+    deltas = options.action_delta_timestamps
+    return None if deltas is None else frame_offsets(deltas, info.fps, "data.options.action_delta_timestamps")
 
 
 def _first_rows(episode_index: NDArray[np.int64], episodes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -129,9 +130,16 @@ def _record(
     *,
     actions: NDArray[np.float32] | None = None,
     states: NDArray[np.float32] | None = None,
+    offsets: NDArray[np.int64] | None = None,
     error: str | None = None,
 ) -> ScannedRecord:
     num_samples = length if actions is None else len(actions)
     return ScannedRecord(
-        offset=start, size=length, num_samples=num_samples, actions=actions, states=states, error=error
+        offset=start,
+        size=length,
+        num_samples=num_samples,
+        actions=actions,
+        chunk_offsets=offsets,
+        states=states,
+        error=error,
     )

@@ -4,6 +4,7 @@ As in `statistics`: of all chunks those are kept whose key has the smallest hash
 order in which a source is scanned, nor on the number of processes.
 
     trajectory a b c, chunk 2:  chunks (a, b), (b, c), (c, c): after the end the last action is repeated, as in training
+    with offsets -1 and 0:      chunks (a, a), (a, b), (b, c)
 
 Letters: N timesteps, D dimensions of an action, K timesteps of a chunk, M chunks in the sample.
 """
@@ -33,11 +34,22 @@ class ChunkSample:
         self._hashes = np.empty(0, dtype=np.uint64)
         self._chunks = np.empty((0, chunk, dim), dtype=np.float32)
 
-    def add(self, actions: Float32Array, keys: npt.NDArray[np.uint64], ends: npt.NDArray[np.int64]) -> None:
-        """The chunks that begin at each of the actions float32[N, D]; keys uint64[N] name them.
+    def add(
+        self,
+        actions: Float32Array,
+        keys: npt.NDArray[np.uint64],
+        begins: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """The chunks of each of the timesteps of actions float32[N, D]; keys uint64[N] name them.
 
-        ends: int64[N], the place in `actions` where the trajectory of each ends.
+        begins, ends: int64[N], where in `actions` the trajectory of each lies; offsets: int64[K], which of its timesteps, from
+        the own one on, a chunk is made of, default: 0, 1, 2 ...
         """
+        offsets = np.arange(self.chunk) if offsets is None else offsets
+        if len(offsets) != self.chunk:
+            raise DataError(f"chunks of {len(offsets)} timesteps: data.action.chunk is {self.chunk}")
         self.count += len(actions)
         hashes = mix64(keys ^ _KEY)
         starts = np.arange(len(actions))
@@ -47,7 +59,7 @@ class ChunkSample:
         if len(hashes) > self.capacity:
             kept = np.argpartition(hashes, self.capacity - 1)[: self.capacity]
             hashes, starts = hashes[kept], starts[kept]
-        places = np.minimum(starts[:, None] + np.arange(self.chunk), ends[starts][:, None] - 1)  # [n, K]
+        places = np.clip(starts[:, None] + offsets, begins[starts][:, None], ends[starts][:, None] - 1)  # [n, K]
         self._keep(hashes, actions[places], self.capacity)
 
     def merge(self, other: "ChunkSample") -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from loader_service.prepare import entry, scan_pool
+from loader_service.prepare.fit import train_actions
 from loader_service.prepare.run import prepare
+from loader_service.sources.base import make_dataset
 from loader_service.sources.lerobot import scan
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError
@@ -88,6 +90,25 @@ def test_published_statistics_are_those_of_the_action_key(root: Path, make_confi
     codec = prepare(make_config(root, dataset_type="lerobot", options={"action_key": key}, action=action)).codec
     assert codec is not None
     assert codec.statistics.q99.tolist() == [8] * dim
+
+
+def test_a_codec_of_chunks_is_fitted_on_those_that_are_read(root: Path, make_config: MakeConfig) -> None:
+    for deltas in (None, [-0.2, -0.1, 0, 0.2], [0.1, 0.2, 0.3, 0.4]):
+        options: dict[str, Any] = {"image_keys": []} | ({} if deltas is None else {"action_delta_timestamps": deltas})
+        config = make_config(
+            root, dataset_type="lerobot", options=options, action={"codec": "fast", "chunk": 4}, max_seq_len=999
+        )
+        [manifest] = prepare(config).entries["train"].values()
+        _, fitted = train_actions([manifest], config.data.action)
+        dataset = make_dataset(config.data)
+        read = [
+            sample.action
+            for shard in dataset.locate(str(root)).paths
+            for record in dataset.scan(shard)
+            for sample in dataset.read(shard, record.offset, record.size)
+        ]
+        assert len(fitted) == len(read) == sum(LENGTHS)
+        assert {chunk.tobytes() for chunk in fitted} == {chunk.tobytes() for chunk in read if chunk is not None}
 
 
 def change_tasks(root: Path) -> None:
