@@ -95,6 +95,15 @@ def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple
     return statistics, sample if merged.chunks is None else merged.chunks.finish()
 
 
+def sampled_chunks(entry: EntryManifest, action: ActionConfig) -> NDArray[np.float32] | None:
+    """float32[M, K, D], a fair sample of the entry's chunks; None where the codec needs none, or the entry has no actions."""
+    chunk = sampled_chunk(action)
+    if chunk == 0 or entry.statistics is None:
+        return None
+    chunks = _load_actions(entry.folder / ACTIONS_FILE, chunk).chunks
+    return None if chunks is None else chunks.finish()
+
+
 def train_states(train: Sequence[EntryManifest]) -> ActionStatistics:
     """Statistics of the states of all entries together. Raises ConfigError where there are none."""
     merged = _merged([entry for entry in train if entry.states is not None], STATES_FILE, 0, "states")
