@@ -37,6 +37,8 @@ class _Text(NamedTuple):
     instruction: str
     state: NDArray[np.float32] | None
     action: NDArray[np.float32] | None
+    is_pad: NDArray[np.bool_] | None
+    """Timesteps of the action that are no labels."""
     answer: str | None
     timestep: int
 
@@ -139,6 +141,8 @@ class RecordEncoder:
     def _read(self, manifest: EntryManifest, number: int, epoch: int) -> _Record:
         """Its samples, read, their frames encoded."""
         augment = self.data.augment.enabled and manifest.split == "train"
+        # Validation compares whole chunks, so that it says the same of every run.
+        hides_padding = not self.data.action.learn_padding and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
         shard, offset, size = manifest.place(number)
@@ -160,8 +164,11 @@ class RecordEncoder:
                         self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
                     # Kept without its frames, so that one raw frame at a time is alive.
                     record.found.append(
-                        _Text(images, sample.instruction, sample.state, sample.action, sample.answer, sample.timestep)
-                    )
+                        _Text(
+                            images, sample.instruction, sample.state, sample.action,
+                            sample.action_is_pad if hides_padding else None, sample.answer, sample.timestep,
+                        )
+                    )  # fmt: skip
                 record.check_not_more()
         except (DataError, FetchError, MemoryError):
             raise
@@ -219,7 +226,12 @@ class RecordEncoder:
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
         try:
             row = self.processor.encode(
-                text.instruction, len(text.images), codes=codes, answer=text.answer, state=text.state
+                text.instruction,
+                len(text.images),
+                codes=codes,
+                is_pad=text.is_pad,
+                answer=text.answer,
+                state=text.state,
             )
         except DataError:  # a context around every sample, and its words, would be felt
             with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):

@@ -6,7 +6,7 @@ train 0 (demos/train.jsonl): lane 3, row 0 of 41
   tokens                  24, of them 5 labels
   text                    <s><|User|> <image>x16 Push the cube <|Assistant|>[<action 31><action 88></s>]
   action                  0.012 -0.3 ...
-  action of the labels    0.011 -0.3 ...    largest difference 0.001
+  action of the tokens    0.011 -0.3 ...    largest difference 0.001
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def token_texts(sample: EncodedSample, processor: Processor) -> list[str]:
     texts, vocabulary = processor.token_texts(sample.input_ids), processor.vocabulary
     if sample.action is not None and vocabulary is not None:
         ids = sample.input_ids
-        places = np.flatnonzero((sample.supervised != 0) & (ids >= vocabulary.first_id) & (ids < vocabulary.end_id))
+        places = _action_places(sample, sample.supervised != 0, processor)
         for place, code in zip(places.tolist(), vocabulary.to_codes(ids[places]).tolist(), strict=True):
             texts[place] = f"<action {code}>"
     return texts
@@ -88,19 +88,27 @@ def _action_lines(sample: EncodedSample, labels: NDArray[np.bool_], processor: P
     try:
         decoded = decoded_action(sample, labels, processor)
     except DataError as error:
-        yield _line("action of the labels", f"none: {error}")
+        yield _line("action of the tokens", f"none: {error}")
         return
     difference = float(np.abs(decoded - sample.action).max())
-    yield _line("action of the labels", f"{_numbers(decoded)}    largest difference {difference:.3g}")
+    yield _line("action of the tokens", f"{_numbers(decoded)}    largest difference {difference:.3g}")
 
 
 def decoded_action(sample: EncodedSample, labels: NDArray[np.bool_], processor: Processor) -> NDArray[np.float32]:
-    """float32[K, D]: what a model that predicts the labels exactly would do. Raises DataError."""
-    ids = sample.input_ids[labels]
-    vocabulary = processor.vocabulary
-    if vocabulary is None:
+    """float32[K, D]: what a model that predicts the answer exactly would do. Raises DataError."""
+    if processor.vocabulary is None:
         raise DataError("there is no action codec")
-    return processor.actions_from_ids(ids[(ids >= vocabulary.first_id) & (ids < vocabulary.end_id)])
+    return processor.actions_from_ids(sample.input_ids[_action_places(sample, labels, processor)])
+
+
+def _action_places(sample: EncodedSample, labels: NDArray[np.bool_], processor: Processor) -> NDArray[np.int64]:
+    """Where the action's tokens stand: in front of the end token, labels or not where their number is fixed."""
+    codec, vocabulary, ids = processor.codec, processor.vocabulary, sample.input_ids
+    assert codec is not None  # an action was encoded
+    assert vocabulary is not None
+    if codec.code_lengths is None:
+        return np.arange(max(len(ids) - 1 - codec.max_tokens, 0), len(ids) - 1)
+    return np.flatnonzero(labels & (ids >= vocabulary.first_id) & (ids < vocabulary.end_id))
 
 
 def marked_text(texts: list[str], labels: NDArray[np.bool_], *, colour: bool) -> str:

@@ -94,9 +94,10 @@ class Sample:
     action: NDArray[np.float32] | None = None
     """float32[K, D], K = data.action.chunk, in action units."""
     action_is_pad: NDArray[np.bool_] | None = None
-    """bool[K], or None where the source does not say: which actions lie beyond the record's end and repeat its last one."""
+    """bool[K], or None where the source does not say: which actions lie beyond the record's ends and repeat its last (or
+    first) one: no labels of training with `data.action.learn_padding: false`."""
     image_is_pad: NDArray[np.bool_] | None = None
-    """The same, bool[len(images)], for images before the record's beginning, which repeat its first one."""
+    """The same, bool[len(images)], for images before the record's beginning, which repeat its first one. Rows do not tell it."""
     answer: str | None = None
     """Text to be learned, where there is no action."""
     timestep: int = 0
@@ -207,7 +208,8 @@ class BaseSFTDataset(ABC):
     def read_identity(self) -> dict[str, Any]:
         """All that decides what `read` gives, besides the data; JSON-able. Part of the fingerprint that loaders compare."""
         data = self.config
-        return {**self.scan_identity(), "chunk": data.action.chunk, "depth": data.image.depth}
+        identity = {**self.scan_identity(), "chunk": data.action.chunk, "depth": data.image.depth}
+        return identity if data.action.learn_padding else {**identity, "learn_padding": False}
 
     def verify(self, shard: Path, offset: int, size: int) -> int:
         """Number of samples of one record, after reading all of it with every check there is (`loader-prepare --verify`)."""

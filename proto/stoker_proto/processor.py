@@ -127,11 +127,16 @@ class Processor:
         num_images: int,
         *,
         codes: NDArray[np.int32] | None = None,
+        is_pad: NDArray[np.bool_] | None = None,
         answer: str | None = None,
         state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
-        """The row of a sample: int32[tokens] codes of its action, or its answer in words. Raises DataError."""
-        return self._rows.encode(instruction, num_images, codes=codes, answer=answer, state=state)
+        """The row of a sample: int32[tokens] codes of its action, or its answer in words. Raises DataError.
+
+        is_pad: bool[K], timesteps of the action that are no labels.
+        """
+        hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
+        return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
     def encode_turns(self, turns: Sequence[Turn], num_images: int = 0) -> EncodedRow:
         """The row of a dialogue: its learned turns are labels. Raises DataError; see `chat_rows`."""

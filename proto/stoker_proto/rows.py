@@ -80,10 +80,13 @@ class RowWriter:
         num_images: int,
         *,
         codes: Ids | None = None,
+        not_learned: NDArray[np.bool_] | None = None,
         answer: str | None = None,
         state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
         """The row of an instruction with its images and its answer: int32[tokens] codes of an action, or words.
+
+        not_learned: bool[tokens], codes that are no labels.
 
         Raises RowError where the row needs more than `data.max_seq_len` tokens, DataError where the answer is not one of the two.
         """
@@ -102,6 +105,8 @@ class RowWriter:
             )
         supervised = np.zeros(len(input_ids), np.uint8)
         supervised[len(prompt) :] = 1
+        if not_learned is not None:
+            supervised[len(prompt) : -1][not_learned] = 0
         return EncodedRow(input_ids, supervised)
 
     @property

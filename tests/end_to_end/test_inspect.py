@@ -60,7 +60,7 @@ def test_text_labels_action_and_picture_for_people(config: Path, tmp_path: Path)
     assert "record 1, sample 1" in text
     assert "<|User|> <image>x16 " in text
     assert "<|Assistant|>[<action " in text
-    assert text.count("action of the labels") == 2
+    assert text.count("action of the tokens") == 2
     assert text.count("\n                   label") == 2 * 8  # seven dimensions in bins, and the end token
     pictures = sorted((tmp_path / "p").glob("*.png"))
     assert len(pictures) == 2
@@ -128,7 +128,7 @@ def test_the_complete_class_of_the_page_on_sources(model: Path, tmp_path: Path) 
     done = run_program("loader_service.cli", "inspect", *known, "--record", "1", "--num", "5", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("<|User|> <image>x16 push the cube <|Assistant|>[<action ") == 5
-    assert done.stdout.count("action of the labels") == 5
+    assert done.stdout.count("action of the tokens") == 5
     with serving(tmp_path / "my.yaml", PYTHONPATH=path) as loader:
         assert len(pull(tmp_path / "my.yaml", [loader.address]).keys) == 15
     (tmp_path / "data" / "episode_1" / "000003.jpg").unlink()

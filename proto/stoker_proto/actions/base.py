@@ -82,6 +82,22 @@ class ActionCodec(ABC):
         """Fit to actions float32[M, D], or to chunks if `fits_chunks`: a pure function, the same bits on every machine."""
 
     @property
+    def tokens_per_timestep(self) -> int | None:
+        """Of a codec that writes one timestep after the other; None: each token tells of the whole chunk."""
+        return self.max_tokens // self.chunk if self.code_lengths is None else None
+
+    def tokens_of(self, timesteps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool[chunk] -> bool[max_tokens]: the tokens of these timesteps. Raises DataError where they have none of their own."""
+        count = self.tokens_per_timestep
+        if count is None:
+            raise DataError(
+                f"codec {self.name} has no tokens of single timesteps: set data.action.learn_padding to true"
+            )
+        if timesteps.shape != (self.chunk,):
+            raise DataError(f"action_is_pad of shape {list(timesteps.shape)}: bool[{self.chunk}] is expected")
+        return np.repeat(timesteps, count)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the canonical JSON: codecs with equal fingerprints give equal codes."""
         return fingerprint(self.to_json())

@@ -57,6 +57,9 @@ class ActionConfig:
     those of the train data."""
     unmasked: tuple[int, ...] = (6,)
     """Dimensions that are not normalised by their quantiles (7-DoF: the gripper, as OpenVLA does)."""
+    learn_padding: bool = True
+    """Whether timesteps of a chunk beyond the trajectory's ends, which repeat its last (or first) action, are labels of training
+    like the others; false needs a codec with tokens of their own for each timestep (`vq`, `bins`)."""
     drop_noops: bool = False
     """Leave out timesteps whose action moves nothing (|dxyz| <= 0.01 and |drot| <= 0.06) and keeps the gripper's state."""
 

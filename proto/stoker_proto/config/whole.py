@@ -42,6 +42,12 @@ class Config:
             raise ConfigError(
                 "data.packing and data.group_by_length are both true: packed rows are all about max_seq_len tokens long, take one"
             )
+        action = self.data.action
+        if action.codec == "fast" and not action.learn_padding:
+            raise ConfigError(
+                "data.action.learn_padding is false and data.action.codec is fast, whose tokens each tell of the whole chunk: "
+                "use vq or bins, or learn the padding"
+            )
         self._check_state()
 
     def _check_state(self) -> None:
