@@ -164,14 +164,14 @@ def _give_images(conversation: Conversation) -> bool:
     """Each message gets the images that are marked in it. Gives whether there are marks in a row without images."""
     rows, messages = conversation.images, conversation.messages
     showing = [message for message in messages if message.role in IMAGE_ROLES]
+    if not rows and not any(image is not None for message in showing for image in message.images):
+        for message in showing:
+            message.images = ()
+        return any(IMAGE in message.text for message in showing)
     for message in showing:
         message.images = message.images or (None,) * message.text.count(IMAGE)
     marks = sum(message.images.count(None) for message in showing)
     own = sum(len(message.images) for message in showing) - marks
-    if not rows and not own:
-        for message in showing:
-            message.images = ()
-        return marks > 0
     if len(rows) + own > _MAX_IMAGES:
         raise DataError(f"{len(rows) + own} images: at most {_MAX_IMAGES} are taken", field="images")
     elsewhere = sum(message.text.count(IMAGE) for message in messages if message.role not in IMAGE_ROLES)

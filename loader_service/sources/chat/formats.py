@@ -136,12 +136,14 @@ def _conversation(row: dict[str, Any], messages: list[Message]) -> Conversation:
 
 def _calls(turn: dict[str, Any], place: str) -> list[str]:
     """Calls of an OpenAI message as they are written down: its `tool_calls`, and `function_call`, as they were before."""
-    calls = turn.get("tool_calls") or []
+    calls, old_call = turn.get("tool_calls") or [], turn.get("function_call")
+    if not calls and old_call is None:
+        return []
     if not isinstance(calls, list):
         raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
     found = [(call, f"{place}.tool_calls[{j}]") for j, call in enumerate(calls)]
-    if turn.get("function_call") is not None:
-        found.append((turn["function_call"], f"{place}.function_call"))
+    if old_call is not None:
+        found.append((old_call, f"{place}.function_call"))
     texts = []
     for call, where in found:
         function = call.get("function", call) if isinstance(call, dict) else None

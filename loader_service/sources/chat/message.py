@@ -49,7 +49,7 @@ class Message:
     learned: bool | None = None
     """What the row itself says; None: nothing."""
     images: tuple[Any, ...] = ()
-    """Where to find those that are marked in the text, in their order; None: the next of the row's `images`."""
+    """Where to find those that are marked in the text, in their order; None, or none at all: the next of the row's `images`."""
 
 
 def role_of(name: object, field: str) -> Role:

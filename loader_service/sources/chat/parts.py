@@ -21,12 +21,12 @@ _NAMES = ("image_url", "image", "url", "path", "base64")
 
 
 def content_of(content: object, role: Role, field: str, *, has_images: bool) -> tuple[str, tuple[Any, ...]]:
-    """The text with its marks, and their images; None for one that is the next of the row's.
+    """The text with its marks, and of a list of parts their images; None for one that is the next of the row's.
 
     has_images: the row has some. Raises DataError.
     """
     if isinstance(content, str):
-        return content, (None,) * (content.count(IMAGE) if role in IMAGE_ROLES else 0)
+        return content, ()
     if not isinstance(content, list):
         raise DataError(f"{type(content).__name__}: a text or a list of parts is expected", field=field)
     texts: list[str] = []

@@ -100,6 +100,10 @@ def test_images_inside_of_parquet(read_row: Callable[..., Sample]) -> None:
 def test_text_that_says_image_is_text_where_there_are_none(read_row: Callable[..., Sample]) -> None:
     sample = read_row({"data": ["What is <image> in HTML?", "A mark."]})
     assert (sample.images, sample.notes) == ((), (LITERAL,))
+    parts = [{"type": "text", "text": "What is <image>?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "A mark."}]
+    sample = read_row({"messages": messages})
+    assert (sample.images, sample.notes) == ((), (LITERAL,))
     assert read_row({"data": ["What is a mark?", "<image> is one."]}).notes == ()
 
 
