@@ -10,8 +10,6 @@ replayed from a list. Time is an argument: seconds of a monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
 from stoker_proto.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
 from trainer.feed import explain
@@ -21,23 +19,10 @@ from trainer.feed.desk import Desk
 from trainer.feed.fleet import Fleet
 from trainer.feed.judge import Judge
 from trainer.feed.peer import State
-from trainer.feed.schedule import Schedule
+from trainer.feed.schedule import Cursor, Schedule
 
 _STILL_WAITING_S = 5.0
 """After this time without loaders that hold all the data the user is told what is waited for."""
-
-
-@dataclass(slots=True)
-class _Cursor:
-    """The next micro-batch to ask for."""
-
-    session: int
-    epoch: int
-    first: int
-    step: int
-    index: int
-    num_epochs: int
-    """Epochs are entered one after the other up to this one (exclusive)."""
 
 
 class Core:
@@ -54,7 +39,7 @@ class Core:
         self._covered = False  # all entries were held by ready loaders at least once
         self._warned = False
         self._asked_any = False  # from the first ticket on, a loader that differs is left out; before, it ends the run
-        self._cursor: _Cursor | None = None
+        self._cursor: Cursor | None = None
         self._opening: int | None = None  # epoch that the consumer waits for
         self._untaken = 0  # micro-batches asked for and not taken by the consumer
         self._waiting_since: float | None = None
@@ -168,7 +153,7 @@ class Core:
         """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""
         self.desk.clear(now)
         self._untaken, self._opening = 0, None
-        self._cursor = _Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
+        self._cursor = Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
         self.fleet.close_except({epoch, epoch + 1})
         self.fleet.open(epoch, now)
 

@@ -36,6 +36,19 @@ class Slice:
     runs: tuple[Run, ...]
 
 
+@dataclass(slots=True)
+class Cursor:
+    """The next micro-batch to ask for."""
+
+    session: int
+    epoch: int
+    first: int
+    step: int
+    index: int
+    num_epochs: int
+    """Epochs are entered one after the other up to this one (exclusive)."""
+
+
 def num_steps(num_samples: int, first: int, global_batch_size: int) -> int:
     """Optimizer steps from sample `first` to the end of an epoch; the last may be partly padding.
 
