@@ -45,6 +45,9 @@ class BatchFeed(Protocol):
     def num_ready(self) -> int:
         """Micro-batches that lie ready."""
 
+    def begin(self) -> None:
+        """The run has begun, be it with another split."""
+
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
         """This rank's part of the epoch's global batches from there on."""
 
@@ -99,6 +102,8 @@ class Trainer:
             "training from step %d to %d: %d samples an epoch, %d ranks",
             first_step, self.total_steps, self.train.num_samples, self.ranks.world_size,
         )  # fmt: skip
+        if self.val is not None:
+            self.val.feed.begin()  # its first ticket may be hours away
         started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         digests = DigestLog(self.output_dir, self.ranks.rank)

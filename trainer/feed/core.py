@@ -1,7 +1,7 @@
 """The client's logic as a pure state machine: events are told to it, `advance` answers with commands.
 
     events     connected  lost  denied  received  broken    from the sockets
-               open  start  taken  ping                     from the consumer
+               open  begin  start  taken  ping              from the consumer
     commands   Send  Opened  Deliver  Warn  Fail
 
 No socket, clock, thread or source of chance is imported here or in what it imports, so that every schedule of events can be
@@ -38,7 +38,7 @@ class Core:
         self._began = now
         self._covered = False  # all entries were held by ready loaders at least once
         self._warned = False
-        self._asked_any = False  # from the first ticket on, a loader that differs is left out; before, it ends the run
+        self._begun = False  # once training has begun a loader that differs is left out; before, it ends the run
         self._cursor: Cursor | None = None
         self._opening: int | None = None  # epoch that the consumer waits for
         self._untaken = 0  # micro-batches asked for and not taken by the consumer
@@ -121,7 +121,7 @@ class Core:
             self._out.append(self.fleet.epochs.opened(epoch))
 
     def _differs(self, loader: int, text: str, now: float) -> None:
-        if self._asked_any:
+        if self._begun and self._covered:  # never before loaders were accepted: it may be they who are right
             self._exclude(loader, text, now)
         else:
             self._fail(RefusedError(text))
@@ -149,8 +149,13 @@ class Core:
         if epoch in self.fleet.orders:
             self._out.append(self.fleet.epochs.opened(epoch))
 
+    def begin(self) -> None:
+        """The run has begun, be it with another split: no loader that joins from now on may end it."""
+        self._begun = True
+
     def start(self, session: int, epoch: int, first: int, num_epochs: int, now: float) -> None:
         """Micro-batches are wanted from sample `first` of the epoch on, through to the end of epoch num_epochs - 1."""
+        self.begin()
         self.desk.clear(now)
         self._untaken, self._opening = 0, None
         self._cursor = Cursor(session, epoch, first, 0, 0, max(num_epochs, epoch + 1))
@@ -198,7 +203,6 @@ class Core:
             self._issue(now)
             for loader, ticket in self.desk.assign(lambda lane, epoch: self.fleet.choices(lane, epoch, now), now):
                 self._out.append(Send(loader, ticket))
-                self._asked_any = True
             delivered = self._deliver(now)
         hedges = self.desk.hedge(self._num_near(), lambda lane, epoch: self.fleet.spares(lane, epoch, now), now)
         self._out.extend(Send(loader, ticket, is_hedge=True) for loader, ticket in hedges)

@@ -148,6 +148,13 @@ class Feed:
             loaders=loaders,
         )
 
+    def begin(self) -> None:
+        """The run has begun, with this split or another: a loader that joins and differs is left out, and ends it no more.
+
+        `steps` says so too; a split that is read later needs to hear of it before.
+        """
+        self._driver.post(lambda core, now: core.begin())
+
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
         """This rank's part of the epoch's global batches from a stream position on; after `connect`.
 

@@ -61,6 +61,24 @@ def plain_perplexity(config: Config) -> tuple[float, float]:
     return math.exp(nll / tokens), correct / tokens
 
 
+def begin_and_fail(rank: int, config: Config) -> bool:
+    trainer = build_run(config, images=False)
+    assert trainer.val is not None
+    assert isinstance(trainer.train.feed, MemoryFeed)
+    assert isinstance(trainer.val.feed, MemoryFeed)
+    trainer.train.feed.fail_at = (0, 0)
+    assert not trainer.val.feed.begun
+    with pytest.raises(ConnectionError):
+        trainer.run()
+    return trainer.val.feed.begun
+
+
+def test_validation_hears_that_training_begins(tiny_causal: Path, tmp_path: Path) -> None:
+    """From then on no loader that joins may end the run, though the first validation is far away."""
+    config = make_config(tiny_causal, tmp_path, eval_interval=100)
+    assert run_ranks(1, lambda rank: begin_and_fail(rank, config)) == [True]
+
+
 def test_two_ranks_and_one_equal_a_plain_computation(tiny_llava: Path, tmp_path: Path) -> None:
     config = make_config(tiny_llava, tmp_path)
     (two, message), (other, _) = run_ranks(2, lambda rank: validate_on(rank, config))

@@ -291,6 +291,53 @@ def test_a_loader_that_comes_later_and_differs_is_left_out() -> None:
     assert driver.keys() == EXPECTED
 
 
+def wait_for_the_first_validation() -> CoreDriver:
+    """The core of a split that is read later: connected at the start, no micro-batch wanted yet, an hour of training gone."""
+    driver = CoreDriver().connect(0, start=False)
+    driver.core.open(0, driver.now)
+    driver.advance()
+    driver.core.begin()
+    for _ in range(60):
+        driver.advance(60.0)
+    assert driver.error is None
+    return driver
+
+
+def test_a_loader_that_differs_and_joins_before_the_first_validation_is_left_out() -> None:
+    driver = wait_for_the_first_validation()
+    driver.fingerprints[1]["codec"] = "other"
+    driver.connect(1)
+    driver.finish()
+    assert driver.error is None
+    assert "codec: the loader has other, this rank c1" in driver.warnings[0]
+    assert asked([pair for pair in driver.sent if isinstance(pair[1], Ticket)]) == {0}  # type: ignore[misc]
+    assert driver.keys() == EXPECTED
+
+
+def test_keys_that_stop_fitting_before_the_first_validation_leave_the_loader_out() -> None:
+    driver = wait_for_the_first_validation()
+    driver.core.denied(1, "the loader at B refused our key", driver.now)
+    driver.advance()
+    assert (driver.error, driver.warnings) == (None, ["the loader at B refused our key"])
+
+
+def test_a_loader_that_differs_ends_the_start_also_once_the_stream_is_known() -> None:
+    """Minutes may pass between the first answer and the first step, and the one that answered first may be the wrong one."""
+    driver = CoreDriver().connect(0, start=False)
+    driver.core.open(0, driver.now)
+    driver.advance(30.0)
+    driver.fingerprints[1]["codec"] = "other"
+    driver.connect(1, start=False)
+    assert isinstance(driver.error, RefusedError)
+
+
+def test_a_run_that_has_begun_is_still_ended_by_a_difference_from_the_first_loader_of_all() -> None:
+    driver = CoreDriver(1, fingerprints={"plan": "of the checkpoint"})
+    driver.core.begin()
+    driver.connect()
+    assert isinstance(driver.error, RefusedError)
+
+
 def test_keys_that_do_not_fit_end_the_run_at_its_start() -> None:
     driver = CoreDriver(1)
     driver.core.denied(0, "the loader at A refused our key", driver.now)

@@ -242,6 +242,26 @@ def test_refusals_carry_the_difference() -> None:
         feed.connect()
 
 
+def test_a_stranger_in_mid_run_does_not_end_the_validation_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
+    port = unused_port()
+    other = f"tcp://127.0.0.1:{port}"
+    with FakeLoader() as good:
+        config = make_config([good.address, other])
+        with (
+            Feed(config, "train", 0, 1, processor=StandInDecoder()) as train,
+            Feed(config, "val", 0, 1, processor=StandInDecoder()) as val,
+        ):
+            train.connect()
+            val.connect()
+            val.begin()
+            steps = train.steps(0, 0)
+            first = next(steps)
+            with FakeLoader(address=other, fingerprints={"codec": "another"}):
+                wait_for(lambda: caplog.text.count("codec: the loader has another") == 2)
+            assert rows([first, *steps]) == EXPECTED
+            assert len(rows(list(val.steps(0, 0)))) == sum(LENGTHS[0])
+
+
 def test_another_order_than_the_checkpoint_is_refused() -> None:
     with pytest.raises(
         RefusedError, match=r"data\.order, the sources or their weights are not those of the checkpoint"

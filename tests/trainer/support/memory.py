@@ -131,11 +131,17 @@ class MemoryFeed:
         self.rank, self.world_size = rank, world_size
         self.fail_at: tuple[int, int] | None = None
         """(epoch, first sample) of the step at which the loaders are gone."""
+        self.begun = False
+        """Was told that training begins."""
 
     @property
     def num_ready(self) -> int:
         """Nothing is made ahead."""
         return 0
+
+    def begin(self) -> None:
+        """Nobody joins here."""
+        self.begun = True
 
     def batch(self, epoch: int, start: int, stop: int) -> MicroBatch:
         """Stream positions [start, stop) of an epoch."""
