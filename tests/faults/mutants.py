@@ -53,6 +53,18 @@ class _NoReissue(Desk):
         work.retry_at = float("inf")
 
 
+class _HastyPoison(Desk):
+    """Whatever ends an attempt counts as a loader that died of the ticket."""
+
+    def _end(self, work: Work, loader: int, why: str, now: float) -> None:
+        super()._end(work, loader, why, now)
+        work.deaths += 1
+
+    def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
+        super()._mark_late(work, ask, why)
+        work.deaths += 1
+
+
 class _NoDeadline(Desk):
     """A ticket is waited for as long as its loader's connection stands."""
 
@@ -183,6 +195,7 @@ MUTANTS: dict[str, MakeCore] = {
     **MIXTURE_MUTANTS,
     "no-dedup": with_desk(_NoDedup),
     "no-reissue": with_desk(_NoReissue),
+    "hasty-poison": with_desk(_HastyPoison),
     "no-deadline": with_desk(_NoDeadline),
     "no-reorder": with_desk(_NoReorder),
     "stale-retry": with_desk(_StaleRetry),

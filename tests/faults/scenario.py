@@ -113,7 +113,7 @@ class Scenario:
             micro_batch_size=micro_batch_size,
             window=passes + 1 + self.window_beyond,
             max_tickets=self.max_tickets,
-            max_attempts=1000,
+            max_deaths=5,  # half the default, for runs that are shorter too: no more than four faults befall a loader
             ticket_deadline_s=4 * TICKET_DEADLINE_S if self.straggler else TICKET_DEADLINE_S,
             data_deadline_s=DATA_DEADLINE_S,
             connect_deadline_s=DATA_DEADLINE_S,

@@ -43,8 +43,8 @@ class CoreOptions:
     """Micro-batches asked for and not yet taken by the consumer, at most."""
     max_tickets: int = 512
     """Tickets asked for and not yet delivered, at most; one micro-batch may always be asked for."""
-    max_attempts: int = 10
-    """Times that one ticket is asked for before it counts as poison."""
+    max_deaths: int = 10
+    """Incarnations of loaders that may end with one ticket in work before it counts as poison."""
     ticket_deadline_s: float = 10.0
     """The longest; the loaders' measured latency makes it shorter."""
     data_deadline_s: float = 120.0

@@ -90,14 +90,15 @@ class Core:
             self.broken(loader, f"a {type(message).__name__} goes from rank to loader, never back", now)
 
     def _welcome(self, loader: int, message: Welcome, now: float) -> None:
-        before = self.fleet.loaders[loader].name
-        if before and before != message.loader:  # another incarnation behind the same connection
+        known = self.fleet.loaders[loader]
+        died = (known.name or known.last_name) not in ("", message.loader)
+        if died and known.name:  # another incarnation behind the same connection
             self._leave(loader, "restarted", now)
         differences = self.fleet.welcome(loader, message, now)
         if differences:
             self._differs(loader, differences, now)
             return
-        self.desk.loader_back(loader, now)
+        self.desk.loader_back(loader, now, died=died)
         self._covered = self._covered or not self.fleet.uncovered()
 
     def _piece(self, loader: int, piece: Piece, now: float) -> None:
@@ -279,7 +280,7 @@ class Core:
         if not self._covered and now >= self._began + self.options.connect_deadline_s:
             self._fail(DeadlineError(explain.not_connected(self.fleet, now)))
         elif self._waiting_since is not None and now >= self._waiting_since + self.options.data_deadline_s:
-            self._fail(DeadlineError(explain.no_data(self.fleet, self.desk.num_tickets, now)))
+            self._fail(DeadlineError(explain.no_data(self.fleet, self.desk.num_tickets, self.desk.oldest, now)))
 
     def _fail(self, error: StokerError) -> None:
         if not self.failed:

@@ -41,6 +41,11 @@ class Desk:
         """Tickets not yet delivered: the pieces that may be held here and at the loaders."""
         return len(self._works)
 
+    @property
+    def oldest(self) -> Work | None:
+        """What everything waits for: the first ticket without an answer."""
+        return next((work for work in self._works.values() if work.outcome is None), None)
+
     def room_for(self, count: int) -> bool:
         """Whether so many more tickets may be asked for; an empty desk takes any micro-batch."""
         return not self._works or self.num_tickets + count <= self.options.max_tickets
@@ -100,6 +105,7 @@ class Desk:
         elif failure.reason == "rejected":
             work.outcome = LocalProtocolError(f"the loader at {address} rejects {work.ticket}: {failure.message}")
         else:
+            work.denied = True
             self._end(work, loader, f"{address} {failure.reason}: {failure.message}", now)
             return
         for ask in work.asks:
@@ -110,12 +116,15 @@ class Desk:
         """All that was asked of this loader must be asked elsewhere."""
         for work in self._works.values():
             if any(ask.loader == loader for ask in work.asks):
+                work.suspects.add(loader)
                 self._end(work, loader, why, now)
         self._balance.gone(loader)
 
-    def loader_back(self, loader: int, now: float) -> None:
-        """A new incarnation is there: what the old one failed at may be asked of it, at once."""
+    def loader_back(self, loader: int, now: float, *, died: bool) -> None:
+        """What the loader failed at may be asked of it again, at once. died: it is another incarnation than was there before."""
         for work in self._works.values():
+            work.deaths += died and loader in work.suspects
+            work.suspects.discard(loader)
             work.tried.discard(loader)
             work.retry_at = min(work.retry_at, now)
 
@@ -163,9 +172,10 @@ class Desk:
 
     def _next_round(self, work: Work, now: float) -> bool:
         """All able loaders have failed the ticket: whether they may be tried again at once (else after a pause)."""
+        denied, work.denied = work.denied, False
         work.tried.clear()
         work.rounds += 1
-        if work.asks:  # they are late, not failed: nothing is hammered by asking again
+        if work.asks and not denied:  # they are late, not failed: nothing is hammered by asking again
             return True
         pause_s = _FIRST_RETRY_S * 2.0 ** min(work.rounds, 30)
         work.retry_at = now + min(pause_s, _LONGEST_RETRY_S, self.options.ticket_deadline_s)
@@ -174,11 +184,10 @@ class Desk:
     def _ask(self, work: Work, loader: int, now: float, *, is_hedge: bool = False) -> Work:
         again = [ask for ask in work.asks if ask.loader == loader]
         work.attempts += not again  # who is late works on it still: that is no new attempt
-        if work.attempts > self.options.max_attempts:
+        if work.deaths >= self.options.max_deaths:
             raise DeadlineError(
-                f"lane {work.ticket.lane}, samples {work.ticket.start} to {work.ticket.start + work.ticket.count - 1} of "
-                f"{work.ticket.split} epoch {work.ticket.epoch} were asked for {self.options.max_attempts} times in vain "
-                f"({'; '.join(work.history[-3:])}); look into the loaders' logs for what these samples do to them"
+                f"{work.deaths} loaders ended, one after the other, while they worked on {work}; look into the loaders' logs for "
+                "what these samples, or others asked for with them, do to them"
             )
         for ask in again:
             self._balance.ended(ask, now)
@@ -201,7 +210,7 @@ class Desk:
             for work in job.works:
                 if work.outcome is not None or len(work.asks) != 1 or now < work.asks[0].hedge_at:
                     continue
-                if work.attempts >= self.options.max_attempts:
+                if work.deaths:  # it may be what they die of: one at a time
                     continue
                 able = choices(work.ticket.lane, work.ticket.epoch)
                 fresh = [loader for loader in able if loader != work.asks[0].loader and loader not in work.tried]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.feed.fleet import Fleet
 from trainer.feed.peer import State
 from trainer.feed.standing import NO_LANES
+from trainer.feed.work import Work
 
 _SHOWN = 20  # entries that one message names
 
@@ -67,10 +68,11 @@ def not_connected(fleet: Fleet, now: float) -> str:
     )
 
 
-def no_data(fleet: Fleet, tickets: int, now: float) -> str:
-    """The data deadline has passed."""
+def no_data(fleet: Fleet, tickets: int, first: Work | None, now: float) -> str:
+    """The data deadline has passed. first: what everything waits for."""
+    where = "" if first is None else f", the first of {first}"
     return (
         f"no data for {fleet.options.data_deadline_s:g} s (trainer.feed.data_deadline_s), {tickets} tickets unanswered"
-        f"{missing(fleet, now)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes from its "
-        "last checkpoint"
+        f"{where}{missing(fleet, now)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes "
+        "from its last checkpoint"
     )

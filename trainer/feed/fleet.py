@@ -38,14 +38,14 @@ class Fleet:
     def connected(self, number: int, now: float) -> None:
         """A new connection: greet, whatever was before."""
         loader = self.loaders[number]
-        self.loaders[number] = Loader(loader.address, State.GREETING, "no WELCOME yet", heard_at=loader.heard_at)
+        self.loaders[number] = loader.anew(State.GREETING, "no WELCOME yet")
         self._greet(number, now)
 
     def lost(self, number: int, reason: str) -> None:
         """The connection is gone; what the incarnation held counts no longer."""
         loader = self.loaders[number]
         note = f"{loader.note}; {reason}" if loader.state is State.REFUSED else reason
-        self.loaders[number] = Loader(loader.address, State.ABSENT, note, heard_at=loader.heard_at)
+        self.loaders[number] = loader.anew(State.ABSENT, note)
 
     def refuse(self, number: int, reason: str) -> None:
         """Nothing of this loader may be used until it connects anew."""

@@ -28,6 +28,8 @@ class Loader:
     """Why it is not ready."""
     name: str = ""
     """Of the incarnation that said WELCOME."""
+    last_name: str = ""
+    """The name before the connection was lost."""
     held: frozenset[int] = frozenset()
     draining: bool = False
     answered: set[Pass] = field(default_factory=set)
@@ -48,6 +50,11 @@ class Loader:
     progress: dict[str, float] = field(default_factory=dict)
     first_progress: dict[str, float] = field(default_factory=dict)
     """Counters of the first PONG of this incarnation, asked for before anything else."""
+
+    def anew(self, state: State, note: str) -> Loader:
+        """The same address with another connection, or none: what was known of the last one counts no longer."""
+        last_name = self.name or self.last_name
+        return Loader(self.address, state, note, last_name=last_name, heard_at=self.heard_at)
 
     def silence_s(self, options: CoreOptions) -> float:
         """How long a PING may go unanswered before the loader counts as silent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from stoker_proto.errors import StokerError
@@ -36,11 +37,24 @@ class Work:
     """Loaders that failed this ticket since all able ones had been tried."""
     rounds: int = 0
     """How often all able loaders had been tried."""
+    denied: bool = False
+    """One of those tried said that it cannot, and did not only let its deadline pass."""
+    suspects: set[int] = field(default_factory=set)
+    """Loaders that went away with this in work: they have died, if it is another incarnation that comes back."""
+    deaths: int = 0
+    """Incarnations of loaders that ended with this in work."""
     retry_at: float = 0.0
     """Not asked again before."""
-    history: list[str] = field(default_factory=list)
-    """How the attempts ended."""
+    history: deque[str] = field(default_factory=lambda: deque(maxlen=3))
+    """How the last attempts ended."""
     outcome: Piece | StokerError | None = None
+
+    def __str__(self) -> str:
+        """Its place in the stream, and how the last attempts ended."""
+        asked, tried = self.ticket, "; ".join(self.history)
+        samples = f"samples {asked.start} to {asked.start + asked.count - 1}"
+        place = f"lane {asked.lane}, {samples} of {asked.split} epoch {asked.epoch}"
+        return f"{place} ({tried})" if tried else place
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -193,15 +194,96 @@ def test_unavailable_asks_another_then_pauses() -> None:
     assert ticket in [open_ticket for _, open_ticket in driver.tickets]
 
 
-def test_ticket_that_fails_everywhere_ends_the_run() -> None:
-    driver = CoreDriver(1, max_attempts=3).connect()
-    for _ in range(3):
-        position = next(i for i, (_, ticket) in enumerate(driver.tickets) if ticket.ticket == 0)
-        driver.fail(position, "unavailable")
-        driver.advance(10.0)
+def until_it_ends(driver: CoreDriver, answer: Callable[[], None]) -> float:
+    """Seconds until the run has ended, time passing in steps of a quarter."""
+    began = driver.now
+    while driver.error is None and driver.now < began + 1000:
+        answer()
+        if driver.error is None:
+            driver.advance(0.25)
+    return driver.now - began
+
+
+@pytest.mark.parametrize("num_loaders", [1, 4, 12])
+def test_loaders_that_cannot_answer_end_the_run_at_the_data_deadline_and_not_before(num_loaders: int) -> None:
+    """An object store that is gone for a minute: they all say so at once, and again whenever they are asked."""
+    driver = CoreDriver(num_loaders).connect()
+
+    def answer() -> None:
+        while driver.tickets and driver.error is None:
+            driver.fail(0, "unavailable")
+
+    assert until_it_ends(driver, answer) == pytest.approx(driver.options.data_deadline_s, abs=1)
     assert isinstance(driver.error, DeadlineError)
-    assert "asked for 3 times in vain" in str(driver.error)
-    assert "because" in str(driver.error)
+    assert "tickets unanswered, the first of lane 1, samples 0 to 2 of train epoch 0 (tcp://loader" in str(driver.error)
+    assert "unavailable: because" in str(driver.error)
+    assert sum(isinstance(message, Ticket) for _, message in driver.sent) < 300 * num_loaders
+
+
+def test_loaders_that_are_all_slow_end_the_run_at_the_data_deadline_and_not_before() -> None:
+    driver = CoreDriver(12).connect()
+    assert until_it_ends(driver, lambda: None) == pytest.approx(driver.options.data_deadline_s, abs=1)
+    assert "did not answer in time" in str(driver.error)
+
+
+def test_a_loader_that_cannot_is_not_hammered_while_another_hangs() -> None:
+    driver = CoreDriver(2).connect()
+    driver.silent = {0}
+
+    def answer() -> None:
+        for _ in range(50):
+            position = next((n for n, (loader, _) in enumerate(driver.tickets) if loader == 1), None)
+            if position is None or driver.error is not None:
+                return
+            driver.fail(position, "unavailable")
+        pytest.fail("it is asked again as quickly as it answers")
+
+    until_it_ends(driver, answer)
+    num_asked = sum(loader == 1 and isinstance(message, Ticket) for loader, message in driver.sent)
+    assert num_asked < 400
+
+
+def break_connection(driver: CoreDriver, *, restarted: bool) -> None:
+    """The connection to the one loader breaks, and it is back, as another incarnation or not."""
+    driver.forget_tickets()
+    driver.core.lost(0, "the connection broke", driver.now)
+    if restarted:
+        driver.names[0] += "'"
+    driver.connect(start=False)
+
+
+def test_a_ticket_that_loader_after_loader_dies_of_ends_the_run() -> None:
+    driver = CoreDriver(1).connect()
+    for _ in range(9):
+        break_connection(driver, restarted=True)
+    assert driver.error is None
+    break_connection(driver, restarted=True)
+    assert isinstance(driver.error, DeadlineError)
+    assert "10 loaders ended, one after the other, while they worked on lane 1, samples 0 to 2 of" in str(driver.error)
+    assert "(tcp://loader0:5555: the connection broke; " in str(driver.error)
+
+
+def test_connections_that_break_are_no_deaths() -> None:
+    driver = CoreDriver(1).connect()
+    for _ in range(40):
+        break_connection(driver, restarted=False)
+    driver.finish()
+    assert driver.error is None
+    assert driver.keys() == EXPECTED
+
+
+def test_a_loader_that_restarts_again_and_again_counts_only_for_what_it_had_in_work() -> None:
+    """Once it had; then the other one has everything, until its connection breaks and all of it is asked for anew."""
+    driver = CoreDriver(2).connect()
+    driver.forget_tickets()
+    for _ in range(20):
+        driver.core.lost(1, "the connection broke", driver.now)
+        driver.names[1] += "'"
+        driver.connect(1, start=False)
+    driver.core.lost(0, "the connection broke", driver.now)
+    driver.connect(0, start=False)
+    assert driver.error is None
+    assert len(driver.tickets) > driver.options.window
 
 
 def test_bad_data_ends_the_run_at_its_place() -> None:
@@ -459,7 +541,7 @@ def test_joining_loader_takes_its_share() -> None:
 def test_faults_in_any_order_alter_nothing(seed: int) -> None:
     """A small simulator: answers in any order, twice, never; loaders lost, back under another name; time passes."""
     rng = random.Random(seed)
-    driver = CoreDriver(3, max_attempts=1000).connect()
+    driver = CoreDriver(3).connect()
     taken, up = 0, {0, 1, 2}
     for step in range(4000):
         choice = rng.random()

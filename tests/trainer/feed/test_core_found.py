@@ -74,7 +74,7 @@ def test_loaders_that_held_everything_one_after_the_other_have_met_the_connect_d
 
 def test_a_ticket_that_all_refused_is_asked_of_a_loader_that_comes_back_at_once() -> None:
     """It was paused for 8 s after a few rounds of refusals, and the pause outlived the reason: a loader had come back."""
-    driver = CoreDriver(2, window=1, max_attempts=1000).connect()
+    driver = CoreDriver(2, window=1).connect()
     for _ in range(12):
         while driver.tickets:
             driver.fail(0, "unavailable")
@@ -90,7 +90,7 @@ def test_a_ticket_that_all_refused_is_asked_of_a_loader_that_comes_back_at_once(
 
 def test_the_pause_between_rounds_is_no_longer_than_a_ticket_may_take() -> None:
     """It grew to 8 s whatever the deadlines were, and with short ones the data deadline came first."""
-    driver = CoreDriver(1, window=1, max_attempts=1000, ticket_deadline_s=1.0).connect()
+    driver = CoreDriver(1, window=1, ticket_deadline_s=1.0).connect()
     for _ in range(20):
         while driver.tickets:
             driver.fail(0, "unavailable")

@@ -50,7 +50,7 @@ def fleet() -> Fleet:
 def test_what_a_lost_loader_held_is_named_with_its_path(fleet: Fleet) -> None:
     fleet.lost(1, "the connection broke")
     fleet.heard(0, 119.0)
-    text = explain.no_data(fleet, 7, 120.0)
+    text = explain.no_data(fleet, 7, None, 120.0)
     assert "no data for 120 s (trainer.feed.data_deadline_s), 7 tickets unanswered" in text
     assert "held by no ready loader: entry 1, data.train_data_paths[1] (b/*.jsonl)" in text
     assert "that do not answer" not in text
@@ -64,7 +64,7 @@ def test_what_a_hung_loader_holds_is_named_too(fleet: Fleet) -> None:
     """Its connection stands and it is ready, as far as anybody knows: but it does not answer."""
     fleet.heard(0, 119.0)
     assert fleet.loaders[1].state is State.READY
-    text = explain.no_data(fleet, 7, 120.0)
+    text = explain.no_data(fleet, 7, None, 120.0)
     assert "held by loaders that do not answer: entry 1, data.train_data_paths[1] (b/*.jsonl); loaders:" in text
     assert "tcp://two:5555 ready, holds entries [1], last heard of 20.0 s ago" in text
 
@@ -83,4 +83,4 @@ def test_a_long_list_of_entries_is_cut(fleet: Fleet) -> None:
         **{name: getattr(fleet.options, name) for name in CoreOptions.__dataclass_fields__}
         | {"entries": many, "sources": (0,) * len(many)}
     )
-    assert ", part-21 and 78 more" in explain.no_data(fleet, 0, 100.0)
+    assert ", part-21 and 78 more" in explain.no_data(fleet, 0, None, 100.0)
