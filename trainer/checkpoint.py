@@ -14,6 +14,7 @@ lineage. With several nodes `output_dir` must be storage that all of them share.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from trainer.saved import STATE_FILE, Cursor, Saved, check_resumable, describe, 
 from trainer.universal import convert, group_values, repair_optimizer
 from trainer.zero import Engine, Ranks
 
+log = logging.getLogger(__name__)
+
 _TAG, _UNIVERSAL = "deepspeed", "universal"
 _PARTIAL, _DELETED = ".partial", ".deleted"
 
@@ -40,12 +43,16 @@ class Checkpoints:
         self.folder = Path(config.trainer.output_dir) / "checkpoints"
 
     def find(self) -> Saved | None:
-        """The checkpoint to resume from, by `trainer.checkpoint.resume`. Raises ConfigError, DataError."""
+        """The checkpoint to resume from, by `trainer.checkpoint.resume`. Raises ConfigError, DataError.
+
+        All in `output_dir` must be readable, also where none of them is wanted: this run's are to stand among them.
+        """
         resume = self.config.trainer.checkpoint.resume
+        whole = [read_saved(path) for path in self._folders()]
         if resume is None:
             return None
         if resume == "auto":
-            return max(self._whole(), key=lambda saved: saved.serial, default=None)
+            return max(whole, key=lambda saved: saved.serial, default=None)
         folder = Path(resume)
         if not (folder / STATE_FILE).is_file():
             raise ConfigError(
@@ -78,7 +85,7 @@ class Checkpoints:
         dist.barrier()
         if self.ranks.is_first:
             processor.save(partial / "processor")
-            serial = 1 + max((saved.serial for saved in self._whole()), default=0)
+            serial = 1 + max((saved.serial for saved in self._readable()), default=0)
             state = describe(self.config, self.ranks.world_size, serial, cursor, fingerprints)
             _write_durably(partial / STATE_FILE, json.dumps(state, indent=1))
             if target.exists():  # of another lineage, or of a lost run that came this far
@@ -98,12 +105,22 @@ class Checkpoints:
             raise DataError("DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(saved.folder / tag))
         repair_optimizer(engine, values)
 
-    def _whole(self) -> list[Saved]:
+    def _folders(self) -> list[Path]:
         folders = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
-        return [read_saved(path) for path in folders if not path.suffix and (path / STATE_FILE).is_file()]
+        return [path for path in folders if not path.suffix and (path / STATE_FILE).is_file()]
+
+    def _readable(self) -> list[Saved]:
+        """A neighbour that was damaged since the start is no reason to lose a run."""
+        found = []
+        for path in self._folders():
+            try:
+                found.append(read_saved(path))
+            except DataError as error:
+                log.warning("a checkpoint is left alone: %s", error)
+        return found
 
     def _prune(self) -> None:
-        newest_first = sorted(self._whole(), key=lambda saved: -saved.serial)
+        newest_first = sorted(self._readable(), key=lambda saved: -saved.serial)
         for saved in newest_first[self.config.trainer.checkpoint.keep :]:
             _delete(saved.folder)
 

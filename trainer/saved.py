@@ -106,7 +106,7 @@ def read_saved(folder: Path) -> Saved:
         if found != FORMAT or missing:
             raise DataError(
                 f"format {found}, this program reads {FORMAT}: resume with the version that wrote it, or start anew with "
-                "trainer.checkpoint.resume=null"
+                "another trainer.output_dir, or delete its folder to do without it"
             )
     return Saved(folder=folder, state=state)
 

@@ -124,8 +124,22 @@ def test_a_state_that_cannot_be_read(tmp_path: Path, processor: Processor, text:
     checkpoints = Checkpoints(config_of(tmp_path), RANKS)
     save(checkpoints, 5, processor)
     (checkpoints.folder / "step-00000005" / "stoker.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        checkpoints.find()
+    for resume in ("auto", None, str(checkpoints.folder / "step-00000005")):
+        with pytest.raises(DataError, match=rf"{message}.*delete its folder to do without it"):
+            Checkpoints(config_of(tmp_path, resume=resume), RANKS).find()
+
+
+def test_a_neighbour_that_is_damaged_during_the_run_does_not_end_it(
+    tmp_path: Path, processor: Processor, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path, keep=1), RANKS)
+    save(checkpoints, 5, processor)
+    (checkpoints.folder / "step-00000005" / "stoker.json").write_text("{")
+    save(checkpoints, 10, processor)
+    save(checkpoints, 15, processor)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000005", "step-00000015"]
+    assert "a checkpoint is left alone: " in caplog.text
+    assert "step-00000005" in caplog.text
 
 
 @pytest.mark.parametrize(
