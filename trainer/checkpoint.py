@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import torch.distributed as dist
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+from trainer import durable
 from trainer.saved import STATE_FILE, Cursor, Saved, check_resumable, describe, read_saved
 from trainer.universal import convert, group_values, repair_optimizer
 from trainer.zero import Engine, Ranks
@@ -32,7 +31,7 @@ from trainer.zero import Engine, Ranks
 log = logging.getLogger(__name__)
 
 _TAG, _UNIVERSAL = "deepspeed", "universal"
-_PARTIAL, _DELETED = ".partial", ".deleted"
+_PARTIAL = ".partial"
 
 
 class Checkpoints:
@@ -78,7 +77,7 @@ class Checkpoints:
         target = self.folder / f"step-{cursor.step:08d}"
         partial = target.with_name(target.name + _PARTIAL)
         if self.ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._sweep()
             partial.mkdir(parents=True)
         dist.barrier()
         engine.save_checkpoint(str(partial), tag=_TAG)
@@ -87,11 +86,11 @@ class Checkpoints:
             processor.save(partial / "processor")
             serial = 1 + max((saved.serial for saved in self._readable()), default=0)
             state = describe(self.config, self.ranks.world_size, serial, cursor, fingerprints)
-            _write_durably(partial / STATE_FILE, json.dumps(state, indent=1))
+            durable.write(partial / STATE_FILE, json.dumps(state, indent=1))
             if target.exists():  # of another lineage, or of a lost run that came this far
-                _delete(target)
+                durable.hide(target)
             partial.rename(target)
-            _sync_folder(target.parent)
+            durable.sync(self.folder)
             self._prune()
         dist.barrier()
         return target
@@ -120,29 +119,18 @@ class Checkpoints:
         return found
 
     def _prune(self) -> None:
+        """The new checkpoint is whole: nothing that goes wrong here is worth the run."""
         newest_first = sorted(self._readable(), key=lambda saved: -saved.serial)
         for saved in newest_first[self.config.trainer.checkpoint.keep :]:
-            _delete(saved.folder)
+            try:
+                durable.hide(saved.folder)
+            except OSError as error:
+                log.warning("%s is kept, as it cannot be renamed: %s", saved.folder, error)
+        for hidden in self.folder.glob(f"step-*{durable.DELETED}"):
+            durable.remove(hidden)
 
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _delete(folder: Path) -> None:
-    """First out of sight, then away: a deletion cut short leaves no half checkpoint under a whole one's name."""
-    hidden = folder.with_name(folder.name + _DELETED)
-    shutil.rmtree(hidden, ignore_errors=True)
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+    def _sweep(self) -> None:
+        """What runs that were killed left half written or half removed."""
+        for suffix in (_PARTIAL, durable.DELETED):
+            for left in self.folder.glob(f"step-*{suffix}"):
+                durable.remove(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.saved import Cursor
 from trainer.zero import Ranks
 
+really_remove, really_rename = shutil.rmtree, Path.rename
 RANKS = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
 
 
@@ -97,6 +99,75 @@ def test_a_half_written_one_is_never_picked_up(tmp_path: Path, processor: Proces
     assert found is not None
     assert (found.folder / "deepspeed" / "weights.pt").read_bytes() == b"whole"
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+class Killed(BaseException):
+    """The process is gone at this moment."""
+
+
+def removal_that(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
+    """Removing a tree raises this from now on, or works again."""
+
+    def rmtree(folder: Path, **_: Any) -> None:
+        if error is not None:
+            raise error
+        really_remove(folder)
+
+    monkeypatch.setattr("trainer.durable.shutil.rmtree", rmtree)
+
+
+def test_a_checkpoint_killed_while_it_removes_an_old_one_leaves_nothing_for_ever(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path, keep=1), RANKS)
+    save(checkpoints, 5, processor)
+    removal_that(monkeypatch, Killed())
+    with pytest.raises(Killed):
+        save(checkpoints, 10, processor)
+    assert len(list(checkpoints.folder.iterdir())) == 2
+    found = checkpoints.find()
+    assert found is not None
+    assert found.cursor.step == 10
+    (checkpoints.folder / "step-00000099.partial").mkdir()  # and another was killed while it wrote
+    removal_that(monkeypatch, None)
+    save(checkpoints, 15, processor)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000015"]
+
+
+def test_the_same_step_again_is_there_whole_before_the_old_one_is_removed(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+    removal_that(monkeypatch, Killed())
+    with pytest.raises(Killed):
+        save(checkpoints, 5, processor)
+    found = checkpoints.find()
+    assert found is not None
+    assert (found.cursor.step, found.serial) == (5, 2)
+
+
+def test_an_old_one_that_cannot_be_removed_does_not_end_the_run(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path, keep=1), RANKS)
+    removal_that(monkeypatch, OSError(39, "Directory not empty"))
+    for step in (5, 5, 5, 10):
+        save(checkpoints, step, processor)
+    assert "step-00000005.0.deleted cannot be removed" in caplog.text
+    removal_that(monkeypatch, None)
+    save(checkpoints, 15, processor)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000015"]
+
+    def rename(self: Path, target: Path) -> Path:
+        if target.suffix == ".deleted":
+            raise PermissionError(1, "not permitted")
+        return really_rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    save(checkpoints, 20, processor)
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000015", "step-00000020"]
+    assert "step-00000015 is kept" in caplog.text
 
 
 def test_what_to_resume_from(tmp_path: Path, processor: Processor) -> None:
