@@ -6,7 +6,8 @@
         deepspeed/             DeepSpeed's own: weights and optimizer states of every rank
         universal/             made when it is resumed on another number of ranks
 
-A checkpoint is written under a name ending in `.partial` and renamed when all ranks are done. The newest is the one with
+A checkpoint is written under a name ending in `.partial` and renamed when all ranks are done and the disks have it, so that
+this holds after a power failure too. The newest is the one with
 the largest serial number, not the largest step: after a resume from an older one, what was before it is of another
 lineage. With several nodes `output_dir` must be storage that all of them share.
 """
@@ -82,11 +83,17 @@ class Checkpoints:
         dist.barrier()
         engine.save_checkpoint(str(partial), tag=_TAG)
         dist.barrier()
+        if self.ranks.local_rank == 0:  # of each machine: what its ranks wrote lies in its memory
+            durable.sync_tree(partial)
+        dist.barrier()
         if self.ranks.is_first:
             processor.save(partial / "processor")
             serial = 1 + max((saved.serial for saved in self._readable()), default=0)
             state = describe(self.config, self.ranks.world_size, serial, cursor, fingerprints)
-            durable.write(partial / STATE_FILE, json.dumps(state, indent=1))
+            (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            durable.sync_tree(partial / "processor")
+            durable.sync(partial / STATE_FILE)
+            durable.sync(partial)
             if target.exists():  # of another lineage, or of a lost run that came this far
                 durable.hide(target)
             partial.rename(target)

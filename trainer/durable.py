@@ -14,12 +14,6 @@ DELETED = ".deleted"
 """Suffix of what is out of sight, and still to be removed."""
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file and have the disk take it. Raises OSError."""
-    path.write_text(text, encoding="utf-8")
-    sync(path)
-
-
 def sync(path: Path) -> None:
     """Have the disk take what this machine wrote to a file, or the names in a folder. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
@@ -27,6 +21,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Everything in a folder, and the folder. Raises OSError."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def hide(folder: Path) -> Path:

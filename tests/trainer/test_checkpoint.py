@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.saved import Cursor
 from trainer.zero import Ranks
 
-really_remove, really_rename = shutil.rmtree, Path.rename
+really_remove, really_rename, really_sync = shutil.rmtree, Path.rename, os.fsync
 RANKS = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
 
 
@@ -168,6 +169,44 @@ def test_an_old_one_that_cannot_be_removed_does_not_end_the_run(
     save(checkpoints, 20, processor)
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000015", "step-00000020"]
     assert "step-00000015 is kept" in caplog.text
+
+
+def test_the_disk_has_every_file_and_folder_before_the_checkpoint_has_its_name(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def fsync(handle: int) -> None:
+        done.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        really_sync(handle)
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("renamed")
+        return really_rename(self, target)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+    whole, partial = checkpoints.folder / "step-00000005", checkpoints.folder / "step-00000005.partial"
+    written = {str(partial / path.relative_to(whole)) for path in whole.rglob("*")}
+    assert written | {str(partial)} == set(done[: done.index("renamed")])
+    assert done.index(str(partial / "stoker.json")) > done.index(str(partial / "deepspeed" / "weights.pt"))
+    assert done[-2:] == ["renamed", str(checkpoints.folder)]
+
+
+def test_one_rank_of_each_machine_has_the_disk_take_what_its_ranks_wrote(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, local_rank, syncs in ((3, 1, False), (2, 0, True)):
+        ranks = Ranks(rank=rank, world_size=4, local_rank=local_rank, device=torch.device("cpu"))
+        checkpoints = Checkpoints(config_of(tmp_path), ranks)
+        synced: list[int] = []
+        monkeypatch.setattr("os.fsync", synced.append)
+        (checkpoints.folder / "step-00000005.partial").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(checkpoints.folder / "step-00000005.partial" / "deepspeed", ignore_errors=True)
+        save(checkpoints, 5, processor)
+        assert bool(synced) == syncs
 
 
 def test_what_to_resume_from(tmp_path: Path, processor: Processor) -> None:
