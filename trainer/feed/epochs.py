@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from stoker_proto.errors import ConfigError
+from stoker_proto.hashing import fingerprint
 from stoker_proto.messages import Lanes
 from stoker_proto.mixture import ONE_PASS, MixedOrder, Part, rates, spans
 from stoker_proto.order import TIME_END, Order
@@ -113,6 +114,10 @@ class Epochs:
             self._order_of(spans(rate, epoch)[0].number, source).total for source, rate in enumerate(self._rates or [])
         ]
         return Opened(epoch, order.total, tuple(order.counts), tuple(whole))
+
+    def fingerprints(self) -> dict[str, str]:
+        """`mixture`, of how much an epoch takes of each source, once that is known. Empty without weights: one pass then."""
+        return {"mixture": fingerprint(self._rates)} if self.options.weights and self._rates is not None else {}
 
     def _renew(self) -> None:
         self.wanted = frozenset(one for epoch in self._open for one in self._made_of(epoch))

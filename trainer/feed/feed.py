@@ -135,7 +135,7 @@ class Feed:
 
         def look(core: Core, now: float) -> tuple[str, dict[str, str], dict[str, str]]:
             ready = [loader for loader in core.fleet.loaders if loader.state is State.READY]
-            return core.fleet.processor, dict(core.fleet.pins), {loader.address: loader.name for loader in ready}
+            return core.fleet.processor, core.fleet.fingerprints(), {loader.address: loader.name for loader in ready}
 
         self._processor_json, fingerprints, loaders = self._driver.call(look)
         self._prefetcher.warm_up(self._get_builder)

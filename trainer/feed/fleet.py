@@ -93,6 +93,10 @@ class Fleet:
         self._ask_lanes(number, now)
         return None
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a batch of this run means, known once an epoch is: as the loaders say, and the mixture."""
+        return {**self.pins, **self.epochs.fingerprints()}
+
     def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
         shown = "; ".join(f"{name}: the loader has {theirs}, this rank {ours}" for name, theirs, ours in rows)
         return (

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from stoker_proto.errors import ConfigError
+from stoker_proto.errors import ConfigError, RefusedError
 from stoker_proto.messages import Lanes
 from tests.trainer.feed.core_driver import make_options
+from tests.trainer.feed.fake_loader import make_config
 from trainer.feed.commands import CoreOptions
 from trainer.feed.epochs import Epochs, Pass
+from trainer.saved import Cursor, Saved, check_resumable, describe
 
 LENGTHS = {0: [6, 4, 4, 6], 1: [2, 3, 5, 0], 2: [3, 2, 0, 0]}  # 20 and 10 samples of source 0, 5 of source 1
+TOKENS = {0: 2000, 1: 1000, 2: 125}  # rows of 100 and of 25 tokens
 
 
 def options(**more: object) -> CoreOptions:
@@ -67,12 +72,44 @@ def test_with_weights_pass_0_comes_first_and_then_what_the_rates_say() -> None:
 def test_shares_of_tokens_take_the_length_of_rows_into_account() -> None:
     epochs = Epochs(options(weights=(1.0, 1.0), weigh_by="tokens"))
     epochs.open(0)
-    tokens = {0: 2000, 1: 1000, 2: 125}  # rows of 100 and of 25 tokens
-    answer(epochs, *epochs.wanted, tokens=tokens)
+    answer(epochs, *epochs.wanted, tokens=TOKENS)
     epochs.complete()
-    answer(epochs, *epochs.wanted, tokens=tokens)
+    answer(epochs, *epochs.wanted, tokens=TOKENS)
     assert epochs.complete() == [0]
     assert epochs.opened(0).source_samples == (30, 120)
+
+
+def mixture_of(**more: object) -> dict[str, str]:
+    epochs = Epochs(options(weights=(1.0, 1.0), **more))
+    assert epochs.fingerprints() == {}
+    epochs.open(0)
+    answer(epochs, *epochs.wanted, tokens=TOKENS)
+    epochs.complete()
+    return epochs.fingerprints()
+
+
+def test_other_rates_are_another_mixture_and_no_checkpoint_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loaders estimate tokens from the first good sample: another one, and an epoch has other samples at each place."""
+    before = mixture_of(weigh_by="tokens")
+    assert before.keys() == {"mixture"}
+    assert mixture_of(weigh_by="tokens") == before
+    monkeypatch.setitem(TOKENS, 2, 130)
+    now = mixture_of(weigh_by="tokens")
+    config = make_config(["tcp://nobody:1"])
+    saved = Saved(folder=tmp_path, state={**describe(config, 1, 1, Cursor(), before)})
+    check_resumable(saved, config, 1, before)
+    with pytest.raises(RefusedError, match=r"another meaning of it \(mixture \w+ -> \w+\)"):
+        check_resumable(saved, config, 1, now)
+
+
+def test_without_weights_there_is_no_mixture_to_keep() -> None:
+    epochs = Epochs(options())
+    epochs.open(0)
+    answer(epochs, *epochs.wanted)
+    epochs.complete()
+    assert epochs.fingerprints() == {}
 
 
 def test_a_loader_that_counted_other_tokens_is_told_so() -> None:

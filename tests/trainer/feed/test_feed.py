@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from stoker_proto.config import SourceConfig
 from stoker_proto.errors import ConfigError, DataError, DeadlineError, RefusedError
 from stoker_proto.order import Order
 from tests.trainer.feed.fake_loader import (
@@ -267,6 +269,18 @@ def test_another_order_than_the_checkpoint_is_refused() -> None:
         RefusedError, match=r"data\.order, the sources or their weights are not those of the checkpoint"
     ):
         make_feed("tcp://127.0.0.1:1", pins={"order": "another"})
+
+
+def test_how_much_an_epoch_takes_of_each_source_is_among_the_fingerprints() -> None:
+    with FakeLoader() as loader:
+        config = make_config([loader.address])
+        robots = SourceConfig(dataset_type="mani_openpi", paths=("first.jsonl",), weight=2.0, name="robots")
+        chats = SourceConfig(dataset_type="chat", paths=("second.jsonl",), weight=1.0, name="chats")
+        data = replace(config.data, dataset_type=None, train_data_paths=(), val_data_paths=(), sources=(robots, chats))
+        with Feed(replace(config, data=data), "train", 0, 1, processor=StandInDecoder()) as feed:
+            assert len(feed.connect().fingerprints["mixture"]) == 64
+        with make_feed(loader.address) as feed:
+            assert "mixture" not in feed.connect().fingerprints
 
 
 def test_no_validation_data() -> None:
