@@ -76,7 +76,7 @@ class Lanes:
     starts: dict[int, list[int]]
     """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order`)."""
     tokens: dict[int, int]
-    """entry -> tokens of all its samples, images counted; 0 where nobody counted them."""
+    """entry -> tokens of all its samples, images counted; an estimate where nobody counted them, 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

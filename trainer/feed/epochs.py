@@ -139,11 +139,13 @@ class Epochs:
         if options.weigh_by == "tokens":
             for number, entries in enumerate(self._entries_of):
                 tokens = sum(self._tokens[entry] for entry in entries)
-                if not tokens and samples[number]:
-                    raise ConfigError(
-                        f"data.weigh_by is tokens, but the loaders have not counted those of {options.source_names[number]}: "
-                        "weigh by samples"
-                    )
+                for entry in entries:
+                    if not self._tokens[entry] and self.total(Pass(0, entry)):
+                        raise ConfigError(
+                            f"data.weigh_by is tokens, but the loaders cannot say how many {options.entries[entry]} of source "
+                            f"{options.source_names[number]} has: its tokens are not counted, and none of its first records is "
+                            "good enough to go by; mend the entry or leave it out, or set data.weigh_by to samples"
+                        )
                 weights[number] *= samples[number] / max(tokens, 1)  # a share of tokens -> a share of samples
         return rates(options.source_names, samples, weights)
 

@@ -120,12 +120,18 @@ def test_a_loader_that_counted_other_tokens_is_told_so() -> None:
     assert epochs.take(other) == [["tokens of entry 1", "1001", "1000"]]
 
 
-def test_shares_of_tokens_that_nobody_counted_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "named"),
+    [({0: 2000, 1: 1000}, "c of source chats"), ({0: 2000, 2: 125}, "b of source robots")],
+    ids=["of a source", "of an entry beside others"],
+)
+def test_shares_of_tokens_that_nobody_counted_are_refused(tokens: dict[int, int], named: str) -> None:
     epochs = Epochs(options(weights=(1.0, 1.0), weigh_by="tokens"))
     epochs.open(0)
-    answer(epochs, *epochs.wanted, tokens={0: 2000, 1: 1000})
-    with pytest.raises(ConfigError, match="the loaders have not counted those of chats: weigh by samples"):
+    answer(epochs, *epochs.wanted, tokens=tokens)
+    with pytest.raises(ConfigError, match=f"the loaders cannot say how many {named} has"):
         epochs.complete()
+    assert epochs.orders == {}
 
 
 def test_what_is_closed_is_forgotten_and_asked_for_anew() -> None:
