@@ -85,7 +85,8 @@ def add_scores(
 ) -> None:
     """Add one micro-batch.
 
-    logits: float32[B, P, V]; targets: int64[B, P], -100 where there is no label; actions: float32[B, K, D], the truth.
+    logits: float32[B, P, V]; targets: int64[B, P], -100 where there is no label; actions: float32[B, K, D], the truth, NaN in
+    rows without actions: these may hold the same ids as words (`data.action.vocabulary: reuse_last`).
     Actions are decoded from the largest logit among the action tokens at each action position, given the true tokens
     before it (teacher forcing).
     """
@@ -99,7 +100,8 @@ def add_scores(
     vocabulary = processor.vocabulary
     if vocabulary is None or actions.size == 0:
         return
-    is_action = (targets >= vocabulary.first_id) & (targets < vocabulary.end_id)
+    has_action = torch.from_numpy(~np.isnan(actions).all(axis=(1, 2))).to(targets.device)  # bool[B]
+    is_action = (targets >= vocabulary.first_id) & (targets < vocabulary.end_id) & has_action[:, None]
     sums.action_tokens += float(is_action.sum())
     sums.action_nll += float(nll[is_action].sum())
     outside = (best < vocabulary.first_id) | (best >= vocabulary.end_id)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stoker_proto.config import ActionConfig
 from tests.trainer.support.memory import make_config, make_processor
 from trainer.evals.scores import Sums, add_scores, exp
 
@@ -41,6 +42,28 @@ def test_perplexities_accuracy_violations_and_action_error(tiny_causal: Path, tm
     for dim, error in enumerate(np.abs(decoded - truth)[0]):
         assert metrics[f"action_mae/dim_{dim}"] == pytest.approx(error, abs=1e-7)
     assert metrics["action_mae/dim_2"] > 0.8
+
+
+def test_words_of_a_chat_are_no_actions_though_the_codec_uses_the_same_ids(tiny_causal: Path, tmp_path: Path) -> None:
+    """A micro-batch of a robot's row and a chat's, whose words are among the ids that the actions took over."""
+    config = make_config(tiny_causal, tmp_path, data={"action": ActionConfig(codec="bins", vocabulary="reuse_last")})
+    processor = make_processor(config)
+    assert processor.codec is not None
+    assert processor.vocabulary is not None
+    truth = np.array([[0.5, -0.5, 0.0]], np.float32)  # [K=1, D=3]
+    ids = processor.vocabulary.to_ids(processor.codec.encode(truth[None])[0])
+    targets = torch.tensor([ids.tolist(), ids[::-1].tolist()])
+    logits = torch.zeros((2, 3, processor.vocab_size_needed))
+    logits[..., 5] = 1.0
+    logits[0, range(3), ids] = 2.0
+    sums, robot = Sums(3), Sums(3)
+    actions = np.concatenate([truth[None], np.full_like(truth[None], np.nan)])
+    add_scores(sums, logits, targets, actions, processor)
+    add_scores(robot, logits[:1], targets[:1], truth[None], processor)
+    figures = {name: value for name, value in sums.metrics().items() if name.startswith("action")}
+    assert figures == {name: value for name, value in robot.metrics().items() if name.startswith("action")}
+    assert figures["action_violations"] == 0
+    assert (sums.chunks, sums.tokens) == (1, 6)
 
 
 def test_sums_add_up_as_vectors() -> None:
