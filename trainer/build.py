@@ -42,10 +42,10 @@ def build_trainer(config: Config) -> Trainer:
     saved = checkpoints.find()
     feeds: list[Feed] = []
     try:
-        train, info = open_split(config, "train", ranks, feeds)
+        train, info = open_split(config, "train", ranks, feeds, saved)
         fingerprints, val = dict(info.fingerprints), None
         if config.data.paths("val"):
-            val, val_info = open_split(config, "val", ranks, feeds)
+            val, val_info = open_split(config, "val", ranks, feeds, saved)
             fingerprints |= val_info.fingerprints
         check_same_on_all_ranks(fingerprints, ranks)
         if saved is not None:
@@ -59,13 +59,26 @@ def build_trainer(config: Config) -> Trainer:
 
 
 def open_split(
-    config: Config, split: Literal["train", "val"], ranks: Ranks, feeds: list[Feed]
+    config: Config, split: Literal["train", "val"], ranks: Ranks, feeds: list[Feed], saved: Saved | None
 ) -> tuple[Split, FeedInfo]:
-    """Connect to the loaders of a split; the feed is also appended to `feeds`, to be closed whatever comes."""
+    """Connect to the loaders of a split; the feed is also appended to `feeds`, to be closed whatever comes.
+
+    saved: what is resumed. The loaders are held against it one by one, so that the one that differs is named, and not those
+    that agree with the run and are answered after it.
+    """
     allocate = pinned_memory if ranks.device.type == "cuda" else plain_memory
-    feed = Feed(config, split, ranks.rank, ranks.world_size, allocate=allocate)
+    pins = saved.pins if saved is not None else None
+    feed = Feed(config, split, ranks.rank, ranks.world_size, allocate=allocate, pins=pins)
     feeds.append(feed)
-    info = feed.connect()
+    try:
+        info = feed.connect()
+    except RefusedError as error:
+        if saved is None:
+            raise
+        raise RefusedError(
+            f"{error}; {saved.folder} is resumed, and loaders must have what it was made with: if that was changed on purpose, "
+            "start anew with trainer.checkpoint.resume=null"
+        ) from error
     if info.num_samples == 0:
         raise DataError(f"the {split} data paths hold no samples: name other files")
     sources = SourceTable(config.data.source_names(), config.data.entry_sources(split), info.pass_samples)

@@ -64,6 +64,12 @@ class Saved:
         return Cursor(**{**cursor, "source_samples": tuple(cursor["source_samples"])})
 
     @property
+    def pins(self) -> dict[str, str]:
+        """Fingerprints that the loaders of a run that goes on from here must have."""
+        found: dict[str, str] = self.state["fingerprints"]
+        return {name: value for name, value in found.items() if not name.startswith(_HARMLESS)}
+
+    @property
     def serial(self) -> int:
         """The larger, the newer."""
         return int(self.state["serial"])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
 import pytest
+import torch
 
 from stoker_proto.errors import RefusedError
+from tests.trainer.feed.fake_loader import FINGERPRINTS, FakeLoader, StandInDecoder, make_config
 from tests.trainer.support.ranks import run_ranks
+from trainer import build
+from trainer.feed.feed import Feed
+from trainer.saved import Cursor, Saved, describe
+from trainer.zero import Ranks
 
 SAME = {"codec": "a", "manifest/train/0": "b"}
 
@@ -38,3 +48,41 @@ def test_every_rank_compares_its_pins_with_all_others(other: dict[str, str], exp
     for said in _refusals([SAME, other]):
         assert bool(said) == bool(expected)
         assert expected in said
+
+
+@pytest.fixture
+def feeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Feed]]:
+    """Filled by `open_split`."""
+    monkeypatch.setattr(build, "Feed", partial(Feed, processor=StandInDecoder()))
+    opened: list[Feed] = []
+    yield opened
+    for feed in opened:
+        feed.close()
+
+
+def open_resumed(feeds: list[Feed], folder: Path, address: str, fingerprints: dict[str, str]) -> dict[str, str]:
+    """The fingerprints of a run that goes on from a checkpoint with these."""
+    config = make_config([address])
+    saved = Saved(folder=folder, state=describe(config, 1, 1, Cursor(), fingerprints))
+    ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    return build.open_split(config, "train", ranks, feeds, saved)[1].fingerprints
+
+
+def test_on_a_resume_the_loader_that_differs_is_named_though_it_answers_first(
+    feeds: list[Feed], tmp_path: Path
+) -> None:
+    """It pinned its own codec, and the loader that agrees with the checkpoint was the one refused."""
+    with FakeLoader(fingerprints={"codec": "of a stranger"}) as stranger, pytest.raises(RefusedError) as caught:
+        open_resumed(feeds, tmp_path, stranger.address, dict(FINGERPRINTS))
+    said = f"the loader at {stranger.address} is refused: codec: the loader has of a stranger, this rank c1"
+    assert said in str(caught.value)
+    assert f"{tmp_path} is resumed" in str(caught.value)
+
+
+def test_a_resume_compares_only_what_matters_and_keeps_what_the_loaders_say(feeds: list[Feed], tmp_path: Path) -> None:
+    saved = {**FINGERPRINTS, "image_libraries": "1", "manifest/val/0": "other", "manifest/train/7": "gone"}
+    with FakeLoader(fingerprints={"image_libraries": "2"}) as loader:
+        found = open_resumed(feeds, tmp_path, loader.address, saved)
+        assert loader.hellos[0].fingerprints.items() >= {**FINGERPRINTS, "manifest/train/7": "gone"}.items()
+    assert found["image_libraries"] == "2"
+    assert "manifest/train/7" not in found, "the checkpoint's check must see that it is gone"

@@ -28,6 +28,7 @@ class Fleet:
         self.options, self._out, self.standings = options, out, standings
         self.loaders = [Loader(address) for address in options.addresses]
         self.pins = dict(options.fingerprints)
+        self._told = {"order"}  # names of fingerprints that a loader told; the order both sides know
         self.processor = ""
         self.epochs = Epochs(options)
         self._homes = Homes(options.addresses, options.lanes)
@@ -81,6 +82,7 @@ class Fleet:
             self.standings.joined(number, now)
         loader.told_all = None
         self.pins.update(message.fingerprints)
+        self._told |= message.fingerprints.keys()
         self.processor = self.processor or message.processor
         loader.state, loader.note, loader.name, loader.held, loader.draining = (
             State.READY,
@@ -94,8 +96,12 @@ class Fleet:
         return None
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all that a batch of this run means, known once an epoch is: as the loaders say, and the mixture."""
-        return {**self.pins, **self.epochs.fingerprints()}
+        """Of all that a batch of this run means, known once an epoch is: what the loaders said, the order and the mixture.
+
+        Not what a checkpoint said and no loader did: whoever compares the two must see that it is gone.
+        """
+        found = {name: value for name, value in self.pins.items() if name in self._told}
+        return {**found, **self.epochs.fingerprints()}
 
     def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
         shown = "; ".join(f"{name}: the loader has {theirs}, this rank {ours}" for name, theirs, ours in rows)
