@@ -187,6 +187,8 @@ class Core:
 
     def next_time(self, now: float) -> float:
         """When `advance` must be called again, if nothing happens before."""
+        if self.failed:  # the deadlines that led there have passed, and nothing follows from them any more
+            return float("inf")
         times = [self.fleet.next_time(now), self.desk.next_time(now, self._num_near()), self.balance.load.next_time()]
         if not self._covered:
             times.append(self._began + self.options.connect_deadline_s)

@@ -499,6 +499,15 @@ def test_no_data_for_too_long_is_an_error_unless_a_loader_returns() -> None:
     assert "last heard of 120.0 s ago" in str(driver.error)
 
 
+def test_after_a_failure_nothing_is_due_any_more() -> None:
+    """The deadline that failed stayed due, and the thread that drives the core turned without a pause until it was closed."""
+    driver = CoreDriver(1).connect()
+    driver.forget_tickets()
+    driver.advance(driver.options.data_deadline_s)
+    assert isinstance(driver.error, DeadlineError)
+    assert driver.core.next_time(driver.now) == float("inf")
+
+
 def test_lanes_that_never_come_are_no_silent_hang() -> None:
     driver = CoreDriver(1).connect(start=False)
     driver.silent = {0}
