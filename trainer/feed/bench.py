@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, load_config
-from stoker_proto.errors import StokerError
+from stoker_proto.errors import ConfigError, StokerError
 from trainer.feed.batch import StepBatch
 from trainer.feed.bench_report import BenchReport
 from trainer.feed.feed import Feed
@@ -51,6 +51,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--decode-threads", type=int, default=1, metavar="N", help="per rank; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print all figures as a last line of JSON")
     return parser.parse_args(argv)
+
+
+_LEAST = {"ranks": 1, "batches": 1, "epoch": 0, "start_sample": 0, "step_time_ms": 0, "decode_threads": 1}
+
+
+def check_ranges(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError, which names the flag."""
+    for name, least in _LEAST.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= least:  # so written, NaN is refused too
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
 
 
 class NullTrainer:
@@ -83,7 +94,13 @@ class NullTrainer:
             self._report.begin()
             infos = [feed.connect(self._arguments.epoch) for feed in self._feeds]
             progress = [feed.first_progress() for feed in self._feeds]
-            steps = -(-max(infos[0].num_samples - self._arguments.start_sample, 0) // self._feeds[0].global_batch_size)
+            left = infos[0].num_samples - self._arguments.start_sample
+            if left <= 0:
+                raise ConfigError(
+                    f"--start-sample is {self._arguments.start_sample}: epoch {self._arguments.epoch} has "
+                    f"{infos[0].num_samples} samples, counted from 0"
+                )
+            steps = -(-left // self._feeds[0].global_batch_size)
             steps = min(steps, self._arguments.batches or steps)
             self._bar = stack.enter_context(tqdm(total=steps, unit="step", disable=None, file=sys.stderr))
             self._report.connected(infos[0], progress)
@@ -126,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
+        check_ranges(arguments)
         config = load_config(arguments.config, arguments.set)
         if arguments.connect:
             cluster = dataclasses.replace(config.cluster, loader_addresses=tuple(arguments.connect))

@@ -111,6 +111,25 @@ def test_impossible_ranks_are_one_line(config: str) -> None:
         bench.main(["--config", config, "--ranks", "3"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--ranks", "0", "it must be 1 or more"),
+        ("--decode-threads", "0", "it must be 1 or more"),
+        ("--batches", "0", "it must be 1 or more"),
+        ("--start-sample", "-8", "it must be 0 or more"),
+        ("--start-sample", "60", "epoch 0 has 60 samples, counted from 0"),
+        ("--epoch", "-1", "it must be 0 or more"),
+        ("--step-time-ms", "-1.0", "it must be 0 or more"),
+        ("--step-time-ms", "nan", "it must be 0 or more"),
+    ],
+)
+def test_a_flag_out_of_range_is_named(config: str, flag: str, value: str, rule: str) -> None:
+    with FakeLoader() as loader, pytest.raises(SystemExit) as caught:
+        bench.main(["--config", config, "--connect", loader.address, flag, value])
+    assert str(caught.value) == f"loader-bench: {flag} is {value}: {rule}"
+
+
 def test_an_error_of_one_rank_ends_all(config: str) -> None:
     with FakeLoader() as loader:
         loader.data_error_at = (1, 4)
