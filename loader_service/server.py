@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zmq
 
-from loader_service.clients import MAX_TICKETS_PER_CLIENT, Clients
+from loader_service.clients import Clients
 from loader_service.gate import Gate
 from loader_service.greeting import Greeter
 from loader_service.outbox import Outbox
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 MAX_UNREAD_FRAMES = 256
 """Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline.
 `loader.unread_mb` bounds the same in bytes."""
+MAX_UNHEARD = 64
+"""Messages of one connection that came and are not looked at yet; what comes after waits with the rank."""
 _MAX_AWAITING = 65_536
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
@@ -71,9 +73,9 @@ class LoaderServer:
         for option, value in (
             (zmq.LINGER, 1000),
             (zmq.SNDHWM, MAX_UNREAD_FRAMES),
-            (zmq.RCVHWM, MAX_TICKETS_PER_CLIENT),
+            (zmq.RCVHWM, MAX_UNHEARD),
             (zmq.ROUTER_MANDATORY, 1),
-            (zmq.MAXMSGSIZE, codec.MAX_CONTROL_BYTES),  # ranks send nothing large
+            (zmq.MAXMSGSIZE, codec.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
             (zmq.HEARTBEAT_IVL, 500),
             (zmq.HEARTBEAT_TIMEOUT, 1500),

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.messages import (
     Drain,
     Epoch,
@@ -35,7 +35,9 @@ from stoker_proto.messages import (
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_CONTROL_BYTES = 16 << 20
-"""Of every frame that is not a piece."""
+"""Of every other frame from a loader."""
+MAX_QUESTION_BYTES = 1 << 20
+"""Of every frame from a rank. The largest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
 MAX_ROWS = 1 << 16
 """Of one piece or ticket."""
 MAX_SAMPLES = 1 << 20
@@ -55,6 +57,7 @@ KINDS: dict[bytes, type[Any]] = {
     b"O": Pong,
     b"D": Drain,
 }
+_QUESTIONS = (Hello, Epoch, Ticket, Ping)
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -69,7 +72,7 @@ _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def encode(message: Message) -> bytes:
-    """The frame of a message."""
+    """The frame of a message. Raises LocalProtocolError for what a rank may not send, as loaders hang up on it."""
     body = {name: getattr(message, name) for name, _, _ in _FIELDS[type(message)]}
     if isinstance(message, Piece):
         for name, dtype in _PIECE_DTYPES.items():
@@ -80,6 +83,11 @@ def encode(message: Message) -> bytes:
     packer.pack(_KIND_OF[type(message)][0])
     packer.pack(body)
     frame: bytes = packer.bytes()
+    if len(frame) > MAX_QUESTION_BYTES and isinstance(message, _QUESTIONS):
+        raise LocalProtocolError(
+            f"a {type(message).__name__} of {len(frame)} bytes: at most {MAX_QUESTION_BYTES} travel to a loader; name folders "
+            "in the data paths rather than thousands of files"
+        )
     return frame
 
 
@@ -99,7 +107,7 @@ def decode(frame: bytes | memoryview) -> Message:
     cls = KINDS.get(kind)
     if cls is None:
         raise RemoteProtocolError(f"a frame of kind {kind!r}: known are {b''.join(KINDS)!r}")
-    limit = MAX_FRAME_BYTES if cls is Piece else MAX_CONTROL_BYTES
+    limit = MAX_FRAME_BYTES if cls is Piece else MAX_QUESTION_BYTES if cls in _QUESTIONS else MAX_CONTROL_BYTES
     if len(view) > limit:
         raise RemoteProtocolError(f"a {cls.__name__} frame of {len(view)} bytes: at most {limit}")
     body = _unpack(view[1:], cls.__name__)

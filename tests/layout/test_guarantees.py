@@ -31,6 +31,11 @@ def test_the_limits_are_those_of_the_code() -> None:
     from loader_service import clients, server
     from stoker_proto.config import LoaderConfig
 
-    for value in (clients.MAX_TICKETS_PER_CLIENT, clients.MAX_ROWS_PER_CLIENT, server.MAX_UNREAD_FRAMES):
+    for value in (
+        clients.MAX_TICKETS_PER_CLIENT,
+        clients.MAX_ROWS_PER_CLIENT,
+        server.MAX_UNREAD_FRAMES,
+        server.MAX_UNHEARD,
+    ):
         assert f"| {value:,}" in TEXT
     assert f"`loader.unread_mb` ({LoaderConfig().unread_mb:,} MiB)" in TEXT

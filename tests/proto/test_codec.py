@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker_proto import codec
-from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
 from tests.proto.make_golden import MESSAGES
 
@@ -165,13 +165,34 @@ def test_pieces_that_contradict_themselves(changes: dict[str, object], message: 
 def test_control_frames_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_CONTROL_BYTES", 40)
     with pytest.raises(RemoteProtocolError, match="at most 40"):
-        codec.decode(codec.encode(MESSAGES["ticket"]))
+        codec.decode(codec.encode(MESSAGES["welcome"]))
+    codec.decode(codec.encode(MESSAGES["ticket"]))
     codec.decode(codec.encode(MESSAGES["piece"]))
+
+
+@pytest.mark.parametrize("name", ["hello", "epoch", "ticket", "ping"])
+def test_questions_are_smaller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = codec.encode(MESSAGES[name])
+    monkeypatch.setattr(codec, "MAX_QUESTION_BYTES", len(frame) - 1)
+    with pytest.raises(RemoteProtocolError, match=f"at most {len(frame) - 1}"):
+        codec.decode(frame)
+    with pytest.raises(
+        LocalProtocolError, match=rf"of {len(frame)} bytes: at most {len(frame) - 1} travel to a loader"
+    ):
+        codec.encode(MESSAGES[name])
+    codec.decode(codec.encode(MESSAGES["welcome"]))
+
+
+def test_a_hello_holds_the_fingerprints_of_thousands_of_entries() -> None:
+    names = {f"manifest/train/{number}": "f" * 64 for number in range(11_000)}
+    hello = codec.decode(codec.encode(Hello(protocol=3, client="c", rank=0, world_size=1, fingerprints=names)))
+    assert isinstance(hello, Hello)
+    assert len(hello.fingerprints) == 11_000
 
 
 def test_small_frames_cannot_take_much_memory() -> None:
     frame = (
-        b"T\x9f" + (b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)) * 15
+        b"W\x9f" + (b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)) * 15
     )  # 15 MiB of empty maps, 1 GiB if they were made
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RemoteProtocolError, match="more than 1048576 items"):

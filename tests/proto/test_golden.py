@@ -53,6 +53,7 @@ def test_the_prose_names_every_kind_and_field_and_no_other() -> None:
 @pytest.mark.parametrize(("name", "value"), [
     ("MAX_FRAME_BYTES", codec.MAX_FRAME_BYTES),
     ("MAX_CONTROL_BYTES", codec.MAX_CONTROL_BYTES),
+    ("MAX_QUESTION_BYTES", codec.MAX_QUESTION_BYTES),
     ("MAX_ROWS", codec.MAX_ROWS),
     ("MAX_SAMPLES", codec.MAX_SAMPLES),
 ])  # fmt: skip
