@@ -303,7 +303,7 @@ class LoaderServer:
             for ticket in [number for number, (index, _) in client.in_work.items() if index == worker]:
                 client.end(ticket)
                 message = f"worker {worker} died and is being restarted"
-                self._send(address, Failure(ticket=ticket, reason="unavailable", message=message))
+                self._send(address, Failure(ticket=ticket, reason="died", message=message))
 
     def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
         self._send(address, Failure(ticket=ticket.ticket, reason=reason, message=message))

@@ -122,8 +122,8 @@ class Failure:
 
     ticket: int
     reason: str
-    """`data`: the same from every loader, ends the run; `unavailable`: not held or draining, ask another; `rejected`: the
-    ticket itself is impossible."""
+    """`data`: the same from every loader, ends the run; `unavailable`: not held or draining, ask another; `died`: a worker did
+    with the ticket in work, ask another; `rejected`: the ticket itself is impossible."""
     message: str
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import zmq
 
@@ -78,6 +79,19 @@ def test_an_honest_rank_gets_what_it_asks_for(loader: Loader) -> None:
         assert isinstance(pong, Pong)
         assert pong.nonce == 3
         assert pong.progress["samples"] >= 1
+
+
+def test_a_worker_that_dies_says_of_what(tmp_path: Path) -> None:
+    with serving(_config(tmp_path), "--set", "loader.workers=2") as loader, peer_of(loader) as peer:
+        assert isinstance(peer.ask(HELLO), Welcome)
+        workers = psutil.Process(loader.process.pid).children()
+        worker = next(process for process in workers if process.cmdline()[-2] == "0")  # that of lane 0
+        worker.suspend()  # so that the ticket is in work when it dies
+        peer.send(TICKET)
+        while not peer.ask(Ping(nonce=1)).progress["queued"]:  # type: ignore[union-attr]
+            pass
+        worker.kill()
+        assert peer.receive() == Failure(ticket=5, reason="died", message="worker 0 died and is being restarted")
 
 
 @pytest.mark.parametrize(

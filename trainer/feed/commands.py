@@ -44,7 +44,7 @@ class CoreOptions:
     max_tickets: int = 512
     """Tickets asked for and not yet delivered, at most; one micro-batch may always be asked for."""
     max_deaths: int = 10
-    """Incarnations of loaders that may end with one ticket in work before it counts as poison."""
+    """Incarnations of loaders, and workers, that may end with one ticket in work before it counts as poison."""
     ticket_deadline_s: float = 10.0
     """The longest; the loaders' measured latency makes it shorter."""
     data_deadline_s: float = 120.0

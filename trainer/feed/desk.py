@@ -106,6 +106,7 @@ class Desk:
             work.outcome = LocalProtocolError(f"the loader at {address} rejects {work.ticket}: {failure.message}")
         else:
             work.denied = True
+            work.deaths += failure.reason == "died"
             self._end(work, loader, f"{address} {failure.reason}: {failure.message}", now)
             return
         for ask in work.asks:
@@ -186,8 +187,8 @@ class Desk:
         work.attempts += not again  # who is late works on it still: that is no new attempt
         if work.deaths >= self.options.max_deaths:
             raise DeadlineError(
-                f"{work.deaths} loaders ended, one after the other, while they worked on {work}; look into the loaders' logs for "
-                "what these samples, or others asked for with them, do to them"
+                f"{work.deaths} loaders or workers ended, one after the other, while they worked on {work}; look into the "
+                "loaders' logs for what these samples, or others asked for with them, do to them"
             )
         for ask in again:
             self._balance.ended(ask, now)

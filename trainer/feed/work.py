@@ -42,7 +42,7 @@ class Work:
     suspects: set[int] = field(default_factory=set)
     """Loaders that went away with this in work: they have died, if it is another incarnation that comes back."""
     deaths: int = 0
-    """Incarnations of loaders that ended with this in work."""
+    """Incarnations of loaders, and workers of theirs, that ended with this in work."""
     retry_at: float = 0.0
     """Not asked again before."""
     history: deque[str] = field(default_factory=lambda: deque(maxlen=3))

@@ -259,8 +259,23 @@ def test_a_ticket_that_loader_after_loader_dies_of_ends_the_run() -> None:
     assert driver.error is None
     break_connection(driver, restarted=True)
     assert isinstance(driver.error, DeadlineError)
-    assert "10 loaders ended, one after the other, while they worked on lane 1, samples 0 to 2 of" in str(driver.error)
+    assert "10 loaders or workers ended, one after the other, while they worked on lane 1, samples 0 to 2 of" in str(
+        driver.error
+    )
     assert "(tcp://loader0:5555: the connection broke; " in str(driver.error)
+
+
+def test_a_ticket_that_worker_after_worker_dies_of_ends_the_run() -> None:
+    driver = CoreDriver(1).connect()
+    for count in range(10):
+        assert driver.error is None, count
+        driver.fail(next(n for n, (_, ticket) in enumerate(driver.tickets) if ticket.ticket == 0), "died")
+        driver.advance(10.0)
+    assert isinstance(driver.error, DeadlineError)
+    assert "10 loaders or workers ended, one after the other, while they worked on lane 1, samples 0" in str(
+        driver.error
+    )
+    assert "tcp://loader0:5555 died: because" in str(driver.error)
 
 
 def test_connections_that_break_are_no_deaths() -> None:
