@@ -24,6 +24,8 @@ from stoker_proto.errors import ConfigError, FetchError
 logger = logging.getLogger(__name__)
 
 FILE = "index.sqlite"
+NO_VERSION = ""
+"""Of a copy of which nobody knows what it is a copy of: no original has this one, so it is fetched anew where it is compared."""
 _BUSY_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, size INTEGER, version TEXT, used REAL, fetched REAL) WITHOUT ROWID;
@@ -139,7 +141,7 @@ class Index:
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for name in names:
                     path = Path(place) / name
-                    self.reserve(path.relative_to(folder).as_posix(), path.stat().st_size, "")
+                    self.reserve(path.relative_to(folder).as_posix(), path.stat().st_size, NO_VERSION)
                     os.utime(path, (0, 0))
 
     def _unusable(self, error: sqlite3.Error) -> FetchError:

@@ -23,7 +23,7 @@ from typing import Any
 from loader_service.prepare.cache import writable
 from loader_service.remote.eviction import make_room
 from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles, same_version
-from loader_service.remote.index import Index
+from loader_service.remote.index import NO_VERSION, Index
 from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
@@ -167,7 +167,8 @@ class RemoteStore:
 
     def _download(self, place: Place, info: Info, key: str, part: Path) -> None:
         index, config = self.index, self._config
-        index.reserve(key, info.size, info.version)
+        index.reserve(key, info.size, NO_VERSION)  # what is here until the rename, if anything, is not of this version
+        is_done = False
         try:
             make_room(self.folder, index, key, info.size, config)
             with part.open("r+b") as file:
@@ -182,8 +183,9 @@ class RemoteStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
                     part.rename(target)
+                    is_done = True
                     break
-            if index.version(key) is None:  # taken for a copy removed by hand, while it had no name yet
+            if is_done:
                 index.reserve(key, info.size, info.version)
         except FileNotFoundError as error:
             raise FetchError(f"{place.url()}: it was removed while it was fetched") from error
@@ -193,8 +195,17 @@ class RemoteStore:
                 "with --cache-dir or data.cache_dir"
             ) from error
         finally:
-            if not (self.folder / key).exists():
-                index.forget(key)
+            self._count_what_is_left(key, is_done)
+
+    def _count_what_is_left(self, key: str, is_done: bool) -> None:
+        """After a fetch: it may have failed and left the copy from before, or another process has removed the new one already."""
+        try:
+            size = (self.folder / key).stat().st_size
+        except FileNotFoundError:
+            self.index.forget(key)
+        else:
+            if not is_done:
+                self.index.reserve(key, size, NO_VERSION)
 
     def _is_due(self, descriptor: int, key: str) -> bool:
         """Whether the copy is to be compared with its original. Shards are, when they are scanned."""

@@ -217,6 +217,25 @@ def test_a_changed_file_is_fetched_anew_when_it_is_looked_at_again(served: HttpF
     assert make_store(recheck_hours=0).local(str(path)) == str(path)
 
 
+def test_a_fetch_that_fails_leaves_the_copy_from_before_under_no_version(
+    served: HttpFiles, make_store: MakeStore
+) -> None:
+    """Else the old bytes would be taken for the new ones ever after."""
+    store = make_store(recheck_hours=0, deadline_s=0.3)
+    with store.pins.reading():
+        local(store, served, "a.bin")
+    (served.folder / "a.bin").write_bytes(b"A" * 700)
+    served.faults["a.bin"] = ["cut"] * 1000
+    with store.pins.reading(), pytest.raises(FetchError):
+        local(store, served, "a.bin")
+    assert store.index.total_bytes() == 1000
+    served.faults.clear()
+    other = make_store(recheck_hours=0)
+    with other.pins.reading():
+        assert local(other, served, "a.bin").read_bytes() == b"A" * 700
+    assert other.index.total_bytes() == 700
+
+
 def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFiles, make_store: MakeStore) -> None:
     store = make_store()
     place = parse_url(served.url_of("a.bin"))
