@@ -22,6 +22,7 @@ from loader_service.first_records import check_first_records
 from loader_service.plan import PLAN_VERSION
 from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
 from loader_service.prepare.run import Prepared, prepare
+from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
 from loader_service.server import LoaderServer
 from loader_service.shards import expand_entry
@@ -247,9 +248,11 @@ def write_job(
         for split, entries in prepared.entries.items()
         for entry, manifest in entries.items()
     ]
+    store = remote_store(config.data)
     job = {
         "config": config_to_tree(config),
         "manifests": manifests,
+        "remote": {} if store is None else store.shards,  # versions that these manifests were made of
         "loader": name,
         "workers": num_workers,
         "threads": num_threads,

@@ -16,6 +16,7 @@ from loader_service.builder import Counters, PieceBuilder
 from loader_service.lane_plan import LanePlan
 from loader_service.plans import is_saved, load_plan
 from loader_service.prepare.manifest import EntryManifest, load_manifest
+from loader_service.remote.opened import remote_store
 from stoker_proto import codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import config_from_tree
@@ -38,6 +39,8 @@ class Workbench:
         for item in job["manifests"]:
             manifest = load_manifest(**{**item, "folder": Path(item["folder"]), "shards": tuple(item["shards"])})
             self._manifests[manifest.split, manifest.entry] = manifest
+        if (store := remote_store(self._config.data)) is not None:
+            store.expect(job["remote"])
         self._plans: OrderedDict[tuple[str, int, int], LanePlan] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0  # of `_out`

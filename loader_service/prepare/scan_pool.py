@@ -67,19 +67,22 @@ def run_all(
                 results.append(function(dataset, task))
                 bar.update(weight)
             return results
-        return _run_in_pool(function, tasks, weights, dataset.config, processes, bar)
+        return _run_in_pool(function, tasks, weights, dataset, processes, bar)
 
 
 def _run_in_pool(
     function: Callable[[BaseSFTDataset, Task], Result],
     tasks: Sequence[Task],
     weights: Sequence[int],
-    config: DataConfig,
+    dataset: BaseSFTDataset,
     processes: int,
     bar: Any,
 ) -> list[Result]:
     executor = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(dataset.config, {} if dataset.remote is None else dataset.remote.shards),
     )
     try:
         futures: list[Future[Result]] = []
@@ -101,11 +104,13 @@ def _advance(bar: Any, weight: int, _: Future[Any]) -> None:
     bar.update(weight)
 
 
-def _start_worker(config: DataConfig) -> None:
+def _start_worker(config: DataConfig, remote_shards: dict[str, str]) -> None:
     global _dataset
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each core has its process
     _dataset = make_dataset(config)
+    if _dataset.remote is not None:
+        _dataset.remote.expect(remote_shards)
 
 
 def _call(function: Callable[[BaseSFTDataset, Task], Result], task: Task) -> Result:

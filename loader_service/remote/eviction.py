@@ -38,7 +38,7 @@ def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteCon
         for copy in oldest:
             if index.total_bytes() <= budget and shutil.disk_usage(folder).free >= least_free + size:
                 return
-            if _remove(folder, index, copy):
+            if remove_copy(folder, index, copy.key):
                 _tell_of_short_life(folder, copy, config)
             else:
                 busy.add(copy.key)
@@ -57,13 +57,13 @@ def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteCon
         )
 
 
-def _remove(folder: Path, index: Index, copy: Copy) -> bool:
+def remove_copy(folder: Path, index: Index, key: str) -> bool:
     """False: somebody reads it."""
-    path = folder / copy.key
+    path = folder / key
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:  # removed by hand, or not yet there: then its process counts it again
-        index.forget(copy.key)
+        index.forget(key)
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +72,7 @@ def _remove(folder: Path, index: Index, copy: Copy) -> bool:
         return False
     finally:
         os.close(descriptor)
-    index.forget(copy.key)
+    index.forget(key)
     with suppress(OSError):  # its folders, as far as they are empty now
         for parent in path.relative_to(folder).parents[:-2]:
             (folder / parent).rmdir()

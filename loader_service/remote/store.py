@@ -15,15 +15,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from loader_service.prepare.cache import writable
-from loader_service.remote.eviction import make_room
-from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles, same_version
-from loader_service.remote.index import NO_VERSION, Index
+from loader_service.remote.copying import copy_file
+from loader_service.remote.eviction import remove_copy
+from loader_service.remote.filesystem import Info, RemoteFiles, same_version
+from loader_service.remote.index import Index
 from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
@@ -33,6 +34,7 @@ from stoker_proto.remote import RemoteConfig
 logger = logging.getLogger(__name__)
 
 _TOUCH_S = 5.0
+_POLL_S = 0.02
 
 
 class RemoteStore:
@@ -44,6 +46,10 @@ class RemoteStore:
         self._places: dict[str, Place] = {}  # folder of a host -> any URL of it
         self._roots: dict[str, bool] = {}  # key -> whether files beside it may be fetched too
         self._files: dict[str, RemoteFiles] = {}
+        self._shards: dict[str, str] = {}  # key -> the version that this run's manifests were made of
+        self._seen: dict[
+            str, tuple[int, int]
+        ] = {}  # key of a shard -> inode and time of a copy known to be of that version
         self._index: Index | None = None
         self._lock = threading.Lock()
         self._downloads = threading.BoundedSemaphore(self._config.concurrency)
@@ -87,7 +93,7 @@ class RemoteStore:
         for folder in shard.parents:
             if folder == self.folder:
                 break
-            if self.index.shard_version((folder / name).relative_to(self.folder).as_posix()) is not None:
+            if self._expected((folder / name).relative_to(self.folder).as_posix()) is not None:
                 return folder
         raise DataError(f"no {name} in any folder above it: run loader-prepare again", file=str(shard))
 
@@ -106,7 +112,8 @@ class RemoteStore:
     def local(self, path: str) -> str:
         """The same path, with the file's copy there; a path that is no copy's is given back as it is.
 
-        Raises DataError: there is no such file, or it lies outside the data paths; FetchError."""
+        Raises DataError: there is no such file, or it lies outside the data paths, or it is a shard that is another one now;
+        FetchError."""
         prefix = f"{self.folder}/"
         if not path.startswith(prefix) or path in self.pins:
             return path
@@ -117,7 +124,9 @@ class RemoteStore:
             os.close(pinned)
             self._fetch(place, key, path)
             pinned = pin(path)
-        while pinned is None:  # it may be removed again before it is pinned, where the cache is small
+        while pinned is None or not self._is_as_scanned(pinned, key):  # removed or replaced again before it was pinned
+            if pinned is not None:
+                os.close(pinned)
             self._fetch(place, key, path)
             pinned = pin(path)
         self.pins.keep(path, pinned)
@@ -125,15 +134,26 @@ class RemoteStore:
         return path
 
     def known_shards(self, infos: Sequence[tuple[Place, Info]]) -> None:
-        """What loader-prepare found: copies of other versions are removed."""
-        keys = {self.key_of(place): info.version for place, info in infos}
-        self.index.set_shards(keys)
-        for key, version in keys.items():
+        """What loader-prepare found: copies of other versions are removed, now or when nobody reads them any more."""
+        versions = {self.key_of(place): info.version for place, info in infos}
+        self.index.set_shards(versions)
+        self.expect(versions)
+        for key, version in versions.items():
             before = self.index.version(key)
             if before is not None and not same_version(before, version):
-                with suppress(FileNotFoundError):
-                    (self.folder / key).unlink()
-                self.index.forget(key)
+                remove_copy(self.folder, self.index, key)
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """Key -> version of all shards that this process knows: what its workers must `expect`."""
+        return dict(self._shards)
+
+    def expect(self, versions: Mapping[str, str]) -> None:
+        """The shards that this run's manifests were made of. Another process may scan others into the same folder meanwhile."""
+        with self._lock:
+            self._shards.update(versions)
+            for key in versions:
+                self._seen.pop(key, None)
 
     def _fetch(self, place: Place, key: str, path: str) -> None:
         """Bring the copy, or see that it is still the original's; the thread gives its slot to another one meanwhile."""
@@ -143,9 +163,9 @@ class RemoteStore:
             self.pins.waiting(),
             locked_part(self.folder / ".parts" / f"{digest}.part", self._config.deadline_s) as part,
         ):
-            expected = index.shard_version(key)
+            expected = self._expected(key)
             there = Path(path).exists()
-            if there and (expected is not None or not self._is_old(path)):
+            if there and (not self._is_old(path) if expected is None else self._is_of(key, expected)):
                 return  # another one brought it
             with self._downloads:
                 try:
@@ -162,55 +182,50 @@ class RemoteStore:
                     with suppress(FileNotFoundError):
                         os.utime(path)
                     return
-                self._download(place, info, key, part)
+                if there and expected is not None:
+                    self._remove_other_version(place, key)
+                is_shard = expected is not None
+                copy_file(
+                    self.files(place), place, info, part, self.folder, key, index, self._config, is_shard=is_shard
+                )
                 logger.debug("fetched %s, %d bytes", place.url(), info.size)
 
-    def _download(self, place: Place, info: Info, key: str, part: Path) -> None:
-        index, config = self.index, self._config
-        index.reserve(key, info.size, NO_VERSION)  # what is here until the rename, if anything, is not of this version
-        is_done = False
-        try:
-            make_room(self.folder, index, key, info.size, config)
-            with part.open("r+b") as file:
-                file.truncate()
-                self.files(place).download(place, info, file.fileno(), part)
-                os.fsync(file.fileno())
-            is_shard = index.shard_version(key) is not None  # what single requests give is all of one version
-            if (is_shard or info.size > BLOCK_BYTES) and self.files(place).info(place).version != info.version:
-                raise FetchError(f"{place.url()}: it changed while it was fetched")
-            target = self.folder / key
-            for _ in range(100):  # another process may be removing the emptied folder
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    part.rename(target)
-                    is_done = True
-                    break
-            if is_done:
-                index.reserve(key, info.size, info.version)
-        except FileNotFoundError as error:
-            raise FetchError(f"{place.url()}: it was removed while it was fetched") from error
-        except OSError as error:
-            raise FetchError(
-                f"{place.url()}: no copy of it can be written to {self.folder} ({error.strerror or error}): name another folder "
-                "with --cache-dir or data.cache_dir"
-            ) from error
-        finally:
-            self._count_what_is_left(key, is_done)
+    def _expected(self, key: str) -> str | None:
+        """The version that a copy must have; None: it is no shard."""
+        return self._shards.get(key) or self.index.shard_version(key)
 
-    def _count_what_is_left(self, key: str, is_done: bool) -> None:
-        """After a fetch: it may have failed and left the copy from before, or another process has removed the new one already."""
-        try:
-            size = (self.folder / key).stat().st_size
-        except FileNotFoundError:
-            self.index.forget(key)
-        else:
-            if not is_done:
-                self.index.reserve(key, size, NO_VERSION)
+    def _is_of(self, key: str, expected: str) -> bool:
+        version = self.index.version(key)
+        return version is not None and same_version(version, expected)
+
+    def _is_as_scanned(self, descriptor: int, key: str) -> bool:
+        """Whether the pinned copy is the one that the manifests know. Of what is no shard there is no wrong one."""
+        expected = self._shards.get(key)
+        if expected is None:
+            return True
+        status = os.fstat(descriptor)
+        seen = status.st_ino, status.st_mtime_ns
+        if self._seen.get(key) != seen:
+            if not self._is_of(key, expected):
+                return False
+            self._seen[key] = seen
+        return True
+
+    def _remove_other_version(self, place: Place, key: str) -> None:
+        """Another run may read the copy: it is waited for, since bytes must not change under it. Raises FetchError."""
+        end = time.monotonic() + self._config.deadline_s
+        while not remove_copy(self.folder, self.index, key):
+            if time.monotonic() > end:
+                raise FetchError(
+                    f"{place.url()}: a copy of an older version has been read by another process for "
+                    f"{self._config.deadline_s:g} s: end the loaders that still use that, or name another --cache-dir"
+                )
+            time.sleep(_POLL_S)
 
     def _is_due(self, descriptor: int, key: str) -> bool:
         """Whether the copy is to be compared with its original. Shards are, when they are scanned."""
         age_s = time.time() - os.fstat(descriptor).st_mtime
-        return age_s > self._recheck_s() and self.index.shard_version(key) is None
+        return age_s > self._recheck_s() and self._expected(key) is None
 
     def _is_old(self, path: str) -> bool:
         with suppress(FileNotFoundError):
@@ -247,7 +262,7 @@ class RemoteStore:
             if key == root or key.startswith(f"{root.rstrip('/')}/"):
                 return True
             beside = root.rpartition("/")[0]
-            if may_be_file and key.startswith(f"{beside}/") and self.index.shard_version(root) is not None:
+            if may_be_file and key.startswith(f"{beside}/") and self._expected(root) is not None:
                 return True
         return False
 

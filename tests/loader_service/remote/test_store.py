@@ -248,9 +248,39 @@ def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFi
     with pytest.raises(DataError, match=r"a\.bin: it changed since it was scanned: run loader-prepare again"):
         local(make_store(), served, "a.bin")
     store.known_shards([(place, store.files(place).info(place))])
-    assert local(make_store(), served, "a.bin").read_bytes() == b"A" * 1000
+    other = make_store()
+    with other.pins.reading():
+        assert local(other, served, "a.bin").read_bytes() == b"A" * 1000
+        store.known_shards([(place, Info(1000, "1000 ETag=another"))])
+        assert path.read_bytes() == b"A" * 1000  # somebody reads it
     store.known_shards([(place, Info(1000, "1000 ETag=another"))])
     assert not path.exists()
+
+
+def test_a_run_is_never_given_a_shard_that_another_one_scanned_later(served: HttpFiles, make_store: MakeStore) -> None:
+    """Two runs share the cache folder; the original changes between their scans."""
+    old, old_worker, new = make_store(), make_store(), make_store(deadline_s=0.5)
+    place = parse_url(served.url_of("a.bin"))
+    old.known_shards([(place, old.files(place).info(place))])
+    old_worker.expect(old.shards)
+    with old.pins.reading():
+        path = local(old, served, "a.bin")
+        (served.folder / "a.bin").write_bytes(b"A" * 1000)
+        new.known_shards([(place, new.files(place).info(place))])
+        with (
+            new.pins.reading(),
+            pytest.raises(FetchError, match="an older version has been read by another process for"),
+        ):
+            local(new, served, "a.bin")
+        assert path.read_bytes() == b"a" * 1000
+    with new.pins.reading():
+        assert local(new, served, "a.bin").read_bytes() == b"A" * 1000
+    for store in (old, old_worker):
+        with store.pins.reading(), pytest.raises(DataError, match=r"a\.bin: it changed since it was scanned"):
+            local(store, served, "a.bin")
+    (served.folder / "a.bin").write_bytes(b"a" * 1000)  # it is what it was
+    with old_worker.pins.reading():
+        assert local(old_worker, served, "a.bin").read_bytes() == b"a" * 1000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""One file from its original to its copy, which appears whole and is counted before it is there."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from loader_service.remote.eviction import make_room
+from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles
+from loader_service.remote.index import NO_VERSION, Index
+from loader_service.remote.url import Place
+from stoker_proto.errors import FetchError
+from stoker_proto.remote import RemoteConfig
+
+
+def copy_file(
+    files: RemoteFiles, place: Place, info: Info, part: Path, folder: Path, key: str, index: Index, config: RemoteConfig,
+    *, is_shard: bool,
+) -> None:  # fmt: skip
+    """Fill the part, whose lock is held, and give it the name `key` below `folder`. Raises FetchError.
+
+    The index has the copy under no version from the first byte until it has its name: whatever interrupts this, an older copy
+    that is there is never taken for this one.
+    """
+    target = folder / key
+    index.reserve(key, info.size, NO_VERSION)
+    is_done = False
+    try:
+        make_room(folder, index, key, info.size, config)
+        with part.open("r+b") as file:
+            file.truncate()
+            files.download(place, info, file.fileno(), part)
+            os.fsync(file.fileno())
+        # What a single request gives is all of one version.
+        if (is_shard or info.size > BLOCK_BYTES) and files.info(place).version != info.version:
+            raise FetchError(f"{place.url()}: it changed while it was fetched")
+        for _ in range(100):  # another process may be removing the emptied folder
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                part.rename(target)
+                is_done = True
+                break
+        if is_done:
+            index.reserve(key, info.size, info.version)
+    except FileNotFoundError as error:
+        raise FetchError(f"{place.url()}: it was removed while it was fetched") from error
+    except OSError as error:
+        raise FetchError(
+            f"{place.url()}: no copy of it can be written to {folder} ({error.strerror or error}): name another folder "
+            "with --cache-dir or data.cache_dir"
+        ) from error
+    finally:
+        _count_what_is_left(target, key, index, is_done)
+
+
+def _count_what_is_left(target: Path, key: str, index: Index, is_done: bool) -> None:
+    """It may have failed and left the copy from before, or another process has removed the new one already."""
+    try:
+        size = target.stat().st_size
+    except FileNotFoundError:
+        index.forget(key)
+    else:
+        if not is_done:
+            index.reserve(key, size, NO_VERSION)
