@@ -9,16 +9,18 @@ Keys are paths below `{cache}/remote`. The file can be made anew at any time.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loader_service.prepare.cache import writable
 from stoker_proto.errors import ConfigError, FetchError
 
 logger = logging.getLogger(__name__)
@@ -27,15 +29,19 @@ FILE = "index.sqlite"
 NO_VERSION = ""
 """Of a copy of which nobody knows what it is a copy of: no original has this one, so it is fetched anew where it is compared."""
 _BUSY_S = 60.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, size INTEGER, version TEXT, used REAL, fetched REAL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS files_by_use ON files (used);
-CREATE TABLE IF NOT EXISTS shards (key TEXT PRIMARY KEY, version TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS total (bytes INTEGER);
-INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total);
-CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON files BEGIN UPDATE total SET bytes = bytes + new.size; END;
-CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON files BEGIN UPDATE total SET bytes = bytes - old.size; END;
-"""
+_POLL_S = 0.01
+_LOCK = "index.lock"
+_VERSION = 1
+"""Of the tables, and that the copies which were there before them are counted."""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, size INTEGER, version TEXT, used REAL, fetched REAL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS files_by_use ON files (used)",
+    "CREATE TABLE IF NOT EXISTS shards (key TEXT PRIMARY KEY, version TEXT) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS total (bytes INTEGER)",
+    "INSERT INTO total SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM total)",
+    "CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON files BEGIN UPDATE total SET bytes = bytes + new.size; END",
+    "CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON files BEGIN UPDATE total SET bytes = bytes - old.size; END",
+)
 
 
 class Copy(NamedTuple):
@@ -53,16 +59,16 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._lock = threading.Lock()
-        try:
-            self._connection = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise ConfigError(str(self._unusable(error))) from error
-            logger.warning("%s is damaged (%s): it is made anew", self._path, error)
-            for suffix in ("", "-wal", "-shm"):
-                self._path.with_name(FILE + suffix).unlink(missing_ok=True)
-            self._connection = self._open()
-            self._adopt(folder)
+        with self._opening():
+            try:
+                self._connection = self._open(folder)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise ConfigError(str(self._unusable(error))) from error
+                logger.warning("%s is damaged (%s): it is made anew", self._path, error)
+                for suffix in ("", "-wal", "-shm"):
+                    self._path.with_name(FILE + suffix).unlink(missing_ok=True)
+                self._connection = self._open(folder)
 
     def reserve(self, key: str, size: int, version: str) -> None:
         """Count a copy that is about to be made."""
@@ -123,29 +129,67 @@ class Index:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
-    def _open(self) -> sqlite3.Connection:
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """One process at a time: SQLite does not wait for its turn where a new file becomes a WAL."""
+        with writable(self._path.parent):
+            file = self._path.with_name(_LOCK).open("wb")
+        with file:
+            end = time.monotonic() + _BUSY_S
+            while not self._try_lock(file.fileno()):
+                if time.monotonic() > end:
+                    raise FetchError(
+                        f"{self._path}: another process has been opening it for {_BUSY_S:g} s: is it stopped?"
+                    )
+                time.sleep(_POLL_S)
+            yield
+
+    def _try_lock(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path.parent} cannot be locked ({error.strerror}): name a folder on a local disk with --cache-dir or "
+                "data.cache_dir"
+            ) from error
+        return True
+
+    def _open(self, folder: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")  # after a power cut it may be damaged, and is made anew
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, or its maker was killed
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                connection.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?)", _copies(folder))
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+                connection.execute("COMMIT")
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _adopt(self, folder: Path) -> None:
-        """Count the copies that are there; of which version they are is not known, so they are compared at their next use."""
-        for host in folder.iterdir():
-            for place, folders, names in os.walk(host):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                for name in names:
-                    path = Path(place) / name
-                    self.reserve(path.relative_to(folder).as_posix(), path.stat().st_size, NO_VERSION)
-                    os.utime(path, (0, 0))
 
     def _unusable(self, error: sqlite3.Error) -> FetchError:
         return FetchError(
             f"{self._path}: the index of the cache of remote files cannot be used ({error}): name a folder on a local disk with "
             "--cache-dir or data.cache_dir"
         )
+
+
+def _copies(folder: Path) -> Iterator[tuple[str, int, str, float, float]]:
+    """Rows of the copies that are there without an index. Of which version they are is not known: see `NO_VERSION`."""
+    now = time.time()
+    for host in folder.iterdir():
+        if host.name.startswith("."):
+            continue
+        for place, folders, names in os.walk(host):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                path = Path(place) / name
+                with suppress(FileNotFoundError):  # removed by hand meanwhile
+                    os.utime(path, (0, 0))  # so that it is compared at its next use
+                    yield path.relative_to(folder).as_posix(), path.stat().st_size, NO_VERSION, now, now

@@ -14,10 +14,10 @@ import pytest
 
 from loader_service.remote import filesystem
 from loader_service.remote.filesystem import Info
-from loader_service.remote.index import FILE
+from loader_service.remote.index import FILE, Index
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import parse_url
-from stoker_proto.errors import DataError, FetchError
+from stoker_proto.errors import ConfigError, DataError, FetchError
 from tests.end_to_end.fleet import environment
 from tests.loader_service.remote.http_files import HttpFiles
 
@@ -327,6 +327,61 @@ def test_a_damaged_index_is_made_anew(
     assert "is damaged" in caplog.text
     assert local(again, served, "a.bin").read_bytes() == b"a" * 1000
     assert served.gets["a.bin"] == 2  # nobody knows which version it was
+
+
+def test_a_removed_index_is_made_anew_and_counts_the_copies(served: HttpFiles, make_store: MakeStore) -> None:
+    """Of which versions they are nobody knows: so a changed shard is not taken for the new one."""
+    store = make_store()
+    place = parse_url(served.url_of("a.bin"))
+    store.known_shards([(place, store.files(place).info(place))])
+    with store.pins.reading():
+        local(store, served, "a.bin")
+        local(store, served, "b.bin")
+    store.index._connection.close()
+    for file in store.folder.glob(f"{FILE}*"):
+        file.unlink()
+    (served.folder / "a.bin").write_bytes(b"A" * 1000)
+    again = make_store()
+    assert again.index.total_bytes() == 2000
+    again.known_shards([(place, again.files(place).info(place))])
+    with again.pins.reading():
+        assert local(again, served, "a.bin").read_bytes() == b"A" * 1000
+        assert local(again, served, "b.bin").read_bytes() == b"b" * 1000
+    assert again.index.total_bytes() == 2000
+
+
+def test_an_index_whose_maker_was_killed_counts_the_copies_too(served: HttpFiles, make_store: MakeStore) -> None:
+    store = make_store()
+    local(store, served, "a.bin")
+    store.index._connection.close()
+    for file in store.folder.glob(f"{FILE}*"):
+        file.unlink()
+    (store.folder / FILE).touch()
+    (store.folder / ".parts" / "half.part").write_bytes(b"x" * 5)
+    assert make_store().index.total_bytes() == 1000
+    assert make_store().index.total_bytes() == 1000
+
+
+def test_all_that_open_a_fresh_folder_together_can(tmp_path: Path) -> None:
+    """The change of a new SQLite file to a WAL fails at once where another connection makes it."""
+    together, failures = threading.Barrier(5), []
+
+    def open_all() -> None:
+        for number in range(20):
+            together.wait(60)
+            try:
+                Index(tmp_path / str(number))
+            except (ConfigError, FetchError) as error:
+                failures.append(error)
+
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+    threads = [threading.Thread(target=open_all) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 def test_parts_of_killed_processes_are_removed(served: HttpFiles, make_store: MakeStore, tmp_path: Path) -> None:
