@@ -6,6 +6,7 @@ Sample(text=...), input_ids=...   as many as it needs; none where it has no toke
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError, located
+from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from stoker_proto.rows import EncodedRow
 from stoker_proto.turns import Turn
@@ -172,6 +174,9 @@ class Counting:
 
     config: Config
     fingerprint: str
+    """Of what decides the counts, as loaders compare it: the same for a tokenizer.json that was saved again."""
+    file_hash: str
+    """Of the very bytes of tokenizer.json: counts in the cache are taken for no other file's."""
 
     @classmethod
     def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
@@ -180,15 +185,19 @@ class Counting:
         lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
         if not dataset.is_text or (dataset.one_row_each and not lengths_matter):
             return None
-        return cls(config, Processor.build(config, None).text_fingerprint)
+        file_hash = hashlib.blake2b(
+            ModelFolder(config.model.base_model_path).tokenizer_file.read_bytes(), digest_size=16
+        )
+        return cls(config, Processor.build(config, None).text_fingerprint, file_hash.hexdigest())
 
     def counter(self, dataset: BaseSFTDataset) -> RowCounter:
         """Of this process."""
-        processor = _processors.get(self.fingerprint)
+        key = self.fingerprint, self.file_hash
+        processor = _processors.get(key)
         if processor is None:
             _processors.clear()
-            processor = _processors[self.fingerprint] = Processor.build(self.config, None)
+            processor = _processors[key] = Processor.build(self.config, None)
         return RowCounter(dataset, processor)
 
 
-_processors: dict[str, Processor] = {}  # the last one used
+_processors: dict[tuple[str, str], Processor] = {}  # the last one used

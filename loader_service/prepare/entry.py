@@ -68,6 +68,11 @@ class EntryJob:
         return fingerprint(identity)
 
     @property
+    def cache_identity(self) -> str:
+        """What the scan is kept under: the same, and the very tokenizer.json that it counted with."""
+        return fingerprint([self.scan_identity, self.counting.file_hash]) if self.counting else self.scan_identity
+
+    @property
     def sampled_chunk(self) -> int:
         """Timesteps of the chunks that are sampled; 0: none."""
         return sampled_chunk(self.dataset.config.action)
@@ -75,7 +80,7 @@ class EntryJob:
     @property
     def folder(self) -> Path:
         """Where this entry's state is kept."""
-        key = fingerprint([self.scan_identity, self.shards.pattern])
+        key = fingerprint([self.cache_identity, self.shards.pattern])
         return self.root / "entries" / key[:16]
 
     def current(self) -> EntryManifest | None:
@@ -120,7 +125,7 @@ class EntryJob:
                 digest=digest,
                 keep=actions_to_keep(stop - start, total),
                 chunk=self.sampled_chunk,
-                identity=self.scan_identity,
+                identity=self.cache_identity,
                 folder=str(self.root / "parts"),
                 remote=RemotePart(total) if is_remote else None,
             )

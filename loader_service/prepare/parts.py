@@ -80,7 +80,7 @@ class PartTask:
     chunk: int
     """Timesteps of the chunks that are sampled too; 0: none (`actions_state.sampled_chunk`)."""
     identity: str
-    """Fingerprint of the dataset's `scan_identity`."""
+    """`EntryJob.cache_identity`."""
     folder: str
     """`parts` of the cache."""
     remote: RemotePart | None = None

@@ -41,8 +41,8 @@ from stoker_proto.turns import Turn
 
 __all__ = ["EncodedRow", "ImageSpec", "Processor"]
 
-VERSION = 1
-"""Of the JSON; raised when the same JSON would give other rows."""
+VERSION = 2
+"""Of the JSON; raised when the same JSON would give other rows, or its tokenizer's fingerprint is made in another way."""
 FILE, TOKENIZER_FILE = "stoker_processor.json", "tokenizer.json"
 
 

@@ -30,8 +30,14 @@ _PROBES = (
     "  In: What action\tshould the robot take?\nOut: \n\n",
     "x = [1234567, -0.5e-3]  # 50% of $20; (see) <|User|><image></s><|im_end|> e-mail@example.org",
     "Der Würfel fällt — «déjà vu», 机器人把方块推到目标。 ロボット Привет مرحبا 🤖",
+    "ne\u0301e nu\u0308 \u212b \u2126 \u1100\u1161",  # what NFC composes ...
+    "caf\u00e9 \u0439 \ud55c",  # ... and NFD takes apart
+    "\ufb01n x\u00b2 \u00bd \u2460 \uff21\uff22\uff43\uff11 \uff76\uff9e \u2026 \u2122",  # NFKC and NFKD
+    "a\u00a0b\u2003c\u3000d\u200be\u00adf\ufeffg\r\nh\u0085i \u0000\u0007",  # blanks, what is not seen, control characters
+    "STRASSE Straße ẞ İstanbul ΣΊΣΥΦΟΣ",  # case and accents
+    "\u201cquoted\u201d \u2018it\u2019s\u2019 ``so'' ٣ ३ Ⅷ",  # quotes and digits
 )
-"""Encoded for the fingerprint: what the vocabulary does not show of a tokenizer shows here."""
+"""Encoded for the fingerprint: what the vocabulary does not show of a tokenizer (how it normalises, where it cuts) shows here."""
 
 
 class TextTokenizer:

@@ -131,6 +131,10 @@ def test_it_is_counted_again_only_for_another_tokenizer_or_rule(
     tokenizer["post_processor"] = None
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert scanned(folder=other)
+    before = prepare(config_of(other, shard, "data.on_bad_sample=skip")).entries["train"][0].fingerprint
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1))  # another file: who knows what it changes
+    assert scanned(folder=other)
+    assert prepare(config_of(other, shard, "data.on_bad_sample=skip")).entries["train"][0].fingerprint == before
     assert not scanned()
     # Dialogues are one row each: nobody asks for their tokens, until they are packed.
     write(tmp_path / "a.jsonl", [[{"turns": [["user", "Hi", False], ["assistant", "Hello", True]]}]] * 3)

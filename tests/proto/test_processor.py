@@ -173,8 +173,8 @@ def test_damaged_json_is_refused(tmp_path: Path, codec: ActionCodec) -> None:
     processor = build(tmp_path, codec)
     tree = json.loads(processor.to_json())
     file = tmp_path / "tokenizer.json"
-    with pytest.raises(DataError, match="version 2: this program reads 1"):
-        Processor.from_json(json.dumps({**tree, "version": 2}), file)
+    with pytest.raises(DataError, match="version 3: this program reads 2"):
+        Processor.from_json(json.dumps({**tree, "version": 3}), file)
     for text in ("{", "[]", "null", json.dumps({key: value for key, value in tree.items() if key != "codec"})):
         with pytest.raises(DataError, match="not the JSON of a processor"):
             Processor.from_json(text, file)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -63,6 +64,46 @@ def test_the_fingerprint_is_of_the_tokenizer_not_of_its_file(tmp_path: Path) -> 
     assert TextTokenizer(again.tokenizer, {}).fingerprint != expected
     assert small("<s> $A").fingerprint != small("<s> $A </s>").fingerprint or small("<s> $A").leading == [0]
     assert small("<s> $A").fingerprint != small(None).fingerprint
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        {"type": "NFC"},
+        {"type": "NFD"},
+        {"type": "NFKC"},
+        {"type": "NFKD"},
+        {"type": "Lowercase"},
+        {"type": "Strip", "strip_left": True, "strip_right": False},
+        {"type": "Replace", "pattern": {"String": "\u00b2"}, "content": "2"},
+        {"type": "Replace", "pattern": {"String": "\u00a0"}, "content": " "},
+        {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": False,
+            "strip_accents": False,
+            "lowercase": False,
+        },
+    ],
+)
+def test_the_fingerprint_shows_how_texts_are_normalised(tmp_path: Path, normalizer: dict[str, Any]) -> None:
+    """Two hosts that differ in this cut the same text differently, with one and the same vocabulary."""
+    folder = ModelFolder(write_model_folder(tmp_path, "causal"))
+    plain = TextTokenizer.from_folder(folder).fingerprint
+    tree = json.loads(folder.tokenizer_file.read_text())
+    assert tree["normalizer"] is None
+    folder.tokenizer_file.write_text(json.dumps({**tree, "normalizer": normalizer}))
+    assert TextTokenizer.from_folder(folder).fingerprint != plain
+
+
+def test_the_fingerprint_tells_normal_forms_apart(tmp_path: Path) -> None:
+    folder = ModelFolder(write_model_folder(tmp_path, "causal"))
+    tree = json.loads(folder.tokenizer_file.read_text())
+    found = set()
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        folder.tokenizer_file.write_text(json.dumps({**tree, "normalizer": {"type": form}}))
+        found.add(TextTokenizer.from_folder(folder).fingerprint)
+    assert len(found) == 4
 
 
 def test_actions_are_added_once_and_only_in_order(tmp_path: Path) -> None:
