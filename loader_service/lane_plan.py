@@ -6,6 +6,7 @@ or of similar length; windows are dealt to lanes).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -157,15 +158,32 @@ def save_array(folder: Path, plan: LanePlan, name: str, array: NDArray[np.generi
 def gentle_starts(lengths: Sequence[int], rows_per_record: float) -> list[int]:
     """Times, in units of 2**-32, at which lanes of these lengths begin, so that a new one needs its first record only every so
     many rows of the stream. Plain float64 arithmetic in a fixed order: the same on every machine.
+
+    0 <= start < 2**32, ascending over the lanes that are used. Those that begin first may be so short that the epoch would end
+    before so many rows are trained: then the others wait no longer than if they began at even distances.
     """
     used = [lane for lane, length in enumerate(lengths) if length]
     late = max(1, len(used) - FIRST_LANES)
     distance = min(_RECORDS_BETWEEN_LANES * rows_per_record, _LAST_START * sum(lengths) / late)
+    times = _late_times([lengths[lane] for lane in used], distance)
+    if len(times) < len(used):
+        times = _late_times([lengths[lane] for lane in used], distance, at_most=_LAST_START / late)
     starts = [0] * len(lengths)
-    time = rate = 0.0  # rate: rows per unit of time, of the lanes that have begun
-    for number, lane in enumerate(used):
-        if number >= FIRST_LANES:
-            time += distance / rate
-            starts[lane] = int(time * TIME_END)
-        rate += lengths[lane] / (1.0 - time)
+    for lane, time in zip(used, times, strict=True):
+        starts[lane] = int(time * TIME_END)
     return starts
+
+
+def _late_times(lengths: Sequence[int], distance: float, at_most: float = math.inf) -> list[float]:
+    """When lanes of these lengths, none 0, begin, as far as that is before the epoch's end at 1: `distance` rows one after
+    another, and the n-th of those that wait n times `at_most` after the beginning at the latest."""
+    times: list[float] = []
+    time = rate = 0.0  # rate: rows per unit of time, of the lanes that have begun
+    for number, length in enumerate(lengths):
+        if number >= FIRST_LANES:
+            time = min(time + distance / rate, at_most * (number + 1 - FIRST_LANES))
+        if time >= 1:
+            break
+        times.append(time)
+        rate += length / (1.0 - time)
+    return times

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader_service.lane_plan import SampleRef
+from loader_service.lane_plan import SampleRef, gentle_starts
 from loader_service.plan import EpochPlan, window_bounds
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
-from stoker_proto.order import Order
+from stoker_proto.order import TIME_END, Order
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=60).map(lambda counts: np.array(counts, np.uint32))
 ORDERS = st.builds(OrderConfig, lanes=st.integers(1, 7), window_records=st.integers(1, 5), seed=st.integers(0, 3))
@@ -125,6 +125,33 @@ def test_a_small_epoch_begins_all_its_lanes_by_its_middle() -> None:
     order = Order(plan.lane_lengths(), 8, plan.lane_starts())
     assert len({run.lane for run in order.runs(0, 1800)}) == 32
     assert len({run.lane for run in order.runs(0, 32)}) == 4
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.one_of(st.just(0), st.integers(1, 3), st.integers(1, 100_000)), min_size=1, max_size=40).filter(any),
+    st.floats(0.01, 1e6),
+)
+def test_lanes_begin_within_the_epoch_however_their_lengths_differ(lengths: list[int], rows_per_record: float) -> None:
+    starts = gentle_starts(lengths, rows_per_record)
+    used = [start for start, length in zip(starts, lengths, strict=True) if length]
+    assert all(0 <= start < TIME_END for start in starts)
+    assert used == sorted(used)
+    assert used[:4] == [0] * len(used[:4])
+    order = Order(lengths, 8, starts)
+    assert sum(run.count for run in order.runs(0, order.total)) == sum(lengths)
+
+
+def test_short_first_lanes_let_the_others_begin_by_the_middle() -> None:
+    starts = gentle_starts([1] * 4 + [10_000] * 4, 5000.5)
+    assert starts[:7] == [0, 0, 0, 0, *(TIME_END // 8 * n for n in (1, 2, 3))]
+    assert starts[6] < starts[7] < TIME_END // 2
+
+
+def test_starts_that_were_good_are_pinned() -> None:
+    """They decide the order of runs that are under way: a change of them is a change of PLAN_VERSION."""
+    assert gentle_starts([100] * 8, 10.0) == [0, 0, 0, 0, 429496729, 765624604, 1037112504, 1261792145]
+    assert gentle_starts([10] * 4 + [30] * 4, 2.0) == [0, 0, 0, 0, 858993459, 1302344922, 1587356576, 1791704555]
 
 
 def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
