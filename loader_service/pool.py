@@ -80,6 +80,8 @@ class WorkerPool:
         self._run_dir = run_dir
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ready: set[int] = set()
+        self._due: dict[int, float] = {}  # restarted worker -> when it must be ready
+        self._start_deadline_s = 0.0
         self._counters = [Counters() for _ in range(num_workers)]
         self._past = Counters()  # of workers that died
         self._restarts = 0
@@ -96,6 +98,7 @@ class WorkerPool:
 
     def start(self, deadline_s: float) -> None:
         """Start all workers and wait until each has said that it is ready."""
+        self._start_deadline_s = deadline_s
         self._processes = [self._spawn(index) for index in range(self.num_workers)]
         deadline = time.monotonic() + deadline_s
         while len(self._ready) < self.num_workers:
@@ -131,14 +134,22 @@ class WorkerPool:
             if address.bytes:
                 return address.bytes, frame
             self._ready.add(index)
+            self._due.pop(index, None)
         return None
 
     def acknowledge(self) -> None:
         """The poller saw `readable`: nothing to do for a socket."""
 
     def replace_dead(self) -> list[int]:
-        """Restart workers that died; their numbers. StokerError when they die again and again."""
-        dead = [i for i in self._ready if self._processes[i].poll() is not None]
+        """Restart workers that died, or that were restarted and do not become ready; their numbers.
+
+        StokerError when they die again and again."""
+        for index, due in self._due.items():
+            if time.monotonic() > due and self._processes[index].poll() is None:
+                logger.error("worker %d was not ready %.0f s after its restart", index, self._start_deadline_s)
+                self._processes[index].kill()
+                self._processes[index].wait()
+        dead = [index for index, process in enumerate(self._processes) if process.poll() is not None]
         for index in dead:
             code = self._processes[index].returncode
             self._restarts += 1
@@ -151,6 +162,7 @@ class WorkerPool:
             self._past = replace(_sum(self._past, self._counters[index]), records_ahead=0)
             self._counters[index] = Counters()
             self._processes[index] = self._spawn(index)
+            self._due[index] = time.monotonic() + self._start_deadline_s
         return dead
 
     def counters(self) -> Counters:
