@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,23 +23,7 @@ from stoker_proto.messages import Ticket
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "stoker-loader-"
 _MAX_RESTARTS = 20  # over a loader's life: a worker that dies again and again has a cause that a restart does not cure
-
-
-@contextmanager
-def run_directory() -> Iterator[Path]:
-    """A private folder (mode 0700) for sockets and plans, removed at the end; also removes those of killed loaders."""
-    base = Path(tempfile.gettempdir())
-    for old in base.glob(f"{_PREFIX}*"):
-        owner = old.name.removeprefix(_PREFIX).split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and old.stat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Pool(Protocol):

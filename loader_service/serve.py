@@ -20,10 +20,11 @@ import zmq
 
 from loader_service.first_records import check_first_records
 from loader_service.plan import PLAN_VERSION
-from loader_service.pool import InlinePool, Pool, WorkerPool, run_directory
+from loader_service.pool import InlinePool, Pool, WorkerPool
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
+from loader_service.run_directory import run_directory
 from loader_service.server import LoaderServer
 from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
