@@ -19,19 +19,20 @@ _MAX_CLIENTS = 16_384
 class Client:
     """One connection that said HELLO and agreed."""
 
-    in_work: dict[int, tuple[int, int]] = field(default_factory=dict)  # ticket -> worker, rows
+    in_work: dict[int, tuple[int, Ticket]] = field(default_factory=dict)  # its number -> worker, ticket
     num_rows: int = 0
     """Of the tickets in work."""
 
     def begin(self, ticket: Ticket, worker: int) -> None:
         """The ticket is in work there."""
-        self.in_work[ticket.ticket] = worker, ticket.count
+        self.in_work[ticket.ticket] = worker, ticket
         self.num_rows += ticket.count
 
     def end(self, number: int) -> None:
         """It is not any more; nothing happens where it was not."""
-        _, count = self.in_work.pop(number, (0, 0))
-        self.num_rows -= count
+        found = self.in_work.pop(number, None)
+        if found is not None:
+            self.num_rows -= found[1].count
 
     def refusal(self, ticket: Ticket) -> tuple[str, str] | None:
         """(reason, message) of the FAILURE where the credits do not reach."""
@@ -72,6 +73,10 @@ class Clients:
     def forget(self, address: bytes) -> None:
         """It is gone."""
         self._clients.pop(address, None)
+
+    def tickets(self) -> Iterator[Ticket]:
+        """In work, over all."""
+        return (ticket for client in self._clients.values() for _, ticket in client.in_work.values())
 
     @property
     def num_in_work(self) -> int:

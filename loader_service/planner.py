@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from loader_service.lane_plan import plan_file
 from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto.config import DataConfig
 
-_KEEP_PLANS = 8  # of each entry and split
+_KEEP_PLANS = 8  # of each entry and split, beside those with tickets in work ...
+_MOST_PLANS = 32  # ... and with them
+_KEEP_LANES = 4096  # over all: some KB each
 _MAX_IN_THE_MAKING = 32
 _RECORDS_PER_ASKED = 4096
 """The next epoch of an entry is planned when this one was asked for once for so many records: a plan of a million takes a core
@@ -29,8 +32,16 @@ class PlannedLanes:
     """When it begins, in units of 2**-32 of the epoch."""
 
 
+PlanKey = tuple[str, int, int]
+"""Split, epoch, entry."""
+
+
 class Planner:
-    """`lanes(split, epoch, entry)` is None until the plan is there; `wake` is called (from the thread) when one is."""
+    """`lanes` and `plan` of (split, epoch, entry) are None until it is planned; `wake` is called (from the thread) when one is.
+
+    Ranks of a weighted mixture ask for the lanes of a hundred passes at once, long before they ask for rows of most: so what was
+    said of lanes is remembered, and the plans' files are kept for those passes alone that tickets come for.
+    """
 
     def __init__(
         self,
@@ -38,7 +49,11 @@ class Planner:
         entries: Mapping[str, Mapping[int, EntryManifest]],
         data: DataConfig,
         wake: Callable[[], None],
+        in_work: Callable[[], Set[PlanKey]] = frozenset,
     ) -> None:
+        """in_work: gives the plans of the tickets that workers were told of; they may be about to map these."""
+        self._in_work = in_work
+        self._known: OrderedDict[PlanKey, PlannedLanes] = OrderedDict()
         self._run_dir, self._entries, self._data, self._wake = run_dir, entries, data, wake
         self._plans: dict[tuple[str, int], OrderedDict[int, Future[PlannedLanes]]] = {
             (split, entry): OrderedDict() for split, manifests in entries.items() for entry in manifests
@@ -49,7 +64,12 @@ class Planner:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
     def lanes(self, split: str, epoch: int, entry: int) -> PlannedLanes | None:
-        """The lanes of an entry that is held; starts planning them, and later the next epoch, where that was not done."""
+        """The lanes of an entry that is held, planned now or before."""
+        known = self._known.get((split, epoch, entry))
+        return self.plan(split, epoch, entry) if known is None else known
+
+    def plan(self, split: str, epoch: int, entry: int) -> PlannedLanes | None:
+        """The same, and workers can map the plan; starts planning it, and later the next epoch, where that was not done."""
         future = self._request(split, epoch, entry)
         if future is None or not future.done():
             return None
@@ -58,7 +78,7 @@ class Planner:
             if self._asked[split, entry] > len(self._entries[split][entry].num_samples) // _RECORDS_PER_ASKED:
                 self._asked[split, entry] = 0
                 self._request(split, epoch + 1, entry)
-        return future.result()
+        return self._remember((split, epoch, entry), future.result())
 
     def close(self) -> None:
         """Wait for the thread."""
@@ -82,11 +102,25 @@ class Planner:
         plan.save(self._run_dir)
         return PlannedLanes(plan.lane_lengths(), plan.lane_starts())
 
+    def _remember(self, key: PlanKey, lanes: PlannedLanes) -> PlannedLanes:
+        self._known[key] = lanes
+        if len(self._known) > _KEEP_LANES:
+            self._known.popitem(last=False)
+        return lanes
+
     def _forget(self, split: str, entry: int) -> None:
-        """Keep only the plans that were asked for last: ranks are in one epoch, or at the border between two."""
+        """Keep only the plans that were asked for last, since ranks are in one epoch, or at the border between two; and those
+        with tickets in work, up to a bound."""
         plans = self._plans[split, entry]
+        if len(plans) <= _KEEP_PLANS:
+            return
+        in_work = self._in_work()
         for epoch in list(plans)[:-_KEEP_PLANS]:
-            if plans[epoch].done():
-                del plans[epoch]
-                for path in self._run_dir.glob(f"plan-{split}-{epoch}-{entry}-*.npy"):
-                    path.unlink()
+            if plans[epoch].done() and ((split, epoch, entry) not in in_work or len(plans) > _MOST_PLANS):
+                future = plans.pop(epoch)
+                if future.exception() is None:
+                    self._remember((split, epoch, entry), future.result())
+                # `ends` says that all are there: who finds the others without it takes none of them.
+                for name in ("ends", "*"):
+                    for path in self._run_dir.glob(plan_file(self._run_dir, split, epoch, entry, name).name):
+                        path.unlink()

@@ -18,7 +18,7 @@ from loader_service.clients import Clients
 from loader_service.gate import Gate
 from loader_service.greeting import Greeter
 from loader_service.outbox import Outbox
-from loader_service.planner import Planner
+from loader_service.planner import PlanKey, Planner
 from loader_service.pool import Pool, has_message
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto import codec
@@ -62,8 +62,8 @@ class LoaderServer:
         self._config, self._entries, self._tokens, self._pool = config, entries, tokens, pool
         self._greeter = Greeter(config, entries, fingerprints, processor_json, name)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._planner = Planner(run_dir, entries, config.data, self._wake)
         self._clients = Clients()
+        self._planner = Planner(run_dir, entries, config.data, self._wake, self._plans_in_work)
         self._awaiting_plan: list[tuple[bytes, Epoch | Ticket]] = []
         self._rejected = 0
         self._started = time.monotonic()
@@ -268,7 +268,7 @@ class LoaderServer:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         if entry not in self._entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
-        lanes = self._planner.lanes(ticket.split, ticket.epoch, entry)
+        lanes = self._planner.plan(ticket.split, ticket.epoch, entry)
         if lanes is None:
             self._await_plan(address, ticket)
             return None
@@ -282,6 +282,10 @@ class LoaderServer:
             client.end(ticket.ticket)
             return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
         return None
+
+    def _plans_in_work(self) -> set[PlanKey]:
+        lanes = self._config.data.order.lanes
+        return {(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
 
     def _await_plan(self, address: bytes, message: Epoch | Ticket) -> None:
         if len(self._awaiting_plan) >= _MAX_AWAITING:

@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections import OrderedDict, deque
+from contextlib import suppress
 from pathlib import Path
 
 from loader_service.build import RecordEncoder
@@ -69,6 +70,13 @@ class Workbench:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         try:
             plan = self._plan(ticket.split, ticket.epoch, entry)
+        except FileNotFoundError:  # the front has other plans now, and makes this one again when it is asked again
+            self._fail(address, ticket, "unavailable", f"the plan of {ticket.split} epoch {ticket.epoch} is made again")
+            return
+        except StokerError as error:
+            self._fail(address, ticket, "rejected", str(error))
+            return
+        try:
             self._builder.submit(
                 address,
                 ticket,
@@ -78,8 +86,10 @@ class Workbench:
                 lambda: self._next_plan(ticket.split, ticket.epoch + 1, entry),
             )
         except StokerError as error:
-            failure = Failure(ticket=ticket.ticket, reason="rejected", message=str(error))
-            self._deliver(address, codec.encode(failure))
+            self._fail(address, ticket, "rejected", str(error))
+
+    def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
+        self._deliver(address, codec.encode(Failure(ticket=ticket.ticket, reason=reason, message=message)))
 
     def take(self) -> tuple[bytes, bytes] | None:
         """(client address, frame) of one answer, or None."""
@@ -108,7 +118,10 @@ class Workbench:
         """The plan of an epoch that will be trained and is planned already."""
         if split != "train" or (epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
-        return self._plan(split, epoch, entry) if is_saved(self._run_dir, split, epoch, entry) else None
+        if is_saved(self._run_dir, split, epoch, entry):
+            with suppress(FileNotFoundError):  # the front has forgotten it this moment
+                return self._plan(split, epoch, entry)
+        return None
 
     def _plan(self, split: str, epoch: int, entry: int) -> LanePlan:
         key = (split, epoch, entry)
