@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
-from loader_service.prepare.cache import writable
+from loader_service.prepare.cache import LOCK_DEADLINE_S, locked, writable
 from loader_service.prepare.manifest import ACTIONS_FILE, STATES_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
 from loader_service.prepare.published import published_statistics
@@ -42,10 +42,15 @@ def given_codec(action: ActionConfig) -> ActionCodec:
 
 
 def fitted_codec(
-    train: Sequence[EntryManifest], action: ActionConfig, root: Path, keys: Collection[str] = ("action",)
+    train: Sequence[EntryManifest],
+    action: ActionConfig,
+    root: Path,
+    keys: Collection[str] = ("action",),
+    lock_deadline_s: float = LOCK_DEADLINE_S,
 ) -> ActionCodec | None:
     """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions.
 
+    Of loaders that start together one fits, under the folder's lock, and the others find what it did.
     keys: what the entries' own statistics call their actions (`BaseSFTDataset.action_key`).
     """
     if all(entry.statistics is None for entry in train):
@@ -56,18 +61,30 @@ def fitted_codec(
         settings.append(given.to_json())
     key = fingerprint([FORMAT_VERSION, [entry.content for entry in train], settings])[:32]
     path = root / "codecs" / f"{key}.json"
-    if path.exists():
-        try:
-            return load_codec(path)
-        except DataError as error:
-            logger.warning("%s: it is fitted again", error)
-    statistics, sample = train_actions(train, action)
-    statistics = statistics if given is None else given
-    codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
-    with writable(root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_codec(codec, path)
-    return codec
+    found = _kept(path)
+    if found is not None:
+        return found
+    with locked(root, lock_deadline_s):
+        found = _kept(path)
+        if found is not None:
+            return found
+        statistics, sample = train_actions(train, action)
+        statistics = statistics if given is None else given
+        codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
+        with writable(root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_codec(codec, path)
+        return codec
+
+
+def _kept(path: Path) -> ActionCodec | None:
+    if not path.exists():
+        return None
+    try:
+        return load_codec(path)
+    except DataError as error:
+        logger.warning("%s: it is fitted again", error)
+        return None
 
 
 def _given(train: Sequence[EntryManifest], action: ActionConfig, keys: Collection[str]) -> ActionStatistics | None:

@@ -96,7 +96,7 @@ def prepare(
     _check_not_empty(entries, data)
     _check_budget(entries, data)
     if codec is None and "train" in splits:
-        codec = _fit(entries["train"], jobs, data)
+        codec = _fit(entries["train"], jobs, data, lock_deadline_s)
     _check_codec_width(codec, entries)
     states = None
     if data.state == "text":
@@ -160,12 +160,14 @@ def _scan(
     return done
 
 
-def _fit(train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig) -> ActionCodec | None:
+def _fit(
+    train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig, lock_deadline_s: float
+) -> ActionCodec | None:
     missing = [number for number in range(len(data.paths("train"))) if number not in train]
     if not missing:
         of_train = [job for job in jobs if job.split == "train"]
         keys = {job.dataset.action_key for job in of_train if train[job.entry].statistics is not None}
-        return fitted_codec(list(train.values()), data.action, of_train[0].root, keys)
+        return fitted_codec(list(train.values()), data.action, of_train[0].root, keys, lock_deadline_s)
     if train and all(entry.statistics is None for entry in train.values()):
         return None  # text: there is nothing to fit, here or elsewhere
     names = ", ".join(data.path_key("train", number) for number in missing)

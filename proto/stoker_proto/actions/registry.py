@@ -5,7 +5,7 @@ A codec file is one JSON object, `{"version": 1, "name": "vq", ...}`; nothing in
 
 import importlib
 import json
-import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def codec_from_json(d: dict[str, Any]) -> ActionCodec:
 def save_codec(codec: ActionCodec, path: str | Path) -> None:
     """Write the codec's canonical JSON; a reader sees the old file or the whole new one."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     temporary.write_text(canonical_json(codec.to_json()) + "\n", encoding="ascii")
     temporary.replace(target)
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from loader_service.prepare.cache import cache_root, locked, new_folder, write_whole
+from loader_service.prepare.cache import cache_root, locked, new_folder, save_arrays, write_whole
 from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DeadlineError
@@ -126,3 +128,18 @@ def test_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "x").write_text("whole")
     assert (tmp_path / "f" / "x").read_text() == "whole"
     assert (tmp_path / "a").read_bytes() == b"two"
+
+
+def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path: Path) -> None:
+    """They have one process id here, as they may have in containers that share a folder."""
+
+    def write(number: int) -> None:
+        write_whole(tmp_path / "state.json", b"%d" % number * 1000)
+        save_arrays(tmp_path / "part.npz", {"x": np.arange(10)})
+        with new_folder(tmp_path / f"content-{number}") as folder:
+            (folder / "a").touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(40)))
+    names = {"state.json", "part.npz", *(f"content-{number}" for number in range(40))}
+    assert {path.name for path in tmp_path.iterdir()} == names

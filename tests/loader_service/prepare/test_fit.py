@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from loader_service.prepare.actions_state import (
     actions_to_keep,
 )
 from loader_service.prepare.run import prepare
-from stoker_proto.actions import StatisticsAccumulator, load_codec, save_codec
+from stoker_proto.actions import ActionCodec, StatisticsAccumulator, load_codec, save_codec
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
+from tests.end_to_end.fleet import wait_until
 
 MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]
@@ -71,6 +74,34 @@ def test_a_fitted_codec_is_kept_per_data_and_settings(
     write_shard("a/a.jsonl", [31])
     prepare(make_config(shard))
     assert fits == ["bins"] * 5
+
+
+def test_of_loaders_that_start_together_one_fits(
+    make_config: MakeConfig, write_shard: WriteShard, fits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(write_shard("a/a.jsonl", [30]))
+    root = next(iter(prepare(config).entries["train"].values())).folder.parents[2]
+    for file in (root / "codecs").iterdir():
+        file.unlink()
+    fits.clear()
+    looks: list[Path] = []
+    kept, fit = fit_module._kept, fit_module.fit_codec
+
+    def looking(path: Path) -> ActionCodec | None:
+        looks.append(path)
+        return kept(path)
+
+    def slow(*arguments: Any, **options: Any) -> ActionCodec:
+        wait_until(lambda: len(looks) > 4, 20, "all have looked, and the one that fits twice")
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(fit_module, "_kept", looking)
+    monkeypatch.setattr(fit_module, "fit_codec", slow)
+    with ThreadPoolExecutor(4) as pool:
+        codecs = [prepared.codec for prepared in pool.map(lambda _: prepare(config), range(4))]
+    assert fits == ["bins"]
+    assert len({codec.fingerprint for codec in codecs if codec is not None}) == 1
+    assert len(list((root / "codecs").iterdir())) == 1
 
 
 def test_a_given_codec_is_taken_and_nothing_is_fitted(

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,6 +22,16 @@ def test_a_saved_codec_loads_as_the_same_one(name, tmp_path, smooth_actions, sum
         assert ours.tolist() == theirs.tolist()
     assert loaded.num_clamped(actions) == codec.num_clamped(actions)
     assert [path.name for path in tmp_path.iterdir()] == ["codec.json"]
+
+
+def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path, smooth_actions, summary):
+    """They have one process id here, as they may have in containers that share a folder."""
+    statistics, sample = summary(smooth_actions(200, seed=1))
+    codec = fit_codec("bins", sample, statistics, chunk=1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: save_codec(codec, tmp_path / "codec.json"), range(100)))
+    assert [path.name for path in tmp_path.iterdir()] == ["codec.json"]
+    assert load_codec(tmp_path / "codec.json").fingerprint == codec.fingerprint
 
 
 def test_codecs_are_imported_when_asked_for():
