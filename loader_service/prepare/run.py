@@ -96,7 +96,7 @@ def prepare(
     _check_not_empty(entries, data)
     _check_budget(entries, data)
     if codec is None and "train" in splits:
-        codec = _fit(entries["train"], jobs, data, lock_deadline_s)
+        codec = _fit(entries["train"], jobs, data, datasets, lock_deadline_s)
     _check_codec_width(codec, entries)
     states = None
     if data.state == "text":
@@ -161,15 +161,22 @@ def _scan(
 
 
 def _fit(
-    train: dict[int, EntryManifest], jobs: Sequence[EntryJob], data: DataConfig, lock_deadline_s: float
+    train: dict[int, EntryManifest],
+    jobs: Sequence[EntryJob],
+    data: DataConfig,
+    datasets: Sequence[BaseSFTDataset],
+    lock_deadline_s: float,
 ) -> ActionCodec | None:
-    missing = [number for number in range(len(data.paths("train"))) if number not in train]
+    sources = data.entry_sources("train")
+    missing = [n for n, source in enumerate(sources) if n not in train and not datasets[source].is_text]
+    if not train and not missing:
+        return None  # text has nothing to fit, here or elsewhere
     if not missing:
         of_train = [job for job in jobs if job.split == "train"]
         keys = {job.dataset.action_key for job in of_train if train[job.entry].statistics is not None}
         return fitted_codec(list(train.values()), data.action, of_train[0].root, keys, lock_deadline_s)
     if train and all(entry.statistics is None for entry in train.values()):
-        return None  # text: there is nothing to fit, here or elsewhere
+        return None
     names = ", ".join(data.path_key("train", number) for number in missing)
     raise ConfigError(
         f"{names} {'is' if len(missing) == 1 else 'are'} not here, and the action codec is fitted on all train data: run "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from loader_service.prepare.actions_state import (
 )
 from loader_service.prepare.run import prepare
 from stoker_proto.actions import ActionCodec, StatisticsAccumulator, load_codec, save_codec
-from stoker_proto.config import Config
+from stoker_proto.config import Config, SourceConfig
 from stoker_proto.errors import ConfigError, DataError
 from tests.end_to_end.fleet import wait_until
 
@@ -140,6 +141,31 @@ def test_a_loader_without_all_train_data_is_told_to_name_a_codec(
         "data.train_data_paths[1] is not here, and the action codec is fitted on all train data: run `loader-prepare "
         "--codec-out FILE` where all of it is, and name that file in data.action.codec_path"
     )
+
+
+def test_text_that_is_elsewhere_leaves_nothing_out_of_the_fit(
+    make_config: MakeConfig, write_shard: WriteShard, tmp_path: Path
+) -> None:
+    """A loader that holds validation data alone starts, and one without the mixture's dialogues fits as the others do."""
+    demos = write_shard("a/a.jsonl", [30])
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n')
+    text = make_config(chat, val=[chat], dataset_type="chat")
+    assert prepare(text, held={"train": [], "val": [0]}).codec is None
+    sources = (
+        SourceConfig(dataset_type="mani_openpi", paths=(str(demos),), val_paths=(str(demos),)),
+        SourceConfig(dataset_type="chat", paths=(str(chat),), val_paths=(str(chat),)),
+    )
+    config = make_config()
+    mixture = replace(config, data=replace(config.data, dataset_type="", sources=sources))
+    whole, part = prepare(mixture).codec, prepare(mixture, held={"train": [0], "val": []}).codec
+    assert whole is not None
+    assert part is not None
+    assert part.fingerprint == whole.fingerprint
+    with pytest.raises(
+        ConfigError, match=r"data\.sources\[0\]\.paths\[0\] is not here, and the action codec is fitted"
+    ):
+        prepare(mixture, held={"train": [], "val": [1]})
 
 
 def test_wrong_settings_are_refused(make_config: MakeConfig, write_shard: WriteShard) -> None:
