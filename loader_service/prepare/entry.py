@@ -193,7 +193,7 @@ class EntryJob:
         }
         numbers = {str(path): number for number, path in enumerate(self.shards.paths)}
         merged: dict[str, GatheredActions] = {}
-        position = num_bad = total_samples = 0
+        position = num_bad = num_bad_samples = total_samples = 0
         errors: list[str] = []
         notes: Counter[str] = Counter()
         for task, digest, _ in results:
@@ -209,6 +209,7 @@ class EntryJob:
             position = rows.stop
             total_samples += int(part.num_samples.sum(dtype=np.int64))
             num_bad += part.num_bad
+            num_bad_samples += part.num_bad_samples
             errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
             parts_module.count_notes(notes, part.notes)
             for what, found, chunk in (("actions", part.actions, task.chunk), ("states", part.states, 0)):
@@ -228,6 +229,7 @@ class EntryJob:
             num_records=num_records,
             total_samples=total_samples,
             num_bad=num_bad,
+            num_bad_samples=num_bad_samples,
             errors=errors,
             notes=dict(sorted(notes.items())),
             statistics=merged["actions"].statistics.finish()[0] if "actions" in merged else None,

@@ -62,6 +62,8 @@ class EntryManifest:
     """The same of the robot's states."""
     num_bad: int
     """Records that `read` will fail on, under policy `skip`."""
+    num_bad_samples: int
+    """Their samples, at least one each: what a pass over the entry takes of data.bad_sample_budget."""
     errors: tuple[str, ...]
     """Examples of why."""
     notes: Mapping[str, int]
@@ -120,6 +122,7 @@ def load_manifest(
         statistics=None if statistics is None else ActionStatistics.from_json(statistics),
         states=None if states is None else ActionStatistics.from_json(states),
         num_bad=description["num_bad"],
+        num_bad_samples=description["num_bad_samples"],
         errors=tuple(description["errors"]),
         notes=description["notes"],
         folder=folder,
@@ -129,7 +132,8 @@ def load_manifest(
 
 def write_description(
     folder: Path, *, content: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
-    errors: list[str], notes: Mapping[str, int], statistics: ActionStatistics | None, states: ActionStatistics | None,
+    num_bad_samples: int, errors: list[str], notes: Mapping[str, int],
+    statistics: ActionStatistics | None, states: ActionStatistics | None,
 ) -> None:  # fmt: skip
     """manifest.json, beside the columns."""
     tree = {
@@ -139,6 +143,7 @@ def write_description(
         "num_records": num_records,
         "total_samples": total_samples,
         "num_bad": num_bad,
+        "num_bad_samples": num_bad_samples,
         "errors": errors,
         "notes": notes,
         "actions_bytes": _size(folder / ACTIONS_FILE),
@@ -171,12 +176,15 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"a manifest of version {found}, this program writes {FORMAT_VERSION}; run loader-prepare again",
             file=str(file),
         )
+    if tree.get("num_bad") == 0:  # as in files from before these were counted
+        tree.setdefault("num_bad_samples", 0)
     required = {
         "content",
         "num_shards",
         "num_records",
         "total_samples",
         "num_bad",
+        "num_bad_samples",
         "errors",
         "notes",
         "statistics",

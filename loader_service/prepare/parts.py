@@ -101,6 +101,7 @@ class Part:
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R]
     num_bad: int
+    num_bad_samples: int
     errors: tuple[str, ...]
     notes: Mapping[str, int]
     """What was mended or left out -> in how many records."""
@@ -169,7 +170,8 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
                 saved["sizes"],
                 saved["num_samples"],
                 saved["num_tokens"],
-                int(saved["num_bad"]),
+                num_bad := int(saved["num_bad"]),
+                int(saved["num_bad_samples"]) if num_bad else 0,  # one from before these were counted is scanned again
                 tuple(map(str, saved["errors"].tolist())),
                 dict(zip(map(str, saved["notes"].tolist()), saved["note_counts"].tolist(), strict=True)),
                 found["actions"],
@@ -188,6 +190,7 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "num_samples": part.num_samples,
         "num_tokens": part.num_tokens,
         "num_bad": np.array(part.num_bad),
+        "num_bad_samples": np.array(part.num_bad_samples),
         "errors": np.array(part.errors, dtype=np.str_),
         "notes": np.array(list(part.notes), dtype=np.str_),
         "note_counts": np.array(list(part.notes.values()), dtype=np.int64),
@@ -230,7 +233,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
     columns = array("q")  # 32 bytes a record: what cannot be cut is one part, however many records it has
     errors: list[str] = []
     notes: Counter[str] = Counter()
-    num_bad = 0
+    num_bad = num_bad_samples = 0
     actions = ActionCounter(task.shard, int(digest[:16], 16), task.chunk)
     states = ActionCounter(task.shard, int(digest[:16], 16), what="states")
     records: Iterable[ScannedRecord] = dataset.scan_part(Path(task.shard), task.start, task.stop)
@@ -243,6 +246,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
             count_notes(notes, dict.fromkeys(record.notes, 1))
         if record.error is not None:
             num_bad += 1
+            num_bad_samples += max(record.num_samples, 1)
             if len(errors) < _MAX_ERRORS:
                 errors.append(record.error)
             continue
@@ -258,6 +262,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
         table[:, 2].astype(np.uint32),
         table[:, 3].astype(np.uint32),
         num_bad,
+        num_bad_samples,
         tuple(errors),
         notes,
         actions.finish(),

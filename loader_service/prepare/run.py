@@ -213,12 +213,13 @@ def _check_not_empty(entries: Mapping[str, Mapping[int, EntryManifest]], data: D
 
 def _check_budget(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:
     bad = [manifest for manifests in entries.values() for manifest in manifests.values() if manifest.num_bad]
-    num_bad = sum(manifest.num_bad for manifest in bad)
+    num_bad = sum(manifest.num_bad_samples for manifest in bad)
     for manifest in bad:
         logger.warning("%s: %d bad records are skipped, e.g. %s", manifest.path, manifest.num_bad, manifest.errors[0])
     if num_bad > data.bad_sample_budget:
         raise DataError(
-            f"{num_bad} bad records, and data.bad_sample_budget is {data.bad_sample_budget}; the first: {bad[0].errors[0]}"
+            f"{num_bad} samples of {sum(manifest.num_bad for manifest in bad)} bad records, and data.bad_sample_budget is "
+            f"{data.bad_sample_budget}; the first: {bad[0].errors[0]}"
         )
 
 

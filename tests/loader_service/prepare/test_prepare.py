@@ -311,12 +311,34 @@ def test_bad_records_are_counted_against_the_budget(make_config: MakeConfig, wri
         prepare(make_config(shard))
     entry = the_entry(prepare(make_config(shard, on_bad_sample="skip")))
     assert entry.num_samples.tolist() == [2, 3, 4, 0]
-    assert entry.num_bad == 2
+    assert (entry.num_bad, entry.num_bad_samples) == (2, 5)
     assert "a.jsonl:3: field actions[0][0]: nan is not a finite" in entry.errors[0]
     assert entry.statistics is not None
     assert entry.statistics.count == 5
-    with pytest.raises(DataError, match=r"2 bad records, and data.bad_sample_budget is 1; the first: .*a\.jsonl:3"):
-        prepare(make_config(shard, on_bad_sample="skip", bad_sample_budget=1))
+    said = r"5 samples of 2 bad records, and data.bad_sample_budget is 4; the first: .*a\.jsonl:3"
+    with pytest.raises(DataError, match=said):  # a run counts samples
+        prepare(make_config(shard, on_bad_sample="skip", bad_sample_budget=4))
+    prepare(make_config(shard, on_bad_sample="skip", bad_sample_budget=5))
+
+
+def test_manifests_from_before_bad_samples_were_counted(
+    make_config: MakeConfig, write_shard: WriteShard, scanned: list[str]
+) -> None:
+    """Where no record is bad they are good; else they are made anew."""
+    good, mixed = write_shard("good/a.jsonl", [2, 3]), write_shard("mixed/b.jsonl", [2, 3])
+    with mixed.open("a") as file:
+        file.write(json.dumps({"obs_path": "x.npz", "task": "no such task", "actions": [[0.5] * 7] * 4}) + "\n")
+    config = make_config(good, mixed, on_bad_sample="skip")
+    for entry in prepare(config).entries["train"].values():
+        file = entry.folder / "manifest.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "num_bad_samples"}))
+        for part in (entry.folder.parents[2] / "parts").glob("*/*.npz"):
+            with np.load(part) as saved:
+                np.savez(part, **{name: saved[name] for name in saved.files if name != "num_bad_samples"})
+    scanned.clear()
+    again = prepare(config).entries["train"]
+    assert [again[n].num_bad_samples for n in (0, 1)] == [0, 4]
+    assert scanned == ["b.jsonl"]
 
 
 def test_actions_of_two_widths_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
