@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from loader_service.remote.patience import call_within
 from loader_service.remote.url import Place
 from stoker_proto.errors import ConfigError, FetchError
 
@@ -68,7 +69,14 @@ class RemoteFiles:
     """The files of one host. Used by several threads at once. Raises FileNotFoundError, FetchError, ConfigError."""
 
     def __init__(self, protocol: str, options: dict[str, Any], deadline_s: float) -> None:
-        self._fs = _open(protocol, options)
+        try:
+            self._fs = call_within(deadline_s, partial(_open, protocol, options))  # some log in here
+        except TimeoutError as error:
+            raise FetchError(
+                f"{protocol}:// in the data paths: no connection in {deadline_s:g} s: is it reachable from this host? For slow "
+                "storage raise data.remote.deadline_s"
+            ) from error
+        self._is_async = bool(getattr(self._fs, "async_impl", False))
         self._deadline_s = deadline_s
 
     def info(self, place: Place) -> Info:
@@ -96,13 +104,17 @@ class RemoteFiles:
             if data is None:  # the server knows no ranges
                 self._retrying(url, partial(self._whole, url, info.size, path))
                 return
+            if len(data) == info.size:
+                offset = 0
             offset += _write(descriptor, data, offset)
 
     def _block(self, url: str, size: int, start: int, stop: int, left_s: float) -> bytes | None:
         place = {} if stop - start == size else {"start": start, "end": stop}
         data: bytes = self._call("cat_file", left_s, self._path(url), **place)
         if place and len(data) == size:
-            return None
+            return (
+                None if self._is_async else data
+            )  # it is all there; and a call that is given up must not write to a file
         if len(data) != stop - start:
             raise EOFError(f"{len(data)} bytes came instead of {stop - start}")
         return data
@@ -117,9 +129,9 @@ class RemoteFiles:
         return path
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, **keywords: Any) -> Any:
-        """A method of the file system; those that are coroutines inside are given up after a time."""
-        if not getattr(self._fs, "async_impl", False):
-            return getattr(self._fs, name)(*arguments, **keywords)
+        """A method of the file system, given up after a time."""
+        if not self._is_async:
+            return call_within(max(timeout_s, 1.0), partial(getattr(self._fs, name), *arguments, **keywords))
         sync = importlib.import_module("fsspec.asyn").sync
         return sync(self._fs.loop, getattr(self._fs, f"_{name}"), *arguments, timeout=max(timeout_s, 1.0), **keywords)
 
