@@ -12,6 +12,7 @@ from loader_service.lane_plan import plan_file
 from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
 from stoker_proto.config import DataConfig
+from stoker_proto.messages import Epoch, Lanes
 
 _KEEP_PLANS = 8  # of each entry and split, beside those with tickets in work ...
 _MOST_PLANS = 32  # ... and with them
@@ -79,6 +80,20 @@ class Planner:
                 self._asked[split, entry] = 0
                 self._request(split, epoch + 1, entry)
         return self._remember((split, epoch, entry), future.result())
+
+    def answer(self, asked: Epoch, tokens: Mapping[int, int]) -> Lanes | None:
+        """Of the entries asked for, all of which are held; None until all are planned. tokens: entry -> of all its samples."""
+        found = {entry: self.lanes(asked.split, asked.epoch, entry) for entry in asked.entries}
+        lanes = {entry: planned for entry, planned in found.items() if planned is not None}
+        if len(lanes) < len(found):
+            return None
+        return Lanes(
+            split=asked.split,
+            epoch=asked.epoch,
+            lengths={entry: planned.lengths for entry, planned in lanes.items()},
+            starts={entry: planned.starts for entry, planned in lanes.items()},
+            tokens={entry: tokens[entry] for entry in lanes},
+        )
 
     def close(self) -> None:
         """Wait for the thread."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import zmq
 
+from loader_service.awaiting import Awaiting
 from loader_service.clients import Clients
 from loader_service.gate import Gate
 from loader_service.greeting import Greeter
@@ -21,11 +22,12 @@ from loader_service.outbox import Outbox
 from loader_service.planner import PlanKey, Planner
 from loader_service.pool import Pool, has_message
 from loader_service.prepare.manifest import EntryManifest
+from loader_service.progress import progress
 from stoker_proto import codec
 from stoker_proto.config import Config
 from stoker_proto.errors import RemoteProtocolError, StokerError
 from stoker_proto.keys import Key
-from stoker_proto.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,6 @@ MAX_UNREAD_FRAMES = 256
 `loader.unread_mb` bounds the same in bytes."""
 MAX_UNHEARD = 64
 """Messages of one connection that came and are not looked at yet; what comes after waits with the rank."""
-_MAX_AWAITING = 65_536
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
@@ -64,7 +65,7 @@ class LoaderServer:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._clients = Clients()
         self._planner = Planner(run_dir, entries, config.data, self._wake, self._plans_in_work)
-        self._awaiting_plan: list[tuple[bytes, Epoch | Ticket]] = []
+        self._awaiting = Awaiting()
         self._rejected = 0
         self._started = time.monotonic()
         self._drain_deadline: float | None = None
@@ -159,21 +160,10 @@ class LoaderServer:
 
     def progress(self) -> dict[str, float]:
         """The counters of a PONG."""
-        counters = self._pool.counters()
-        return {
-            "cpu_s": self._pool.cpu_s(),
-            "samples": counters.samples,
-            "records_decoded": counters.records_decoded,
-            "records_distinct": counters.records_distinct,
-            "records_ahead": counters.records_ahead,
-            "skipped": counters.skipped,
-            "bytes_sent": self._outbox.bytes_sent,
-            "queued": self._clients.num_in_work,
-            "dropped": self._outbox.dropped,
-            "rejected": self._rejected,
-            "refused": self._gate.refused if self._gate else 0,
-            "uptime_s": time.monotonic() - self._started,
-        }
+        refused = self._gate.refused if self._gate else 0
+        return progress(
+            self._pool, self._clients, self._outbox, rejected=self._rejected, refused=refused, started=self._started
+        )
 
     def _wake(self) -> None:
         try:
@@ -239,21 +229,12 @@ class LoaderServer:
             raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
         manifests = self._entries.get(message.split, {})
         held = [entry for entry in dict.fromkeys(message.entries) if entry in manifests]
-        found = {entry: self._planner.lanes(message.split, message.epoch, entry) for entry in held}
-        lanes = {entry: planned for entry, planned in found.items() if planned is not None}
-        if len(lanes) < len(held):
-            self._await_plan(address, message)
-            return
-        self._send(
-            address,
-            Lanes(
-                split=message.split,
-                epoch=message.epoch,
-                lengths={entry: planned.lengths for entry, planned in lanes.items()},
-                starts={entry: planned.starts for entry, planned in lanes.items()},
-                tokens={entry: self._tokens[message.split][entry] for entry in lanes},
-            ),
-        )
+        asked = Epoch(split=message.split, epoch=message.epoch, entries=held)
+        answer = self._planner.answer(asked, self._tokens.get(message.split, {}))
+        if answer is not None:
+            self._send(address, answer)
+        elif not self._awaiting.add_lanes(address, asked):
+            raise RemoteProtocolError("too many EPOCHs wait for plans already")  # dropped; ranks ask again
 
     def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
         client = self._clients.get(address)
@@ -270,7 +251,8 @@ class LoaderServer:
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
         lanes = self._planner.plan(ticket.split, ticket.epoch, entry)
         if lanes is None:
-            self._await_plan(address, ticket)
+            if not self._awaiting.add_ticket(address, ticket, frame):
+                return self._fail(address, ticket, "unavailable", "too many tickets wait for plans already")
             return None
         length = lanes.lengths[lane]
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_ROWS)):
@@ -287,16 +269,13 @@ class LoaderServer:
         lanes = self._config.data.order.lanes
         return {(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
 
-    def _await_plan(self, address: bytes, message: Epoch | Ticket) -> None:
-        if len(self._awaiting_plan) >= _MAX_AWAITING:
-            raise RemoteProtocolError(f"{_MAX_AWAITING} messages wait for plans already")  # dropped; ranks ask again
-        self._awaiting_plan.append((address, message))
-
     def _answer_planned(self) -> None:
-        waiting, self._awaiting_plan = self._awaiting_plan, []
-        for address, message in waiting:
+        lanes, tickets = self._awaiting.take()
+        for address, asked in lanes:
             if self._clients.get(address):  # it may have gone meanwhile
-                self._handle(address, message, codec.encode(message))
+                self._answer_epoch(address, asked)
+        for address, ticket, frame in tickets:
+            self._forward(address, ticket, frame)
 
     def _announce_drain(self) -> None:
         for address, _ in self._clients:
