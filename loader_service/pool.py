@@ -18,7 +18,7 @@ import zmq
 from loader_service.builder import Counters
 from loader_service.workbench import Workbench, end_process_when_a_thread_fails
 from loader_service.worker import ENDPOINT
-from stoker_proto.errors import StokerError
+from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.messages import Ticket
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,13 @@ class WorkerPool:
             (zmq.ROUTER_HANDOVER, 1),  # a restarted worker takes its name over
         ):
             self.readable.setsockopt(option, value)
-        self.readable.bind(f"ipc://{run_dir}/{ENDPOINT}")
+        try:
+            self.readable.bind(f"ipc://{run_dir}/{ENDPOINT}")
+        except zmq.ZMQError as error:
+            self.readable.close(0)
+            raise ConfigError(
+                f"no socket for the workers can be made in {run_dir} ({error}): set TMPDIR to another folder, with a short path"
+            ) from error
 
     def start(self, deadline_s: float) -> None:
         """Start all workers and wait until each has said that it is ready."""

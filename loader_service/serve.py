@@ -166,11 +166,16 @@ def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
 
 
 def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]] | None:
-    """split -> entries whose shards match the globs; None: all. ConfigError where a glob cuts an entry in two."""
+    """split -> entries that a glob names as the config does, or whose shards match the globs; None: all.
+
+    ConfigError where a glob cuts an entry in two, or matches nothing."""
     if globs is None:
         return None
     datasets = make_datasets(config.data)
-    wanted = {path for pattern in globs for path in _expand(pattern, datasets)}
+    named = {_place(path) for split in ("train", "val") for path in config.data.paths(split)}.intersection(
+        map(_place, globs)
+    )
+    wanted = {path for pattern in globs if _place(pattern) not in named for path in _expand(pattern, datasets)}
     held: dict[str, list[int]] = {"train": [], "val": []}
     for split, entries in held.items():
         sources = config.data.entry_sources(split)
@@ -179,8 +184,10 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
             try:
                 shards = {shard.resolve() for shard in views[sources[entry]].locate(path).paths}
             except ConfigError:
+                if _place(path) in named:
+                    raise
                 continue  # it lies on another loader's disk
-            matched = shards & wanted
+            matched = shards if _place(path) in named else shards & wanted
             if matched and matched != shards:
                 raise ConfigError(
                     f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry "
@@ -193,13 +200,19 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
     return held
 
 
+def _place(path: str) -> str:
+    """What an entry and a glob must have in common to be the same."""
+    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
+
+
 def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
+    patterns = list(dict.fromkeys(["*", *(one for dataset in datasets for one in dataset.shard_patterns)]))
     store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
     if store is not None and is_url(pattern):
         from loader_service.remote.listing import locate_remote
 
-        return locate_remote(pattern, ("*",), store).paths
-    return expand_entry(pattern, ("*",))
+        return locate_remote(pattern, patterns, store).paths
+    return expand_entry(pattern, patterns)
 
 
 def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:

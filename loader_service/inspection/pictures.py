@@ -8,11 +8,13 @@ import numpy as np
 from PIL import Image
 
 from loader_service.inspection.rows import InspectedRow
+from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 
 
 def write_pictures(row: InspectedRow, processor: Processor, folder: Path) -> Path | None:
-    """`{split}-{entry}-record{r}-sample{s}.png`; None where the row has no image."""
+    """`{split}-{entry}-record{r}-sample{s}.png`; None where the row has no image. Raises ConfigError where it cannot
+    be written."""
     images = [image for sample in row.samples if sample.encoded is not None for image in sample.encoded.images]
     if not images or processor.image is None:
         return None
@@ -23,7 +25,12 @@ def write_pictures(row: InspectedRow, processor: Processor, folder: Path) -> Pat
         processor.decode_image(data, pixels)
         strip[:, number * width : (number + 1) * width] = pixels
     ref = row.samples[0].ref
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{row.manifest.split}-{row.manifest.entry}-record{ref.record}-sample{ref.sample}.png"
-    Image.fromarray(strip).save(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(strip).save(path)
+    except OSError as error:
+        raise ConfigError(
+            f"--images {folder} cannot be written ({error.strerror or error}): name another folder"
+        ) from error
     return path

@@ -65,15 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({**tree, "problems": problems} if arguments.verify else tree))
     else:
         print("\n".join(summary_lines(prepared, report)))
-        if arguments.verify and not problems:
-            print("verified: every record was read")
+        if arguments.verify:
+            print(
+                f"verified: every record was read, {len(problems)} bad"
+                if problems
+                else "verified: every record was read"
+            )
     for problem in problems:
         print(f"loader-prepare: {problem}", file=sys.stderr)
-    if problems:
+    _check_problems(problems, prepared, config)
+    return 0
+
+
+def _check_problems(problems: Sequence[str], prepared: Prepared, config: Config) -> None:
+    """Raises DataError, under policy `skip` for more bad records than the scan found: those that a run need not notice."""
+    if problems and config.data.on_bad_sample == "fail":
         raise DataError(
             f"{len(problems)} bad records, named above: mend or remove them, or set data.on_bad_sample to skip"
         )
-    return 0
+    known = sum(manifest.num_bad for entries in prepared.entries.values() for manifest in entries.values())
+    if len(problems) > known:
+        raise DataError(
+            f"{len(problems)} bad records, named above, of which the scan saw {known}: mend or remove the others, since a run "
+            "skips only those whose fault it can see"
+        )
 
 
 def _write_codec(prepared: Prepared, path: Path) -> None:

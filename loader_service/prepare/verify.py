@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 
@@ -9,7 +10,9 @@ from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.scan_pool import run_all
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from loader_service.text_samples import Counting
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, StokerError
+
+logger = logging.getLogger(__name__)
 
 _TASK_RECORDS = 64
 
@@ -63,6 +66,13 @@ def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Countin
                     found = counted.num_samples
         except DataError as error:
             problems.append(str(error))
+            continue
+        except (StokerError, MemoryError):
+            raise
+        except Exception as error:  # a dataset class may be the user's own: its failure is this record's, named
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
+            reason = f"{type(dataset).__name__} failed: {type(error).__name__}: {error}"
+            problems.append(str(DataError(reason, file=str(shard), record=str(record))))
             continue
         if found != expected:
             problems.append(f"{shard}: record {record}: it gives {found} samples, and the scan counted {expected}")

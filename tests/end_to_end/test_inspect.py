@@ -72,6 +72,14 @@ def test_text_labels_action_and_picture_for_people(config: Path, tmp_path: Path)
         assert str(path) in text
 
 
+def test_a_place_without_room_for_pictures_is_named(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_cli("inspect", "--config", str(config), "--num", "1", "--images", str(tmp_path / "file" / "p"))
+    assert done.returncode == 1
+    assert f"--images {tmp_path}/file/p cannot be written (Not a directory): name another folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_class_of_ones_own_from_outside_the_repository(model: Path, tmp_path: Path) -> None:
     """The README's example, seen by the README's command."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()

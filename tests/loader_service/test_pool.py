@@ -15,7 +15,7 @@ import zmq
 from loader_service.builder import Counters
 from loader_service.pool import WorkerPool
 from loader_service.worker import ENDPOINT
-from stoker_proto.errors import StokerError
+from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.messages import Ticket
 
 READY = """
@@ -95,6 +95,18 @@ def test_workers_that_die_again_and_again_end_the_loader(pool: ScriptedPool) -> 
     assert pool.send(0, b"rank", TICKET, b"ends it")
     with pytest.raises(StokerError, match="workers died 21 times, the last with code 3: giving up"):
         all_replaced(pool, 30)
+
+
+def test_a_folder_that_holds_no_socket_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    with (
+        zmq.Context() as context,
+        pytest.raises(
+            ConfigError, match=r"no socket for the workers can be made in .*longlong.*: set TMPDIR to another"
+        ),
+    ):
+        WorkerPool(context, folder, 2)
 
 
 def _with_path(program: str) -> str:

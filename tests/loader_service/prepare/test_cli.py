@@ -85,6 +85,25 @@ def test_verify_reads_everything(config: Path, capsys: pytest.CaptureFixture[str
     assert f"loader-prepare: {path}: record {config.parent}/demos/train.jsonl:2, field rgb: its CRC-32 is" in error
 
 
+def test_bad_records_that_a_run_skips_do_not_fail_verify(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", str(config), "--set", "data.action.codec=bins", "--set", "data.on_bad_sample=skip"]
+    row = {"obs_path": "traj_000000/obs.npz", "task": "no such task", "actions": [[0.1] * 7]}
+    with (config.parent / "demos" / "train.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert main([*arguments, "--verify"]) == 0
+    captured = capsys.readouterr()
+    assert "verified: every record was read, 1 bad" in captured.out
+    assert "train.jsonl:3: field task" in captured.err
+    path = config.parent / "demos" / "traj_000001" / "obs.npz"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1  # which a run would not notice
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"^2 bad records, named above, of which the scan saw 1: mend or remove the others"
+    ):
+        main([*arguments, "--verify"])
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

@@ -41,6 +41,10 @@ class Raising(Captions):
     def scan(self, shard):
         raise RuntimeError("no idea what this is")
 
+class Careless(Captions):
+    def read(self, shard, offset, size):
+        yield Sample(instruction={}["word"], answer="x")
+
 class Unequal(Captions):
     def read(self, shard, offset, size):
         yield from super().read(shard, offset, size)
@@ -72,6 +76,13 @@ def test_it_is_prepared_and_read(captions: Path, make_config: MakeConfig) -> Non
     (sample,) = dataset.read(Path(entry.shards[0]), int(entry.offsets[1]), int(entry.sizes[1]))
     assert (sample.instruction, sample.answer) == ("and this?", "a peg")
     assert verify([entry], dataset, processes=1, progress=False) == []
+
+
+def test_what_it_raises_is_a_problem_of_each_record(captions: Path, make_config: MakeConfig) -> None:
+    config = make_config(captions / "a.txt", dataset_type="my_captions:Careless")
+    problems = verify([prepare(config).entries["train"][0]], make_dataset(config.data), processes=1, progress=False)
+    file = captions / "a.txt"
+    assert problems == [f"{file}: record {n}: Careless failed: KeyError: 'word'" for n in (0, 1)]
 
 
 def test_other_processes_find_it_too(captions: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
