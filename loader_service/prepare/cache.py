@@ -6,6 +6,7 @@
       entries/{key}/state.json    the shards as they were seen last; names the folder of columns
       entries/{key}/{content}/    manifest.json, *.npy columns, actions.npz: one manifest, never changed
       codecs/{key}.json           fitted action codecs
+      in-use, tidied              see `tidy`: what no run has used for a month is removed
 
 Everything here can be made anew: deleting the folder costs a scan.
 """

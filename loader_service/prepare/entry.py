@@ -32,6 +32,7 @@ from loader_service.prepare.manifest import (
     write_description,
 )
 from loader_service.prepare.parts import FORMAT_VERSION, PartResult, PartTask, RemotePart, Stamp, load_part
+from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
 from loader_service.text_samples import Counting
@@ -93,10 +94,13 @@ class EntryJob:
         if seen != found:
             return None
         try:
-            return self._load(state["content"])
+            manifest = self._load(state["content"])
         except ManifestError as error:
             logger.info("a manifest is made anew: %s", error)
             return None
+        note_use(self.folder / "state.json")
+        note_use(manifest.folder / "manifest.json")
+        return manifest
 
     def tasks(self) -> list[PartTask]:
         """The parts of all shards, in order. Parts of unchanged shards know their digest."""
@@ -151,7 +155,8 @@ class EntryJob:
         if not self._is_whole(content):  # files touched without a change: others may be reading these columns
             with new_folder(self.folder / content[:32]) as folder:
                 self._write_columns(folder, results, content)
-        state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values())}
+        parts = [task.cache_path(digest).stem for task, digest, _ in results]
+        state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values()), "parts": parts}
         write_whole(self.folder / "state.json", orjson.dumps(state))
         return self._load(content)
 

@@ -17,6 +17,7 @@ from loader_service.prepare.cache import LOCK_DEADLINE_S, locked, writable
 from loader_service.prepare.manifest import ACTIONS_FILE, STATES_FILE, EntryManifest
 from loader_service.prepare.parts import FORMAT_VERSION
 from loader_service.prepare.published import published_statistics
+from loader_service.prepare.tidy import note_use
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError
@@ -81,10 +82,12 @@ def _kept(path: Path) -> ActionCodec | None:
     if not path.exists():
         return None
     try:
-        return load_codec(path)
+        codec = load_codec(path)
     except DataError as error:
         logger.warning("%s: it is fitted again", error)
         return None
+    note_use(path)
+    return codec
 
 
 def _given(train: Sequence[EntryManifest], action: ActionConfig, keys: Collection[str]) -> ActionStatistics | None:

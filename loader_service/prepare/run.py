@@ -15,6 +15,7 @@ from loader_service.prepare.fit import fitted_codec, given_codec, given_states, 
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
+from loader_service.prepare.tidy import tidy, use
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.text_samples import Counting
 from stoker_proto.actions import ActionCodec, ActionStatistics
@@ -79,6 +80,9 @@ def prepare(
     codec = given_codec(data.action) if data.action.codec_path is not None else None
     counting = [Counting.needed(config, dataset) for dataset in datasets]
     jobs = _jobs(data, datasets, counting, splits, held, cache_dir)
+    roots = sorted({job.root for job in jobs})
+    for root in roots:
+        use(root)
     manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
     stale = [number for number in range(len(jobs)) if number not in manifests]
     if stale:
@@ -90,6 +94,8 @@ def prepare(
             for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
                 own = [number for number in stale if jobs[number].dataset is dataset]
                 manifests.update(_scan([jobs[n] for n in own], own, dataset, processes, progress))
+        for root in roots:
+            use(root)  # those that were not there before
     entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
     for number, job in enumerate(jobs):
         entries[job.split][job.entry] = manifests[number]
@@ -101,6 +107,8 @@ def prepare(
     states = None
     if data.state == "text":
         states = given_states(data.state_path) if data.state_path is not None else _states(entries, data, splits)
+    for root in roots:
+        tidy(root)
     return Prepared(entries=entries, codec=codec, states=states)
 
 

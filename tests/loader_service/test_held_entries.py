@@ -65,7 +65,9 @@ def test_all_are_held_unasked(config: Config) -> None:
 
 
 def test_what_cuts_an_entry_or_names_nothing_is_refused(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--shards matches 1 of the 2 shards of .*one: a lane stays within one entry"):
+    with pytest.raises(
+        ConfigError, match=r"--shards matches 1 of the 2 shards of .*one: a lane stays within one entry"
+    ):
         held_entries(config, [f"{tmp_path}/one/data/chunk/a.txt"])
     (tmp_path / "other.txt").write_text("x")
     with pytest.raises(ConfigError, match="matches no shard of the data paths"):

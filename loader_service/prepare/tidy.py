@@ -1,0 +1,145 @@
+"""The cache folder does not grow for ever: what no run has used for a month is removed, while nobody uses the folder.
+
+    in-use     every process that has manifests of the folder holds a shared lock on it until it ends: workers that are started
+               again map the same files, however old these are
+    tidied     its time is that of the last look
+
+Used means: found good by a `loader-prepare` or a loader at its start, which also looks, after that, what may go. All of it can be
+made anew at the cost of a scan.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+
+from loader_service.prepare.cache import locked, writable
+from stoker_proto.errors import ConfigError, DeadlineError
+
+logger = logging.getLogger(__name__)
+
+UNUSED_S = 30 * 86400.0
+_DAY_S = 86400.0
+_LOCK_DEADLINE_S, _SHARE_DEADLINE_S = 1.0, 60.0
+_MOST_HELD = 64  # a process reads a few folders
+_held: dict[Path, int] = {}  # cache folder -> descriptor, open until this process ends
+
+
+def use(root: Path) -> None:
+    """Before manifests of the folder are looked for: until this process ends nobody removes any."""
+    if root in _held or not root.is_dir():
+        return
+    with suppress(
+        OSError
+    ):  # not ours to write, or a file system without locks: then nothing is removed by others like us
+        descriptor = os.open(root / "in-use", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _share(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _held[root] = descriptor
+        if len(_held) > _MOST_HELD:
+            os.close(_held.pop(next(iter(_held))))
+
+
+def tidy(root: Path) -> None:
+    """After all that this process needs was found or made: remove what is old, at most once a day."""
+    descriptor = _held.get(root)
+    if descriptor is None or _age_s(root / "tidied") < _DAY_S:
+        return
+    with suppress(OSError):
+        _tidy_if_alone(root, descriptor)
+        _share(descriptor)  # the lock may be lost meanwhile, but what we use has been noted
+
+
+def note_use(path: Path) -> None:
+    """A file of the cache was found good. Its time says so, to the day."""
+    if _age_s(path) > _DAY_S:
+        with suppress(OSError):  # a folder that is only read
+            os.utime(path)
+
+
+def _share(descriptor: int) -> None:
+    """Raises BlockingIOError where another process removes for longer than is waited."""
+    end = time.monotonic() + _SHARE_DEADLINE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def _tidy_if_alone(root: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(root, _LOCK_DEADLINE_S), writable(root):
+            (root / "tidied").touch()
+            removed = sum(_remove(path) for path in _unused(root))
+    except (BlockingIOError, ConfigError, DeadlineError) as error:  # somebody uses it: another time
+        logger.debug("%s is not tidied: %s", root, error)
+        return
+    if removed:
+        logger.warning("%s: removed %d files that no run had used for %d days", root, removed, UNUSED_S // _DAY_S)
+
+
+def _unused(root: Path) -> Iterator[Path]:
+    """Files and folders to remove."""
+    needed: set[str] = set()  # parts of the entries that stay: of changed data only what changed is scanned again
+    for entry in _in(root / "entries"):
+        contents = [path for path in _in(entry) if path.is_dir() and not _is_temporary(path)]
+        old = [path for path in contents if _age_s(path / "manifest.json") > UNUSED_S]
+        if len(old) == len(contents) and _age_s(entry / "state.json") > UNUSED_S:
+            yield entry
+            continue
+        needed |= _parts_of(entry / "state.json")
+        yield from old
+        yield from (path for path in _in(entry) if _is_temporary(path) and _age_s(path) > _DAY_S)
+    for folder in (root / "codecs", *_in(root / "parts")):
+        for path in _in(folder):
+            limit_s = _DAY_S if _is_temporary(path) else UNUSED_S
+            if path.stem not in needed and _age_s(path) > limit_s:
+                yield path
+
+
+def _parts_of(state: Path) -> set[str]:
+    try:
+        return set(orjson.loads(state.read_bytes())["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _remove(path: Path) -> int:
+    """How many files that was."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return 1
+    count = sum(1 for file in path.rglob("*") if file.is_file())
+    shutil.rmtree(path)
+    return count
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def _age_s(path: Path) -> float:
+    """Since it was written or used; endless where it is not there."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
