@@ -16,7 +16,7 @@ import psutil
 import zmq
 
 from loader_service.builder import Counters
-from loader_service.workbench import Workbench, end_process_when_a_thread_fails
+from loader_service.workbench import Workbench, settle_process
 from loader_service.worker import ENDPOINT
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.messages import Ticket
@@ -206,8 +206,8 @@ class InlinePool:
 
     def start(self, deadline_s: float) -> None:
         """Make the workbench; there is nothing to wait for."""
-        end_process_when_a_thread_fails()
         self._bench = Workbench(self._run_dir)
+        settle_process()
         self.readable = self._bench.readable
 
     def send(self, index: int, address: bytes, ticket: Ticket, frame: bytes) -> bool:

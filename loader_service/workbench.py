@@ -5,6 +5,7 @@ A worker process has one, and so has a loader that is small enough to need no wo
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -145,11 +146,17 @@ class Workbench:
             os.write(self._wakeup, b"1")
 
 
-def end_process_when_a_thread_fails() -> None:
-    """A thread that fails for another reason than bad data must not leave tickets waiting: end, and be restarted."""
+def settle_process() -> None:
+    """For a process that builds pieces from now on.
+
+    A thread that fails for another reason than bad data must not leave tickets waiting: the process ends, and is restarted. What
+    was imported and read stays until the end, so the garbage collector need not go through it again and again.
+    """
 
     def end(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
         os._exit(70)
 
     threading.excepthook = end
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # thousands of objects come and go with each turn of texts, and none is in a cycle

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgpack
 import zmq
 
-from loader_service.workbench import Workbench, end_process_when_a_thread_fails
+from loader_service.workbench import Workbench, settle_process
 from stoker_proto import codec
 from stoker_proto.errors import StokerError
 from stoker_proto.messages import Ticket
@@ -91,8 +91,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the front decides when workers end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(processName)s %(levelname)s %(message)s")
-    end_process_when_a_thread_fails()
     worker = Worker(Path(sys.argv[1]), int(sys.argv[2]))
+    settle_process()
     try:
         worker.run()
     finally:
