@@ -169,9 +169,7 @@ def _labels(
         if not text.isascii():
             spans = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
         # The first token that ends behind the span's beginning, to the one in which its last byte lies.
-        firsts = np.searchsorted(ends, [start for start, _ in spans], side="right")
-        lasts = np.searchsorted(ends, [end for _, end in spans])
-        places = list(zip(firsts.tolist(), (lasts + 1).tolist(), strict=True))
+        places = [(int(ends.searchsorted(a, "right")), int(ends.searchsorted(b)) + 1) for a, b in spans]
     for first, after in places:
         labels[first:after] = 1
     return labels

@@ -39,17 +39,16 @@ class TokenBytes:
 
     def ends(self, ids: Ids, text: str) -> NDArray[np.int64] | None:
         """int64[T]: where each token ends in the text's UTF-8, in bytes; None where the tokens' bytes are not the text."""
-        pieces = self._bytes[ids].tolist()
-        if None in pieces:
+        try:
+            found = b"".join(self._bytes[ids].tolist())
+        except TypeError:  # None among them: tokens that were not met before
             for number in set(ids.tolist()):
                 if self._bytes[number] is None:
-                    found = self._look_up(number)
-                    self._lengths[number] = len(
-                        found
-                    )  # first: another thread may read it as soon as the bytes are there
-                    self._bytes[number] = found
-            pieces = self._bytes[ids].tolist()
-        if b"".join(pieces) != text.encode():
+                    of_token = self._look_up(number)
+                    self._lengths[number] = len(of_token)  # first: another thread may read it as soon as the bytes are there
+                    self._bytes[number] = of_token
+            found = b"".join(self._bytes[ids].tolist())
+        if found != text.encode():
             return None
         ends: NDArray[np.int64] = np.cumsum(self._lengths[ids])
         return ends

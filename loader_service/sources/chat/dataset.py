@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loader_service.sources.base import Sample, Turn
 from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
 from loader_service.sources.chat.frames import load_frame
@@ -97,13 +100,17 @@ class ChatDataset(TableDataset):
         _set_system(conversation, self.options.system)
         literal = _give_images(conversation)
         messages, notes = mend(conversation.messages)
+        images = [image for message in messages for image in message.images]
+        frames = self._frames(images, shard) if images else ()
+        return Sample(turns=self._turns(messages), images=frames, notes=(*notes, LITERAL) if literal else notes)
+
+    def _frames(self, images: list[Any], shard: Path) -> tuple[NDArray[np.uint8], ...]:
         root = self.root_of(shard)
         base = Path(root) if root else shard.parent
-        frames = tuple(
+        return tuple(
             load_frame(image, base=base, root=root, field=f"images[{i}]", local=self.local)
-            for i, image in enumerate(image for message in messages for image in message.images)
+            for i, image in enumerate(images)
         )
-        return Sample(turns=self._turns(messages), images=frames, notes=(*notes, LITERAL) if literal else notes)
 
     def _turns(self, messages: list[Message]) -> tuple[Turn, ...]:
         learn, last = self.options.learn, len(messages) - 1  # mended: the last turn is the assistant's
