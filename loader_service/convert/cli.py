@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
     arguments = _parser().parse_args(argv)
     source = _source(arguments)
+    _check_apart(arguments.inputs, arguments.out)
     done = convert(
         source,
         arguments.out,
@@ -70,6 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(done.bad) > _SHOWN:
             print(f"  ... and {len(done.bad) - _SHOWN:,} more")
     return 0
+
+
+def _check_apart(inputs: Sequence[str], out: Path) -> None:
+    """Raises ConfigError where the output would be input of the next run."""
+    for entry in inputs:
+        folder = Path(entry).expanduser().resolve()
+        if folder.is_dir() and out.expanduser().resolve().is_relative_to(folder):
+            raise ConfigError(f"--out {out} lies in {entry}, whose files are read: name a folder elsewhere")
 
 
 def _source(arguments: argparse.Namespace) -> EpisodeSource:

@@ -52,7 +52,9 @@ class ChatTemplate:
         self._names = names
         try:
             self._template = environment.from_string(source)
-            self._template.globals = dict(self._template.globals)  # a ChainMap, which is copied slowly for each rendering
+            self._template.globals = dict(
+                self._template.globals
+            )  # a ChainMap, which is copied slowly for each rendering
             self.marks_generation = environment.parse(source).find(nodes.ExtensionAttribute) is not None
             """Whether it says by itself what the assistant's words are."""
         except TemplateError as error:

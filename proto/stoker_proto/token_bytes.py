@@ -45,7 +45,9 @@ class TokenBytes:
             for number in set(ids.tolist()):
                 if self._bytes[number] is None:
                     of_token = self._look_up(number)
-                    self._lengths[number] = len(of_token)  # first: another thread may read it as soon as the bytes are there
+                    self._lengths[number] = len(
+                        of_token
+                    )  # first: another thread may read it as soon as the bytes are there
                     self._bytes[number] = of_token
             found = b"".join(self._bytes[ids].tolist())
         if found != text.encode():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from loader_service.convert import run as run_module
+from loader_service.convert.cli import main
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.run import convert
 from stoker_proto.errors import ConfigError, DataError
@@ -213,3 +214,9 @@ def test_an_episode_that_was_damaged_later_is_found(source: RL4VLA, tmp_path: Pa
     (out / "traj_000001" / "obs.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"traj_000001/obs\.npz"):
         convert(source, out, jobs=1, limit=2)
+
+
+@pytest.mark.parametrize("out", [".", "made", "deep/er"])
+def test_the_output_is_no_input(out: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out .* lies in .*name a folder elsewhere"):
+        main(["rl4vla", str(tmp_path), "--out", str(tmp_path / out), "--trust-pickle"])
