@@ -169,8 +169,8 @@ class Processor:
         return actions
 
     def token_texts(self, ids: NDArray[np.integer[Any]]) -> list[str]:
-        """The text of each token on its own, special ones by name: to be looked at, not to be joined and used."""
-        return [self._tokenizer.text_of(int(number)) for number in ids]
+        """The text of each token, special ones by name, a character of several tokens at its last: to be looked at."""
+        return self._tokenizer.texts_of(ids.tolist())
 
     def to_json(self) -> str:
         """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""

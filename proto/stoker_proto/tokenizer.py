@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from stoker_proto.ids import Ids, int32_array
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.token_bytes import TokenBytes
 
+_MOST_PARTS = 4  # bytes that a character has at most
 _ACTION_TOKEN = re.compile(r"<action_\d+>")
 _PROBES = (
     "Pick up the red cube and place it on the plate.",
@@ -110,8 +112,23 @@ class TextTokenizer:
         added = self.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if not token.special]
 
-    def text_of(self, number: int) -> str:
-        """The text of one token, its name where it is a special one or a piece of a character."""
+    def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones by name. A character of several tokens stands at the last of them, "" before; what
+        is no whole character is shown by the vocabulary's letters."""
+        texts: list[str] = []
+        parts: list[int] = []
+        for number in ids:
+            parts.append(number)
+            text: str = self.tokenizer.decode(parts, skip_special_tokens=False)
+            if text and "\ufffd" not in text:
+                texts += [""] * (len(parts) - 1) + [text]
+                parts = []
+            elif not text or len(parts) == _MOST_PARTS:
+                texts += map(self._name_of, parts)
+                parts = []
+        return texts + list(map(self._name_of, parts))
+
+    def _name_of(self, number: int) -> str:
         text: str = self.tokenizer.decode([number], skip_special_tokens=False)
         return text if text and "\ufffd" not in text else self.tokenizer.id_to_token(number) or f"<id {number}>"
 

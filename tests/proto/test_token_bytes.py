@@ -89,3 +89,16 @@ def test_sentence_pieces_are_not_taken_for_bytes() -> None:
     trainer = trainers.BpeTrainer(vocab_size=60, initial_alphabet=list("▁abcdefgh"), show_progress=False)
     tokenizer.train_from_iterator(["push the cube"] * 9, trainer)
     assert not TokenBytes(tokenizer).are_known
+
+
+def test_a_character_of_several_tokens_stands_at_its_last() -> None:
+    tokenizer = byte_level()
+    text = "push 机 the🤖</s>"
+    ids = tokenizer.encode(text)
+    texts = tokenizer.texts_of(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+    assert texts.count("") == 2 + 3
+    cut = tokenizer.encode("机")[:2] + tokenizer.encode("the")
+    assert tokenizer.texts_of(cut)[-1] == "the"
+    assert "" not in tokenizer.texts_of(cut)
