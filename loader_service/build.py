@@ -20,7 +20,7 @@ from loader_service.sources.base import BaseSFTDataset, make_datasets
 from loader_service.text_samples import Words, rows_of
 from loader_service.token_counts import TokenCounts, has_token_counts
 from stoker_proto.config import DataConfig
-from stoker_proto.errors import DataError, FetchError, located
+from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
 from stoker_proto.processor import EncodedRow, Processor
 
@@ -174,7 +174,7 @@ class RecordEncoder:
             raise
         except Exception as error:
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)
-            raise DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(number)) from error
+            raise _failure(record, error) from error
         return record
 
     def _finish(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> Outcome:
@@ -194,6 +194,11 @@ class RecordEncoder:
                 check_packable(encoded, expected, record.shard, record.number)
         except DataError as error:
             return self._bad(error)
+        except (StokerError, MemoryError):
+            raise
+        except Exception as error:  # a user's class gave what cannot be stacked or converted
+            logger.exception("samples of %s cannot be written as rows", record.shard)
+            return self._bad(_failure(record, error))
         return encoded
 
     def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
@@ -248,6 +253,11 @@ class RecordEncoder:
             raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
         actions = np.stack([np.asarray(samples[i].action, np.float32) for i in with_action])  # [n, K, D]
         return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
+
+
+def _failure(record: _Record, error: Exception) -> DataError:
+    """A dataset class may be anybody's: what it fails with is the record's error, and the loader lives on."""
+    return DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(record.number))
 
 
 def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path, record: int) -> None:

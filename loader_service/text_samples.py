@@ -7,20 +7,25 @@ Sample(text=...), input_ids=...   as many as it needs; none where it has no toke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config
-from stoker_proto.errors import DataError, located
+from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from stoker_proto.rows import EncodedRow
 from stoker_proto.turns import Turn
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _BATCH_CHARACTERS = 1 << 20
 """Texts are tokenised together up to this much: bounds the memory, and keeps the cores busy."""
@@ -63,6 +68,31 @@ class Words:
 
 def rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
     """The rows of each sample, or why it has none; all are tokenised together."""
+    return _together(samples, lambda some: _rows_of(some, processor))
+
+
+def counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+    """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
+    return _together(samples, lambda some: _counts_of(some, processor))
+
+
+def _together(samples: Sequence[Words], write: Callable[[Sequence[Words]], list[T | DataError]]) -> list[T | DataError]:
+    """`write(samples)`; where a library fails on it, each by itself, so that one sample is not the failure of the others.
+
+    Such a sample is anybody's: half a surrogate pair from a dataset class, a dialogue that the model's own template divides by.
+    """
+    try:
+        return write(samples)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        if len(samples) > 1:
+            return [found for one in samples for found in _together([one], write)]
+        logger.exception("a text, its turns or its ids cannot be written as rows")
+        return [DataError(f"it cannot be written as rows ({type(error).__name__}: {error})")]
+
+
+def _rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
     dialogues = iter(processor.encode_dialogues([(words.turns, words.num_images) for words in samples if words.turns]))
     texts = iter(processor.texts.of_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
     rows: list[list[EncodedRow] | DataError] = []
@@ -80,9 +110,8 @@ def rows_of(samples: Sequence[Words], processor: Processor) -> list[list[Encoded
     return rows
 
 
-def counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
-    """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
-    others = iter(rows_of([words for words in samples if words.text is None], processor))
+def _counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+    others = iter(_rows_of([words for words in samples if words.text is None], processor))
     texts = iter(processor.texts.count_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
     counts: list[tuple[int, int] | DataError] = []
     for words in samples:

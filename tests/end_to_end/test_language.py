@@ -45,7 +45,7 @@ def rows_of(processor: Processor) -> list[tuple[list[int], list[int]]]:
 
 def config_of(tmp_path: Path, model: Path, **data: object) -> Path:
     shard = write_language(tmp_path)
-    kind = "tests.loader_service.language_datasets:Language"
+    kind = "tests.loader_service.dataset_classes:Language"
     return write_config(
         tmp_path, model, [shard], dataset_type=kind, val_data_paths=[str(shard)], max_seq_len=48, **data
     )

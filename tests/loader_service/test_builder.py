@@ -6,6 +6,7 @@ import json
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from PIL import Image
 
 from loader_service.build import RecordEncoder
 from loader_service.builder import PieceBuilder
-from loader_service.piece import Outcome
+from loader_service.piece import EncodedRecord, Outcome
 from loader_service.plans import make_plan
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import prepare
 from stoker_proto import codec
 from stoker_proto.config import Config
+from stoker_proto.errors import DataError
 from stoker_proto.messages import Failure, Message, Piece, Ticket
 from stoker_proto.processor import Processor
 from tests.end_to_end.fleet import write_demonstrations
@@ -57,6 +59,13 @@ def chat_config(folder: Path, shard: Path, *, family: str = "causal", max_seq_le
         model, "data.dataset_type=chat", f"data.train_data_paths=[{shard}]", "data.order.lanes=4",
         max_seq_len=max_seq_len,
     )  # fmt: skip
+
+
+def robot_config(folder: Path) -> Config:
+    (folder / "model").mkdir()
+    model = write_model_folder(folder / "model")
+    demos = write_demonstrations(folder / "demos", [3] * 20)
+    return make_config(model, "data.dataset_type=mani_openpi", f"data.train_data_paths=[{demos}]")
 
 
 @contextmanager
@@ -131,13 +140,39 @@ def test_a_ticket_with_many_bad_records_fails_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["robot", "images"])
 def test_records_with_frames_come_one_by_one_so_that_threads_share_them(kind: str, tmp_path: Path) -> None:
-    if kind == "robot":
-        (tmp_path / "model").mkdir()
-        model = write_model_folder(tmp_path / "model")
-        demos = write_demonstrations(tmp_path / "demos", [3] * 20)
-        config = make_config(model, "data.dataset_type=mani_openpi", f"data.train_data_paths=[{demos}]")
-    else:
-        config = chat_config(tmp_path, chats(tmp_path, image=True), family="llava")
+    config = (
+        robot_config(tmp_path)
+        if kind == "robot"
+        else chat_config(tmp_path, chats(tmp_path, image=True), family="llava")
+    )
     _, turns = whole_epoch(config)
     first = turns[0] if kind == "images" else []  # who could know before one was read
     assert all(len(turn) == 1 for turn in turns if turn is not first)
+
+
+def test_what_no_library_takes_is_one_bad_record_and_the_loader_lives_on(tmp_path: Path) -> None:
+    """Half a surrogate pair, which orjson refuses and a class of one's own may give: not a failure of the whole turn."""
+    shard = tmp_path / "a.jsonl"
+    texts = ["fine"] * 40
+    texts[17] = "half \ud800 a character"
+    turns = [[["user", text, False], ["assistant", "Hello", True]] for text in texts]
+    shard.write_text("".join(json.dumps([{"turns": one}]) + "\n" for one in turns))
+    config = chat_config(tmp_path, shard)
+    kind = "tests.loader_service.dataset_classes:Dialogues"
+    answers, turns_taken = whole_epoch(replace(config, data=replace(config.data, dataset_type=kind)))
+    failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+    assert [failure.reason for failure in failures] == ["data"]
+    assert "a.jsonl: record 17, field sample 0: it cannot be written as rows" in failures[0].message
+    assert len(next(turn for turn in turns_taken if 17 in turn)) > 1
+    assert len(answers) == 8
+
+
+def test_actions_that_cannot_be_stacked_are_one_bad_record(tmp_path: Path) -> None:
+    config = robot_config(tmp_path)
+    prepared = prepare(config)
+    data = replace(config.data, dataset_type="tests.loader_service.dataset_classes:Uneven")
+    encoder = RecordEncoder(data, Processor.build(config, prepared.codec))
+    manifest = prepared.entries["train"][0]
+    outcomes = encoder.encode_all([(manifest, number) for number in range(3)], 0)
+    assert [type(outcome) for outcome in outcomes] == [DataError, EncodedRecord, EncodedRecord]
+    assert "record 0: ValueError" in str(outcomes[0])

@@ -24,11 +24,11 @@ from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.processor import Processor
 from stoker_proto.turns import Turn
-from tests.loader_service.language_datasets import Language
+from tests.loader_service.dataset_classes import Language
 from tests.proto.chat_templates import CHATML, plain
 from tests.tiny_models import make_config, write_model_folder
 
-MODULE = "tests.loader_service.language_datasets"
+MODULE = "tests.loader_service.dataset_classes"
 WORDS = ("push the cube", "x = 1\n", "</s>", "<|User|>", "机器人", "🤖", " ", "<action_7>", "a" * 30)
 
 

@@ -1,4 +1,4 @@
-"""Dataset classes of language for tests: JSONL whose lines are lists of samples.
+"""Dataset classes for tests. Of language: JSONL whose lines are lists of samples.
 
 [{"text": "x = 1"}, {"input_ids": [5, 6]}, {"turns": [["user", "Hi", false], ["assistant", "Hello", true]]}]
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord, Turn
 from loader_service.sources.jsonl import cut_lines, iter_lines, read_line
+from loader_service.sources.mani_openpi import ManiOpenPIDataset
 from stoker_proto.errors import DataError
 
 
@@ -66,3 +68,13 @@ class States(Language):
                 num_samples=record.num_samples,
                 states=np.array(states, np.float32),
             )
+
+
+class Uneven(ManiOpenPIDataset):
+    """The first record's second action has fewer dimensions than its first."""
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        for number, sample in enumerate(super().read(shard, offset, size)):
+            assert sample.action is not None
+            is_short = offset == 0 and number == 1
+            yield replace(sample, action=sample.action[:, :3]) if is_short else sample
