@@ -68,7 +68,7 @@ def test_a_row_that_can_never_fit_ends_the_start(tmp_path: Path) -> None:
     tree = config.read_text().replace("max_seq_len: 48", "max_seq_len: 17")
     shard = tmp_path / "language.jsonl"
     shard.write_text(json.dumps([{"turns": DIALOGUES[0]}]) + "\n")
-    config.write_text(tree.replace("datasets:Language", "datasets:Dialogues"))
+    config.write_text(tree.replace("classes:Language", "classes:Dialogues"))
     done = run_cli("serve", "--config", str(config))
     assert done.returncode == 1
     assert (
