@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loader_service.sources.options import check_known
+from loader_service.sources.options import read_each
 from stoker_proto.errors import ConfigError
 
 Names = tuple[str, ...]
@@ -48,10 +48,7 @@ def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
         "image_history": _history,
         "action_dim": _dim,
     }
-    values: dict[str, Any] = {}
-    for key, value in options.items():
-        check_known(key, readers, "mani_openpi")
-        values[key] = readers[key](f"data.options.{key}", value)
+    values = read_each(options, readers, "mani_openpi")
     if "rgb_keys" in values and "camera_keys" in values:
         raise ConfigError(
             "data.options.rgb_keys stands beside data.options.camera_keys: make it the first of the cameras, "

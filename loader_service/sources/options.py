@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
@@ -23,12 +23,25 @@ def read_options(kind: type[Options], options: dict[str, Any], dataset_type: str
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass by contract
     values = {}
     for key, value in options.items():
-        check_known(key, known, dataset_type)
+        _check_known(key, known, dataset_type)
         values[key] = _convert(key, value, hints[key])
     return kind(**values)
 
 
-def check_known(key: object, known: Iterable[str], dataset_type: str) -> None:
+def read_each(
+    options: Mapping[str, Any], readers: Mapping[str, Callable[[str, object], Any]], dataset_type: str
+) -> dict[str, Any]:
+    """The values of the options by name, each made by its reader, which is given the key as errors name it.
+
+    Raises ConfigError. For options that the types of `read_options` do not say."""
+    values = {}
+    for key, value in options.items():
+        _check_known(key, readers, dataset_type)
+        values[key] = readers[key](f"data.options.{key}", value)
+    return values
+
+
+def _check_known(key: object, known: Iterable[str], dataset_type: str) -> None:
     """Raises ConfigError for a key of `data.options` that the dataset does not have."""
     known = sorted(known)
     if key not in known:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loader_service.sources.options import check_known
+from loader_service.sources.options import read_each
 from stoker_proto.errors import ConfigError
 
 Ranges = tuple[tuple[int, int], ...]
@@ -50,10 +50,7 @@ def read_options(options: Mapping[str, Any]) -> LeRobotOptions:
         "action_delta_timestamps": _seconds,
         "image_history": _history,
     }
-    values: dict[str, Any] = {}
-    for key, value in options.items():
-        check_known(key, readers, "lerobot")
-        values[key] = readers[key](f"data.options.{key}", value)
+    values = read_each(options, readers, "lerobot")
     return LeRobotOptions(**values)
 
 
