@@ -6,9 +6,17 @@ from collections.abc import Callable
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
+from stoker_proto.order import Order
 from tests.trainer.feed.fake_loader import CELL, FINGERPRINTS, LANES, LENGTHS, make_piece
 from trainer.feed.commands import CoreOptions, Deliver, Fail, Send, Warn
 from trainer.feed.core import Core
+
+EXPECTED = [
+    (run.lane // LANES, run.lane, run.start + i)
+    for run in Order(LENGTHS[0] + LENGTHS[1], CELL).runs(0, 60)
+    for i in range(run.count)
+]
+"""(entry, lane, position) of the fake loader's 60 samples, as an epoch must deliver them."""
 
 
 def make_options(num_loaders: int = 2, **overrides: object) -> CoreOptions:
@@ -150,4 +158,4 @@ def asked(tickets: list[tuple[int, Ticket]]) -> set[int]:
     return {loader for loader, _ in tickets}
 
 
-__all__ = ["CoreDriver", "Piece", "asked", "make_options"]
+__all__ = ["EXPECTED", "CoreDriver", "Piece", "asked", "make_options"]

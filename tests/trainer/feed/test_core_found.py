@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from stoker_proto.errors import DeadlineError
 from stoker_proto.messages import Epoch, Ticket
-from tests.trainer.feed.core_driver import CoreDriver
-from tests.trainer.feed.test_core import EXPECTED
+from tests.trainer.feed.core_driver import EXPECTED, CoreDriver
 
 
 def test_lanes_of_an_epoch_with_open_tickets_are_asked_of_a_loader_that_returns() -> None:

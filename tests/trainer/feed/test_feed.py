@@ -12,10 +12,8 @@ import pytest
 
 from stoker_proto.config import SourceConfig
 from stoker_proto.errors import ConfigError, DataError, DeadlineError, RefusedError
-from stoker_proto.order import Order
+from tests.trainer.feed.core_driver import EXPECTED
 from tests.trainer.feed.fake_loader import (
-    CELL,
-    LANES,
     LENGTHS,
     FakeLoader,
     StandInDecoder,
@@ -25,12 +23,6 @@ from tests.trainer.feed.fake_loader import (
 )
 from trainer.feed.batch import MicroBatch, StepBatch
 from trainer.feed.feed import Feed
-
-EXPECTED = [
-    [run.lane // LANES, run.lane, run.start + i]
-    for run in Order(LENGTHS[0] + LENGTHS[1], CELL).runs(0, 60)
-    for i in range(run.count)
-]
 
 
 def make_feed(*addresses: str, rank: int = 0, world_size: int = 1, **overrides: object) -> Feed:
@@ -44,8 +36,10 @@ def wait_ready(feed: Feed, count: int) -> None:
     wait_for(lambda: feed._driver.call(lambda core, now: sum(bool(x.answered) for x in core.fleet.loaders)) == count)
 
 
-def rows(steps: list[StepBatch]) -> list[list[int]]:
-    return [key for step in steps for batch in step.micro_batches for key in batch.keys[: batch.num_rows].tolist()]
+def rows(steps: list[StepBatch]) -> list[tuple[int, ...]]:
+    return [
+        tuple(key) for step in steps for batch in step.micro_batches for key in batch.keys[: batch.num_rows].tolist()
+    ]
 
 
 def test_an_epoch_and_what_is_known_of_it() -> None:
