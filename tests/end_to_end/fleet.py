@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from stoker_proto.config_reader import load_config
+from trainer.feed.batch import MicroBatch
 from trainer.feed.feed import Feed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +123,15 @@ def write_config(folder: Path, model: Path, train: Sequence[Path], **data: Any) 
     path = folder / f"config-{len(list(folder.glob('config-*')))}.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+def micro_batches_of(config: Path) -> list[MicroBatch]:
+    """All that the one rank of a run gets in an epoch, from a loader of its own."""
+    with serving(config) as loader:
+        loaded = load_config(config, [f"cluster.loader_addresses=[{loader.address}]"])
+        with Feed(loaded, "train", 0, 1) as feed:
+            feed.connect()
+            return [micro for step in feed.steps(0, 0) for micro in step.micro_batches]
 
 
 @dataclass

@@ -12,9 +12,16 @@ import simplejpeg
 import yaml
 from PIL import Image
 
-from stoker_proto.config_reader import load_config
-from tests.end_to_end.fleet import environment, pull, run_cli, run_program, serving, write_config, write_demonstrations
-from trainer.feed.feed import Feed
+from tests.end_to_end.fleet import (
+    environment,
+    micro_batches_of,
+    pull,
+    run_cli,
+    run_program,
+    serving,
+    write_config,
+    write_demonstrations,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +41,8 @@ def test_rows_are_those_that_a_rank_gets(config: Path) -> None:
     for row in rows(config, "--num", "1000"):
         (sample,) = row["samples"]
         found[row["entry"], sample["record"], sample["timestep"]] = sample
-    with serving(config) as loader:
-        loaded = load_config(config, [f"cluster.loader_addresses=[{loader.address}]"])
-        with Feed(loaded, "train", 0, 1) as feed:
-            feed.connect()
-            micro_batches = [micro for step in feed.steps(0, 0) for micro in step.micro_batches]
     seen = 0
-    for micro in micro_batches:
+    for micro in micro_batches_of(config):
         for b in range(micro.num_rows):
             sample, seen = found[tuple(micro.keys[b].tolist())], seen + 1
             length = len(sample["input_ids"])

@@ -13,7 +13,7 @@ from stoker_proto.config_reader import load_config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from tests.end_to_end.conftest import LENGTHS as ROBOTS
-from tests.end_to_end.fleet import pull, run_cli, serving, write_config
+from tests.end_to_end.fleet import micro_batches_of, pull, run_cli, serving, write_config
 from tests.end_to_end.text_dataset import write_questions
 from tests.tiny_models import write_model_folder
 from trainer.feed.feed import Feed
@@ -87,16 +87,11 @@ def test_global_batches_are_the_same_for_any_loaders_workers_ranks_and_micro_bat
 
 def test_rows_grouped_by_length_come_once_and_waste_less(tmp_path: Path, text_model: Path) -> None:
     def padding(config: Path) -> float:
-        with serving(config) as loader:
-            loaded = load_config(config, [f"cluster.loader_addresses=[{loader.address}]"])
-            keys, real, all_tokens = [], 0, 0
-            with Feed(loaded, "train", 0, 1) as feed:
-                feed.connect()
-                for step in feed.steps(0, 0):
-                    for batch in step.micro_batches:
-                        keys += batch.sample_keys.tolist()
-                        real += int(batch.attention_mask[: batch.num_rows].sum())
-                        all_tokens += batch.input_ids[: batch.num_rows].size
+        keys, real, all_tokens = [], 0, 0
+        for batch in micro_batches_of(config):
+            keys += batch.sample_keys.tolist()
+            real += int(batch.attention_mask[: batch.num_rows].sum())
+            all_tokens += batch.input_ids[: batch.num_rows].size
         assert sorted(map(tuple, keys)) == SAMPLES
         return 1 - real / all_tokens
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from stoker_proto.config_reader import load_config
-from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations
-from trainer.feed.feed import Feed
+from tests.end_to_end.fleet import micro_batches_of, pull, run_cli, serving, write_config, write_demonstrations
 
 LENGTHS = [5, 7, 4]
 STATE_AND_CAMERAS = {"camera_keys": ["rgb", ["wrist_rgb", "wrist"]], "image_history": [-1, 0]}
@@ -70,13 +68,8 @@ def test_states_are_told_in_words_and_reach_the_rank(tmp_path: Path, model: Path
     for key, sample in found.items():
         assert f"State: {expected[key]};" in sample["text"]
         assert len(sample["input_ids"]) > 64  # four images of 16 tokens
-    with serving(config) as loader:
-        loaded = load_config(config, [f"cluster.loader_addresses=[{loader.address}]"])
-        with Feed(loaded, "train", 0, 1) as feed:
-            feed.connect()
-            micro_batches = [micro for step in feed.steps(0, 0) for micro in step.micro_batches]
     seen = 0
-    for micro in micro_batches:
+    for micro in micro_batches_of(config):
         for b in range(micro.num_rows):
             _, record, timestep = micro.keys[b].tolist()
             sample, seen = found[record, timestep], seen + 1
