@@ -25,9 +25,9 @@ from stoker_proto.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
-_MOST_RECORDS = 32
-_MOST_BYTES = 256 << 10
-"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, about ten milliseconds of work."""
+_MOST_RECORDS = 128
+_MOST_BYTES = 512 << 10
+"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some fifty milliseconds of work."""
 
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
