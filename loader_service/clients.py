@@ -13,6 +13,7 @@ MAX_TICKETS_PER_CLIENT = 1024
 MAX_ROWS_PER_CLIENT = 16_384
 """In work at once; more are answered with FAILURE(unavailable), a ticket that alone asks for more with `rejected`."""
 _MAX_CLIENTS = 16_384
+_MAX_GONE = 1024
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class Clients:
 
     def __init__(self) -> None:
         self._clients: OrderedDict[bytes, Client] = OrderedDict()
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[tuple[bytes, Client]]:
         return iter(list(self._clients.items()))
@@ -57,6 +59,7 @@ class Clients:
     def admit(self, address: bytes) -> list[bytes]:
         """It said HELLO, perhaps again; the addresses that are forgotten for it."""
         self._clients.setdefault(address, Client())
+        self._gone.pop(address, None)
         return [self._clients.popitem(last=False)[0] for _ in range(len(self._clients) - _MAX_CLIENTS)]
 
     def heard(self, address: bytes) -> bool:
@@ -71,8 +74,15 @@ class Clients:
         return self._clients.get(address)
 
     def forget(self, address: bytes) -> None:
-        """It is gone."""
-        self._clients.pop(address, None)
+        """It is gone. What it had asked before may still be in the queue, and is no stranger's."""
+        if self._clients.pop(address, None) is not None:
+            self._gone[address] = None
+            if len(self._gone) > _MAX_GONE:
+                self._gone.popitem(last=False)
+
+    def is_gone(self, address: bytes) -> bool:
+        """Whether it was admitted once and went, not too long ago."""
+        return address in self._gone
 
     def tickets(self) -> Iterator[Ticket]:
         """In work, over all."""

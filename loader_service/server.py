@@ -191,11 +191,10 @@ class LoaderServer:
             self._from_workers()  # what is cached is built at once: it must not pile up behind the messages that wait
 
     def _from_client(self) -> None:
-        parts = self._socket.recv_multipart()
-        address, frame = parts[0], parts[-1]
+        address, *more, frame = self._socket.recv_multipart()
         try:
-            if len(parts) != 2:
-                raise RemoteProtocolError(f"a message of {len(parts) - 1} frames: one is expected")
+            if more:
+                raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
             self._handle(address, codec.decode(frame), frame)
         except RemoteProtocolError as error:
             self._rejected += 1
@@ -205,10 +204,11 @@ class LoaderServer:
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
             self._greet(address, message)
-            return
-        if not self._clients.heard(address):
+        elif self._clients.is_gone(address):
+            pass  # asked before it went
+        elif not self._clients.heard(address):
             raise RemoteProtocolError(f"{type(message).__name__} before HELLO")
-        if isinstance(message, Ping):
+        elif isinstance(message, Ping):
             self._send(address, Pong(nonce=message.nonce, progress=self.progress()))
         elif isinstance(message, Epoch):
             self._answer_epoch(address, message)

@@ -52,3 +52,18 @@ def test_who_was_not_heard_of_for_longest_is_forgotten_first() -> None:
     assert clients.admit(b"new") == [addresses[1]]
     assert not clients.heard(addresses[1])
     assert clients.heard(addresses[0])
+
+
+def test_who_went_is_no_stranger_until_many_others_went() -> None:
+    clients = Clients()
+    clients.forget(b"stranger")
+    assert not clients.is_gone(b"stranger")
+    for number in range(1025):
+        clients.admit(number.to_bytes(5, "big"))
+        clients.forget(number.to_bytes(5, "big"))
+    first, second = (number.to_bytes(5, "big") for number in (0, 1))
+    assert not clients.is_gone(first)
+    assert clients.is_gone(second)
+    assert not clients.heard(second)
+    clients.admit(second)
+    assert not clients.is_gone(second)

@@ -156,6 +156,24 @@ def test_garbage_is_dropped_and_the_loader_goes_on(loader: Loader, garbage: byte
         assert after.progress["rejected"] == before.progress["rejected"] + 1
 
 
+def test_what_a_rank_asked_for_before_it_went_is_no_strangers(loader: Loader) -> None:
+    """It ended in mid-epoch: what it had asked for lies in the loader's queue, whose first answer says that nobody is there."""
+    with peer_of(loader) as other:
+        other.ask(HELLO)
+        before = other.ask(Ping(nonce=1))
+        for _ in range(10):
+            with peer_of(loader) as peer:
+                peer.ask(HELLO)
+                for number in range(300):
+                    peer.send(replace(TICKET, ticket=number))
+                peer.receive()
+        after = other.ask(Ping(nonce=2))
+        assert isinstance(before, Pong)
+        assert isinstance(after, Pong)
+        assert after.progress["rejected"] == before.progress["rejected"]
+        assert other.ask(TICKET).ticket == TICKET.ticket  # type: ignore[union-attr]
+
+
 def test_sigterm_says_drain_and_ends(tmp_path: Path) -> None:
     with serving(_config(tmp_path)) as loader, peer_of(loader) as peer:
         peer.ask(HELLO)
