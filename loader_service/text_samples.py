@@ -27,6 +27,8 @@ from stoker_proto.turns import Turn
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_NO_TOKEN = "left out: no token to learn"
+"""What the tokenizer drops, and a single id that nothing stands in front of: no row is made of them."""
 _BATCH_CHARACTERS = 1 << 20
 """Texts are tokenised together up to this much: bounds the memory, and keeps the cores busy."""
 
@@ -155,18 +157,17 @@ class RowCounter:
             return pending
         notes = dict.fromkeys(record.notes)  # `validate` gave them already
         try:
-            with located(file=str(shard), record=str(record.offset)):
-                for sample in self._dataset.read(shard, record.offset, record.size):
-                    words = Words.of(sample)
-                    if words is None:
-                        raise DataError(
-                            f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or "
-                            "input_ids"
-                        )
-                    pending.samples.append(words)
-                    notes.update(dict.fromkeys(sample.notes))
+            for sample in self._dataset.read(shard, record.offset, record.size):
+                words = Words.of(sample)
+                if words is None:
+                    raise DataError(
+                        f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or "
+                        "input_ids"
+                    )
+                pending.samples.append(words)
+                notes.update(dict.fromkeys(sample.notes))
         except DataError as error:
-            return _Pending(self._bad(record, error))
+            return _Pending(self._bad(shard, record, error))
         pending.record = replace(record, notes=tuple(notes))
         return pending
 
@@ -177,24 +178,25 @@ class RowCounter:
             if record.error is not None or record.num_samples == 0:
                 yield record
                 continue
-            rows = tokens = 0
             found = [next(counts) for _ in pending.samples]
-            try:
-                with located(file=str(shard), record=str(record.offset)):
-                    for count in found:
-                        if isinstance(count, DataError):
-                            raise count
-                        rows += count[0]
-                        tokens += count[1]
-            except DataError as error:
-                yield self._bad(record, error)
-            else:
-                yield replace(record, num_samples=rows, num_tokens=tokens)
+            bad = next((count for count in found if isinstance(count, DataError)), None)
+            if bad is not None:
+                yield self._bad(shard, record, bad)
+                continue
+            good = [count for count in found if not isinstance(count, DataError)]
+            notes = record.notes if all(rows for rows, _ in good) else (*record.notes, _NO_TOKEN)
+            rows, tokens = (sum(of_samples) for of_samples in zip(*good, strict=True)) if good else (0, 0)
+            yield replace(record, num_samples=rows, num_tokens=tokens, notes=notes)
 
-    def _bad(self, record: ScannedRecord, error: DataError) -> ScannedRecord:
-        if self._dataset.config.on_bad_sample == "fail":
-            raise error
-        return replace(record, error=str(error))
+    def _bad(self, shard: Path, record: ScannedRecord, error: DataError) -> ScannedRecord:
+        file, name = self._dataset.where(shard, record.offset)
+        try:
+            with located(file=file, record=name):
+                raise error
+        except DataError as found:
+            if self._dataset.config.on_bad_sample == "fail":
+                raise
+            return replace(record, error=str(found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,5 +285,5 @@ def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord
             raise DataError(
                 f"{type(dataset).__name__}.scan gave {name} {value}: 0 to {limit - 1} can be kept",
                 file=task.shard,
-                record=str(record.offset),
+                record=f"at offset {record.offset}",
             )

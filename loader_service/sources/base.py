@@ -141,6 +141,10 @@ class BaseSFTDataset(ABC):
             "depth": image.depth,
         }
 
+    def where(self, shard: Path, offset: int) -> tuple[str, str]:
+        """(file, record): how errors name the record that begins there. May read the shard."""
+        return str(shard), f"at offset {offset}"
+
     def for_split(self, split: str) -> BaseSFTDataset:
         """What scans the entries of a split ("train", "val"); another one where the options choose records by split."""
         return self

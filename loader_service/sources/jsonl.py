@@ -23,6 +23,9 @@ from stoker_proto.errors import DataError
 MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: it is no record, and it would have to be held in memory."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Of UTF-8, which some editors write in front of a file: no part of what the file says."""
+
 _MOST_HELD = 64
 _files = threading.local()
 
@@ -44,7 +47,8 @@ def cut_lines(shard: Path, part_bytes: int) -> list[int]:
 
 
 def iter_lines(shard: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(offset, line without its newline) of the lines that begin in bytes [start, stop); blank lines are left out."""
+    """(offset, line without its newline) of the lines that begin in bytes [start, stop); blank lines are left out, and so is
+    a byte-order mark."""
     with shard.open("rb", buffering=1 << 20) as file:
         file.seek(start)
         offset = start
@@ -53,8 +57,10 @@ def iter_lines(shard: Path, start: int = 0, stop: int | None = None) -> Iterator
             if not line:
                 return
             text = line.rstrip(b"\r\n")
+            skip = len(BYTE_ORDER_MARK) if offset == 0 and text.startswith(BYTE_ORDER_MARK) else 0
+            text = text[skip:]
             if text.strip():
-                yield offset, text
+                yield offset + skip, text
             offset += len(line)
 
 

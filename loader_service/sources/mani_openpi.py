@@ -95,9 +95,13 @@ class ManiOpenPIDataset(BaseSFTDataset):
         except DataError as error:
             raise self._located(error, shard, offset) from error
 
+    def where(self, shard: Path, offset: int) -> tuple[str, str]:
+        """With its line, as editors know it."""
+        return f"{shard}:{line_number(shard, offset)}", ""
+
     def _located(self, error: DataError, shard: Path, offset: int) -> DataError:
         """The same error with the JSONL line that it belongs to."""
-        line = f"{shard}:{line_number(shard, offset)}"
+        line, _ = self.where(shard, offset)
         if error.file and error.file != str(shard):
             return DataError(error.reason, file=error.file, record=line, field=error.field)
         return DataError(error.reason, file=line, field=error.field)

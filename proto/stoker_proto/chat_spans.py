@@ -104,6 +104,8 @@ class DialogueRenderer:
 
 def _by_blocks(marked: str, turns: Sequence[Turn]) -> Rendered:
     """The template's own blocks: the n-th is the n-th turn of the assistant's."""
+    if not any(turn.learned for turn in turns):  # nothing has to be told apart
+        return Rendered(_BLOCK.sub("", marked))
     pieces, spans, start = [], [], -1
     position = before = 0
     for match in _BLOCK.finditer(marked):

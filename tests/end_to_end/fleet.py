@@ -215,7 +215,8 @@ def _rows(micro: Any) -> Iterator[tuple[list[tuple[int, ...]], bytes]]:
             micro.input_ids[row, :length].tobytes(),
             micro.labels[row, :length].tobytes(),
         ]
-        parts.append(micro.actions[row].tobytes())
+        if not np.isnan(micro.actions[row]).all():  # its shape is that of other rows where it has none
+            parts.append(micro.actions[row].tobytes())
         if micro.positions is not None:
             parts.append(micro.positions[row, :length].tobytes())
         if images:

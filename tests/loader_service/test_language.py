@@ -165,7 +165,7 @@ def test_several_processes_find_the_same(model: Path, tmp_path: Path, monkeypatc
 def test_bad_records_are_named_or_keep_their_place(model: Path, tmp_path: Path) -> None:
     lines = [[{"text": "good"}], [{"text": "x"}, {"bad": "a broken line"}], [{"turns": [["user", "Hi", False]]}]]
     shard = write(tmp_path / "a.jsonl", lines)
-    with pytest.raises(DataError, match=rf"{shard}: record 19: bad: a broken line"):
+    with pytest.raises(DataError, match=rf"{shard}: record at offset 19: bad: a broken line"):
         prepare(config_of(model, shard))
     config = config_of(model, shard, "data.on_bad_sample=skip")
     prepared = prepare(config)
@@ -173,6 +173,38 @@ def test_bad_records_are_named_or_keep_their_place(model: Path, tmp_path: Path) 
     assert (entry.num_samples.tolist(), entry.num_bad) == ([1, 2, 1], 2)
     assert "none of the 1 turns is learned" in entry.errors[1]
     assert [len(samples) for samples in encode_all(config, prepared)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("switch", ["packing", "options.validate"])
+@pytest.mark.parametrize("answer", ["", "far too long " * 60])
+def test_a_bad_dialogue_is_named_by_its_place_whoever_finds_it(
+    switch: str, answer: str, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import Table, parquet
+
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said}]}
+        for said in ("a", "b", answer, "d")
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "a.parquet")
+    if answer and switch != "packing":  # nobody counts its tokens
+        return
+    for name, place in (("a.jsonl", ":3"), ("a.parquet", ": record row 2"), ("a.json", r": record 2 \(byte \d+\)")):
+        paths = f"data.train_data_paths=[{tmp_path / name}]"
+        config = make_config(model, "data.dataset_type=chat", f"data.{switch}=true", paths, max_seq_len=64)
+        with pytest.raises(DataError, match=rf"^{tmp_path / name}{place}(, field messages)?: "):
+            prepare(config)
+
+
+def test_texts_that_give_no_row_are_counted(model: Path, tmp_path: Path) -> None:
+    """A tokenizer may drop all that a text says; a single id has nothing in front of it from which it would be learned."""
+    shard = write(tmp_path / "a.jsonl", [[{"input_ids": [9]}], [{"input_ids": [9, 8]}, {"text": ""}], []])
+    entry = prepare(config_of(model, shard)).entries["train"][0]
+    assert (entry.num_samples.tolist(), entry.num_bad) == ([0, 1, 0], 0)
+    assert entry.notes == {"left out: no token to learn": 2}
 
 
 def test_a_class_that_does_not_say_it_is_text_is_told(model: Path, tmp_path: Path) -> None:

@@ -280,10 +280,11 @@ def test_whole_dialogues_are_learned_where_all_turns_are(tmp_path: Path, chat_pr
     assert shown(build(tmp_path / "llava", family="llava"), seen, 1) == (
         "<s>{<|User|> }<image>x16{ x <|Assistant|> Hello</s>}"
     )
-    row = chat_processor(CHATML).encode_turns(said)
-    plainly = chat_processor(CHATML).encode_turns([replace(turn, learned=turn.role == "assistant") for turn in said])
-    assert row.input_ids.tolist() == plainly.input_ids.tolist()
-    assert row.supervised.all()
+    for template in (plain(CHATML), tagged(CHATML)):
+        row = chat_processor(template).encode_turns(said)
+        answers = [replace(turn, learned=turn.role == "assistant") for turn in said]
+        assert row.input_ids.tolist() == chat_processor(template).encode_turns(answers).input_ids.tolist()
+        assert row.supervised.all()
     with pytest.raises(RowError, match=r"template openvla .* learns answers only: use stoker or chat_template"):
         build(tmp_path / "openvla", "data.dialogue.template=openvla").encode_turns(said[1:3])
 

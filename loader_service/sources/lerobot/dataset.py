@@ -105,10 +105,15 @@ class LeRobotDataset(BaseSFTDataset):
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         """The episode's samples, one after another, its videos decoded in step."""
         meta = self._meta(shard)
-        with located(file=str(shard), record=f"at row {offset}"):
+        file, record = self.where(shard, offset)
+        with located(file=file, record=record):
             episode = read_episode(shard, offset, size, meta, self.options, self._rows)
         with located(file=str(shard), record=f"episode {episode.rows.episode}"):
             yield from self._samples(episode, meta, self._data_root(shard, meta))
+
+    def where(self, shard: Path, offset: int) -> tuple[str, str]:
+        """With the first row of the episode."""
+        return str(shard), f"at row {offset}"
 
     def _samples(self, episode: Episode, meta: Meta, root: str) -> Iterator[Sample]:
         options, fps = self.options, meta.info.fps

@@ -159,6 +159,11 @@ class TableDataset(BaseSFTDataset):
             raise self._located(error, table, shard, offset) from error
         yield sample
 
+    def where(self, shard: Path, offset: int) -> tuple[str, str]:
+        """With its line, or the row's number."""
+        suffix, record = self._open(shard).table.where(offset)
+        return f"{shard}{suffix}", record
+
     def _scan_spans(self, table: Table, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
         for offset, size, problem in table.spans(start, stop):
             if problem is None:

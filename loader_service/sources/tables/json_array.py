@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.sources.jsonl import MAX_LINE_BYTES
+from loader_service.sources.jsonl import BYTE_ORDER_MARK, MAX_LINE_BYTES
 from stoker_proto.errors import DataError
 
 BLOCK_BYTES = 1 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _QUOTE, _BACKSLASH, _OPENING_BRACE = b'"'[0], b"\\"[0], b"{"[0]
 _STRUCTURAL = np.zeros(256, np.bool_)

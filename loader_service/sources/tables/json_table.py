@@ -12,7 +12,7 @@ import orjson
 
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.tables.extras import none_if_nan
-from loader_service.sources.tables.json_array import BYTE_ORDER_MARK, iter_elements
+from loader_service.sources.tables.json_array import iter_elements
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
 
@@ -50,13 +50,10 @@ class JsonLines:
 
     def _lines(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         for offset, line in iter_lines(self.path, start, stop):
-            if offset == 0 and line.startswith(BYTE_ORDER_MARK):
-                offset, line = len(BYTE_ORDER_MARK), line.removeprefix(BYTE_ORDER_MARK)
             if line[:1].isspace() or line[-1:].isspace():
                 offset += len(line) - len(line.lstrip())
                 line = line.strip()
-            if line:
-                yield offset, line
+            yield offset, line
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loader_service.sources.jsonl import MAX_LINE_BYTES, cut_lines, iter_lines, line_number, read_line
-from loader_service.sources.tables.json_array import BYTE_ORDER_MARK
+from loader_service.sources.jsonl import BYTE_ORDER_MARK, MAX_LINE_BYTES, cut_lines, iter_lines, line_number, read_line
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
 

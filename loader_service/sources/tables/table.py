@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from loader_service.sources.tables.json_array import BYTE_ORDER_MARK
+from loader_service.sources.jsonl import BYTE_ORDER_MARK
 from stoker_proto.errors import DataError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")

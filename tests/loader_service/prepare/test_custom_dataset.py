@@ -99,7 +99,7 @@ def test_text_needs_no_codec_from_a_loader_that_holds_a_part(captions: Path, mak
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Broken", "a.txt: record -1: Broken.scan gave offset -1: 0 to 9223372036854775807 can be kept"),
+        ("Broken", "a.txt: record at offset -1: Broken.scan gave offset -1: 0 to 9223372036854775807 can be kept"),
         ("Raising", "a.txt: Raising.scan failed: RuntimeError: no idea what this is"),
     ],
 )

@@ -59,6 +59,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_tables: MakeTables, r
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n")
     for split, first in (("file", "one\ntwo\n"), ("lines", "one"), ("paragraphs", "one\ntwo")):
         assert read_shard(make_tables("text", split=split), tmp_path / "a.txt")[0].text == first
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf\r\n\r\none\ntwo\n")
+    for split, texts in (("lines", ["one", "two"]), ("paragraphs", ["one\ntwo"])):
+        samples = read_shard(make_tables("text", split=split), tmp_path / "b.txt")
+        assert [sample.text for sample in samples] == texts
 
 
 @pytest.mark.parametrize(
