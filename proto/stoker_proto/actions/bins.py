@@ -52,9 +52,13 @@ class UniformBins(ActionCodec):
         return self.statistics.unnormalise(centres.reshape(len(checked), self.chunk, self.dim))
 
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """Numbers outside q01..q99."""
-        normalised = self.statistics.normalise(self.checked_actions(actions), clip=False)
-        return int((np.abs(normalised) > 1.0 + 1e-6).sum())
+        """Numbers outside q01..q99, or -1..1 without the mask; in a dimension that never moved, all but its value."""
+        checked, known = self.checked_actions(actions), self.statistics
+        is_constant = known.min == known.max
+        low = np.where(is_constant, known.min, np.where(known.mask, known.q01, -1.0)).astype(np.float32)
+        high = np.where(is_constant, known.max, np.where(known.mask, known.q99, 1.0)).astype(np.float32)
+        slack = np.float32(5e-7) * (high - low)
+        return int(((checked < low - slack) | (checked > high + slack)).sum())
 
     def to_json(self) -> dict[str, Any]:
         """Name, chunk, number of bins, statistics."""

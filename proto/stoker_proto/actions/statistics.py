@@ -68,21 +68,14 @@ class ActionStatistics:
         arrays = {n: np.asarray(d[n], dtype=bool if n == "mask" else np.float64) for n in names - {"count"}}
         return cls(count=int(d["count"]), **arrays)
 
-    def normalise(self, actions: npt.ArrayLike, *, clip: bool = True) -> Float32Array:
-        """OpenVLA's: 2 (x - q01) / (q99 - q01 + 1e-8) - 1 where `mask`, else x; a dimension with min = max gives 0.
-
-        Args:
-            actions: [..., D] in the units of the dataset.
-            clip: clip the normalised dimensions to [-1, 1]. Dimensions outside the mask are never clipped here.
+    def normalise(self, actions: npt.ArrayLike) -> Float32Array:
+        """OpenVLA's: 2 (x - q01) / (q99 - q01 + 1e-8) - 1, clipped to [-1, 1], where `mask`, else x; a dimension with min = max
+        gives 0. actions: [..., D] in the units of the dataset.
 
         Source: openvla `prismatic/vla/datasets/rlds/utils/data_utils.py`, BOUNDS_Q99.
         """
         x = np.asarray(actions, dtype=np.float64)
-        scaled = 2.0 * (x - self.q01) / (self.q99 - self.q01 + 1e-8) - 1.0
-        if clip:
-            scaled = np.clip(scaled, -1.0, 1.0)
-        # In a dimension that (nearly) never moves q99 - q01 is 0, and 1e-8 alone would make any other value huge.
-        scaled = np.where(self.q01 == self.q99, np.clip(scaled, -1.0, 1.0), scaled)
+        scaled = np.clip(2.0 * (x - self.q01) / (self.q99 - self.q01 + 1e-8) - 1.0, -1.0, 1.0)
         result = np.where(self.min == self.max, 0.0, np.where(self.mask, scaled, x))
         return result.astype(np.float32)
 

@@ -99,3 +99,26 @@ def test_bad_codes_and_actions_are_named():
         UniformBins(statistics_of([0.0], [1.0]), chunk=1, num_bins=1)
     with pytest.raises(ConfigError, match="an action chunk of 0 timesteps"):
         UniformBins(statistics_of([0.0], [1.0]), chunk=0)
+
+
+def test_what_is_clamped_is_counted_also_where_a_dimension_never_or_hardly_ever_moved():
+    statistics = ActionStatistics(
+        count=1000,
+        min=np.array([-3.0, 0.1, 0.0, -1.0]),
+        max=np.array([3.0, 0.1, 0.8, 1.0]),
+        mean=np.zeros(4),
+        std=np.ones(4),
+        q01=np.array([-2.0, 0.1, 0.0, 0.0]),
+        q99=np.array([2.0, 0.1, 0.0, 1.0]),
+        mask=np.array([True, True, True, False]),
+    )
+    codec = UniformBins(statistics, chunk=1)
+    good = np.array([2.0, 0.1, 0.0, -1.0], np.float32)
+    assert codec.num_clamped([[good]]) == 0
+    for dimension, value in ((0, 2.1), (0, -2.1), (1, 0.2), (2, 0.8), (3, 1.5)):
+        wild = good.copy()
+        wild[dimension] = value
+        assert codec.num_clamped([[wild], [good]]) == 1
+        assert (
+            abs(codec.decode(codec.encode([[wild]]))[0, 0, dimension] - value) > 0.09
+        )  # indeed, it does not come back
