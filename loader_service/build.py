@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.changed_shards import changed_shards, shard_of
 from loader_service.piece import EncodedRecord, EncodedSample, Outcome
 from loader_service.prepare.manifest import EntryManifest
 from loader_service.sources.base import BaseSFTDataset, make_datasets
@@ -123,6 +124,9 @@ class RecordEncoder:
                     records.append(self._read(manifest, number, epoch))
                 except (DataError, FetchError) as error:
                     records.append(error)
+        changed = changed_shards(places)  # looked at behind the reading, so that a change in it is seen
+        if changed:
+            records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
         read = [record for record in records if isinstance(record, _Record)]
         rows = iter(rows_of([one.words for record in read for one in record.words], self.processor))
         return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 _MOST_RECORDS = 128
 _MOST_BYTES = 512 << 10
 """Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some fifty milliseconds of work."""
+
+_WARN_EVERY_S = 30.0
+_MOST_WARNED = 64
 
 Deliver = Callable[[bytes, bytes], None]
 """(reply address, frame): called from the builder's threads."""
@@ -97,6 +101,7 @@ class PieceBuilder:
         self._waiting: dict[RecordKey, list[_Pending]] = {}
         self._running: set[RecordKey] = set()
         self._seen = SeenRecords()
+        self._warned: dict[str, float] = {}  # message -> when
         self._closed = False
         self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
@@ -162,11 +167,22 @@ class PieceBuilder:
                     # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
                     if reason == "unavailable":
-                        logger.warning("%s", outcome)
+                        self._warn(str(outcome))
                     failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=str(outcome))
                     self._deliver(pending.address, codec.encode(failure))
                 else:
                     self._finish(pending)
+
+    def _warn(self, message: str) -> None:
+        """The same thing once in a while: ranks ask again and again."""
+        now = time.monotonic()
+        with self._wake:
+            if now - self._warned.get(message, -_WARN_EVERY_S) < _WARN_EVERY_S:
+                return
+            if len(self._warned) >= _MOST_WARNED:
+                self._warned.clear()
+            self._warned[message] = now
+        logger.warning("%s", message)
 
     def _next(self) -> list[tuple[RecordKey, int]]:
         """The next records to decode, each with the epoch it is for, waiting for one; [] at the end.

@@ -258,6 +258,7 @@ def write_job(
             "entry": entry,
             "path": manifest.path,
             "identity": manifest.fingerprint,
+            "stamps": manifest.stamps,
         }
         for split, entries in prepared.entries.items()
         for entry, manifest in entries.items()

@@ -39,7 +39,9 @@ class Workbench:
         self._config: Config = config_from_tree(job["config"])
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
-            manifest = load_manifest(**{**item, "folder": Path(item["folder"]), "shards": tuple(item["shards"])})
+            stamps = tuple((size, time_ns) for size, time_ns in item["stamps"])
+            places = {"folder": Path(item["folder"]), "shards": tuple(item["shards"]), "stamps": stamps}
+            manifest = load_manifest(**{**item, **places})
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:
             store.expect(job["remote"])

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class EntryJob:
         if seen != found:
             return None
         try:
-            manifest = self._load(state["content"])
+            manifest = self._load(state["content"], [stamp for _, stamp in found])
         except ManifestError as error:
             logger.info("a manifest is made anew: %s", error)
             return None
@@ -158,7 +159,7 @@ class EntryJob:
         parts = [task.cache_path(digest).stem for task, digest, _ in results]
         state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values()), "parts": parts}
         write_whole(self.folder / "state.json", orjson.dumps(state))
-        return self._load(content)
+        return self._load(content, [Stamp(*shard["stamp"]) for shard in shards.values()])
 
     def _stamped(self) -> list[tuple[str, Path, Stamp]]:
         """(name, path, stamp) of each shard; a remote one's is what the other side says."""
@@ -168,10 +169,11 @@ class EntryJob:
             stamps = [_stamp(path) for path in self.shards.paths]
         return list(zip(self.shards.names, self.shards.paths, stamps, strict=True))
 
-    def _load(self, content: str) -> EntryManifest:
+    def _load(self, content: str, stamps: Sequence[Stamp] = ()) -> EntryManifest:
         identity = read_fingerprint(content, self.dataset.read_identity())
         shards = tuple(map(str, self.shards.paths))
-        manifest = load_manifest(self.folder / content[:32], shards, self.split, self.entry, self.path, identity)
+        kept = () if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps)
+        manifest = load_manifest(self.folder / content[:32], shards, self.split, self.entry, self.path, identity, kept)
         if manifest.content != content:
             raise ManifestError("it belongs to other data; run loader-prepare again", file=str(manifest.folder))
         return manifest

@@ -70,6 +70,8 @@ class EntryManifest:
     """What was mended or left out -> in how many records."""
     folder: Path
     """Of the columns."""
+    stamps: tuple[tuple[int, int], ...] = ()
+    """(bytes, time of the last change in ns) of each shard when it was scanned; none of remote ones: copies never change."""
 
     @property
     def num_records(self) -> int:
@@ -82,13 +84,20 @@ class EntryManifest:
         return shard, int(self.offsets[record]), int(self.sizes[record])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_manifest, (self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint)
+        made_of = self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint, self.stamps
+        return load_manifest, made_of
 
 
 def load_manifest(
-    folder: Path, shards: tuple[str, ...], split: str, entry: int, path: str, identity: str
+    folder: Path,
+    shards: tuple[str, ...],
+    split: str,
+    entry: int,
+    path: str,
+    identity: str,
+    stamps: tuple[tuple[int, int], ...] = (),
 ) -> EntryManifest:
-    """Map the columns of a folder that `write_manifest` filled. Raises ManifestError: damaged, or of another version."""
+    """Map the columns of a folder that `EntryJob` filled. Raises ManifestError: damaged, or of another version."""
     description = _read_description(folder)
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
@@ -126,6 +135,7 @@ def load_manifest(
         errors=tuple(description["errors"]),
         notes=description["notes"],
         folder=folder,
+        stamps=stamps,
         **columns,
     )
 

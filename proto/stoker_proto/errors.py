@@ -9,7 +9,7 @@
     │   ├── LocalProtocolError   our own code asked for something that the protocol forbids
     │   └── RemoteProtocolError  the other side sent something that the protocol forbids
     ├── RefusedError       a loader and a trainer do not agree on what a batch means; carries the diff
-    ├── FetchError         a remote file could not be fetched: names URL, reason and attempts; it may come later
+    ├── FetchError         a file cannot be had as it was scanned, mostly a remote one: names it, and why; it may come later
     └── DeadlineError      nothing came in time: names loaders, what is missing and the last contact
 
 All messages are one line: the value, the rule that it breaks, and the way out. Entry points print them without a
@@ -65,7 +65,8 @@ class RefusedError(StokerError):
 
 
 class FetchError(StokerError):
-    """A remote file could not be fetched. No DataError: the data may be well, so no sample of it is skipped as a bad one."""
+    """A remote file could not be fetched, or a shard is not what was scanned. No DataError: the data may be well, so no sample of
+    it is skipped as a bad one."""
 
 
 class DeadlineError(StokerError):

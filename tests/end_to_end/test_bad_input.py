@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -65,6 +66,31 @@ def test_a_changed_trajectory_is_noticed(tmp_path: Path, model: Path) -> None:
     np.savez_compressed(jsonl.parent / "traj_2" / "obs.npz", rgb=np.zeros((3, 32, 32, 3), np.uint8))
     with serving(config) as loader, pytest.raises(DataError, match=r"traj_2.*3.*4"):
         pull(config, [loader.address])
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_a_shard_that_changes_while_it_is_served_is_never_mixed_in(tmp_path: Path, model: Path, policy: str) -> None:
+    jsonl = write_demonstrations(tmp_path / "demos", [4] * 6)
+    config = write_config(tmp_path, model, [jsonl], on_bad_sample=policy)
+    with serving(config) as loader:
+        expected = pull(config, [loader.address]).steps
+    first, *others = jsonl.read_text().splitlines(keepends=True)
+    known = jsonl.stat()
+    with serving(config, log=tmp_path / "log") as loader:
+        for changed in ("".join([*others, first]), f"{first.replace('PickCube-v1', 'PushCube-v1')}{''.join(others)}"):
+            (tmp_path / "new").write_text(changed)
+            (tmp_path / "new").replace(jsonl)
+            with pytest.raises(
+                DeadlineError, match=rf"{jsonl}: it changed since it was scanned .*start the loader again"
+            ):
+                pull(config, [loader.address], "trainer.feed.data_deadline_s=1")
+        jsonl.unlink()
+        with pytest.raises(DeadlineError, match=rf"{jsonl}: it cannot be read any more"):
+            pull(config, [loader.address], "trainer.feed.data_deadline_s=1")
+        jsonl.write_text("".join([first, *others]))
+        os.utime(jsonl, ns=(known.st_atime_ns, known.st_mtime_ns))
+        assert pull(config, [loader.address]).steps == expected
+    assert (tmp_path / "log").read_text().count("it changed since") == 1  # however often ranks ask
 
 
 def test_a_loader_with_other_data_is_refused_with_the_difference(tmp_path: Path, config: Path, model: Path) -> None:
