@@ -174,7 +174,11 @@ class RecordEncoder:
                         )
                     )  # fmt: skip
                 record.check_not_more()
-        except (DataError, FetchError, MemoryError):
+        except DataError as error:
+            if dataset.remote is not None:
+                raise dataset.remote.doubt(error) from error
+            raise
+        except (FetchError, MemoryError):
             raise
         except Exception as error:
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)

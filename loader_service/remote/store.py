@@ -101,6 +101,19 @@ class RemoteStore:
         """The URL of a copy. Raises DataError for what no entry of the data paths covers."""
         return self._place(path.relative_to(self.folder).as_posix(), str(path))
 
+    def doubt(self, error: DataError) -> DataError:
+        """What an error says is bad is compared with its original when it is asked for again, however new the copy is; a shard's
+        version is known. Gives the same error, with the URL in place of the copy's path."""
+        path = Path(error.file)
+        if error.file and self.holds(path) and self._expected(path.relative_to(self.folder).as_posix()) is None:
+            with suppress(OSError):
+                os.utime(path, (0, 0))  # older than any `recheck_hours`
+        return type(error)(error.reason, file=self._url(error.file), record=self._url(error.record), field=error.field)
+
+    def _url(self, path: str) -> str:
+        """The URL of a copy; anything else is given back as it is."""
+        return self.place_of(Path(path)).url() if path.startswith(f"{self.folder}/") else path
+
     def files(self, place: Place) -> RemoteFiles:
         """The host's file system. Raises ConfigError where it cannot be opened."""
         name = place.folder_name(self._options(place))

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from stoker_proto.errors import DeadlineError, StokerError
-from tests.end_to_end.fleet import Pulled, pull, run_cli, serving, write_config
+from stoker_proto.errors import DataError, DeadlineError, StokerError
+from tests.end_to_end.fleet import Pulled, pull, run_cli, serving, write_config, write_demonstrations
 from tests.loader_service.remote.http_files import HttpFiles, http_files
 from tests.loader_service.sources.lerobot_files import write_lerobot
 
@@ -130,6 +130,25 @@ def test_a_missing_file_ends_the_run_or_is_skipped_as_it_is_here(
         pulled = pull(config, [loader.address])
     assert len(pulled.skipped) == 7  # its timesteps
     assert all("traj_3/obs.npz" in reason for reason in pulled.skipped)
+
+
+def test_a_bad_file_that_was_mended_is_fetched_again(tmp_path: Path, model: Path) -> None:
+    """However new the copy is; until then the error names the original, which is what can be mended."""
+    npz = write_demonstrations(tmp_path / "demos", [4] * 6).parent / "traj_3" / "obs.npz"
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:-40])
+    with http_files(tmp_path / "demos") as served:
+        config = remote_config(tmp_path / "run", model, served.url_of("demos.jsonl"))
+        with serving(config) as loader:
+            for _ in range(2):
+                with pytest.raises(
+                    DataError, match=rf"^{served.url_of('traj_3/obs.npz')}: record http://.*demos.jsonl:4"
+                ):
+                    pull(config, [loader.address])
+            assert served.gets["traj_3/obs.npz"] == 1  # the same one: only asked for
+            npz.write_bytes(whole)
+            assert len(pull(config, [loader.address]).keys) == 24
+    assert served.gets["traj_3/obs.npz"] == 2
 
 
 def test_dialogues_with_images_in_a_compressed_file(tmp_path: Path, model: Path) -> None:
