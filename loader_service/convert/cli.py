@@ -32,7 +32,8 @@ examples:
   loader-convert rl4vla collected/ --out plates --task PutOnPlateInScene25Main-v3 --trust-pickle
 
 Then name the JSONL in data.train_data_paths. Interrupted or failed, the same command goes on with the episodes that are
-missing. `loader-convert FORMAT --help` shows the options of a format.
+missing. Those whose own file was written again since (of another size or time) are made anew, and the JSONL with them; more
+or fewer files are another conversion, for another folder. `loader-convert FORMAT --help` shows the options of a format.
 
 exit codes: 0 all is written; 1 the data or the options are wrong; 2 the command line is wrong; 130 interrupted"""
 
@@ -128,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--skip-bad",
         action="store_true",
-        help="leave out episodes that are bad, and say which (default: stop at the first)",
+        help="leave out episodes that are bad, and say which (default: stop at the first); of a damaged file, what is behind the "
+        "damage counts as one",
     )
     rl4vla = formats.add_parser(
         "rl4vla",

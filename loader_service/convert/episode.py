@@ -30,6 +30,8 @@ class EpisodeRef:
     """Where the format finds it in the file: a byte offset, a number."""
     size_bytes: int
     """It takes in the input: what the size of the output is estimated by."""
+    error: DataError | None = None
+    """Why it is bad, where that was seen before it is read. Then it may stand for all that cannot be told apart in a file."""
 
     @property
     def source(self) -> str:
@@ -101,10 +103,14 @@ class EpisodeSource(Protocol):
     """One kind of input. Instances are made in every process from `options` alone."""
 
     def episodes(self) -> list[EpisodeRef]:
-        """All episodes, in an order that depends on the names of files and on their content alone. Raises DataError."""
+        """All episodes, in an order that depends on the names of files and on their content alone.
+
+        One that is seen to be bad is given with its error, so that the others can be had without it. Raises DataError and
+        ConfigError for what concerns all of them.
+        """
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode. Raises DataError naming file, record and field."""
+        """One episode that has no error yet. Raises DataError naming file, record and field."""
 
     def identity(self) -> Mapping[str, Any]:
         """All that decides what `read` gives, beside the files; JSON-able."""

@@ -46,11 +46,16 @@ class ManiSkill:
         found = []
         for entry in self.inputs:
             for path in expand_entry(entry, ("**/*.h5", "**/*.hdf5")):
-                tree = _describe(path)
-                with _open(path) as file:
-                    found += [
-                        self._ref(file, path, episode) for episode in tree["episodes"] if self._wanted(episode, path)
-                    ]
+                try:
+                    tree = _describe(path)
+                    with _open(path) as file:
+                        found += [
+                            self._ref(file, path, number, episode)
+                            for number, episode in enumerate(tree["episodes"])
+                            if self._wanted(episode)
+                        ]
+                except DataError as error:  # of the file: what it holds cannot be told
+                    found.append(EpisodeRef(file=str(path), name="", size_bytes=0, error=error))
         return found
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -86,28 +91,33 @@ class ManiSkill:
             "task": self.task,
         }
 
-    def _wanted(self, episode: Any, path: Path) -> bool:
-        if not self.only_success:
-            return True
-        success = episode.get("success") if isinstance(episode, dict) else None
-        if not isinstance(success, bool | int | float):
-            raise DataError(
-                f"{success!r}: --only-success needs true or false for every episode",
-                file=str(path.with_suffix(".json")),
-                field="success",
-            )
-        return bool(success)
+    def _wanted(self, episode: Any) -> bool:
+        """Also where the JSON does not say: that is an error of the episode."""
+        success = episode.get("success") if self.only_success and isinstance(episode, dict) else None
+        return not isinstance(success, bool | int | float) or bool(success)
 
-    def _ref(self, file: Any, path: Path, episode: Any) -> EpisodeRef:
-        with located(file=str(path.with_suffix(".json")), field="episodes"):
-            if not isinstance(episode, dict) or not all(
-                type(episode.get(key)) is int for key in ("episode_id", "elapsed_steps")
-            ):
-                raise DataError("an episode without episode_id or elapsed_steps")
-        name = f"traj_{episode['episode_id']}"
-        with located(file=str(path), record=name):
-            size = int(np.prod(self._camera(_child(file, name))["rgb"].shape))
-        return EpisodeRef(file=str(path), name=name, place=episode["elapsed_steps"], size_bytes=size)
+    def _ref(self, file: Any, path: Path, number: int, episode: Any) -> EpisodeRef:
+        """Of the JSON's episode `number`, with its error if it has one."""
+        name, place, size, wrong = f"episodes[{number}]", 0, 0, None
+        try:
+            with located(file=str(path.with_suffix(".json")), record=name):
+                name, place = self._described(episode)
+            with _readable(path), located(file=str(path), record=name):
+                size = int(np.prod(self._camera(_child(file, name))["rgb"].shape))
+        except DataError as error:
+            wrong = error
+        return EpisodeRef(file=str(path), name=name, place=place, size_bytes=size, error=wrong)
+
+    def _described(self, episode: Any) -> tuple[str, int]:
+        """Name of the group and number of actions according to the JSON."""
+        if not isinstance(episode, dict) or not all(
+            type(episode.get(key)) is int for key in ("episode_id", "elapsed_steps")
+        ):
+            raise DataError("an episode without episode_id or elapsed_steps")
+        success = episode.get("success")
+        if self.only_success and not isinstance(success, bool | int | float):
+            raise DataError(f"{success!r}: --only-success needs true or false for every episode", field="success")
+        return f"traj_{episode['episode_id']}", episode["elapsed_steps"]
 
     def _camera(self, group: Any) -> Any:
         """The HDF5 group of the camera."""
@@ -119,7 +129,7 @@ class ManiSkill:
             raise ConfigError(f"there are the cameras {', '.join(names)}: choose one with --camera")
         name = self.camera or names[0]
         if name not in names:
-            raise ConfigError(f"--camera {name}: there are {', '.join(names)}")
+            raise DataError(f"--camera {name}: there are {', '.join(names)}", field="obs/sensor_data")
         return sensors[name]
 
 
@@ -130,9 +140,14 @@ def _open(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError as error:
         raise ConfigError("HDF5 files need h5py: pip install 'stoker[convert]'") from error
+    with _readable(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except (OSError, KeyError, RuntimeError) as error:
         raise DataError(f"HDF5 that cannot be read ({error}): copy the file again", file=str(path)) from error
 

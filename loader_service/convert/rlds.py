@@ -10,7 +10,7 @@ Source: tensorflow_datasets `core/features/dataset_feature.py`; https://github.c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,13 @@ class RLDS:
             raise DataError(
                 f"{len(shards)} files of the split {self.split}, which has {counts}: copy the others", file=str(folder)
             )
-        found = []
-        for shard in sorted(shards, key=lambda file: natural_key(file.name)):
-            found += [
-                EpisodeRef(file=str(shard), name=f"record {number}", place=offset, size_bytes=size)
-                for number, (offset, size) in enumerate(scan_records(shard))
-            ]
-        expected = _promised(folder, self.split)
-        if expected is not None and expected != len(found):
+        shards.sort(key=lambda file: natural_key(file.name))
+        promised = _promised(folder, self.split)
+        per_file = promised if promised is not None and len(promised) == len(shards) else [None] * len(shards)
+        found = [ref for shard, count in zip(shards, per_file, strict=True) for ref in _records(shard, count)]
+        if promised is not None and sum(promised) != len(found) and all(ref.error is None for ref in found):
             raise DataError(
-                f"{len(found)} records in the split {self.split}, and dataset_info.json promises {expected}: copy it again",
+                f"{len(found)} records in the split {self.split}, and dataset_info.json promises {sum(promised)}: copy it again",
                 file=str(folder),
             )
         return found
@@ -125,6 +122,21 @@ class RLDS:
                 return texts.pop().decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DataError("an instruction that is not UTF-8") from error
+
+
+def _records(shard: Path, promised: int | None) -> Iterator[EpisodeRef]:
+    """Those that are whole; where the framing is damaged, what comes behind cannot be told apart and is one bad episode."""
+    number = 0
+    try:
+        for offset, size in scan_records(shard):
+            yield EpisodeRef(file=str(shard), name=f"record {number}", place=offset, size_bytes=size)
+            number += 1
+        if promised is not None and promised != number:
+            raise DataError(
+                f"{number} records, and dataset_info.json promises {promised}: copy it again", file=str(shard)
+            )
+    except DataError as error:
+        yield EpisodeRef(file=str(shard), name=f"record {number}", size_bytes=0, error=error)
 
 
 def _feature(features: Mapping[str, Feature], key: str) -> Feature:
@@ -182,11 +194,11 @@ def _walk(node: dict[str, Any], prefix: str, found: dict[str, int]) -> None:
         found[prefix] = int(np.prod([int(length) for length in dimensions], dtype=np.int64))
 
 
-def _promised(folder: Path, split: str) -> int | None:
-    """Records of the split according to dataset_info.json; None where that is missing or says nothing."""
+def _promised(folder: Path, split: str) -> list[int] | None:
+    """Records of each file of the split according to dataset_info.json; None where that is missing or says nothing."""
     try:
         tree = orjson.loads((folder / "dataset_info.json").read_bytes())
         lengths = next(one["shardLengths"] for one in tree["splits"] if one["name"] == split)
-        return sum(int(length) for length in lengths)
+        return [int(length) for length in lengths]
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None

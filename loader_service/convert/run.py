@@ -1,31 +1,36 @@
-"""`convert`: list, estimate, write what is missing in several processes, put the JSONL together, count."""
+"""`convert`: list, find what is done, estimate, write what is missing in several processes, put the JSONL together, count."""
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 from tqdm import tqdm
 
-from loader_service.convert.episode import EpisodeRef, EpisodeSource
-from loader_service.convert.write import is_done, read_back, remove_leftovers, write_episode
-from loader_service.prepare.cache import write_whole
+from loader_service.convert.episode import Episode, EpisodeRef, EpisodeSource
+from loader_service.convert.folder import (
+    assemble,
+    claim,
+    locked,
+    look,
+    remove_leftovers,
+    remove_stale,
+    stamps_of,
+    writable,
+)
+from loader_service.convert.write import write_episode
 from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
 
-STATE_FILE, LOCK_FILE = ".convert.json", ".convert.lock"
 _PROBES = 3  # episodes that are read for the estimate
 _AHEAD = 4  # tasks per process that wait: results are small, so this only bounds what a Ctrl-C throws away
 
@@ -33,6 +38,15 @@ Written = tuple[int, str | None]
 """An episode's number, and why it is bad, where such ones are skipped."""
 
 _source: EpisodeSource | None = None  # of this worker process
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An episode that is to be written."""
+
+    number: int
+    ref: EpisodeRef
+    stamp: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,8 @@ def convert(
 ) -> Converted:  # fmt: skip
     """Write episodes into `out` and `jsonl` beside them. Run again after an interruption, it goes on where it was.
 
+    Episodes whose file has another size or time than when they were written are written anew, those of other files are kept.
+
     Args:
         jobs: processes; 0: one per core.
         compress: deflate the NPZ: smaller, and more work for the loader.
@@ -66,49 +82,57 @@ def convert(
     refs = source.episodes()
     if not refs:
         raise DataError("there is no episode in what was named")
-    identity = fingerprint(
-        [source.identity(), compress, [(ref.source, ref.place, ref.size_bytes) for ref in refs], _written_at(refs)]
-    )
-    refs = refs[:limit]
+    stamps = stamps_of(refs)
+    files = dict.fromkeys(ref.file for ref in refs)
+    identity = fingerprint([source.identity(), compress, [file.rpartition("/")[2] for file in files]])
+    if not skip_bad:
+        for ref in refs[:limit]:
+            if ref.error is not None:
+                raise ref.error
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made ({error.strerror}): name another folder") from error
-    with _locked(out):
-        _check_identity(out, identity)
+    with locked(out):
+        claim(out, identity, jsonl)
         remove_leftovers(out)
-        todo = [number for number in range(len(refs)) if not is_done(out, number)]
+        found = look(out, stamps)
+        if found.stale:
+            remove_stale(out, found.stale)
+        numbers = found.numbers[:limit]
+        todo = [Task(*one) for one in zip(numbers, refs, stamps, strict=False) if one[0] not in found.done]
         bad: dict[int, str] = {}
         if todo:
-            _check_room(source, [refs[number] for number in todo], out, skip_bad=skip_bad)
-            bad = _write_all(source, refs, todo, out, compress, jobs, progress, skip_bad=skip_bad)
-        if len(bad) == len(refs):
-            raise DataError(f"all {len(bad)} episodes are bad; the first: {bad[min(bad)]}")
-        num_actions = _assemble(out, jsonl, [number for number in range(len(refs)) if number not in bad])
-    reasons = tuple(bad[number] for number in sorted(bad))
-    return Converted(out / jsonl, len(refs) - len(bad), len(todo) - len(bad), num_actions, reasons)
+            _check_room(source, [task.ref for task in todo], out, skip_bad=skip_bad)
+            bad = _write_all(source, todo, len(numbers), out, compress, jobs, progress, skip_bad=skip_bad)
+            _check_unchanged(refs, stamps, todo)
+        reasons = tuple(bad[number] for number in numbers if number in bad)
+        if len(reasons) == len(numbers):
+            raise DataError(f"all {len(reasons)} episodes are bad; the first: {reasons[0]}")
+        num_actions = assemble(out, jsonl, [number for number in numbers if number not in bad])
+    return Converted(out / jsonl, len(numbers) - len(bad), len(todo) - len(bad), num_actions, reasons)
 
 
 def _write_all(
-    source: EpisodeSource, refs: Sequence[EpisodeRef], todo: Sequence[int], out: Path, compress: bool, jobs: int,
-    progress: bool, *, skip_bad: bool,
+    source: EpisodeSource, todo: Sequence[Task], total: int, out: Path, compress: bool, jobs: int, progress: bool, *,
+    skip_bad: bool,
 ) -> dict[int, str]:  # fmt: skip
     """Number -> reason of each bad episode, where these are skipped."""
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(todo))
     bad: dict[int, str] = {}
-    with tqdm(total=len(refs), initial=len(refs) - len(todo), unit="episode", disable=not progress) as bar:
+    with tqdm(total=total, initial=total - len(todo), unit="episode", disable=not progress) as bar:
         if jobs == 1:
-            for number in todo:
-                _note(_write_one(source, number, refs[number], out, compress, skip_bad), bad, bar)
+            for task in todo:
+                _note(_write_one(source, task, out, compress, skip_bad), bad, bar)
             return bad
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(source,))
         waiting: set[Future[Written]] = set()
         try:
-            for number in todo:
+            for task in todo:
                 if len(waiting) >= jobs * _AHEAD:
                     waiting = _collect(waiting, bad, bar)
-                waiting.add(executor.submit(_in_worker, number, refs[number], out, compress, skip_bad))
+                waiting.add(executor.submit(_in_worker, task, out, compress, skip_bad))
             while waiting:
                 waiting = _collect(waiting, bad, bar)
         except BrokenProcessPool as error:
@@ -149,27 +173,29 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _in_worker(number: int, ref: EpisodeRef, out: Path, compress: bool, skip_bad: bool) -> Written:
+def _in_worker(task: Task, out: Path, compress: bool, skip_bad: bool) -> Written:
     if _source is None:
         raise StokerError("this process was not started by convert")
-    return _write_one(_source, number, ref, out, compress, skip_bad)
+    return _write_one(_source, task, out, compress, skip_bad)
 
 
-def _write_one(
-    source: EpisodeSource, number: int, ref: EpisodeRef, out: Path, compress: bool, skip_bad: bool
-) -> Written:
+def _write_one(source: EpisodeSource, task: Task, out: Path, compress: bool, skip_bad: bool) -> Written:
     try:
-        episode = source.read(ref)
-        episode.check(ref)
+        episode = _read(source, task.ref)
+        episode.check(task.ref)
     except DataError as error:
         if not skip_bad:
             raise
-        return number, str(error)
-    try:
-        write_episode(out, number, ref, episode, compress=compress)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: episode {number} cannot be written ({error.strerror or error})") from error
-    return number, None
+        return task.number, str(error)
+    with writable(out, f"episode {task.number}"):
+        write_episode(out, task.number, task.ref, episode, compress=compress, stamp=task.stamp)
+    return task.number, None
+
+
+def _read(source: EpisodeSource, ref: EpisodeRef) -> Episode:
+    if ref.error is not None:
+        raise ref.error
+    return source.read(ref)
 
 
 def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *, skip_bad: bool) -> None:
@@ -178,7 +204,7 @@ def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *,
     raw = probed = 0
     for ref in probes:
         try:
-            episode = source.read(ref)
+            episode = _read(source, ref)
         except DataError:
             if not skip_bad:
                 raise
@@ -194,51 +220,9 @@ def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *,
         )
 
 
-def _written_at(refs: Sequence[EpisodeRef]) -> list[int]:
-    """mtime_ns of each file, in their order: one that was recorded anew often has as many episodes of the same size."""
-    files = dict.fromkeys(ref.file for ref in refs)
-    try:
-        return [Path(file).stat().st_mtime_ns for file in files]
-    except OSError as error:
-        raise DataError(f"the file cannot be read ({error.strerror})", file=error.filename) from error
-
-
-def _check_identity(out: Path, identity: str) -> None:
-    """One folder holds one conversion: other episodes under the same numbers would be taken for done."""
-    file = out / STATE_FILE
-    if file.exists():
-        try:
-            known = orjson.loads(file.read_bytes())["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
-            known = None
-        if known != identity:
-            raise ConfigError(
-                f"--out {out} holds the conversion of other files (or of these before they were written again) or with other "
-                "options: name another folder, or delete it"
-            )
-        return
-    if any(out.glob("traj_*")):
-        raise ConfigError(f"--out {out} holds trajectories that did not come from here: name another folder")
-    write_whole(file, orjson.dumps({"identity": identity}))
-
-
-def _assemble(out: Path, jsonl: str, numbers: Sequence[int]) -> int:
-    """Write the JSONL from all rows in order. Returns the number of actions."""
-    total, temporary = 0, out / f".{jsonl}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        for number in numbers:
-            line, num_actions = read_back(out, number)
-            file.write(line)
-            total += num_actions
-    temporary.replace(out / jsonl)
-    return total
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--out {out}: another loader-convert is writing there") from None
-        yield
+def _check_unchanged(refs: Sequence[EpisodeRef], stamps: Sequence[bytes], todo: Sequence[Task]) -> None:
+    """Raises DataError if a file was written while it was read: its episodes may be of both versions."""
+    written = {task.ref.file for task in todo}
+    for ref, before, after in zip(refs, stamps, stamps_of(refs), strict=True):
+        if before != after and ref.file in written:
+            raise DataError("it was written again while it was read: run the command again", file=ref.file)

@@ -2,6 +2,7 @@
 
     traj_000123/obs.npz     rgb uint8[F, H, W, 3], depth uint16[F, H, W] where there is one
     traj_000123/row.json    its line of the JSONL
+    traj_000123/input.json  the stamp of what it was made of (`folder.stamps_of`)
 
 While it is written it is called `.traj_000123.PID.tmp`.
 """
@@ -20,7 +21,7 @@ from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.sources.npz import NpzFile
 from stoker_proto.errors import DataError
 
-ROW_FILE, NPZ_FILE = "row.json", "obs.npz"
+ROW_FILE, NPZ_FILE, STAMP_FILE = "row.json", "obs.npz", "input.json"
 
 
 def episode_folder(out: Path, number: int) -> Path:
@@ -28,12 +29,16 @@ def episode_folder(out: Path, number: int) -> Path:
     return out / f"traj_{number:06d}"
 
 
-def is_done(out: Path, number: int) -> bool:
-    """Whether it was written."""
-    return (episode_folder(out, number) / ROW_FILE).is_file()
+def read_stamp(out: Path, number: int) -> bytes | None:
+    """What it was made of; None unless it was written."""
+    folder = episode_folder(out, number)
+    try:
+        return (folder / STAMP_FILE).read_bytes() if (folder / ROW_FILE).is_file() else None
+    except OSError:
+        return None
 
 
-def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, compress: bool) -> None:
+def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, compress: bool, stamp: bytes) -> None:
     """Write it; another process that wrote it first is left its work."""
     folder = episode_folder(out, number)
     row: dict[str, Any] = {"obs_path": f"{folder.name}/{NPZ_FILE}"}
@@ -54,21 +59,16 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
     try:
         with (temporary / NPZ_FILE).open("wb") as file:
             (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
-            _to_disk(file)
+            to_disk(file)
         with (temporary / ROW_FILE).open("wb") as file:
             # Floats are written as the shortest text that reads back as the same 32 bits.
             file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
-            _to_disk(file)
-        if not is_done(out, number):
+            to_disk(file)
+        (temporary / STAMP_FILE).write_bytes(stamp)  # torn by a loss of power it is no stamp, and the episode not done
+        if read_stamp(out, number) != stamp:
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_leftovers(out: Path) -> None:
-    """What an interrupted run was writing."""
-    for folder in out.glob(".traj_*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_back(out: Path, number: int) -> tuple[bytes, int]:
@@ -87,7 +87,7 @@ def read_back(out: Path, number: int) -> tuple[bytes, int]:
     return line, num_actions
 
 
-def _to_disk(file: Any) -> None:
+def to_disk(file: Any) -> None:
     """So that the rename cannot reach the disk before the content does."""
     file.flush()
     os.fsync(file.fileno())

@@ -332,7 +332,7 @@ def test_wrong_rlds_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert str(folder) in said
     folder = write_rlds(tmp_path / "count", [[example(good)]], lengths=["2"])
     said = run(capsys, "rlds", folder, "--out", tmp_path / "o" / "c", "--jobs", 1)[1]
-    assert "1 records in the split train, and dataset_info.json promises 2" in said
+    assert "00000-of-00001: 1 records, and dataset_info.json promises 2: copy it again" in said
 
 
 def test_damaged_tfrecord_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
