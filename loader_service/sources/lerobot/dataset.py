@@ -42,7 +42,9 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = 2  # timestamps are checked against fps; chunks for `fast` are cut as those of samples
+    version = (
+        3  # the frame of a video that an episode begins with is the nearest in time, and the others are counted from it
+    )
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

@@ -17,7 +17,7 @@ from loader_service.sources.lerobot.info import Feature
 from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns
 from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
-from loader_service.sources.lerobot.video import video_frames
+from loader_service.sources.lerobot.video import Begin, video_frames
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
 
@@ -56,26 +56,32 @@ def episode_pieces(
 ) -> tuple[tuple[Path, int, int], ...]:
     """Where the rows lie: in the shard, and where it ends before the episode does, in the data files that follow."""
     pieces = []
-    file = shard
+    file, place = shard, _place_of(shard, meta)
     while True:
         stop = min(start + length, reader.num_rows(file))
         pieces.append((file, start, stop))
         length -= stop - start
         if length <= 0:
             return tuple(pieces)
-        file, start = _next_file(file, meta, reader), 0
+        place = _next_place(file, place, meta, reader)
+        file, start = meta.info.root / meta.info.data_file(*place), 0
 
 
-def _next_file(file: Path, meta: Meta, reader: RowReader) -> Path:
-    """The data file after this one: the next number of its chunk, or the first of the next chunk."""
-    root = meta.info.root
-    name = file.relative_to(root).as_posix()
-    rows = meta.rows_of.get(name) if meta.info.is_v3 else None
-    if rows is not None and len(rows):
-        chunk, number = int(meta.episodes.data_chunk[rows[0]]), int(meta.episodes.data_file[rows[0]])
-        for follower in (meta.info.data_file(chunk, number + 1), meta.info.data_file(chunk + 1, 0)):
-            if reader.files.is_there(root / follower):
-                return root / follower
+def _place_of(shard: Path, meta: Meta) -> tuple[int, int] | None:
+    """(chunk, number) of a data file of v3.0 in which an episode begins."""
+    rows = meta.rows_of.get(shard.relative_to(meta.info.root).as_posix()) if meta.info.is_v3 else None
+    if rows is None or not len(rows):
+        return None
+    return int(meta.episodes.data_chunk[rows[0]]), int(meta.episodes.data_file[rows[0]])
+
+
+def _next_place(file: Path, place: tuple[int, int] | None, meta: Meta, reader: RowReader) -> tuple[int, int]:
+    """Of the data file after this one: the next number of its chunk, or the first of the next chunk."""
+    if place is not None:
+        chunk, number = place
+        for follower in ((chunk, number + 1), (chunk + 1, 0)):
+            if reader.files.is_there(meta.info.root / meta.info.data_file(*follower)):
+                return follower
     raise DataError("it ends before the episode does, which is longer in meta/", file=str(file))
 
 
@@ -95,21 +101,11 @@ def instructions_of(rows: EpisodeRows, meta: Meta, options: LeRobotOptions) -> l
     return texts
 
 
-def video_place(camera: Feature, episode: int, meta: Meta, data_root: str) -> tuple[str, float]:
-    """Path of the mp4 with the camera's frames, and the time in it, in seconds, at which the episode begins."""
+def video_path(camera: Feature, episode: int, meta: Meta, data_root: str) -> str:
+    """Of the mp4 with the camera's frames."""
     row, place = meta.episodes.row_of(episode), meta.episodes.videos[camera.key]
     name = meta.info.video_file(camera.key, int(place.chunk[row]), int(place.file[row]))
-    root = str(meta.info.root)
-    return resolve_inside(name, base=root, root=data_root, field="video_path"), float(place.from_timestamp[row])
-
-
-def frame_numbers(timestamps: NDArray[np.float64], start_s: float, fps: float) -> NDArray[np.int64]:
-    """int64[T]: each frame's number in its video file.
-
-    >>> frame_numbers(np.array([0.0, 0.1, 0.2]), 1.5, 10.0).tolist()
-    [15, 16, 17]
-    """
-    return np.rint((start_s + timestamps) * fps).astype(np.int64)
+    return resolve_inside(name, base=str(meta.info.root), root=data_root, field="video_path")
 
 
 def open_camera(
@@ -119,10 +115,14 @@ def open_camera(
     with located(file=meta.info.file):
         size = camera.size()
     if camera.dtype == "video":
-        path, start_s = video_place(camera, episode.rows.episode, meta, data_root)
-        numbers: list[int] = frame_numbers(episode.rows.timestamps[wanted], start_s, meta.info.fps).tolist()
-        path = str(reader.files.local(Path(path)))
-        return video_frames(path, numbers, fps=meta.info.fps, size=size)
+        row, places = meta.episodes.row_of(episode.rows.episode), meta.episodes.videos[camera.key]
+        path = str(reader.files.local(Path(video_path(camera, episode.rows.episode, meta, data_root))))
+        begin = Begin(
+            float(places.from_timestamp[row] + episode.rows.timestamps[0]),
+            int(places.frames_before[row]),
+            int(places.frames_in_file[row]),
+        )
+        return video_frames(path, wanted, begin=begin, fps=meta.info.fps, size=size)
     cells: Iterator[Any] = (
         row[camera.key]
         for file, start, stop in episode.pieces

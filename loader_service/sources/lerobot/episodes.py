@@ -35,6 +35,8 @@ class VideoPlaces:
     chunk: NDArray[np.int64]  # [E]
     file: NDArray[np.int64]  # [E]; in v2.1 the episode's index
     from_timestamp: NDArray[np.float64]  # [E], seconds from the file's first frame on
+    frames_before: NDArray[np.int64]  # [E], of the episodes that begin before it in its file
+    frames_in_file: NDArray[np.int64]  # [E], of all episodes in its file
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,23 @@ def load_episodes(info: Info) -> EpisodeTable:
             )
     twice = np.flatnonzero(index[1:] == index[:-1])
     _check(len(twice) == 0, "it stands there twice", file, record=str(index[twice[0]]) if len(twice) else "")
-    videos = {
-        key: VideoPlaces(
-            columns[f"videos/{key}/chunk_index"],
-            columns[f"videos/{key}/file_index"],
-            columns[f"videos/{key}/from_timestamp"].astype(np.float64),
-        )
-        for key in cameras
-    }
+    videos = {key: _video_places(key, columns) for key in cameras}
     return EpisodeTable(index, columns["length"], columns["data/chunk_index"], columns["data/file_index"], videos)
+
+
+def _video_places(key: str, columns: dict[str, NDArray[Any]]) -> VideoPlaces:
+    chunk, file, start = (columns[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index", "from_timestamp"))
+    order = np.lexsort((start, file, chunk))
+    ends = np.cumsum(columns["length"][order])
+    is_first = np.append(True, (np.diff(chunk[order]) != 0) | (np.diff(file[order]) != 0))  # of its file
+    first = np.flatnonzero(is_first)
+    of_file = np.cumsum(is_first) - 1
+    base = np.append(0, ends[first[1:] - 1])  # frames of all files before
+    total = np.diff(np.append(base, ends[-1]))
+    before, in_file = np.empty_like(ends), np.empty_like(ends)
+    before[order] = ends - columns["length"][order] - base[of_file]
+    in_file[order] = total[of_file]
+    return VideoPlaces(chunk, file, start.astype(np.float64), before, in_file)
 
 
 def load_tasks(info: Info) -> dict[int, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from loader_service.sources.actions import is_noop
 from loader_service.sources.base import ScannedRecord
 from loader_service.sources.lerobot.columns import integers, numeric_columns, parse_rows
-from loader_service.sources.lerobot.episode import instructions_of, read_episode, video_place
+from loader_service.sources.lerobot.episode import instructions_of, read_episode, video_path
 from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns, selected
 from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
@@ -117,7 +117,7 @@ def _check_videos(columns: Columns, episode: int, meta: Meta, data_root: str, vi
     for camera in columns.cameras:
         if camera.dtype != "video":
             continue
-        path, _ = video_place(camera, episode, meta, data_root)
+        path = video_path(camera, episode, meta, data_root)
         if path not in videos_there:
             videos_there[path] = Path(path).is_file()
         if not videos_there[path]:

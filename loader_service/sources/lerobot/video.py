@@ -1,13 +1,16 @@
-"""Frames of an mp4 by number, in one pass: seek to the keyframe before the first, then decode on.
+"""An episode's frames in an mp4, in one pass: seek to a keyframe before the first of them, then decode on.
 
-A frame's number is round((pts - the stream's start) * fps): 0 for the first of the file, and one more for each that follows. That
-is checked frame by frame, so that a stream at another rate cannot give frames of another moment.
+The first is found by time, those that follow are counted: the k-th must be k / fps seconds after it, so that a stream at another
+rate cannot give frames of another moment. Counting from the file's beginning would not do. Where episodes were encoded apart and
+joined, each join may shift the time stamps by a part of a frame, and the from_timestamp of what follows with them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,36 @@ from loader_service.sources.lerobot.extras import library
 from stoker_proto.errors import DataError
 
 _RATE_TOLERANCE = 0.01
+_TOLERANCE = 0.25
+"""Of a frame's duration, that the first frame may be off, as timestamps of the table may (`columns`)."""
+_STEPS_BACK = (0, 4, 16)
+"""Frames before the first at which a keyframe is looked for, one after another. An mp4 is sought by the time of decoding, which
+runs ahead of that of showing where there are B-frames: mostly by 1 to 3 frames, in h264 and hevc by 16 at most."""
+_REMEDY = "write the episode's from_timestamp anew, from the time stamps in the video, or leave it out (data.options.episodes)"
+_MOST_WAITING = 64
+"""Packets that wait for their frame; decoders hold back 16 frames at most, and one per thread."""
+_BEGINNING = -(1 << 40)
+"""Ticks: before every frame, times of decoding below zero included."""
 
 
-def video_frames(path: str, wanted: Sequence[int], *, fps: float, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-    """uint8[H, W, 3] of each of the frames numbers `wanted` (never falling), one alive at a time.
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where an episode begins in its file, twice: the two must agree."""
 
-    Raises DataError: no mp4 video, another size or rate than info.json says, too few frames, damaged.
+    seconds: float
+    """From the file's first frame on."""
+    frames_before: int
+    """Of the episodes before it."""
+    frames_in_file: int
+    """Of all episodes; a file with another number has frames of none, and nothing is to be counted in it."""
+
+
+def video_frames(
+    path: str, wanted: Sequence[int], *, begin: Begin, fps: float, size: tuple[int, int]
+) -> Iterator[NDArray[np.uint8]]:
+    """uint8[H, W, 3] of each of the episode's frames `wanted` (never falling), one alive at a time.
+
+    Raises DataError: no mp4 video, another size or rate than info.json says, no frame at that time, too few frames, damaged.
     """
     if not len(wanted):
         return
@@ -30,11 +57,8 @@ def video_frames(path: str, wanted: Sequence[int], *, fps: float, size: tuple[in
         container = library("av").open(path, format="mp4", metadata_errors="replace")
     with container, _decoding(path):
         stream = _video_stream(container, path, fps, size)
-        if stream.frames and wanted[-1] >= stream.frames:
-            raise DataError(
-                f"{stream.frames} frames, and frame {wanted[-1]} is wanted: the video is too short", file=path
-            )
-        yield from _convert(_from_frame(container, stream, wanted[0], fps, path), wanted, size, path)
+        frames = _from_number(container, stream, wanted[0], begin, fps, path)
+        yield from _convert(frames, wanted, size, path)
 
 
 def _video_stream(container: Any, path: str, fps: float, size: tuple[int, int]) -> Any:
@@ -55,32 +79,105 @@ def _video_stream(container: Any, path: str, fps: float, size: tuple[int, int]) 
     return stream
 
 
-def _from_frame(container: Any, stream: Any, first: int, fps: float, path: str) -> Iterator[tuple[int, Any]]:
-    """(number, frame) from a keyframe at or before `first` on."""
+def _from_number(
+    container: Any, stream: Any, first: int, begin: Begin, fps: float, path: str
+) -> Iterator[tuple[int, Any]]:
+    """(number in the episode, frame) from `first` on: found by time, then counted."""
+    expected = begin.seconds * fps + first
+    origin: float | None = None
+    number, nearest = first - 1, -math.inf
+    for moment, frame, dts in _from_keyframe(container, stream, expected, fps, path):
+        if origin is None:
+            off = moment - expected
+            if off < -_TOLERANCE:
+                nearest = off
+                continue
+            if off > _TOLERANCE:
+                raise _no_frame(first, expected, min(nearest, off, key=abs), fps, path)
+            _check_count(stream, frame, dts, begin, first, moment, fps, path)
+            origin = moment
+        before, number = number, first + round(moment - origin)
+        if number != before + 1:
+            raise DataError(
+                f"frame {number} of the episode comes after frame {before} at {fps:g} frames per second: the stream has another "
+                "rate than info.json says, or gaps",
+                file=path,
+                field="fps",
+            )
+        yield number, frame
+
+
+def _from_keyframe(
+    container: Any, stream: Any, expected: float, fps: float, path: str
+) -> Iterator[tuple[float, Any, int | None]]:
+    """(moment, frame, its dts) from a keyframe on that is not after `expected`, or from the file's beginning on.
+
+    Moments are in frames after the file's first: (pts - start) * fps.
+    """
     start = stream.start_time or 0
-    numbers_per_tick = float(stream.time_base) * fps
-    for target in dict.fromkeys((first, 0)):
-        if target or first:
-            container.seek(start + round(target / numbers_per_tick), stream=stream)
-        number: int | None = None
-        before: int | None
-        for frame in container.decode(stream):
+    frames_per_tick = float(stream.time_base) * fps
+    latest = expected + _TOLERANCE
+    places = [latest - back for back in _STEPS_BACK if latest - back >= 1]
+    for place in (*places, None):
+        if place is not None:
+            container.seek(start + round(place / frames_per_tick), stream=stream)
+        elif places:  # a file that was just opened is there already
+            container.seek(_BEGINNING, stream=stream)
+        is_first = True
+        for frame, dts in _decode(container, stream):
             if frame.pts is None:
                 raise DataError("a frame without a time stamp", file=path)
-            before, number = number, round((frame.pts - start) * numbers_per_tick)
-            if before is None and number > first:
-                break  # the container's index led behind it: once more, from the file's beginning
-            if before is not None and number != before + 1:
-                raise DataError(
-                    f"frame {number} comes after frame {before} at {fps:g} frames per second: the stream has another rate than "
-                    "info.json says, or gaps",
-                    file=path,
-                    field="fps",
-                )
-            yield number, frame
+            moment = (frame.pts - start) * frames_per_tick
+            if is_first and moment > latest and place is not None:
+                break  # a keyframe that is decoded before the wanted frame, and shown after it
+            is_first = False
+            yield moment, frame, dts
         else:
             return
-    raise DataError(f"no frame at or before number {first}", file=path)
+
+
+def _decode(container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
+    """Each frame with the dts of its own packet; the frame's dts is that of the packet after which it came out."""
+    waiting: dict[int | None, int | None] = {}
+    for packet in container.demux(stream):
+        waiting[packet.pts] = packet.dts
+        if len(waiting) > _MOST_WAITING:  # of packets that gave no frame
+            del waiting[next(iter(waiting))]
+        for frame in packet.decode():
+            yield frame, waiting.pop(frame.pts, None)
+
+
+def _check_count(
+    stream: Any, frame: Any, dts: int | None, begin: Begin, first: int, moment: float, fps: float, path: str
+) -> None:
+    """The first frame that is wanted, where time stamps may be off by a whole frame: nothing else tells it from the next one.
+
+    Before a keyframe lies all that is shown before it. (Where frames shown before it follow it, the one counted is the last of
+    these, and no keyframe.) Other frames are told by time: in one encoding, decoding runs ahead of showing by as much for all.
+    """
+    index, number = stream.index_entries, begin.frames_before + first
+    if len(index) != begin.frames_in_file or not index[number].is_keyframe:
+        return
+    if frame.key_frame and dts is not None:
+        off: float = index.search_timestamp(dts, any_frame=True) - number
+    else:
+        off = moment - (index[number].timestamp - index[0].timestamp) * float(stream.time_base) * fps
+    if abs(off) > 0.5:
+        raise DataError(
+            f"frame {first} of the episode is by its from_timestamp {off:+.2f} frames from frame {number} of the file, which it "
+            f"is by the lengths of the episodes before: {_REMEDY}",
+            file=path,
+            field="from_timestamp",
+        )
+
+
+def _no_frame(first: int, expected: float, off: float, fps: float, path: str) -> DataError:
+    return DataError(
+        f"frame {first} of the episode is expected {expected / fps:.7g} s after the file's first (from_timestamp + timestamp), "
+        f"and the nearest one is {off:+.2f} frames ({off / fps:+.3g} s) off; {_TOLERANCE} of a frame is allowed: {_REMEDY}",
+        file=path,
+        field="from_timestamp",
+    )
 
 
 def _convert(
@@ -89,14 +186,12 @@ def _convert(
     reformatter = library("av.video.reformatter").VideoReformatter()  # one for all frames: it keeps its tables
     number, frame = -1, None
     for target in wanted:
-        if target < number:
-            raise DataError(
-                f"frame {target} is wanted after frame {number}: timestamps go back", file=path, field="timestamp"
-            )
         while number < target:
             number, frame = next(frames, (target, None))
         if frame is None:
-            raise DataError(f"it ends before frame {target}: the video is too short, or cut off", file=path)
+            raise DataError(
+                f"it ends before frame {target} of the episode: the video is too short, or cut off", file=path
+            )
         if frame.is_corrupt or (frame.height, frame.width) != size:
             raise DataError("a damaged frame, or one of another size", file=path, record=f"frame {number}")
         # Not kept here: what the caller lets go of is the memory of the next frame. Rows may be padded.

@@ -42,7 +42,7 @@ def test_a_missing_video(old: Path) -> None:
     [
         ({"fps": 20}, "20 frames per second, and info.json says 10"),
         ({"size": (80, 96)}, "80x96 pixels (height x width), and info.json says 64x96"),
-        ({"lengths": (4, 3)}, "7 frames, and frame 12 is wanted: the video is too short"),
+        ({"lengths": (4, 3)}, "it ends before frame 3 of the episode: the video is too short"),
     ],
 )
 def test_a_video_of_another_recording(new: Path, tmp_path: Path, written_as: dict[str, Any], expected: str) -> None:
