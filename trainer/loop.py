@@ -26,6 +26,7 @@ from trainer.export import export
 from trainer.feed.batch import StepBatch
 from trainer.feed.skipped import Skipped
 from trainer.flops import FlopCounter
+from trainer.image_counts import images_of_actions, range_over_ranks
 from trainer.progress import DigestLog, ProgressBar, write_summary
 from trainer.saved import Cursor
 from trainer.schedule_lr import learning_rate
@@ -114,7 +115,9 @@ class Trainer:
             self._validate()
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
-        folder = export(self.stepper.engine, self.config, self.processor, self.ranks) if trainer.export else None
+        folder = None
+        if trainer.export:
+            folder = export(self.stepper.engine, self.config, self._processor_to_keep(), self.ranks)
         return self._summarise(time.monotonic() - started, folder)
 
     def close(self, *, failed: bool = False) -> None:
@@ -169,6 +172,7 @@ class Trainer:
             position=self.cursor.position + result.num_rows,
             skipped_steps=self.cursor.skipped_steps + self._was_skipped(result),
             bad_samples=self.cursor.bad_samples + result.num_bad,
+            num_images=images_of_actions(batch, self.cursor.num_images),
             source_samples=tuple(
                 before + int(source.num_rows)
                 for before, source in zip(self.cursor.source_samples, result.sources, strict=True)
@@ -248,9 +252,15 @@ class Trainer:
         log.info("step %d: validation over %d samples: %s", self.cursor.step, metrics["samples"], line)
 
     def _save(self) -> None:
-        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, self.processor)
+        processor = self._processor_to_keep()
+        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, processor)
         self._saved_at = self.cursor.step
         log.info("step %d: checkpoint %s", self.cursor.step, folder)
+
+    def _processor_to_keep(self) -> Processor:
+        """It knows how many images the samples with actions had on all ranks, and so does the cursor; every rank calls it."""
+        self.cursor = replace(self.cursor, num_images=range_over_ranks(self.cursor.num_images, self.ranks))
+        return self.processor.with_num_images(self.cursor.num_images)
 
     def _summarise(self, seconds: float, exported: Path | None) -> dict[str, Any]:
         summary = {

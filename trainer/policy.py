@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stoker_proto.errors import ConfigError
+from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from trainer.inputs import PixelNormaliser
 from trainer.models.families import Family, family_of, read_model_config
@@ -55,7 +55,9 @@ class Policy:
     ) -> NDArray[np.float32]:
         """float32[chunk, D]. images: uint8[H, W, 3] (a depth frame: uint16[H, W]), one or the several of a sample.
 
-        state: float32[S] in the dataset's units, for a model that was trained with `data.state: text`.
+        state: float32[S] in the dataset's units, for a model that was trained with `data.state: text`, and for no other.
+
+        Raises DataError for another number of images than the model was trained with, or a state where there was none.
         """
         return self.processor.actions_from_ids(self.action_ids(images, instruction, state))
 
@@ -68,9 +70,10 @@ class Policy:
     ) -> NDArray[np.int64]:
         """int64[tokens]: the tokens that `act` decodes, which fill the chunk exactly."""
         frames = [images] if isinstance(images, np.ndarray) else list(images)
+        self._check_like_training(len(frames), state)
         prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames), state).astype(np.int64))
         arguments: dict[str, Any] = {"input_ids": prompt[None].to(self.model.device)}
-        if self.family.layout is not None:
+        if self.family.layout is not None and frames:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
         cache: Any = None
         ids: list[torch.Tensor] = []
@@ -86,6 +89,19 @@ class Policy:
             ids.append(best)
         found: NDArray[np.int64] = torch.cat(ids).cpu().numpy()
         return found
+
+    def _check_like_training(self, num_images: int, state: NDArray[np.float32] | None) -> None:
+        """A model that is shown something else than in training answers all the same, and badly: raises DataError."""
+        seen = self.processor.num_images
+        least, most = seen or (int(self.family.sees_images), None)  # earlier versions exported without
+        if num_images < least or (most is not None and num_images > most):
+            expected = f"{least}" if least == most else f"{least} to {most}" if seen else f"{least} or more"
+            raise DataError(
+                f"{num_images} images: the samples that this model learned actions from have {expected} (those of each camera, "
+                "depth included, times the frames of image_history); give the same, in the order of the training data"
+            )
+        if state is not None and not self.processor.needs_state:
+            raise DataError("a state is given, but this model was trained without (data.state: none): leave it out")
 
     def _places_filled(self) -> torch.Tensor:
         """int64[num_codes], in the order of the ids: how many of a chunk's `max_tokens` places each action token fills.

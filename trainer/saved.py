@@ -48,6 +48,8 @@ class Cursor:
     """Samples that came without labels because they are bad."""
     source_samples: tuple[int, ...] = ()
     """Samples trained of each source since the beginning."""
+    num_images: tuple[int, int] | None = None
+    """Fewest and most images of a sample with an action so far; None: there was none, or an older program trained it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,9 @@ class Saved:
     def cursor(self) -> Cursor:
         """Where it stands."""
         cursor = self.state["cursor"]
-        return Cursor(**{**cursor, "source_samples": tuple(cursor["source_samples"])})
+        images = cursor.get("num_images")
+        tuples = {"source_samples": tuple(cursor["source_samples"]), "num_images": images and tuple(images)}
+        return Cursor(**{**cursor, **tuples})
 
     @property
     def pins(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -103,6 +104,23 @@ class Processor:
             vocabulary=vocabulary,
         )
         return cls(tokenizer, parts)
+
+    def with_num_images(self, seen: tuple[int, int] | None) -> Processor:
+        """The same, which also knows how many images (fewest, most) the samples with actions had: for policies.
+
+        It makes the same rows, and no fingerprint tells the two apart.
+        """
+        return type(self)(self._tokenizer, replace(self._parts, num_images=seen))
+
+    @property
+    def num_images(self) -> tuple[int, int] | None:
+        """Fewest and most images of a sample with an action; None where nobody saw that."""
+        return self._parts.num_images
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether instructions are told with the robot's state (`data.state: text`)."""
+        return self._parts.needs_state
 
     @property
     def image_token_id(self) -> int | None:

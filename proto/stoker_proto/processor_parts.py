@@ -34,10 +34,14 @@ class ProcessorParts:
     """... and this writes it, once loader-prepare knows its statistics."""
     codec: ActionCodec | None
     vocabulary: ActionVocabulary | None
+    num_images: tuple[int, int] | None = None
+    """Fewest and most images of a sample with an action, as a trainer saw them; None: not known, and not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats exact."""
+        seen = {} if self.num_images is None else {"num_images": list(self.num_images)}
         return {
+            **seen,
             "image": None if self.image is None else self.image.to_json(),
             "image_config": asdict(self.image_config),
             "augment": asdict(self.augment),
@@ -66,6 +70,7 @@ class ProcessorParts:
             state=None if tree.get("state") is None else StateText.from_json(tree["state"]),
             codec=None if tree["codec"] is None else codec_from_json(tree["codec"]),
             vocabulary=None if tree["vocabulary"] is None else ActionVocabulary.from_json(tree["vocabulary"]),
+            num_images=None if tree.get("num_images") is None else _range(tree["num_images"]),
         )
 
     def control_tokens(self, tokenizer: TextTokenizer) -> ControlTokens:
@@ -78,3 +83,10 @@ class ProcessorParts:
             opening = self.dialogue.prompt("words", 0, "")
             openers += [token for token in tokenizer.plain_added_tokens() if token in opening]
         return ControlTokens(special, openers)
+
+
+def _range(found: Any) -> tuple[int, int]:
+    least, most = map(int, found)
+    if not 0 <= least <= most:
+        raise ValueError(f"num_images is {found}: [fewest, most] is expected")
+    return least, most

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stoker_proto.actions import StatisticsAccumulator
-from stoker_proto.errors import RowError
+from stoker_proto.errors import DataError, RowError
 from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from trainer.models.families import family_of, read_model_config
@@ -40,3 +40,11 @@ def test_the_state_is_in_the_prompt(tiny_llava: Path, tmp_path: Path) -> None:
         assert "State: " in loaded._tokenizer.tokenizer.decode(seen[0])
     with pytest.raises(RowError, match=r"data.state is text, and a sample has no state"):
         policy.act(frame, "push")
+
+
+def test_a_state_that_training_did_not_have_is_refused(tiny_llava: Path, tmp_path: Path) -> None:
+    processor = make_processor(make_config(tiny_llava, tmp_path))
+    family = family_of(read_model_config(str(tiny_llava)))
+    policy = Policy(family.auto_class.from_pretrained(tiny_llava, dtype=torch.float32), processor, family)
+    with pytest.raises(DataError, match=r"a state is given, but this model was trained without"):
+        policy.act(np.zeros((64, 64, 3), np.uint8), "push", np.zeros(2, np.float32))
