@@ -75,17 +75,14 @@ def locked(root: Path, deadline_s: float) -> Iterator[None]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """A reader sees the old file or the whole new one."""
-    temporary = _temporary(path)
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with _renamed_when_written(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An NPZ of the arrays, whole or not at all."""
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
+    with _renamed_when_written(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
 
 
 @contextmanager
@@ -100,6 +97,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _renamed_when_written(path: Path) -> Iterator[Path]:
+    """A file to write in the block; nothing is left of it where that fails, as on a full disk."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _temporary(path: Path) -> Path:

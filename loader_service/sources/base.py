@@ -238,7 +238,15 @@ def make_dataset(config: DataConfig) -> BaseSFTDataset:
         cls = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({reason})") from error
+        way_out = ""
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            way_out = (
+                "; Python looks for packages where they are installed (pip install -e . in the folder of its pyproject.toml) and in "
+                "the folders of PYTHONPATH (PYTHONPATH=. in front of the command for a package in the working folder)"
+            )
+        raise ConfigError(
+            f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({reason}){way_out}"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, BaseSFTDataset)):
         raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: not a subclass of BaseSFTDataset")
     return cls(config)

@@ -118,6 +118,10 @@ class CodeDataset(TableDataset):
             columns += [*_REPO, *_PATH, *_STARS]
         return tuple(dict.fromkeys(columns))
 
+    def needed_column(self) -> str:
+        """That of the options."""
+        return self.options.column
+
     def left_out(self, row: dict[str, Any]) -> str | None:
         """The first filter that the file does not pass."""
         if self._languages and str(_first(row, _LANGUAGE)).lower() not in self._languages:

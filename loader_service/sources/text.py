@@ -71,6 +71,10 @@ class TextDataset(TableDataset):
         """The one."""
         return (self.options.column,)
 
+    def needed_column(self) -> str:
+        """That of the options."""
+        return self.options.column
+
     def open_table(self, path: Path, shard: Path) -> Table:
         """Text and token files are tables of one column."""
         suffix = plain_suffix(shard.name)

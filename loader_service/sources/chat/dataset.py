@@ -80,7 +80,7 @@ class ChatDataset(TableDataset):
         for offset, _, row in itertools.islice(table.rows(0, stop), _FIRST_ROWS):
             try:
                 if isinstance(row, dict):
-                    found.setdefault(self._format(self._renamed(row)), offset)
+                    found.setdefault(self._format(row), offset)
             except DataError as error:
                 reason = reason or self._located(error, table, shard, offset)
         if len(found) > 1:
@@ -92,11 +92,10 @@ class ChatDataset(TableDataset):
 
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
         """The dialogue, mended, with its frames."""
-        row = self._renamed(row)
         name = self._format(row)
         if kind not in (name, ""):
             raise _mixed(name, kind)
-        conversation = FORMATS[name][1](row)
+        conversation = FORMATS[name][1](self._renamed(row))
         _set_system(conversation, self.options.system)
         literal = _give_images(conversation)
         messages, notes = mend(conversation.messages)
@@ -135,12 +134,16 @@ class ChatDataset(TableDataset):
         return {**row, **{name: row.get(in_file) for name, in_file in names.items()}}
 
     def _format(self, row: dict[str, Any]) -> str:
+        """Of a row as it is in the file."""
+        named, fields = self._renamed(row), ", ".join(map(str, row)) or "none"
         if self.options.format == "auto":
-            return format_of(row)
+            return format_of(named, fields)
         column = FORMATS[self.options.format][0]
-        if row.get(column) is None:
-            shown = ", ".join(map(str, row)) or "none"
-            reason = f"it is not there, and data.options.format is {self.options.format}; there are {shown}"
+        if named.get(column) is None:
+            in_file = self.options.columns.get(column, column)
+            reason = f"it is not there, and data.options.format is {self.options.format}; there are {fields}"
+            if in_file != column:
+                reason = f"data.options.columns calls it {in_file}, which is not there; there are {fields}"
             raise DataError(reason, field=column)
         return self.options.format
 

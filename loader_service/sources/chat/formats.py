@@ -112,14 +112,14 @@ COLUMNS = (
 """All columns that the formats read."""
 
 
-def format_of(row: dict[str, Any]) -> str:
-    """The name of the row's format. Raises DataError."""
+def format_of(row: dict[str, Any], fields: str = "") -> str:
+    """The name of the row's format. fields: what the file calls those that it has, for the error. Raises DataError."""
     for name, (column, _) in FORMATS.items():
         if row.get(column) is not None:
             return name
     known = ", ".join(f"{name} ({column})" for name, (column, _) in FORMATS.items())
     raise DataError(
-        f"fields {', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns in "
+        f"fields {fields or ', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns in "
         "data.options.columns"
     )
 

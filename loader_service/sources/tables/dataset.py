@@ -89,13 +89,17 @@ class TableDataset(BaseSFTDataset):
         """Columns of parquet files that are decoded; None: all."""
         return None
 
+    def needed_column(self) -> str | None:
+        """The one that a parquet file must have, where the options name it: found missing before a row is read."""
+        return None
+
     def kind_of(self, table: Table, shard: Path, stop: int) -> str:
         """What the first rows tell of a shard of `stop` bytes; `sample` is given it. Raises DataError for a useless shard."""
         return ""
 
     def open_table(self, path: Path, shard: Path) -> Table:
         """The table in `path`, the unpacked content of `shard`."""
-        return open_table(path, shard, self.columns())
+        return open_table(path, shard, self.columns(), self.needed_column())
 
     def locate(self, path: str) -> EntryShards:
         """As any dataset; ConfigError where the shards of the entry do not belong together."""
@@ -232,7 +236,7 @@ class TableDataset(BaseSFTDataset):
         path = plain_file(shard, cache_dir)
         with _naming(shard, path):
             if parquet and self.unpack_parquet:
-                path = arrow_file(shard, path, cache_dir, self.columns())
+                path = arrow_file(shard, path, cache_dir, self.columns(), self.needed_column())
                 table: Table = ArrowTable(path)
             else:
                 table = self.open_table(path, shard)

@@ -57,14 +57,18 @@ _cache = _GroupCache()
 class ParquetTable:
     """One parquet file, as it is when this is made."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...] | None) -> None:
-        """columns: that are decoded, where the file has them; None: all. Raises DataError."""
+    def __init__(self, path: Path, columns: tuple[str, ...] | None, needed: str | None = None) -> None:
+        """columns: that are decoded, where the file has them; None: all. needed: of these, the one that rows are useless
+        without (`data.options.column`). Raises DataError."""
         self.path = path
         self._parquet = require("pyarrow.parquet", "reading parquet")
         status = path.stat()
         self._key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
         self._metadata = guarded(lambda: self._parquet.read_metadata(path), "parquet")
         names = guarded(lambda: self._metadata.schema.to_arrow_schema().names, "parquet")
+        if needed is not None and needed not in names:
+            reason = f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
+            raise DataError(reason, field=needed)
         self.columns: list[str] = [name for name in names if columns is None or name in columns]
         if not self.columns:
             raise DataError(

@@ -76,8 +76,8 @@ def plain_suffix(name: str) -> str:
     return (path.with_suffix("") if path.suffix in PACKED_SUFFIXES else path).suffix
 
 
-def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None) -> Table:
-    """The table in `path`, the unpacked content of `shard`; columns: that are needed, None: all. Raises DataError."""
+def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None, needed: str | None = None) -> Table:
+    """The table in `path`, the unpacked content of `shard`; columns, needed: see `ParquetTable`. Raises DataError."""
     # Imported here: each container's module knows the protocol above, and parquet's wants an extra.
     from loader_service.sources.tables.json_table import JsonArray, JsonLines
 
@@ -89,7 +89,7 @@ def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None) -> Tabl
     if suffix == PARQUET_SUFFIX:
         from loader_service.sources.tables.parquet import ParquetTable
 
-        return ParquetTable(path, columns)
+        return ParquetTable(path, columns, needed)
     if suffix not in JSON_SUFFIXES:
         known = ", ".join((*JSON_SUFFIXES, PARQUET_SUFFIX))
         raise DataError(f"suffix {suffix!r}: {known} are read, each also with .gz or .zst", file=str(shard))

@@ -11,12 +11,14 @@ none; of several processes one unpacks and the others wait for it.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,31 +48,36 @@ def plain_file(shard: Path, cache_dir: str | None) -> Path:
     return _made_once(shard, cache_dir, "plain", lambda target: _unpack(shard, target))
 
 
-def arrow_file(shard: Path, path: Path, cache_dir: str | None, columns: tuple[str, ...] | None) -> Path:
-    """The parquet file in `path`, the plain content of `shard`, as an Arrow file of its needed columns in the cache."""
+def arrow_file(
+    shard: Path, path: Path, cache_dir: str | None, columns: tuple[str, ...] | None, needed: str | None = None
+) -> Path:
+    """The parquet file in `path`, the plain content of `shard`, as an Arrow file of its needed columns in the cache.
+
+    needed: see `ParquetTable`."""
     name = f"arrow-{fingerprint(columns)[:16]}"
     return _made_once(
         shard,
         cache_dir,
         name,
-        lambda target: write_arrow(ParquetTable(path, columns), target, lambda: _check_room(shard, target)),
+        lambda target: write_arrow(ParquetTable(path, columns, needed), target, lambda: _check_room(shard, target)),
     )
 
 
 def _made_once(shard: Path, cache_dir: str | None, name: str, make: Callable[[Path], None]) -> Path:
     """The file of this name in the folder of the shard's content; made there, whole or not at all, if it is missing."""
     root = cache_root(shard.parent, None if cache_dir is None else Path(cache_dir)) / "unpacked"
-    path = root / _digest_of(shard, root) / name
-    if not path.exists():
-        with locked(path.parent, LOCK_DEADLINE_S):
-            if not path.exists():
-                temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-                try:
-                    with writable(path.parent):
-                        make(temporary)
-                        temporary.replace(path)
-                finally:
-                    temporary.unlink(missing_ok=True)
+    with _full_disk_said(shard, root):
+        path = root / _digest_of(shard, root) / name
+        if not path.exists():
+            with locked(path.parent, LOCK_DEADLINE_S):
+                if not path.exists():
+                    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+                    try:
+                        with writable(path.parent):
+                            make(temporary)
+                            temporary.replace(path)
+                    finally:
+                        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -86,7 +93,7 @@ def _digest_of(shard: Path, root: Path) -> str:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if _stamp(shard) != stamp:
         raise DataError("it changed while it was read: run loader-prepare again when it is written", file=str(shard))
-    with locked(root, LOCK_DEADLINE_S):
+    with locked(root, LOCK_DEADLINE_S), writable(root):
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, orjson.dumps({"shard": str(shard), "stamp": stamp, "digest": digest}))
         if known is not None and known["digest"] != digest:
@@ -126,10 +133,25 @@ def _unpack(shard: Path, target: Path) -> None:
 def _check_room(shard: Path, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < MIN_FREE_BYTES + _BLOCKS_PER_LOOK * _BLOCK:
-        raise ConfigError(
-            f"{shard}: no room to unpack it in {target.parent} ({free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are left "
-            "alone): name a folder on another disk with --cache-dir or data.cache_dir, or unpack the file yourself"
-        )
+        raise _no_room(shard, target.parent, f"{free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are left alone")
+
+
+def _no_room(shard: Path, folder: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{shard}: no room to unpack it in {folder} ({why}): name a folder on another disk with --cache-dir or data.cache_dir, "
+        "or unpack the file yourself"
+    )
+
+
+@contextmanager
+def _full_disk_said(shard: Path, root: Path) -> Iterator[None]:
+    """The same of a disk that is full already, which `writable` tells as any other failure to write."""
+    try:
+        yield
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room(shard, root, str(error.__cause__.strerror)) from error
+        raise
 
 
 def _blocks(shard: Path) -> Iterator[bytes]:

@@ -143,3 +143,20 @@ def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path: Pat
         list(pool.map(write, range(40)))
     names = {"state.json", "part.npz", *(f"content-{number}" for number in range(40))}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_nothing_is_left_of_what_could_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unwritable:
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise OSError(28, "No space left on device")
+
+    def half_written(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_arrays(tmp_path / "a.npz", {"good": np.zeros(3), "bad": Unwritable()})  # type: ignore[dict-item]
+    monkeypatch.setattr(Path, "write_bytes", half_written)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "a.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

@@ -120,3 +120,25 @@ def test_verify_compares_what_read_gives(captions: Path, make_config: MakeConfig
 def test_a_type_that_is_none_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"data\.dataset_type is 'absent_package:Nothing': it cannot be imported"):
         prepare(make_config("x", dataset_type="absent_package:Nothing"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_missing"), [("absent_package:Nothing", True), ("loader_service.absent:Nothing", True), ("json:Nothing", False)]
+)
+def test_a_class_in_the_working_folder_is_told_how_it_is_found(
+    name: str, is_missing: bool, make_config: MakeConfig
+) -> None:
+    """The console scripts do not look into the working folder as `python program.py` does."""
+    with pytest.raises(ConfigError, match="it cannot be imported") as caught:
+        prepare(make_config("x", dataset_type=name))
+    assert ("PYTHONPATH=. in front of the command" in str(caught.value)) == is_missing
+    assert ("pip install -e ." in str(caught.value)) == is_missing
+
+
+def test_a_package_that_the_class_itself_needs_is_another_matter(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needs_more.py").write_text("import a_package_that_is_missing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"No module named 'a_package_that_is_missing'\)$"):
+        prepare(make_config("x", dataset_type="needs_more:Nothing"))

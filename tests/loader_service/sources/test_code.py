@@ -206,3 +206,17 @@ def test_a_file_without_content_is_named(write_table: Callable[..., Path], make_
         shard = write_table("a.jsonl", [ROWS[0], bad])
         with pytest.raises(DataError, match=rf"a\.jsonl:2: field content: .*{message}"):
             list(make_tables("code", validate=True).scan(shard))
+
+
+@pytest.mark.parametrize("options", [{"licences": ["MIT"]}, {"unpack_parquet": True, "languages": ["Python"]}])
+def test_a_wrong_column_of_parquet_is_named_with_all_that_the_file_has(
+    options: dict[str, Any], write_table: Callable[..., Path], make_tables: MakeTables
+) -> None:
+    """Filters need other columns, so that the file is opened: the row that is read then has those alone."""
+    shard = write_table("a.parquet", ROWS)
+    with pytest.raises(DataError) as caught:
+        list(make_tables("code", column="text", on_bad_sample="skip", **options).scan(shard))
+    fields = ", ".join(ROWS[0])
+    assert str(caught.value) == (
+        f"{shard}: field text: it is not there; there are {fields}: name the right one in data.options.column"
+    )

@@ -281,6 +281,30 @@ def test_a_known_format_that_is_not_there_is_said(write_table: WriteTable, make_
         list(make_tables("chat", format="messages").scan(shard))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"format": "alpaca", "columns": {"output": "response"}},
+            "field instruction: it is not there, and data.options.format is alpaca; there are id, text",
+        ),
+        (
+            {"format": "alpaca", "columns": {"instruction": "ask"}},
+            "field instruction: data.options.columns calls it ask, which is not there; there are id, text",
+        ),
+        ({"columns": {"output": "response"}}, "fields id, text: none of the known formats"),
+    ],
+)
+def test_the_fields_that_are_shown_are_those_of_the_file(
+    options: dict[str, Any], message: str, write_table: WriteTable, make_tables: MakeTables
+) -> None:
+    shard = write_table("a.jsonl", [{"id": "1", "text": "x"}])
+    with pytest.raises(DataError) as caught:
+        list(make_tables("chat", **options).scan(shard))
+    assert str(caught.value).startswith(f"{shard}:1: {message}")
+    assert ", output" not in str(caught.value)
+
+
 @pytest.mark.parametrize("place", [1, 15, 16, 40])
 def test_mixed_formats_in_one_file_are_named(
     place: int,

@@ -228,7 +228,7 @@ def test_parquet_without_the_column_names_those_there_are(
     write_table: Callable[..., Path], make_tables: MakeTables
 ) -> None:
     shard = write_table("a.parquet", [{"body": "x", "size": 1}])
-    with pytest.raises(DataError, match=r"a\.parquet: none of the columns text is there; it has body, size"):
+    with pytest.raises(DataError, match=r"a\.parquet: field text: it is not there; there are body, size: name"):
         list(make_tables("text").scan(shard))
 
 

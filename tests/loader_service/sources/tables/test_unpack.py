@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import zstandard
 
 from loader_service.sources.tables import unpack
 from loader_service.sources.tables.dataset import TableDataset
-from loader_service.sources.tables.unpack import plain_file
+from loader_service.sources.tables.unpack import arrow_file, plain_file
 from stoker_proto.errors import ConfigError, DataError
 
 CONTENT = b'{"text": "x"}\n' * 1000
@@ -68,6 +69,41 @@ def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"no room to unpack it .* data\.cache_dir, or unpack the file yourself"):
         plain_file(pack(tmp_path / "a.jsonl.gz"), None)
     assert not list(tmp_path.rglob("*plain*"))
+
+
+@pytest.mark.parametrize("full", ["names", "content", "arrow"])
+def test_a_full_disk_is_said_and_nothing_half_written_stays(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full where the shard's digest is noted, while its content is written, and where another library writes."""
+
+    def write_bytes(path: Path, content: bytes) -> None:
+        if "names" in path.parts:
+            path.touch()
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        with path.open("wb") as file:
+            file.write(content)
+
+    def blocks(_: Path) -> Iterator[bytes]:
+        yield b"half"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def arrow(_: object, target: Path, __: object) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    if full == "names":
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(unpack, "_blocks", blocks)
+    monkeypatch.setattr(unpack, "write_arrow", arrow)
+    monkeypatch.setattr(unpack, "ParquetTable", lambda *_: None)
+    shard = tmp_path / "a.jsonl.gz"
+    with shard.open("wb") as file:
+        file.write(gzip.compress(CONTENT))
+    with pytest.raises(ConfigError, match=r"no room to unpack it in .*(device|exceeded)\): name a folder on another disk"):
+        arrow_file(shard, shard, None, None) if full == "arrow" else plain_file(shard, None)
+    left = [path for path in (tmp_path / ".stoker").rglob("*") if path.is_file() and path.name != "lock"]
+    assert not [path for path in left if path.suffix == ".tmp" or path.stat().st_size == 0]
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
