@@ -88,15 +88,20 @@ def check_token_counts(entries: Mapping[str, Mapping[int, EntryManifest]], data:
         return
     key = "data.packing" if data.packing else "data.group_by_length"
     others = []
-    for manifest in (manifest for of_split in entries.values() for manifest in of_split.values()):
+    held = [(split, entry, manifest) for split, of_split in entries.items() for entry, manifest in of_split.items()]
+    for split, entry, manifest in held:
         if has_token_counts(manifest):
             _check_segments(manifest, data)
             continue
         if manifest.statistics is not None:
             reason = "it holds actions"
         else:
-            counts = f"{_num_uncounted(manifest)} of its {manifest.num_records} records"
-            reason = f"{counts} have no count of tokens: let the dataset's scan give num_tokens"
+            name = data.all_sources()[data.entry_sources(split)[entry]].dataset_type
+            reason = (
+                f"{_num_uncounted(manifest)} of its {manifest.num_records} records have no count of tokens: the dataset class "
+                f"({name}) sets is_text and reads turns, text or input_ids, which loader-prepare counts, or its scan gives "
+                "num_tokens"
+            )
             logger.warning("%s does not apply to %s: %s", key, manifest.path, reason)
         others.append(f"{manifest.path}: {reason}")
     if len(others) == sum(len(data.paths(split)) for split in ("train", "val")):

@@ -2,7 +2,7 @@
 
     {"format": 2, "serial": 3, "world_size": 2, "global_batch_size": 16, "zero_stage": 3, "precision": "bf16", "seed": 0,
      "cursor": {"step": 500, "epoch": 1, "sample": 1408, "position": 8000, "skipped_steps": 0, "bad_samples": 0,
-                "source_samples": [8000]},
+                "source_samples": [8000], "num_images": [1, 1]},
      "fingerprints": {"codec": "d45e31a8...", "manifest/train/0": "28146f26...", ...}, "config": {...}, "versions": {...}}
 
 The random generators are a function of (seed, step, rank), see `step.seed_step`: their state is in the cursor.

@@ -17,11 +17,14 @@ from loader_service.prepare.summary import report_of, summary_lines, summary_tre
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
 from loader_service.text_samples import Counting
+from loader_service.token_counts import check_token_counts
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config_reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Look through the data once, before training: how many records and samples there are, how the actions are
@@ -52,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
     progress = sys.stderr.isatty() and not arguments.json
     prepared = prepare(config, processes=arguments.processes, progress=progress)
-    if Path(config.model.base_model_path).is_dir():  # a host that only prepares data need not have the model
+    check_token_counts(prepared.entries, config.data)
+    if not Path(config.model.base_model_path).is_dir():  # a host that only prepares data need not have the model
+        logger.warning(
+            "model.base_model_path is %r, and there is no such folder: no row was made, so nothing is known of whether rows fit "
+            "into data.max_seq_len",
+            config.model.base_model_path,
+        )
+    else:
         check_first_records(config, prepared, Processor.build(config, prepared.codec, prepared.states))
     if arguments.codec_out is not None:
         _write_codec(prepared, arguments.codec_out)

@@ -241,8 +241,8 @@ def make_dataset(config: DataConfig) -> BaseSFTDataset:
         way_out = ""
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
             way_out = (
-                "; Python looks for packages where they are installed (pip install -e . in the folder of its pyproject.toml) and in "
-                "the folders of PYTHONPATH (PYTHONPATH=. in front of the command for a package in the working folder)"
+                "; for a module in the working folder put PYTHONPATH=. in front of the command, or install its package "
+                "(pip install -e . in the folder of its pyproject.toml)"
             )
         raise ConfigError(
             f"data.dataset_type is {config.dataset_type!r}: it cannot be imported ({reason}){way_out}"

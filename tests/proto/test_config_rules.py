@@ -89,6 +89,10 @@ def test_the_arithmetic_divides_or_names_neighbours_that_do(global_batch: int, m
         ("data.augment.crop_area=1.1", "data.augment.crop_area is 1.1: a share of the image, at most 1"),
         ("data.image.quality=0", "data.image.quality is 0: JPEG quality lies in 1-100"),
         ("data.image.quality=101", "data.image.quality is 101"),
+        (
+            "cluster.loader_addresses=[]",
+            r"cluster.loader_addresses is empty: name at least one loader, e\.g\. \[tcp://",
+        ),
         ("data.train_data_paths=[]", "data.train_data_paths is empty: name at least one"),
         ("data.dialogue.template=custom", "data.dialogue.user is None and data.dialogue.template is 'custom'"),
         ("data.dialogue.user='{image}'", "`user` goes with `template: custom` and only with it"),

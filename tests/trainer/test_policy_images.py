@@ -114,5 +114,5 @@ def test_export_and_checkpoint_know_the_number(tiny_llava: Path, tmp_path: Path)
     assert Processor.load(next(tmp_path.glob("checkpoints/step-*")) / "processor").num_images == (1, 1)
     policy = Policy.load(tmp_path / "export")
     assert policy.processor.num_images == (1, 1)
-    with pytest.raises(DataError, match="3 images: .* have 1 "):
+    with pytest.raises(DataError, match=r"3 images: .* have 1 "):
         policy.act([FRAME] * 3, "push")

@@ -37,7 +37,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Measure loaders with a null trainer: batches are pulled, decoded to uint8 arrays, and dropped.",
     )
     add_config_arguments(parser)
-    parser.add_argument("--connect", action="append", default=[], metavar="ADDR", help="a loader's address; repeatable")
+    parser.add_argument(
+        "--connect",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="a loader's address; repeatable; default: cluster.loader_addresses",
+    )
     parser.add_argument(
         "--ranks", type=int, default=1, metavar="W", help="trainer ranks to act as; default: %(default)s"
     )

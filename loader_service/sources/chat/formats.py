@@ -119,8 +119,8 @@ def format_of(row: dict[str, Any], fields: str = "") -> str:
             return name
     known = ", ".join(f"{name} ({column})" for name, (column, _) in FORMATS.items())
     raise DataError(
-        f"fields {fields or ', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns in "
-        "data.options.columns"
+        f"fields {fields or ', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns "
+        "in data.options.columns"
     )
 
 

@@ -67,7 +67,9 @@ class ParquetTable:
         self._metadata = guarded(lambda: self._parquet.read_metadata(path), "parquet")
         names = guarded(lambda: self._metadata.schema.to_arrow_schema().names, "parquet")
         if needed is not None and needed not in names:
-            reason = f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
+            reason = (
+                f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
+            )
             raise DataError(reason, field=needed)
         self.columns: list[str] = [name for name in names if columns is None or name in columns]
         if not self.columns:

@@ -18,7 +18,7 @@ class DataConfig:
     """What is read, and how it becomes rows."""
 
     dataset_type: str = ""
-    """`mani_openpi`, `chat`, `code`, `text`, or `package.module:Class`: a subclass of
+    """`mani_openpi`, `lerobot`, `chat`, `code`, `text`, or `package.module:Class`: a subclass of
     `loader_service.sources.base.BaseSFTDataset`."""
     train_data_paths: tuple[str, ...] = ()
     """Files, folders or globs, here or behind URLs (`s3://bucket/demos/*.jsonl`, extra `stoker[remote]`). Each entry is a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from stoker_proto.actions import load_codec
 from stoker_proto.errors import ConfigError, DataError
 
 WriteShard = Callable[..., Path]
+README = Path(__file__).resolve().parents[3] / "README.md"
 
 
 @pytest.fixture
@@ -130,3 +132,32 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--config", "x", "--processes", "-1"])
     assert caught.value.code == 2
+
+
+def test_a_model_that_is_not_there_is_said_once(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        assert main(["--config", str(config), "--set", "data.action.codec=bins"]) == 0
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("model.base_model_path is 'unused', and there is no such folder: no row was made")
+    assert "data.max_seq_len" in message
+
+
+def test_packing_that_would_change_nothing_is_refused_as_loaders_do(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["data.packing=true", "data.action.codec=bins"]
+    with pytest.raises(ConfigError, match=r"data\.packing is for text, and here is none .*it holds actions"):
+        main(["--config", str(config), *(word for key in overrides for word in ("--set", key))])
+    (config.parent / "words").mkdir()
+    (config.parent / "words" / "a.txt").write_text('["what?", "that"]\n')
+    (config.parent / "plain_captions.py").write_text(CAPTIONS)
+    monkeypatch.syspath_prepend(str(config.parent))
+    overrides = [
+        "data.packing=true", "data.dataset_type=plain_captions:Captions", f"data.train_data_paths=[{config.parent / 'words'}]"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"\(plain_captions:Captions\) sets is_text and reads turns"):
+        main(["--config", str(config), *(word for key in overrides for word in ("--set", key))])
+
+
+CAPTIONS = re.findall(r"```python\n(import json.*?)```", README.read_text(), re.S)[0]
+"""The README's own dataset."""

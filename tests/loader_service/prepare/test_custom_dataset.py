@@ -123,7 +123,8 @@ def test_a_type_that_is_none_is_refused(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_missing"), [("absent_package:Nothing", True), ("loader_service.absent:Nothing", True), ("json:Nothing", False)]
+    ("name", "is_missing"),
+    [("absent_package:Nothing", True), ("loader_service.absent:Nothing", True), ("json:Nothing", False)],
 )
 def test_a_class_in_the_working_folder_is_told_how_it_is_found(
     name: str, is_missing: bool, make_config: MakeConfig
@@ -131,8 +132,8 @@ def test_a_class_in_the_working_folder_is_told_how_it_is_found(
     """The console scripts do not look into the working folder as `python program.py` does."""
     with pytest.raises(ConfigError, match="it cannot be imported") as caught:
         prepare(make_config("x", dataset_type=name))
-    assert ("PYTHONPATH=. in front of the command" in str(caught.value)) == is_missing
-    assert ("pip install -e ." in str(caught.value)) == is_missing
+    assert ("put PYTHONPATH=. in front of the command" in str(caught.value)) == is_missing
+    assert ("(pip install -e ." in str(caught.value)) == is_missing
 
 
 def test_a_package_that_the_class_itself_needs_is_another_matter(

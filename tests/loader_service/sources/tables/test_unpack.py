@@ -100,7 +100,9 @@ def test_a_full_disk_is_said_and_nothing_half_written_stays(
     shard = tmp_path / "a.jsonl.gz"
     with shard.open("wb") as file:
         file.write(gzip.compress(CONTENT))
-    with pytest.raises(ConfigError, match=r"no room to unpack it in .*(device|exceeded)\): name a folder on another disk"):
+    with pytest.raises(
+        ConfigError, match=r"no room to unpack it in .*(device|exceeded)\): name a folder on another disk"
+    ):
         arrow_file(shard, shard, None, None) if full == "arrow" else plain_file(shard, None)
     left = [path for path in (tmp_path / ".stoker").rglob("*") if path.is_file() and path.name != "lock"]
     assert not [path for path in left if path.suffix == ".tmp" or path.stat().st_size == 0]
