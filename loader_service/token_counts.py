@@ -99,8 +99,8 @@ def check_token_counts(entries: Mapping[str, Mapping[int, EntryManifest]], data:
             name = data.all_sources()[data.entry_sources(split)[entry]].dataset_type
             reason = (
                 f"{_num_uncounted(manifest)} of its {manifest.num_records} records have no count of tokens: the dataset class "
-                f"({name}) sets is_text and reads turns, text or input_ids, which loader-prepare counts, or its scan gives "
-                "num_tokens"
+                f"({name}) must set is_text and read turns, text or input_ids, which loader-prepare counts, or its scan must "
+                "give num_tokens"
             )
             logger.warning("%s does not apply to %s: %s", key, manifest.path, reason)
         others.append(f"{manifest.path}: {reason}")

@@ -57,3 +57,19 @@ def test_every_dataset_type_is_told_of() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", SOURCES.split("\n## ")[0], re.M)) - {"dataset_type"} == set(
         SOURCES_OF_CODE
     )
+
+
+def test_the_config_names_every_dataset_type() -> None:
+    text = (
+        (ROOT / "proto" / "stoker_proto" / "config" / "data.py")
+        .read_text()
+        .split("dataset_type: str")[1]
+        .split('"""')[1]
+    )
+    assert set(re.findall(r"`(\w+)`", text)) == set(SOURCES_OF_CODE)
+
+
+def test_the_readme_says_how_the_commands_are_installed() -> None:
+    command = "pip install -c deploy/constraints.txt -e '.[train]'"
+    assert command in README.split("## Point it at your data")[1].split("loader-prepare --config")[0]
+    assert command in (ROOT / "deploy" / "README.md").read_text()

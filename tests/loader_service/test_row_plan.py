@@ -249,7 +249,7 @@ def entry(samples: list[int], tokens: list[int], **keys: Any) -> Any:
     ("manifest", "kind", "message"),
     [
         (entry([1], [5], statistics=1), ConfigError, r"data\.packing is for text, and here is none \(chats\.jsonl: it holds"),
-        (entry([1, 1, 0], [5, 0, 0]), ConfigError, r"1 of its 3 records have no count of tokens: .* \(x\) sets is_text"),
+        (entry([1, 1, 0], [5, 0, 0]), ConfigError, r"1 of its 3 records have no count of tokens: .* \(x\) must set is_text"),
         (entry([2], [2048]), ManifestError, r"record 0, field num_tokens: 2048 tokens in 2 samples"),
         (entry([1, 2], [9, 4097]), ManifestError, "record 1, field num_tokens: 4097 tokens in 2 samples"),
     ],

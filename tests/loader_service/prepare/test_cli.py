@@ -155,7 +155,7 @@ def test_packing_that_would_change_nothing_is_refused_as_loaders_do(
     overrides = [
         "data.packing=true", "data.dataset_type=plain_captions:Captions", f"data.train_data_paths=[{config.parent / 'words'}]"
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match=r"\(plain_captions:Captions\) sets is_text and reads turns"):
+    with pytest.raises(ConfigError, match=r"\(plain_captions:Captions\) must set is_text and read turns"):
         main(["--config", str(config), *(word for key in overrides for word in ("--set", key))])
 
 

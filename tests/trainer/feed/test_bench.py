@@ -96,6 +96,12 @@ def test_a_part_of_an_epoch(config: str, capsys: pytest.CaptureFixture[str]) -> 
     assert figures["stream_digest"] == expected_stream_digest(16, 32)
 
 
+def test_the_help_says_where_it_connects(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.parse_arguments(["--help"])
+    assert "repeatable; default: cluster.loader_addresses" in " ".join(capsys.readouterr().out.split())
+
+
 def test_nobody_there_is_one_line(config: str) -> None:
     address = f"tcp://127.0.0.1:{unused_port()}"
     with pytest.raises(SystemExit) as caught:
