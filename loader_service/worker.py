@@ -7,9 +7,7 @@ It is started as `python -m loader_service.worker RUN_DIR INDEX PARENT`; all it 
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import msgpack
 import zmq
 
+from loader_service.orphans import die_with_parent
 from loader_service.workbench import Workbench, settle_process
 from stoker_proto import codec
 from stoker_proto.errors import StokerError
@@ -74,15 +73,6 @@ class Worker:
         self._socket.send(address, zmq.SNDMORE)
         self._socket.send(frame, zmq.SNDMORE)
         self._socket.send(msgpack.packb(self._bench.counters.as_list()))
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when the one that started it dies, however that dies."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            sys.exit(1)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from loader_service.orphans import die_with_parent
 from loader_service.sources.base import BaseSFTDataset, make_dataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import StokerError
@@ -82,7 +83,7 @@ def _run_in_pool(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(dataset.config, {} if dataset.remote is None else dataset.remote.shards),
+        initargs=(os.getpid(), dataset.config, {} if dataset.remote is None else dataset.remote.shards),
     )
     try:
         futures: list[Future[Result]] = []
@@ -104,8 +105,9 @@ def _advance(bar: Any, weight: int, _: Future[Any]) -> None:
     bar.update(weight)
 
 
-def _start_worker(config: DataConfig, remote_shards: dict[str, str]) -> None:
+def _start_worker(parent: int, config: DataConfig, remote_shards: dict[str, str]) -> None:
     global _dataset
+    die_with_parent(parent)  # one that is killed (SIGTERM too) would leave this process waiting for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each core has its process
     _dataset = make_dataset(config)
