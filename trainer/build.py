@@ -16,6 +16,7 @@ from stoker_proto.errors import ConfigError, DataError, RefusedError
 from stoker_proto.hashing import key64
 from stoker_proto.processor import Processor
 from trainer.checkpoint import Checkpoints
+from trainer.claim import claim_output
 from trainer.feed.batch import plain_memory
 from trainer.feed.feed import Feed, FeedInfo
 from trainer.flops import count_flops, peak_flops
@@ -38,6 +39,7 @@ def build_trainer(config: Config) -> Trainer:
     model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
     family_of(model_config)  # an impossible model is refused before anybody is waited for
     ranks = join_ranks()
+    claim_output(Path(config.trainer.output_dir), ranks)
     checkpoints = Checkpoints(config, ranks)
     saved = checkpoints.find()
     feeds: list[Feed] = []

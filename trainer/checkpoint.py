@@ -41,6 +41,18 @@ class Checkpoints:
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.folder = Path(config.trainer.output_dir) / "checkpoints"
+        self.newest: Path | None = None
+        """What this run wrote last, or was resumed from."""
+
+    @property
+    def way_back(self) -> str:
+        """In words: what a start of the same command makes of a run that ends here."""
+        resume = self.config.trainer.checkpoint.resume
+        if self.newest is None:
+            return "no checkpoint was written yet (trainer.checkpoint.interval), so the same command starts anew"
+        is_found = resume == "auto" or (resume is not None and Path(resume) == self.newest)
+        how = "the same command" if is_found else "the same command with trainer.checkpoint.resume=auto"
+        return f"the newest checkpoint is {self.newest}, and {how} resumes from it"
 
     def find(self) -> Saved | None:
         """The checkpoint to resume from, by `trainer.checkpoint.resume`. Raises ConfigError, DataError.
@@ -100,6 +112,7 @@ class Checkpoints:
             durable.sync(self.folder)
             self._prune()
         dist.barrier()
+        self.newest = target
         return target
 
     def load(self, engine: Engine, saved: Saved) -> None:
@@ -110,6 +123,7 @@ class Checkpoints:
         if path is None:
             raise DataError("DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(saved.folder / tag))
         repair_optimizer(engine, values)
+        self.newest = saved.folder
 
     def _folders(self) -> list[Path]:
         folders = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []

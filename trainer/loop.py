@@ -118,7 +118,16 @@ class Trainer:
         folder = None
         if trainer.export:
             folder = export(self.stepper.engine, self.config, self._processor_to_keep(), self.ranks)
-        return self._summarise(time.monotonic() - started, folder)
+        summary = self._summarise(time.monotonic() - started, folder)
+        log.info(
+            "training is over after %d steps; export: %s; newest checkpoint: %s",
+            self.cursor.step, folder or "none (trainer.export)", self.checkpoints.newest or "none",
+        )  # fmt: skip
+        return summary
+
+    def standing(self) -> str:
+        """Where the run is, in words, for whoever interrupts it."""
+        return f"at step {self.cursor.step} of {self.total_steps}: {self.checkpoints.way_back}"
 
     def close(self, *, failed: bool = False) -> None:
         """Let go of everything. After a failure other ranks may be anywhere: nothing waits for them."""

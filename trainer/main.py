@@ -22,23 +22,31 @@ def use_source_roots() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 after one line on stderr that says what is wrong and the way out."""
+    """The exit code: 0; 1 after one line on stderr that says what is wrong and the way out; 130 after Ctrl-C."""
     from stoker_proto.errors import StokerError
     from trainer.cli import parse_arguments, report_error, set_up_logging
+    from trainer.ending import Ending
+    from trainer.starters import Starters
 
     set_up_logging()
+    ending = Ending(Starters.find())
     trainer = None
     try:
         config = parse_arguments(arguments)
         from trainer.build import build_trainer  # torch, DeepSpeed: seconds; a typing error shows before them
 
         trainer = build_trainer(config)
+        ending.standing = trainer.standing
         trainer.run()
     except StokerError as error:
         if trainer is not None:
             trainer.close(failed=True)
         report_error(error)
         return 1
+    except KeyboardInterrupt:  # `ending` says where the run stood
+        if trainer is not None:
+            trainer.close(failed=True)
+        return 130
     except BaseException:
         if trainer is not None:
             trainer.close(failed=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,24 +24,36 @@ trainer: {{micro_batch_size: 2, global_batch_size: 8, lr: 2e-5, output_dir: {out
 
 def start(tmp_path: Path, model: Path, *overrides: str, **environment: str) -> tuple[int, list[str]]:
     """Exit code and the lines on stderr of a trainer started far from the repository."""
+    return end(begin(tmp_path, model, *overrides, **environment))
+
+
+def begin(tmp_path: Path, model: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """A trainer of its own, far from the repository."""
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(model=model, output=tmp_path / "out"))
     command = [sys.executable, str(ROOT / "trainer" / "main.py"), "--local_rank=0", "--config", str(config)]
     for override in overrides:
         command += ["--set", override]
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RANK", "WORLD_SIZE")}
-    done = subprocess.run(
+    return subprocess.Popen(
         command,
         cwd=tmp_path,
         env={**inherited, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.strip().splitlines()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit code and the lines on stderr."""
+    try:
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    return process.returncode, stderr.strip().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +96,38 @@ def test_no_loader_is_one_line_after_the_deadline(tiny_causal: Path, tmp_path: P
     errors = [line for line in lines if line.startswith("error:")]
     assert (code, len(errors)) == (1, 1)
     assert address in errors[0]
+
+
+@pytest.mark.end_to_end
+def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_ends_the_first(
+    tiny_causal: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody listens: the first run waits for its loader
+        patient = (
+            f"cluster.loader_addresses=[tcp://127.0.0.1:{silent.getsockname()[1]}]",
+            "trainer.feed.connect_deadline_s=100",
+        )
+        first = begin(tmp_path, tiny_causal, *patient)
+        try:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "out" / "in-use").exists():
+                assert first.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            code, lines = start(tmp_path, tiny_causal, *patient)
+            assert code == 1
+            assert lines[-1].startswith(
+                f"error: trainer.output_dir is '{tmp_path / 'out'}': process {first.pid} on host "
+            )
+            assert [path.name for path in (tmp_path / "out").iterdir()] == ["in-use"]
+            first.send_signal(signal.SIGINT)
+        except BaseException:
+            first.kill()
+            raise
+        code, lines = end(first)
+    assert code == 130
+    assert lines[-1].endswith("rank 0 WARNING interrupted by SIGINT before its first step")
 
 
 def test_the_scripts_own_folder_leaves_the_path(monkeypatch: pytest.MonkeyPatch) -> None:

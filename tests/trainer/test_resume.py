@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, RefusedError
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
@@ -29,15 +31,34 @@ def straight(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tiny_llava: Path, tmp_path: Path) -> None:
     config = make_config(tiny_llava, tmp_path, epochs=2, weight_decay=0.1, checkpoint=CHECKPOINT)
     killed = run_ranks(2, lambda rank: run(config, dropout=0.2, fail_at=(1, 8)))  # five steps done, three saved
-    assert killed == ["killed", "killed"]
+    saved = tmp_path / "checkpoints" / "step-00000003"
+    where = f"at step 5 of 8: the newest checkpoint is {saved}, and the same command resumes from it"
+    assert killed == [where, where]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-    run_ranks(2, lambda rank: run(config, dropout=0.2))
+    said = run_ranks(2, lambda rank: last_line(config))[0]
+    newest = tmp_path / "checkpoints" / "step-00000008"
+    assert said == f"training is over after 8 steps; export: {tmp_path / 'export'}; newest checkpoint: {newest}"
     for rank in range(2):
         expected, found = digests(straight, rank), digests(tmp_path, rank)
         assert [line["step"] for line in expected] == list(range(1, 9))
         assert found == expected[:5] + expected[3:], "the batches and the losses, all digits"
     expected_weights, found_weights = weights(straight / "export"), weights(tmp_path / "export")
     assert all(torch.equal(found_weights[name], tensor) for name, tensor in expected_weights.items())
+
+
+def last_line(config: Config) -> str:
+    """What the loop logs at the end of a run."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    log = logging.getLogger("trainer.loop")
+    log.setLevel(logging.INFO)
+    log.addHandler(Lines())
+    run(config, dropout=0.2)
+    return lines[-1]
 
 
 @pytest.fixture(scope="module")

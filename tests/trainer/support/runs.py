@@ -40,7 +40,7 @@ def build_run(config: Config, *, images: bool = True, fingerprints: dict[str, st
 
 
 def run(config: Config, *, fail_at: tuple[int, int] | None = None, images: bool = True, dropout: float = 0.0) -> Any:
-    """The summary; with fail_at, "killed" once the loaders are gone there (nothing is saved then, as after a kill)."""
+    """The summary; with fail_at, where it stood when the loaders were gone there (nothing is saved then, as after a kill)."""
     trainer = build_run(config, images=images)
     for module in trainer.stepper.engine.module.modules():
         if hasattr(module, "attention_dropout"):
@@ -51,7 +51,7 @@ def run(config: Config, *, fail_at: tuple[int, int] | None = None, images: bool 
     try:
         return trainer.run()
     except ConnectionError:
-        return "killed"
+        return trainer.standing()
 
 
 def digests(output_dir: Path, rank: int = 0) -> list[dict[str, Any]]:
