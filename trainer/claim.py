@@ -47,10 +47,7 @@ def claim(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise ConfigError(
-            f"trainer.output_dir is {str(folder)!r}: {error.filename} cannot be written ({error.strerror}); name another "
-            "folder"
-        ) from error
+        raise _unwritable(folder, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,9 +62,20 @@ def claim(folder: Path) -> int:
             "%s cannot be locked (%s): see to it yourself that no other run writes there",
             folder / IN_USE, error.strerror,
         )  # fmt: skip
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    except OSError as error:  # a full disk: the other ranks wait to be told
+        os.close(descriptor)
+        raise _unwritable(folder, error) from error
     return descriptor
+
+
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    name = error.filename or folder / IN_USE
+    return ConfigError(
+        f"trainer.output_dir is {str(folder)!r}: {name} cannot be written ({error.strerror}); name another folder"
+    )
 
 
 def _owner(descriptor: int) -> str:

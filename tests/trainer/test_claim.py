@@ -93,3 +93,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/run cannot be written \(Not a directory\); name another"):
         claim(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_is_told_to_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ConfigError, which `claim_output` passes on: the others wait for it."""
+
+    def fill(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainer.claim.os.pwrite", fill)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/in-use cannot be written \(No space left on device\)"):
+        claim(tmp_path)
