@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import run
-from trainer.image_counts import images_of_actions, range_over_ranks
+from trainer.image_counts import Range, images_of_actions, range_over_ranks
 from trainer.models.families import family_of, read_model_config
 from trainer.policy import Policy
 from trainer.zero import join_ranks
@@ -81,23 +80,14 @@ def test_rows_without_an_action_say_nothing() -> None:
     assert images_of_actions(batch(mixed), (1, 2)) == (1, 3)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What each rank saw, and what all must say."""
-
-    of_rank: tuple[tuple[int, int] | None, ...]
-    expected: tuple[int, int] | None
-
-
-def say(cases: list[Found], rank: int) -> None:
+def say(seen: list[list[Range | None]], rank: int) -> list[Range | None]:
     ranks = join_ranks()
-    for case in cases:
-        assert range_over_ranks(case.of_rank[rank], ranks) == case.expected
+    return [range_over_ranks(of_ranks[rank], ranks) for of_ranks in seen]
 
 
 def test_ranks_put_together_what_they_saw() -> None:
-    cases = [Found(((1, 1), (2, 3)), (1, 3)), Found((None, (0, 0)), (0, 0)), Found((None, None), None)]
-    run_ranks(2, partial(say, cases))
+    seen: list[list[Range | None]] = [[(1, 1), (2, 3)], [None, (0, 0)], [None, None]]
+    assert run_ranks(2, partial(say, seen)) == [[(1, 3), (0, 0), None]] * 2
 
 
 def export_after_resume(config: Any, config_resumed: Any, rank: int) -> None:
