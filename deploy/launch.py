@@ -25,7 +25,7 @@ from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
 from deploy.node import Plan, run_node  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
-from stoker_proto.config_reader import add_config_arguments, load_config  # noqa: E402
+from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
 from stoker_proto.errors import ConfigError  # noqa: E402
 
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")

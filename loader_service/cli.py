@@ -13,7 +13,7 @@ from stoker_proto.errors import StokerError
 
 def serve(argv: list[str] | None = None) -> int:
     """`loader-serve`."""
-    from loader_service import serve as command
+    from loader_service.server import command
 
     arguments = command.parse_arguments(argv)
     logging.basicConfig(
@@ -24,28 +24,28 @@ def serve(argv: list[str] | None = None) -> int:
 
 def prepare(argv: list[str] | None = None) -> int:
     """`loader-prepare`."""
-    from loader_service.prepare.cli import main
+    from loader_service.prepare.command import main
 
     return _guarded("loader-prepare", lambda: main(argv))
 
 
 def inspect(argv: list[str] | None = None) -> int:
     """`loader-inspect`."""
-    from loader_service.inspection.cli import main
+    from loader_service.inspection.command import main
 
     return _guarded("loader-inspect", lambda: main(argv))
 
 
 def convert(argv: list[str] | None = None) -> int:
     """`loader-convert`."""
-    from loader_service.convert.cli import main
+    from loader_service.convert.command import main
 
     return _guarded("loader-convert", lambda: main(argv))
 
 
 def keys(argv: list[str] | None = None) -> int:
     """`loader-keys`."""
-    from loader_service.keys import main
+    from loader_service.server.keys import main
 
     return _guarded("loader-keys", lambda: main(argv))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loader_service.sources.base import SOURCES as SOURCES_OF_CODE
 from loader_service.sources.base import make_datasets
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

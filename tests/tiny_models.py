@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.config import Config
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from trainer.models.tiny_tokenizer import ASSISTANT, BOS, EOS, IMAGE, PAD, USER, build_tokenizer
 
 IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")

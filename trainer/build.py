@@ -15,21 +15,21 @@ from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
 from stoker_proto.hashing import key64
 from stoker_proto.processor import Processor
-from trainer.checkpoint import Checkpoints
-from trainer.claim import claim_output
+from trainer.checkpoints.lock import claim_output
+from trainer.checkpoints.save import Checkpoints
+from trainer.checkpoints.state import Cursor, Saved
+from trainer.engine.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap
 from trainer.feed.batch import plain_memory
 from trainer.feed.feed import Feed, FeedInfo
-from trainer.flops import count_flops, peak_flops
-from trainer.inputs import InputMaker
 from trainer.loop import Split, Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
-from trainer.models.packed import check_packing
-from trainer.saved import Cursor, Saved
-from trainer.sources import SourceTable
-from trainer.step import Stepper
-from trainer.trackers import Trackers
-from trainer.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap
+from trainer.report.trackers import Trackers
+from trainer.training.flops import count_flops, peak_flops
+from trainer.training.inputs import InputMaker
+from trainer.training.packed import check_packing
+from trainer.training.source_table import SourceTable
+from trainer.training.step import Stepper
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stoker_proto.config import Config, check_batch_arithmetic
-from stoker_proto.config_reader import add_config_arguments, load_config
+from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
 
 

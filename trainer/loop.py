@@ -20,21 +20,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints.export import export
+from trainer.checkpoints.save import Checkpoints
+from trainer.checkpoints.state import Cursor
+from trainer.engine.optimizer import learning_rate
+from trainer.engine.zero import Ranks, leave_ranks, set_learning_rate
 from trainer.evals.validation import validate
-from trainer.export import export
 from trainer.feed.batch import StepBatch
-from trainer.feed.skipped import Skipped
-from trainer.flops import FlopCounter
-from trainer.image_counts import images_of_actions, range_over_ranks
-from trainer.progress import DigestLog, ProgressBar, write_summary
-from trainer.saved import Cursor
-from trainer.schedule_lr import learning_rate
-from trainer.skips import over_ranks
-from trainer.sources import SourceTable
-from trainer.step import Stepper, StepResult, max_over_ranks
-from trainer.trackers import Trackers
-from trainer.zero import Ranks, leave_ranks, set_learning_rate
+from trainer.report.bad_samples import Skipped
+from trainer.report.progress import DigestLog, ProgressBar, write_summary
+from trainer.report.skips import over_ranks
+from trainer.report.trackers import Trackers
+from trainer.training.flops import FlopCounter
+from trainer.training.image_counts import images_of_actions, range_over_ranks
+from trainer.training.source_table import SourceTable
+from trainer.training.step import Stepper, StepResult, max_over_ranks
 
 log = logging.getLogger(__name__)
 

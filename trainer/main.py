@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0; 1 after one line on stderr that says what is wrong and the way out; 130 after Ctrl-C."""
     from stoker_proto.errors import StokerError
     from trainer.cli import parse_arguments, report_error, set_up_logging
-    from trainer.ending import Ending
-    from trainer.starters import Starters
+    from trainer.process.parents import Starters
+    from trainer.process.signals import Ending
 
     set_up_logging()
     ending = Ending(Starters.find())

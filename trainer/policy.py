@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.inputs import PixelNormaliser
 from trainer.models.families import Family, family_of, read_model_config
+from trainer.training.inputs import PixelNormaliser
 
 
 class Policy:

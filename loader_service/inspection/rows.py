@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loader_service.build import RecordEncoder
-from loader_service.lane_plan import LanePlan, SampleRef
-from loader_service.piece import EncodedRecord, EncodedSample
-from loader_service.plans import make_plan
-from loader_service.prepare.manifest import EntryManifest
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.piece import EncodedRecord, EncodedSample
+from loader_service.plan.lane_plan import LanePlan, SampleRef
+from loader_service.plan.plan_files import make_plan
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.inspection.rows import InspectedRow, InspectedSample
-from loader_service.piece import EncodedSample
+from loader_service.pieces.piece import EncodedSample
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 

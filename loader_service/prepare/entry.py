@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from loader_service.prepare import parts as parts_module
-from loader_service.prepare.actions_state import (
-    SAMPLE_CAPACITY,
-    GatheredActions,
-    actions_to_keep,
-    check_same_width,
-    sampled_chunk,
-)
-from loader_service.prepare.cache import new_folder, save_arrays, write_whole
-from loader_service.prepare.manifest import (
+from loader_service.cache_folder import new_folder, save_arrays, write_whole
+from loader_service.manifest import (
     ACTIONS_FILE,
     COLUMNS,
     STATES_FILE,
@@ -32,11 +24,19 @@ from loader_service.prepare.manifest import (
     read_fingerprint,
     write_description,
 )
+from loader_service.pieces.text_samples import Counting
+from loader_service.prepare import parts as parts_module
+from loader_service.prepare.actions_state import (
+    SAMPLE_CAPACITY,
+    GatheredActions,
+    actions_to_keep,
+    check_same_width,
+    sampled_chunk,
+)
 from loader_service.prepare.parts import FORMAT_VERSION, PartResult, PartTask, RemotePart, Stamp, load_part
 from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
-from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.cache_folder import save_arrays, writable
+from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
-from loader_service.prepare.cache import save_arrays, writable
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
-from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable
+from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.entry import EntryJob
 from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_states
-from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
 from loader_service.prepare.tidy import tidy, use
 from loader_service.sources.base import BaseSFTDataset, make_datasets
-from loader_service.text_samples import Counting
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, DataError

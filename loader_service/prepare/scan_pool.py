@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from loader_service.orphans import die_with_parent
+from loader_service.parents import die_with_parent
 from loader_service.sources.base import BaseSFTDataset, make_dataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import StokerError

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from loader_service.manifest import EntryManifest
 from loader_service.prepare.fit import train_actions
-from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import Prepared
 from stoker_proto.actions import ActionStatistics, CodecReport, codec_report
 from stoker_proto.config import ActionConfig

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import orjson
 
-from loader_service.prepare.cache import locked, writable
+from loader_service.cache_folder import locked, writable
 from stoker_proto.errors import ConfigError, DeadlineError
 
 logger = logging.getLogger(__name__)

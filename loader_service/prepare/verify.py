@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 
-from loader_service.prepare.manifest import EntryManifest
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.scan_pool import run_all
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
-from loader_service.text_samples import Counting
 from stoker_proto.errors import DataError, StokerError
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from loader_service.remote.eviction import make_room
 from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles
 from loader_service.remote.index import NO_VERSION, Index
 from loader_service.remote.url import Place
+from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import FetchError
-from stoker_proto.remote import RemoteConfig
 
 
 def copy_file(

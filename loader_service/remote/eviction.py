@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from loader_service.remote.index import Copy, Index
+from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import FetchError
-from stoker_proto.remote import RemoteConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loader_service.remote.patience import call_within
+from loader_service.remote.timed_call import call_within
 from loader_service.remote.url import Place
 from stoker_proto.errors import ConfigError, FetchError
 

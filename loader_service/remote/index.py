@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loader_service.prepare.cache import writable
+from loader_service.cache_folder import writable
 from stoker_proto.errors import ConfigError, FetchError
 
 logger = logging.getLogger(__name__)

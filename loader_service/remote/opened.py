@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loader_service.remote.url import is_url
 from stoker_proto.config import DataConfig
-from stoker_proto.config_reader import config_to_tree
+from stoker_proto.config.reader import config_to_tree
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loader_service.prepare.cache import writable
+from loader_service.cache_folder import writable
 from loader_service.remote.copying import copy_file
 from loader_service.remote.eviction import remove_copy
 from loader_service.remote.filesystem import Info, RemoteFiles, same_version
@@ -28,8 +28,8 @@ from loader_service.remote.index import Index
 from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
+from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import DataError, FetchError
-from stoker_proto.remote import RemoteConfig
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards, locate_entry
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
-from stoker_proto.turns import Turn as Turn  # a dataset class finds all it needs here
+from stoker_proto.text.turns import Turn as Turn  # a dataset class finds all it needs here
 
 if TYPE_CHECKING:
     from loader_service.remote.store import RemoteStore

@@ -24,21 +24,21 @@ from numpy.typing import NDArray
 
 from stoker_proto.actions import ActionCodec
 from stoker_proto.actions.statistics import ActionStatistics
-from stoker_proto.chat_rows import DialogueRows
 from stoker_proto.config import Config
-from stoker_proto.dialogue import Dialogue
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import canonical_json, fingerprint
-from stoker_proto.image_families import read_image_spec
-from stoker_proto.image_spec import ImageSpec
-from stoker_proto.images import ImageCoder
+from stoker_proto.images.families import read_image_spec
+from stoker_proto.images.spec import ImageSpec
+from stoker_proto.images.transport import ImageCoder
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor_parts import DIALOGUE, ProcessorParts
-from stoker_proto.rows import EncodedRow, RowWriter
-from stoker_proto.state_text import StateText
-from stoker_proto.text_rows import ROWS_VERSION, TextRows
-from stoker_proto.tokenizer import TextTokenizer, load_tokenizer
-from stoker_proto.turns import Turn
+from stoker_proto.text.chat_rows import DialogueRows
+from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.rows import EncodedRow, RowWriter
+from stoker_proto.text.state_text import StateText
+from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
+from stoker_proto.text.tokenizer import TextTokenizer, load_tokenizer
+from stoker_proto.text.turns import Turn
 
 __all__ = ["EncodedRow", "ImageSpec", "Processor"]
 

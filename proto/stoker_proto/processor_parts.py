@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from stoker_proto.actions import ActionCodec, ActionVocabulary, codec_from_json
 from stoker_proto.config import AugmentConfig, ImageConfig
-from stoker_proto.control_tokens import ControlTokens
-from stoker_proto.dialogue import Dialogue
-from stoker_proto.image_spec import ImageSpec
-from stoker_proto.state_text import StateText
-from stoker_proto.tokenizer import TextTokenizer
+from stoker_proto.images.spec import ImageSpec
+from stoker_proto.text.control_tokens import ControlTokens
+from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.state_text import StateText
+from stoker_proto.text.tokenizer import TextTokenizer
 
 DIALOGUE = ("dialogue", "end_token", "max_seq_len", "overlong", "needs_state")
 """Of the JSON: what decides the text of a row."""

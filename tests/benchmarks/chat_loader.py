@@ -39,8 +39,8 @@ sys.path[:0] = [str(HERE), str(ROOT), str(ROOT / "proto")]
 
 from loader_cost import bench, loaders, run_tool  # noqa: E402 - found through the line above
 
-from tests.proto.chat_templates import CHATML, plain  # noqa: E402
 from tests.proto.conftest import write_chat_folder  # noqa: E402
+from tests.proto.text.chat_templates import CHATML, plain  # noqa: E402
 
 BATCH = 32
 MAX_SEQ_LEN = 2048

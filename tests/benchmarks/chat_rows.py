@@ -20,9 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core, as CPU tim
 from tokenizers import Tokenizer
 
 from stoker_proto.processor import Processor
-from stoker_proto.turns import Turn
-from tests.proto.chat_templates import CHATML, LLAMA_3, QWEN, plain, tagged
+from stoker_proto.text.turns import Turn
 from tests.proto.conftest import write_chat_folder
+from tests.proto.text.chat_templates import CHATML, LLAMA_3, QWEN, plain, tagged
 from tests.tiny_models import make_config
 
 TEXT = (

@@ -90,7 +90,7 @@ def _row(number: int) -> dict[str, Any]:
 def _measure(path: Path, validate: bool, reads: int) -> dict[str, Any]:
     from loader_service.prepare.run import prepare
     from loader_service.sources.base import make_dataset
-    from stoker_proto.config_reader import load_config
+    from stoker_proto.config.reader import load_config
 
     config = path.with_name("config.yaml")
     options = f"{{validate: {str(validate).lower()}}}"

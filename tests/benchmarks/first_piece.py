@@ -34,9 +34,9 @@ from chat_scan import write_rows  # noqa: E402 - found through the line above
 from loader_cost import environment, run_tool  # noqa: E402
 
 from stoker_proto.config import Config  # noqa: E402
-from stoker_proto.config_reader import load_config  # noqa: E402
-from tests.proto.chat_templates import CHATML, plain  # noqa: E402
+from stoker_proto.config.reader import load_config  # noqa: E402
 from tests.proto.conftest import write_chat_folder  # noqa: E402
+from tests.proto.text.chat_templates import CHATML, plain  # noqa: E402
 from trainer.feed.feed import Feed  # noqa: E402
 
 BATCHES = 200

@@ -38,7 +38,7 @@ from synthetic import rendered_frames  # noqa: E402
 
 from loader_service.sources.lerobot.dataset import LeRobotDataset  # noqa: E402
 from stoker_proto.config import DataConfig  # noqa: E402
-from tests.loader_service.sources.lerobot_files import write_lerobot  # noqa: E402
+from tests.loader_service.sources.lerobot.files import write_lerobot  # noqa: E402
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 ENCODERS = {

@@ -163,7 +163,7 @@ def loaders(config: Path, count: int) -> Iterator[list[str]]:
 def bench(config: Path, addresses: list[str], *options: str) -> dict[str, Any]:
     """One loader-bench run."""
     connect = [part for address in addresses for part in ("--connect", address)]
-    return run_json("-m", "trainer.feed.bench", "--config", str(config), *connect, "--json", *options)
+    return run_json("-m", "trainer.bench.command", "--config", str(config), *connect, "--json", *options)
 
 
 def run_json(*command: str) -> dict[str, Any]:

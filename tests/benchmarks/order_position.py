@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 
-from stoker_proto.order import Order
+from stoker_proto.order.lanes import Order
 
 SAMPLES, MICRO_BATCH, CELL = 360_000_000, 32, 8
 

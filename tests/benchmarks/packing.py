@@ -16,20 +16,20 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from loader_service.build import RecordEncoder
-from loader_service.lane_plan import LanePlan
-from loader_service.piece import EncodedSample, assemble_piece
-from loader_service.plans import make_plan
-from loader_service.prepare.manifest import EntryManifest
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.piece import EncodedSample, assemble_piece
+from loader_service.plan.lane_plan import LanePlan
+from loader_service.plan.plan_files import make_plan
+from loader_service.plan.row_plan import RowPlan
+from loader_service.plan.token_counts import TokenCounts
 from loader_service.prepare.run import prepare
-from loader_service.row_plan import RowPlan
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
-from loader_service.token_counts import TokenCounts
-from stoker_proto import codec
 from stoker_proto.config import Config, DataConfig
-from stoker_proto.config_reader import load_config
-from stoker_proto.messages import Ticket
+from stoker_proto.config.reader import load_config
 from stoker_proto.processor import Processor
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Ticket
 from tests.tiny_models import write_model_folder
 
 MAX_SEQ_LEN = 2048

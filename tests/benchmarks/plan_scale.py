@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from loader_service.plan import EpochPlan
+from loader_service.plan.record_plan import EpochPlan
 from stoker_proto.config import OrderConfig
-from stoker_proto.order import Order
+from stoker_proto.order.lanes import Order
 
 MANIFEST_BYTES = 4 + 8 + 4 + 4  # shard, offset, size, samples: one file-backed row of the manifest's columns
 

@@ -80,7 +80,7 @@ def write_rows(path: Path, rows: int, num_actions: int) -> None:
 
 def _measure(folder: Path, processes: int) -> dict[str, Any]:
     from loader_service.prepare.run import prepare
-    from stoker_proto.config_reader import load_config
+    from stoker_proto.config.reader import load_config
 
     config = folder / "config.yaml"
     config.write_text(

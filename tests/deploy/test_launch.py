@@ -15,7 +15,7 @@ import pytest
 
 from deploy import launch
 from deploy.node import Plan
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from stoker_proto.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent

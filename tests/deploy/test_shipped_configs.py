@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "deploy" / "configs").glob("*.yaml"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
 NAMES = ("loader@.service", "trainer.service")

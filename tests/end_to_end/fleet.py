@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from trainer.feed.batch import MicroBatch
 from trainer.feed.feed import Feed
 

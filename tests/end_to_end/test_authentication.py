@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from stoker_proto.errors import ConfigError, DeadlineError, RefusedError
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import Loader, Pulled, pull, run_cli, serving, wait_until

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from stoker_proto.errors import DataError, DeadlineError, RefusedError
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations

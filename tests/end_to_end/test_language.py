@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from loader_service.prepare.run import prepare
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from stoker_proto.processor import Processor
-from stoker_proto.turns import Turn
+from stoker_proto.text.turns import Turn
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config
 from tests.tiny_models import write_model_folder
 
@@ -84,9 +84,9 @@ def test_validation_perplexity_is_that_of_the_labels(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from trainer.evals.scores import Sums, add_scores
     from trainer.feed.feed import Feed
-    from trainer.inputs import InputMaker
     from trainer.models.families import family_of, read_model_config
     from trainer.models.tiny import build_tiny
+    from trainer.training.inputs import InputMaker
 
     build_tiny("causal", tmp_path / "model")
     config = config_of(tmp_path, tmp_path / "model")

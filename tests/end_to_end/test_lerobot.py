@@ -11,7 +11,7 @@ pytest.importorskip("pyarrow", reason="NOT TESTED: LeRobot data sets need pyarro
 
 from stoker_proto.errors import DataError
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config
-from tests.loader_service.sources.lerobot_files import write_lerobot
+from tests.loader_service.sources.lerobot.files import write_lerobot
 
 LENGTHS = (4, 9, 1, 12, 6, 5, 3)
 

@@ -115,7 +115,7 @@ def test_any_fleet_and_any_resume_give_the_same_batches(config: Path, undisturbe
 
 
 def test_text_samples_travel_without_images_and_actions(config: Path) -> None:
-    from stoker_proto.config_reader import load_config
+    from stoker_proto.config.reader import load_config
     from trainer.feed.feed import Feed
 
     with serving(config, PYTHONPATH=_path(config)) as loader:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import pull, run_cli, serving, write_config, write_demonstrations
 from trainer.feed.feed import Feed

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from tests.end_to_end.conftest import LENGTHS as ROBOTS

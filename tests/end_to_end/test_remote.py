@@ -16,7 +16,7 @@ from PIL import Image
 from stoker_proto.errors import DataError, DeadlineError, StokerError
 from tests.end_to_end.fleet import Pulled, pull, run_cli, serving, write_config, write_demonstrations
 from tests.loader_service.remote.http_files import HttpFiles, http_files
-from tests.loader_service.sources.lerobot_files import write_lerobot
+from tests.loader_service.sources.lerobot.files import write_lerobot
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from tests.end_to_end.fleet import Loader, serving, write_config, write_demonstrations
+from trainer.feed.client.hedging import BURST
+from trainer.feed.client.work import Counters
 from trainer.feed.feed import Feed
-from trainer.feed.hedging import BURST
-from trainer.feed.work import Counters
 
 SAMPLES, ROWS = 3200, 16
 FAULT_AT_STEP = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Ticket, Welcome
 from tests.faults.reference import LANES, lanes_of, make_piece
 from tests.faults.scenario import TICK
 from tests.faults.world import World

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from stoker_proto.mixture import ONE_PASS, MixedOrder
+from stoker_proto.order.mixture import ONE_PASS, MixedOrder
 from tests.faults.substitutes import with_desk, with_epochs
 from tests.faults.trainer import MakeCore
-from trainer.feed.commands import CoreOptions
-from trainer.feed.desk import Desk
-from trainer.feed.epochs import Epochs, Pass
-from trainer.feed.schedule import Slice
+from trainer.feed.client.epochs import Epochs, Pass
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.schedule import Slice
+from trainer.feed.client.tickets import Desk
 
 
 class _EpochForPass(Desk):

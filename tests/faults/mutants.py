@@ -6,18 +6,18 @@ They are tests of the simulator: one that no oracle notices shows an oracle, or 
 from __future__ import annotations
 
 from stoker_proto.errors import StokerError
-from stoker_proto.messages import Piece
+from stoker_proto.wire.messages import Piece
 from tests.faults.mixture_mutants import MIXTURE_MUTANTS
 from tests.faults.straggler_mutants import STRAGGLER_MUTANTS
 from tests.faults.substitutes import with_desk, with_fleet
 from tests.faults.trainer import MakeCore
-from trainer.feed.balance import Balance
-from trainer.feed.commands import CoreOptions
-from trainer.feed.core import Core
-from trainer.feed.desk import Choices, Desk
-from trainer.feed.fleet import Fleet
-from trainer.feed.schedule import Slice
-from trainer.feed.work import Ask, Job, Work
+from trainer.feed.client.balance import Balance
+from trainer.feed.client.core import Core
+from trainer.feed.client.fleet import Fleet
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.schedule import Slice
+from trainer.feed.client.tickets import Choices, Desk
+from trainer.feed.client.work import Ask, Job, Work
 
 
 class _NoDedup(Desk):

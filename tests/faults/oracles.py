@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stoker_proto.messages import Failure, Piece, Ticket
+from stoker_proto.wire.messages import Failure, Piece, Ticket
 from tests.faults.reference import LANES, Violation
-from trainer.feed.epochs import Pass
-from trainer.feed.hedging import BURST
-from trainer.feed.peer import State
+from trainer.feed.client.epochs import Pass
+from trainer.feed.client.hedging import BURST
+from trainer.feed.client.peer import State
 
 if TYPE_CHECKING:
     from tests.faults.ranks import SimulatedRank

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from stoker_proto.messages import Message, Piece, Refuse, Ticket, Welcome
+from stoker_proto.wire.messages import Message, Piece, Refuse, Ticket, Welcome
 from tests.faults.loaders import SimulatedLoader
 from tests.faults.oracles import AskOracle
 from tests.faults.reference import LANES, Row, Violation, make_piece, picture
 from tests.faults.scenario import GLOBAL_BATCH, TICK
-from trainer.feed.commands import Deliver, Fail, Opened, Send
-from trainer.feed.peer import State
+from trainer.feed.client.options import Deliver, Fail, Opened, Send
+from trainer.feed.client.peer import State
 
 if TYPE_CHECKING:
     from tests.faults.trainer import SimulatedTrainer

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stoker_proto.messages import Piece, Ticket
-from stoker_proto.mixture import MixedOrder, Part
-from stoker_proto.order import Order, Run
+from stoker_proto.order.lanes import Order, Run
+from stoker_proto.order.mixture import MixedOrder, Part
+from stoker_proto.wire.messages import Piece, Ticket
 
 LANES = 2
 """Lanes per entry."""

@@ -9,7 +9,7 @@ import traceback
 from tests.faults.mutants import MUTANTS
 from tests.faults.seeds import draw
 from tests.faults.simulator import simulate
-from trainer.feed.core import Core
+from trainer.feed.client.core import Core
 
 
 def command(seed: int, mutant: str = "") -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults.reference import LANES, LONG_SHAPE, SHAPES, Mixture, Row, lanes_of, rates_of, stream
-from trainer.feed.commands import CoreOptions
+from trainer.feed.client.options import CoreOptions
 
 TICK = 1 / 64
 TICKET_DEADLINE_S, DATA_DEADLINE_S = 1.0, 12.0

@@ -32,7 +32,7 @@ from tests.faults.seeds import draw
 from tests.faults.stragglers import SLOW
 from tests.faults.trainer import MakeCore, SimulatedTrainer
 from tests.faults.world import World
-from trainer.feed.core import Core
+from trainer.feed.client.core import Core
 
 UNDER_WAY_S = 4.0
 """What was sent before all went dark may come so much later, and be the core's last sign of life."""
@@ -176,7 +176,7 @@ def simulate(seed: int, make_core: MakeCore = Core, *, keep_log: bool = False) -
     """Run the scenario of a seed; make_core: what stands in for the core, to see whether the oracles notice."""
     simulation = Simulation(draw(seed), make_core, keep_log=keep_log)
     world, violation = simulation.world, None
-    with mock.patch.multiple("trainer.feed.epochs", Order=remembered_order, MixedOrder=remembered_mixture):
+    with mock.patch.multiple("trainer.feed.client.epochs", Order=remembered_order, MixedOrder=remembered_mixture):
         try:
             simulation.run()
         except Violation as broken:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from stoker_proto.messages import Piece, Ticket
+from stoker_proto.wire.messages import Piece, Ticket
 from tests.faults.substitutes import with_desk, with_fleet
 from tests.faults.trainer import MakeCore
-from trainer.feed.commands import CoreOptions
-from trainer.feed.core import Core
-from trainer.feed.desk import Choices, Desk
-from trainer.feed.fleet import Fleet
-from trainer.feed.hedging import HedgeBudget
-from trainer.feed.latency import Latency
-from trainer.feed.load import Load
+from trainer.feed.client.core import Core
+from trainer.feed.client.fleet import Fleet
+from trainer.feed.client.hedging import HedgeBudget
+from trainer.feed.client.latency import Latency
+from trainer.feed.client.load import Load
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.tickets import Choices, Desk
 
 
 class _HedgeCountedTwice(Core):

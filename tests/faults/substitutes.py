@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tests.faults.trainer import MakeCore
-from trainer.feed.commands import CoreOptions
-from trainer.feed.core import Core
-from trainer.feed.desk import Desk
-from trainer.feed.epochs import Epochs
-from trainer.feed.fleet import Fleet
+from trainer.feed.client.core import Core
+from trainer.feed.client.epochs import Epochs
+from trainer.feed.client.fleet import Fleet
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.tickets import Desk
 
 
 def with_desk(desk: type[Desk]) -> MakeCore:

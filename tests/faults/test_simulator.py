@@ -7,20 +7,20 @@ from collections import Counter
 
 import pytest
 
-from stoker_proto.order import Order
+from stoker_proto.order.lanes import Order
 from tests.faults import replay, soak
 from tests.faults.mutants import MUTANTS
 from tests.faults.reference import LANES, SHAPES, Mixture, Violation, lanes_of, rates_of, stream
 from tests.faults.scenario import draw_faults
 from tests.faults.seeds import draw
 from tests.faults.simulator import simulate
-from trainer.feed.core import Core
+from trainer.feed.client.core import Core
 
 SEEDS, CHUNK = 20_000, 1000
 FOUND = (1171, 7082, 24418, 25106, 5891, 18259, 45720171638220, 157995750135503, 6026877189824)
-"""Seeds that found the defects of `tests/trainer/feed/test_core_found.py`, some beyond the first SEEDS. The fourth shows itself
-only once the first is mended. The last three found wrong oracles: one took a ticket given up on for one that is waited for, one
-blamed the fault for the start, one began the data deadline before there was a stream."""
+"""Seeds that found the defects of `tests/trainer/feed/client/test_core_found.py`, some beyond the first SEEDS. The fourth
+shows itself only once the first is mended. The last three found wrong oracles: one took a ticket given up on for one that
+is waited for, one blamed the fault for the start, one began the data deadline before there was a stream."""
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))

@@ -11,8 +11,8 @@ from tests.faults.reference import Row, Violation
 from tests.faults.scenario import DATA_DEADLINE_S, GLOBAL_BATCH
 from tests.faults.stragglers import GAP_S, RETURN_S, rest_s
 from tests.faults.world import World
-from trainer.feed.commands import CoreOptions
-from trainer.feed.core import Core
+from trainer.feed.client.core import Core
+from trainer.feed.client.options import CoreOptions
 
 MakeCore = Callable[[CoreOptions, float], Core]
 

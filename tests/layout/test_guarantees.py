@@ -28,7 +28,7 @@ def test_every_guarantee_names_tests_that_exist() -> None:
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    from loader_service import clients, server
+    from loader_service.server import clients, server
     from stoker_proto.config import LoaderConfig
 
     for value in (

@@ -76,7 +76,7 @@ def test_imports_keep_their_direction() -> None:
         ("loader_service", "from trainer.feed import feed"),
         ("loader_service", "def f():\n    import torch.nn"),
         ("loader_service", "import importlib\nimportlib.import_module('transformers')"),
-        ("trainer", "from loader_service.plan import Plan"),
+        ("trainer", "from loader_service.plan.record_plan import Plan"),
         ("trainer", "from deploy import launch"),
         ("trainer", "import tests.data"),
         ("deploy", "from trainer.cli import parse_arguments"),
@@ -94,8 +94,11 @@ def test_a_breach_is_caught(package: str, statement: str, tmp_path: Path) -> Non
 def test_what_is_allowed_is_not_caught(tmp_path: Path) -> None:
     for package, statement in (
         ("stoker_proto", "import json, msgpack, PIL.Image\nfrom stoker_proto.errors import ConfigError"),
-        ("loader_service", "import zmq\nfrom stoker_proto.order import Order\nfrom loader_service.plan import Plan"),
-        ("trainer", "import torch\nfrom stoker_proto.order import Order\nfrom trainer.feed import feed"),
+        (
+            "loader_service",
+            "import zmq\nfrom stoker_proto.order.lanes import Order\nfrom loader_service.plan.record_plan import Plan",
+        ),
+        ("trainer", "import torch\nfrom stoker_proto.order.lanes import Order\nfrom trainer.feed import feed"),
     ):
         (tmp_path / package).mkdir()
         (tmp_path / package / "module.py").write_text(statement + "\n")

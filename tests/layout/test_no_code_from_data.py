@@ -81,7 +81,7 @@ def test_only_its_own_format_imports_what_unpickles() -> None:
         for _, module in imported_modules(file.read_text(encoding="utf-8"))
         if module.startswith("loader_service.convert") and "loader_service/convert/" not in file.as_posix()
     ]
-    assert importers == [("loader_service/cli.py", "loader_service.convert.cli")]
+    assert importers == [("loader_service/cli.py", "loader_service.convert.command")]
     unpicklers = [
         file.name
         for file in MAY_UNPICKLE.parent.glob("*.py")
@@ -98,7 +98,7 @@ def test_no_loader_and_no_trainer_ever_loads_it() -> None:
         "for module in pkgutil.walk_packages(loader_service.__path__, 'loader_service.'):\n"
         "    if not module.name.startswith('loader_service.convert'):\n"
         "        importlib.import_module(module.name)\n"
-        "assert 'loader_service.server' in sys.modules and 'loader_service.worker' in sys.modules\n"
+        "assert 'loader_service.server.server' in sys.modules and 'loader_service.pieces.worker' in sys.modules\n"
         "print([name for name in sys.modules if name.startswith('loader_service.convert.')])\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

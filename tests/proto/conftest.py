@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stoker_proto.processor import Processor
-from tests.proto.chat_templates import PLAIN_TOKENS, TOKENS
+from tests.proto.text.chat_templates import PLAIN_TOKENS, TOKENS
 from tests.tiny_models import IDEFICS_TOKENS, make_config, write_model_folder
 from trainer.models.tiny_tokenizer import build_tokenizer
 

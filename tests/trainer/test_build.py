@@ -13,9 +13,9 @@ from stoker_proto.errors import RefusedError
 from tests.trainer.feed.fake_loader import FINGERPRINTS, FakeLoader, StandInDecoder, make_config
 from tests.trainer.support.ranks import run_ranks
 from trainer import build
+from trainer.checkpoints.state import Cursor, Saved, describe
+from trainer.engine.zero import Ranks
 from trainer.feed.feed import Feed
-from trainer.saved import Cursor, Saved, describe
-from trainer.zero import Ranks
 
 SAME = {"codec": "a", "manifest/train/0": "b"}
 
@@ -25,7 +25,7 @@ def _refusals(of_ranks: list[dict[str, str]]) -> list[str]:
 
     def work(rank: int) -> str:
         from trainer.build import check_same_on_all_ranks
-        from trainer.zero import join_ranks
+        from trainer.engine.zero import join_ranks
 
         try:
             check_same_on_all_ranks(of_ranks[rank], join_ranks())

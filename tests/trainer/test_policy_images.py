@@ -17,10 +17,10 @@ from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import run
-from trainer.image_counts import Range, images_of_actions, range_over_ranks
+from trainer.engine.zero import join_ranks
 from trainer.models.families import family_of, read_model_config
 from trainer.policy import Policy
-from trainer.zero import join_ranks
+from trainer.training.image_counts import Range, images_of_actions, range_over_ranks
 
 FRAME = np.zeros((64, 64, 3), np.uint8)
 

@@ -10,11 +10,11 @@ import torch
 
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
+from trainer.engine.zero import Ranks
 from trainer.evals.scores import Sums, add_scores
 from trainer.feed.batch import StepBatch
-from trainer.sources import SourceTable
-from trainer.step import Stepper, nll_of_rows, row_sums, sum_over_ranks
-from trainer.zero import Ranks
+from trainer.training.source_table import SourceTable
+from trainer.training.step import Stepper, nll_of_rows, row_sums, sum_over_ranks
 
 log = logging.getLogger(__name__)
 

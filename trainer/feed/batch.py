@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.errors import RemoteProtocolError
-from stoker_proto.messages import Piece
+from stoker_proto.wire.messages import Piece
 from trainer.feed.digests import digests_of_rows
 
 IGNORED = -100

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from stoker_proto.messages import Piece
+from stoker_proto.wire.messages import Piece
 
 
 def digests_of_rows(piece: Piece) -> list[bytes]:

@@ -21,17 +21,17 @@ from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError, LocalProtocolError
-from stoker_proto.keys import rank_keys
-from stoker_proto.messages import Piece
+from stoker_proto.wire.keys import rank_keys
+from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
-from trainer.feed.commands import CoreOptions
-from trainer.feed.core import Core
-from trainer.feed.peer import State
+from trainer.feed.client.core import Core
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.peer import State
+from trainer.feed.client.schedule import num_steps
+from trainer.feed.client.work import Counters
 from trainer.feed.pins import order_pins
 from trainer.feed.prefetch import Prefetcher
-from trainer.feed.schedule import num_steps
 from trainer.feed.sockets import SocketDriver
-from trainer.feed.work import Counters
 
 _PROCESSORS: dict[tuple[str, str], Decoder] = {}
 _PROCESSORS_LOCK = threading.Lock()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from stoker_proto.config import Config
 from stoker_proto.errors import RefusedError
-from stoker_proto.order import order_fingerprint
+from stoker_proto.order.lanes import order_fingerprint
 
 
 def order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from stoker_proto.messages import Piece
+from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import MicroBatch
-from trainer.feed.commands import Deliver, Opened
-from trainer.feed.schedule import Slice
+from trainer.feed.client.options import Deliver, Opened
+from trainer.feed.client.schedule import Slice
 
 
 class Prefetcher:

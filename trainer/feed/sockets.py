@@ -19,11 +19,11 @@ from typing import Any, Protocol, TypeVar
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from stoker_proto.codec import MAX_FRAME_BYTES, decode, encode
 from stoker_proto.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from stoker_proto.keys import Key
-from trainer.feed.commands import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
-from trainer.feed.core import Core
+from stoker_proto.wire.encoding import MAX_FRAME_BYTES, decode, encode
+from stoker_proto.wire.keys import Key
+from trainer.feed.client.core import Core
+from trainer.feed.client.options import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.handshake import EVENTS, GIVEN_UP, Denied, Handshake, Stands
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class SocketDriver:
     def __init__(self, options: CoreOptions, sink: Sink, keys: tuple[Key, Key] | None = None) -> None:
         """Makes the core and its sockets, which begin to connect. Raises ConfigError for an address ZeroMQ cannot read.
 
-        keys: our secret and the loaders' public key (`stoker_proto.keys.rank_keys`); None: in the clear.
+        keys: our secret and the loaders' public key (`stoker_proto.wire.keys.rank_keys`); None: in the clear.
         """
         if keys and not zmq.has("curve"):
             raise ConfigError(

@@ -12,8 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
+from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
-from trainer.zero import partitioned_loading
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading

@@ -28,7 +28,7 @@ from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.table import Table
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.turns import IMAGE, IMAGE_ROLES
+from stoker_proto.text.turns import IMAGE, IMAGE_ROLES
 
 _FIRST_ROWS = 16
 """Looked at to find the format of a shard."""

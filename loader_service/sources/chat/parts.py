@@ -12,7 +12,7 @@ from typing import Any
 
 from loader_service.sources.chat.message import Role, text_of
 from stoker_proto.errors import DataError
-from stoker_proto.turns import IMAGE, IMAGE_ROLES
+from stoker_proto.text.turns import IMAGE, IMAGE_ROLES
 
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image_url", "image", "input_image")

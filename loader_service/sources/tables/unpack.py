@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from loader_service.prepare.cache import LOCK_DEADLINE_S, cache_root, locked, writable, write_whole
+from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable, write_whole
 from loader_service.sources.tables.arrow import write_arrow
 from loader_service.sources.tables.extras import require
 from loader_service.sources.tables.parquet import ParquetTable

@@ -5,7 +5,7 @@
     data: {dataset_type: mani_openpi, train_data_paths: [demos/train.jsonl], val_data_paths: [demos/val.jsonl], max_seq_len: 512}
     trainer: {micro_batch_size: 4, global_batch_size: 16, lr: 2e-5, epochs: 3, eval_interval: 100, logger: {wandb: false}}
 
-How text becomes these dataclasses (strictly) is in `config_reader.py`. `Config.check` holds the rules between keys.
+How text becomes these dataclasses (strictly) is in `reader.py`. `Config.check` holds the rules between keys.
 One module for each section of the file.
 """
 
@@ -14,7 +14,10 @@ from stoker_proto.config.data import DataConfig
 from stoker_proto.config.loader import LoaderConfig
 from stoker_proto.config.model import ModelConfig
 from stoker_proto.config.order import OrderConfig
+from stoker_proto.config.remote import RemoteConfig
+from stoker_proto.config.root import Config
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
+from stoker_proto.config.security import SecurityConfig
 from stoker_proto.config.sources import SourceConfig
 from stoker_proto.config.trainer import (
     CheckpointConfig,
@@ -23,7 +26,6 @@ from stoker_proto.config.trainer import (
     TrainerConfig,
     check_batch_arithmetic,
 )
-from stoker_proto.config.whole import Config
 
 __all__ = [
     "ActionConfig",
@@ -39,6 +41,8 @@ __all__ = [
     "LoggerConfig",
     "ModelConfig",
     "OrderConfig",
+    "RemoteConfig",
+    "SecurityConfig",
     "SourceConfig",
     "TrainerConfig",
     "check_batch_arithmetic",

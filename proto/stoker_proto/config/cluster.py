@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stoker_proto.placement import Placement
-from stoker_proto.security import SecurityConfig
+from stoker_proto.config.placement import Placement
+from stoker_proto.config.security import SecurityConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

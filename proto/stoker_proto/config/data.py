@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stoker_proto.config.order import OrderConfig
+from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
 from stoker_proto.config.sources import SourceConfig
 from stoker_proto.errors import ConfigError
-from stoker_proto.remote import RemoteConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

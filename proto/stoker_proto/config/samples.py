@@ -15,7 +15,7 @@ class ImageConfig:
     quality: int = 95
     """JPEG quality, 1-100; chroma is stored at half resolution (4:2:0)."""
     depth: bool = False
-    """Add the depth frame as a second image (see `stoker_proto.images.depth_to_rgb`)."""
+    """Add the depth frame as a second image (see `stoker_proto.images.transport.depth_to_rgb`)."""
     depth_max_mm: int = 2000
     """Depth in mm that maps to white; what is farther is clipped."""
 

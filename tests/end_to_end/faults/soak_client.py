@@ -13,7 +13,7 @@ import sys
 import time
 from itertools import cycle
 
-from stoker_proto.config_reader import load_config
+from stoker_proto.config.reader import load_config
 from tests.end_to_end.faults.run import PATIENCE
 from trainer.feed.feed import Feed
 

@@ -153,7 +153,7 @@ def test_each_is_skipped_with_its_name_by_every_loader(tmp_path: Path, model: Pa
 def test_the_bench_lists_what_was_skipped(tmp_path: Path, model: Path, spoiled: Path) -> None:
     config = write_config(tmp_path, model, [spoiled], on_bad_sample="skip")
     with serving(config) as loader:
-        done = run_program("trainer.feed.bench", "--config", str(config), "--connect", loader.address, "--json")
+        done = run_program("trainer.bench.command", "--config", str(config), "--connect", loader.address, "--json")
     assert done.returncode == 0, done.stderr
     num_bad = len(FILES) + len(ROWS)
     assert f"skipped          {T * num_bad} bad samples:\n" in done.stdout

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 import pytest
 import zmq
 
-from stoker_proto import PROTOCOL_VERSION, codec
-from stoker_proto.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
+from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import PING, RawPeer
 from tests.end_to_end.fleet import pull, wait_until, write_config, write_demonstrations

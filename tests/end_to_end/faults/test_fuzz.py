@@ -18,9 +18,10 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stoker_proto import PROTOCOL_VERSION, codec
-from stoker_proto.keys import Key, read_public, read_secret
-from stoker_proto.messages import Hello, Ping, Pong, Welcome
+from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.keys import Key, read_public, read_secret
+from stoker_proto.wire.messages import Hello, Ping, Pong, Welcome
 from tests.end_to_end.faults.conftest import Arena
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import GREETING, garbage

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from loader_service.convert import run as run_module
-from loader_service.convert.cli import main
+from loader_service.convert.command import main
 from loader_service.convert.folder import locked
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.run import convert

@@ -21,8 +21,8 @@ from stoker_proto.errors import DataError
 pytest.importorskip("av", reason="NOT TESTED: LeRobot data sets need av; pip install 'stoker[lerobot]'")
 pytest.importorskip("pyarrow", reason="NOT TESTED: LeRobot data sets need pyarrow; pip install 'stoker[lerobot]'")
 
-from tests.loader_service.sources.lerobot_files import change_info, change_table, write_lerobot
-from tests.loader_service.sources.lerobot_reference import reference
+from tests.loader_service.sources.lerobot.files import change_info, change_table, write_lerobot
+from tests.loader_service.sources.lerobot.reference import reference
 
 MakeConfig = Callable[..., Config]
 LENGTHS = (4, 9, 1, 12, 6)

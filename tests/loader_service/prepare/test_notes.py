@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from loader_service.prepare import parts
-from loader_service.prepare.cli import main
+from loader_service.prepare.command import main
 from loader_service.prepare.run import prepare
 from loader_service.prepare.summary import summary_lines, summary_tree
 from loader_service.sources.base import make_dataset

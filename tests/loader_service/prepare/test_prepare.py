@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loader_service.manifest import EntryManifest
 from loader_service.prepare import parts as parts_module
 from loader_service.prepare import scan_pool
-from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.sources.base import ScannedRecord
 from loader_service.sources.mani_openpi import ManiOpenPIDataset

@@ -10,7 +10,7 @@ import pytest
 
 from loader_service.remote import eviction
 from loader_service.remote.store import RemoteStore
-from stoker_proto.remote import RemoteConfig
+from stoker_proto.config.remote import RemoteConfig
 from tests.loader_service.remote.http_files import HttpFiles, http_files
 
 

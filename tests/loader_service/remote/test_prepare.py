@@ -14,14 +14,14 @@ import fsspec
 import numpy as np
 import pytest
 
+from loader_service.manifest import EntryManifest
 from loader_service.prepare import parts
-from loader_service.prepare.manifest import EntryManifest
 from loader_service.prepare.run import prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import BaseSFTDataset, Sample, make_dataset
 from stoker_proto.config import ActionConfig, Config, DataConfig, ModelConfig, TrainerConfig
+from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.remote import RemoteConfig
 from tests.end_to_end.fleet import environment, write_demonstrations
 from tests.loader_service.remote.http_files import HttpFiles
 
@@ -214,7 +214,7 @@ def test_a_users_own_class(config: MakeConfig, tmp_path: Path, monkeypatch: pyte
 
 def test_local_data_imports_nothing_of_it(bucket: Path) -> None:
     program = (
-        "import sys; import loader_service.serve, loader_service.sources.lerobot.dataset\n"
+        "import sys; import loader_service.server.command, loader_service.sources.lerobot.dataset\n"
         "from loader_service.sources.base import make_dataset; from stoker_proto.config import DataConfig\n"
         f"data = make_dataset(DataConfig(dataset_type='chat', train_data_paths=({str(bucket)!r},), max_seq_len=8))\n"
         "data.locate(data.config.train_data_paths[0])\n"

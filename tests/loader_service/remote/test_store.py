@@ -52,7 +52,7 @@ def test_two_processes_fetch_each_file_once(served: HttpFiles, make_store: MakeS
         (served.folder / name).write_bytes(name.encode() * 1000)
     program = (
         "import sys; from pathlib import Path; from loader_service.remote.store import RemoteStore\n"
-        "from stoker_proto.remote import RemoteConfig\n"
+        "from stoker_proto.config.remote import RemoteConfig\n"
         "store = RemoteStore(Path(sys.argv[1]), RemoteConfig(min_free_gb=0)); store.cover([sys.argv[2]])\n"
         "for i in range(20): store.local(str(store.path_of(f'{sys.argv[2]}{i}.bin')))\n"
     )

@@ -138,8 +138,8 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def written_lerobot(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A LeRobot data set of each version, with a video camera and an image camera; copy before you change it."""
-    from tests.loader_service.sources.lerobot_checks import FRONT, SHORT, TOP  # they need libraries that may be missing
-    from tests.loader_service.sources.lerobot_files import write_lerobot
+    from tests.loader_service.sources.lerobot.checks import FRONT, SHORT, TOP  # they need libraries that may be missing
+    from tests.loader_service.sources.lerobot.files import write_lerobot
 
     folder = tmp_path_factory.mktemp("lerobot")
     return {

@@ -16,8 +16,8 @@ from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import NUM_VAL, build_run
 from trainer.evals.validation import validate
 from trainer.feed.batch import IGNORED
-from trainer.inputs import InputMaker
 from trainer.models.families import family_of, read_model_config
+from trainer.training.inputs import InputMaker
 
 pytestmark = pytest.mark.end_to_end
 

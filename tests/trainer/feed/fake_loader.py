@@ -14,10 +14,11 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from stoker_proto import PROTOCOL_VERSION, codec
+from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.config import ClusterConfig, Config, DataConfig, FeedConfig, ModelConfig, OrderConfig, TrainerConfig
 from stoker_proto.hashing import key64
-from stoker_proto.messages import (
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import (
     Drain,
     Epoch,
     Failure,

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.errors import RemoteProtocolError
-from stoker_proto.messages import Piece, Ticket
+from stoker_proto.wire.messages import Piece, Ticket
 from tests.trainer.feed.fake_loader import HEIGHT, WIDTH, StandInDecoder, make_piece
 from trainer.feed.batch import BatchBuilder
 

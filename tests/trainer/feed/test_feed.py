@@ -12,7 +12,7 @@ import pytest
 
 from stoker_proto.config import SourceConfig
 from stoker_proto.errors import ConfigError, DataError, DeadlineError, RefusedError
-from tests.trainer.feed.core_driver import EXPECTED
+from tests.trainer.feed.client.core_driver import EXPECTED
 from tests.trainer.feed.fake_loader import (
     LENGTHS,
     FakeLoader,

@@ -21,8 +21,8 @@ from stoker_proto.config import (
     ModelConfig,
     TrainerConfig,
 )
-from stoker_proto.messages import Piece
 from stoker_proto.processor import Processor
+from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import BatchBuilder, MicroBatch, StepBatch
 
 DIM = 3
@@ -158,7 +158,7 @@ class MemoryFeed:
         return build([make_piece([self.examples[n] for n in numbers], numbers, self.processor, text_entry=text_entry)])
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
-        """See `trainer.feed.schedule`."""
+        """See `trainer.feed.client.schedule`."""
         total, size, rows = (
             len(self.examples),
             self.config.trainer.global_batch_size,

@@ -11,10 +11,10 @@ import torch
 from stoker_proto.config import Config
 from tests.trainer.support.memory import MemoryFeed, make_examples, make_processor
 from trainer.build import assemble
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoints.save import Checkpoints
+from trainer.engine.zero import join_ranks
 from trainer.loop import Split, Trainer
-from trainer.sources import SourceTable
-from trainer.zero import join_ranks
+from trainer.training.source_table import SourceTable
 
 NUM_TRAIN, NUM_VAL = 29, 13  # 4 steps an epoch, the last with padding rows
 FINGERPRINTS = {"codec": "c" * 64, "manifest/train/0": "t" * 64}

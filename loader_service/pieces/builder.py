@@ -1,0 +1,281 @@
+"""The threads of a worker: tickets in, frames of pieces out.
+
+Threads share one lock over the bookkeeping (which record is decoded, waited for, kept); decoding, encoding and packing run
+outside it, in libraries that release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, assemble_piece
+from loader_service.pieces.read_ahead import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
+from loader_service.plan.lane_plan import LanePlan, Rows
+from stoker_proto.errors import DataError
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Failure, Ticket
+
+logger = logging.getLogger(__name__)
+
+_MOST_RECORDS = 128
+_MOST_BYTES = 512 << 10
+"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some fifty milliseconds of work."""
+
+_WARN_EVERY_S = 30.0
+_MOST_WARNED = 64
+
+Deliver = Callable[[bytes, bytes], None]
+"""(reply address, frame): called from the builder's threads."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker has done since its start; PROTOCOL.md lists them under Pong."""
+
+    samples: int = 0
+    records_decoded: int = 0
+    records_distinct: int = 0
+    skipped: int = 0
+    records_ahead: int = 0
+    """Of the decoded ones: kept, and no ticket had a sample of them yet."""
+
+    def as_list(self) -> list[int]:
+        """In the order of the fields."""
+        return [self.samples, self.records_decoded, self.records_distinct, self.skipped, self.records_ahead]
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    address: bytes
+    ticket: Ticket
+    entry: int
+    rows: Rows
+    counts: dict[RecordKey, int]
+    """Samples of each record."""
+    missing: set[RecordKey]
+    records: dict[int, EncodedRecord] = field(default_factory=dict)
+    has_failed: bool = False
+
+    def size_bytes(self) -> int:
+        """Of its piece, about; all records are there."""
+        size = 0
+        for key, count in self.counts.items():
+            record = self.records[key.record]
+            size += record.size_bytes * count // max(len(record.samples), 1)
+        return size
+
+
+class PieceBuilder:
+    """Builds pieces with a few threads, and reads ahead when no ticket waits."""
+
+    def __init__(
+        self,
+        encoder: RecordEncoder,
+        loader: str,
+        deliver: Deliver,
+        *,
+        threads: int,
+        cache_bytes: int,
+        read_ahead: bool,
+    ) -> None:
+        self.counters = Counters()
+        self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
+        self._is_augmented = encoder.data.augment.enabled
+        self._filler = EncodedSample(
+            np.array([encoder.processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0
+        )
+        self._wake = threading.Condition()
+        self._cache = RecordCache(cache_bytes)
+        self._ahead = ReadAhead()
+        self._manifests: dict[tuple[str, int], EntryManifest] = {}
+        self._urgent: deque[RecordKey] = deque()  # in the order of the tickets
+        self._waiting: dict[RecordKey, list[_Pending]] = {}
+        self._running: set[RecordKey] = set()
+        self._seen = SeenRecords()
+        self._warned: dict[str, float] = {}  # message -> when
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self,
+        address: bytes,
+        ticket: Ticket,
+        manifest: EntryManifest,
+        plan: LanePlan,
+        lane: int,
+        next_plan: Callable[[], LanePlan | None],
+    ) -> None:
+        """Build the ticket's piece; the frame goes to `deliver(address, frame)`.
+
+        lane: its number inside the entry; next_plan: gives the plan of the epoch after this one, if there will be one.
+        """
+        with self._wake:
+            self._manifests[manifest.split, manifest.entry] = manifest
+            rows = plan.rows(lane, ticket.start, ticket.count)
+            counts: dict[int, int] = {}
+            for record, _ in rows.samples:
+                counts[record] = counts.get(record, 0) + 1
+            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, record): n for record, n in counts.items()}
+            pending = _Pending(address, ticket, manifest.entry, rows, keys, set(keys))
+            for key in keys:
+                value = self._cache.get(key)
+                if value is not None:
+                    pending.records[key.record] = value
+                    pending.missing.discard(key)
+                else:
+                    self._waiting.setdefault(key, []).append(pending)
+                    if key not in self._running:
+                        self._urgent.append(key)
+            if self._read_ahead:
+                lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
+                is_over = self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
+                if is_over and (following := next_plan()) is not None and following.lane_length(lane):
+                    lane_key = lane_key._replace(epoch=ticket.epoch + 1)
+                    self._ahead.asked(lane_key, following, following.lane_length(lane), 0)
+            self._wake.notify_all()
+        if not pending.missing:
+            self._finish(pending)
+
+    def close(self) -> None:
+        """Stop the threads; what is in work is finished first."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _key(self, split: str, epoch: int, entry: int, record: int) -> RecordKey:
+        return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
+
+    def _run(self) -> None:
+        while turn := self._next():
+            places = [(self._manifests[key.split, key.entry], key.record) for key, _ in turn]
+            outcomes = self._encoder.encode_all(places, turn[0][1])
+            for pending, outcome in self._store(turn, outcomes):
+                if not isinstance(outcome, EncodedRecord):
+                    # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
+                    reason = "data" if isinstance(outcome, DataError) else "unavailable"
+                    if reason == "unavailable":
+                        self._warn(str(outcome))
+                    failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=str(outcome))
+                    self._deliver(pending.address, codec.encode(failure))
+                else:
+                    self._finish(pending)
+
+    def _warn(self, message: str) -> None:
+        """The same thing once in a while: ranks ask again and again."""
+        now = time.monotonic()
+        with self._wake:
+            if now - self._warned.get(message, -_WARN_EVERY_S) < _WARN_EVERY_S:
+                return
+            if len(self._warned) >= _MOST_WARNED:
+                self._warned.clear()
+            self._warned[message] = now
+        logger.warning("%s", message)
+
+    def _next(self) -> list[tuple[RecordKey, int]]:
+        """The next records to decode, each with the epoch it is for, waiting for one; [] at the end.
+
+        More than one where they are small: of the same epoch, and together no more work than a thread may have in one turn.
+        """
+        with self._wake:
+            while not self._closed:
+                turn: list[tuple[RecordKey, int]] = []
+                size = 0
+                while (found := self._take(turn)) is not None:
+                    turn.append(found)
+                    key = found[0]
+                    self._running.add(key)
+                    manifest = self._manifests[key.split, key.entry]
+                    size += int(manifest.sizes[key.record])
+                    if not self._encoder.is_small(manifest) or len(turn) >= _MOST_RECORDS or size >= _MOST_BYTES:
+                        break
+                if turn:
+                    return turn
+                self._wake.wait()
+            return []
+
+    def _take(self, turn: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
+        """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the turn."""
+        while self._urgent:
+            key = self._urgent[0]
+            if key in self._waiting and key not in self._running:
+                epoch = self._waiting[key][0].ticket.epoch
+                if not self._may_join(turn, key, epoch):
+                    return None
+                self._urgent.popleft()
+                return key, epoch
+            self._urgent.popleft()
+        while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
+            key = self._key(*ahead)
+            is_new = key not in self._cache and key not in self._running
+            if is_new and not self._may_join(turn, key, ahead.epoch):
+                return None
+            self._ahead.pop()
+            if is_new:
+                return key, ahead.epoch
+        return None
+
+    def _may_join(self, turn: list[tuple[RecordKey, int]], key: RecordKey, epoch: int) -> bool:
+        if not turn:
+            return True
+        return epoch == turn[0][1] and self._encoder.is_small(self._manifests[key.split, key.entry])
+
+    def _store(
+        self, turn: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
+    ) -> list[tuple[_Pending, Outcome]]:
+        """Book decoded records; the tickets that have all they need now, or whose first bad one is among them."""
+        done: list[tuple[_Pending, Outcome]] = []
+        with self._wake:
+            for (key, epoch), outcome in zip(turn, outcomes, strict=True):
+                self._running.discard(key)
+                num_records = self._manifests[key.split, key.entry].num_records
+                self.counters.records_distinct += self._seen.is_first(key, epoch, num_records)
+                waiting = self._waiting.pop(key, ())
+                if isinstance(outcome, EncodedRecord):
+                    self._cache.put(key, outcome)
+                for pending in waiting:
+                    if pending.has_failed:  # one of its records is enough to say so
+                        continue
+                    if isinstance(outcome, EncodedRecord):
+                        pending.records[key.record] = outcome
+                        pending.missing.discard(key)
+                    else:
+                        pending.has_failed = True
+                    if pending.has_failed or not pending.missing:
+                        done.append((pending, outcome))
+            self.counters.records_decoded += len(turn)
+            self.counters.records_ahead = self._cache.num_ahead
+        return done
+
+    def _finish(self, pending: _Pending) -> None:
+        size = pending.size_bytes()
+        if size > codec.MAX_FRAME_BYTES:
+            message = (
+                f"a piece of about {size} bytes: at most {codec.MAX_FRAME_BYTES} travel; ask for fewer than "
+                f"{pending.ticket.count} rows at once"
+            )
+            failure = Failure(ticket=pending.ticket.ticket, reason="rejected", message=message)
+            self._deliver(pending.address, codec.encode(failure))
+            return
+        piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler)
+        frame = codec.encode(piece)
+        with self._wake:
+            self.counters.samples += len(pending.rows.samples)
+            self.counters.skipped += len(piece.skipped)
+            for key, count in pending.counts.items():
+                self._cache.serve(key, count)
+            self.counters.records_ahead = self._cache.num_ahead
+            self._wake.notify_all()
+        self._deliver(pending.address, frame)  # counted before: whoever has it and asks for counters finds it there

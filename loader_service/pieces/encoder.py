@@ -1,0 +1,283 @@
+"""Record -> encoded samples: a record is decoded once, and every sample of it becomes what travels, token ids, labels and encoded
+images. `piece` only puts such samples together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.changed_shards import changed_shards, shard_of
+from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome
+from loader_service.pieces.text_samples import Words, rows_of
+from loader_service.plan.token_counts import TokenCounts, has_token_counts
+from loader_service.sources.base import BaseSFTDataset, make_datasets
+from stoker_proto.config import DataConfig
+from stoker_proto.errors import DataError, FetchError, StokerError, located
+from stoker_proto.hashing import key64
+from stoker_proto.processor import EncodedRow, Processor
+
+logger = logging.getLogger(__name__)
+
+_MOST_WORDS = 64
+"""Samples of language of one record that wait to be tokenised."""
+
+
+class _Text(NamedTuple):
+    """What of a `Sample` with an instruction is still needed when its frames are encoded."""
+
+    images: tuple[bytes, ...]
+    instruction: str
+    state: NDArray[np.float32] | None
+    action: NDArray[np.float32] | None
+    is_pad: NDArray[np.bool_] | None
+    """Timesteps of the action that are no labels."""
+    answer: str | None
+    timestep: int
+
+
+class _Waiting(NamedTuple):
+    """A sample of language before it is tokenised."""
+
+    words: Words
+    images: tuple[bytes, ...]
+    number: int
+    """Of the sample in its record."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """A record on its way: what was read of it."""
+
+    manifest: EntryManifest
+    number: int
+    shard: Path
+    found: list[_Text | EncodedSample] = field(default_factory=list)
+    words: list[_Waiting] = field(default_factory=list)
+    """Behind `found`: samples of language that are no rows yet."""
+
+    @property
+    def expected(self) -> int:
+        """Samples that the scan counted."""
+        return int(self.manifest.num_samples[self.number])
+
+    def check_not_more(self) -> None:
+        """Raises DataError where there are more than those."""
+        if len(self.found) > self.expected:
+            raise DataError(
+                "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets is_text)",
+                file=str(self.shard),
+            )
+
+
+class RecordEncoder:
+    """Decodes and encodes records of one config; used by several threads at once."""
+
+    def __init__(self, data: DataConfig, processor: Processor) -> None:
+        self.data, self.processor = data, processor
+        self._packed: dict[tuple[str, int], bool] = {}
+        self._with_images: set[tuple[str, int]] = set()
+        datasets = make_datasets(data)
+        self._dataset_of: dict[tuple[str, int], BaseSFTDataset] = {
+            (split, entry): datasets[source]
+            for split in ("train", "val")
+            for entry, source in enumerate(data.entry_sources(split))
+        }
+
+    def share_work(self, threads: int) -> int:
+        """How many threads may call `encode` so that `threads` work while others wait for remote files."""
+        stores = {
+            id(dataset.remote): dataset.remote for dataset in self._dataset_of.values() if dataset.remote is not None
+        }
+        for store in stores.values():
+            store.pins.limit_work(threads)
+        return threads + (self.data.remote.concurrency if stores else 0)
+
+    def is_small(self, manifest: EntryManifest) -> bool:
+        """Whether several of the entry's records are better encoded together: those of language, none of which had an image."""
+        key = manifest.split, manifest.entry
+        return self._dataset_of[key].is_text and key not in self._with_images
+
+    def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
+        """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
+        [outcome] = self.encode_all([(manifest, record)], epoch)
+        if not isinstance(outcome, EncodedRecord):
+            raise outcome
+        return outcome
+
+    def encode_all(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> list[Outcome]:
+        """The same of several records, whose texts are tokenised together; an error stands in its record's place."""
+        records: list[_Record | DataError | FetchError] = []
+        with ExitStack() as stack:
+            for dataset in {id(d): d for d in (self._dataset_of[m.split, m.entry] for m, _ in places)}.values():
+                stack.enter_context(dataset.reading())
+            for manifest, number in places:
+                try:
+                    records.append(self._read(manifest, number, epoch))
+                except (DataError, FetchError) as error:
+                    records.append(error)
+        changed = changed_shards(places)  # looked at behind the reading, so that a change in it is seen
+        if changed:
+            records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
+        read = [record for record in records if isinstance(record, _Record)]
+        rows = iter(rows_of([one.words for record in read for one in record.words], self.processor))
+        return [
+            self._finish(record, [next(rows) for _ in record.words])
+            if isinstance(record, _Record)
+            else self._bad(record)
+            for record in records
+        ]
+
+    def _bad(self, error: DataError | FetchError) -> Outcome:
+        if isinstance(error, FetchError) or self.data.on_bad_sample == "fail":
+            return error
+        logger.warning("skipped: %s", error)
+        return EncodedRecord(error=str(error), size_bytes=1000)
+
+    def _read(self, manifest: EntryManifest, number: int, epoch: int) -> _Record:
+        """Its samples, read, their frames encoded."""
+        augment = self.data.augment.enabled and manifest.split == "train"
+        # Validation compares whole chunks, so that it says the same of every run.
+        hides_padding = not self.data.action.learn_padding and manifest.split == "train"
+        seed = self.data.order.seed
+        dataset = self._dataset_of[manifest.split, manifest.entry]
+        shard, offset, size = manifest.place(number)
+        record = _Record(manifest, number, shard)
+        try:
+            record.shard = dataset.local(shard)
+            for index, sample in enumerate(dataset.read(record.shard, offset, size)):
+                key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
+                images = tuple(self.processor.encode_image(image, key) for image in sample.images)
+                words = Words.of(sample)
+                if words is not None:
+                    if images:
+                        self._with_images.add((manifest.split, manifest.entry))
+                    record.words.append(_Waiting(words, images, index))
+                    if len(record.words) >= _MOST_WORDS:
+                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
+                else:
+                    if record.words:
+                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
+                    # Kept without its frames, so that one raw frame at a time is alive.
+                    record.found.append(
+                        _Text(
+                            images, sample.instruction, sample.state, sample.action,
+                            sample.action_is_pad if hides_padding else None, sample.answer, sample.timestep,
+                        )
+                    )  # fmt: skip
+                record.check_not_more()
+        except DataError as error:
+            if dataset.remote is not None:
+                raise dataset.remote.doubt(error) from error
+            raise
+        except (FetchError, MemoryError):
+            raise
+        except Exception as error:
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)
+            raise _failure(record, error) from error
+        return record
+
+    def _finish(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> Outcome:
+        """The rows of its words are there."""
+        try:
+            self._add_rows(record, rows)
+            if len(record.found) != record.expected:
+                raise DataError(
+                    f"it gives {len(record.found)} samples, the scan counted {record.expected}: the file changed; run "
+                    "loader-prepare again",
+                    file=str(record.shard),
+                    record=str(record.number),
+                )
+            encoded = self._tokenise(record)
+            if self._is_packed(record.manifest):
+                expected = TokenCounts.of(record.manifest, self.data).of_record(record.number)
+                check_packable(encoded, expected, record.shard, record.number)
+        except DataError as error:
+            return self._bad(error)
+        except (StokerError, MemoryError):
+            raise
+        except Exception as error:  # a user's class gave what cannot be stacked or converted
+            logger.exception("samples of %s cannot be written as rows", record.shard)
+            return self._bad(_failure(record, error))
+        return encoded
+
+    def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
+        """Its words become rows; bad ones raise."""
+        for (_, images, number), of_words in zip(record.words, rows, strict=True):
+            if isinstance(of_words, DataError):
+                with located(file=str(record.shard), record=str(record.number), field=f"sample {number}"):
+                    raise of_words
+            for row in of_words:
+                record.found.append(EncodedSample(row.input_ids, row.supervised, images, None, len(record.found)))
+        record.words.clear()
+        record.check_not_more()
+
+    def _is_packed(self, manifest: EntryManifest) -> bool:
+        key = manifest.split, manifest.entry
+        if key not in self._packed:
+            self._packed[key] = self.data.packing and has_token_counts(manifest)
+        return self._packed[key]
+
+    def _tokenise(self, record: _Record) -> EncodedRecord:
+        codes = self._action_codes(record.found)
+        encoded = []
+        size = 0
+        for i, item in enumerate(record.found):
+            sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), record)
+            encoded.append(sample)
+            size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
+        return EncodedRecord(encoded, None, size)
+
+    def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
+        try:
+            row = self.processor.encode(
+                text.instruction,
+                len(text.images),
+                codes=codes,
+                is_pad=text.is_pad,
+                answer=text.answer,
+                state=text.state,
+            )
+        except DataError:  # a context around every sample, and its words, would be felt
+            with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):
+                raise
+        action = None if text.action is None else np.asarray(text.action, np.float32)
+        return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
+
+    def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
+        """Codes of all action chunks of the record, in one call of the codec."""
+        with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
+        if not with_action:
+            return {}
+        if self.processor.codec is None:
+            raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
+        actions = np.stack([np.asarray(samples[i].action, np.float32) for i in with_action])  # [n, K, D]
+        return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
+
+
+def _failure(record: _Record, error: Exception) -> DataError:
+    """A dataset class may be anybody's: what it fails with is the record's error, and the loader lives on."""
+    return DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(record.number))
+
+
+def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path, record: int) -> None:
+    """The plan packed samples of the `expected` lengths, without images and actions. Raises DataError."""
+    for index, (sample, tokens) in enumerate(zip(encoded.samples, expected, strict=True)):
+        where = {"file": str(shard), "record": str(record), "field": f"sample {index}"}
+        if sample.images or sample.action is not None:
+            what = "images" if sample.images else "an action"
+            raise DataError(f"it has {what}, and data.packing is for text: set data.packing to false", **where)
+        if len(sample.input_ids) != tokens:
+            raise DataError(
+                f"it has {len(sample.input_ids)} tokens, and the scan's counts say {tokens}: run loader-prepare again, or mend "
+                "num_tokens of the dataset's scan",
+                **where,
+            )

@@ -1,0 +1,164 @@
+"""What turns tickets into frames on one host process: config, manifests, plans, builder threads, and a box of answers.
+
+A worker process has one, and so has a loader that is small enough to need no worker processes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+from collections import OrderedDict, deque
+from contextlib import suppress
+from pathlib import Path
+
+from loader_service.manifest import EntryManifest, load_manifest
+from loader_service.pieces.builder import Counters, PieceBuilder
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.plan.lane_plan import LanePlan
+from loader_service.plan.plan_files import is_saved, load_plan
+from loader_service.remote.opened import remote_store
+from stoker_proto.config import Config
+from stoker_proto.config.reader import config_from_tree
+from stoker_proto.errors import StokerError
+from stoker_proto.processor import Processor
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Failure, Ticket
+
+_KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped files
+_MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait rather than build more
+
+
+class Workbench:
+    """Made from what the front left in the run directory. `submit` a ticket; `readable` wakes a poller; `take` the answers."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        job = json.loads((run_dir / "job.json").read_text())
+        self._config: Config = config_from_tree(job["config"])
+        self._manifests: dict[tuple[str, int], EntryManifest] = {}
+        for item in job["manifests"]:
+            stamps = tuple((size, time_ns) for size, time_ns in item["stamps"])
+            places = {"folder": Path(item["folder"]), "shards": tuple(item["shards"]), "stamps": stamps}
+            manifest = load_manifest(**{**item, **places})
+            self._manifests[manifest.split, manifest.entry] = manifest
+        if (store := remote_store(self._config.data)) is not None:
+            store.expect(job["remote"])
+        self._plans: OrderedDict[tuple[str, int, int], LanePlan] = OrderedDict()
+        self._out: deque[tuple[bytes, bytes]] = deque()
+        self._waiting_bytes = 0  # of `_out`
+        self._room = threading.Condition()
+        self._closed = False
+        self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
+        """File descriptor that a poller may watch for answers."""
+        self._owner = threading.current_thread()
+        encoder = RecordEncoder(self._config.data, Processor.load(run_dir))
+        self._builder = PieceBuilder(
+            encoder,
+            job["loader"],
+            self._deliver,
+            threads=encoder.share_work(job["threads"]),
+            cache_bytes=(self._config.loader.cache_mb << 20) // max(1, job["workers"]),
+            read_ahead=self._config.loader.read_ahead,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done since its start."""
+        return self._builder.counters
+
+    def submit(self, address: bytes, ticket: Ticket) -> None:
+        """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""
+        entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
+        try:
+            plan = self._plan(ticket.split, ticket.epoch, entry)
+        except FileNotFoundError:  # the front has other plans now, and makes this one again when it is asked again
+            self._fail(address, ticket, "unavailable", f"the plan of {ticket.split} epoch {ticket.epoch} is made again")
+            return
+        except StokerError as error:
+            self._fail(address, ticket, "rejected", str(error))
+            return
+        try:
+            self._builder.submit(
+                address,
+                ticket,
+                self._manifests[ticket.split, entry],
+                plan,
+                lane,
+                lambda: self._next_plan(ticket.split, ticket.epoch + 1, entry),
+            )
+        except StokerError as error:
+            self._fail(address, ticket, "rejected", str(error))
+
+    def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
+        self._deliver(address, codec.encode(Failure(ticket=ticket.ticket, reason=reason, message=message)))
+
+    def take(self) -> tuple[bytes, bytes] | None:
+        """(client address, frame) of one answer, or None."""
+        if not self._out:
+            return None
+        answer = self._out.popleft()
+        with self._room:
+            self._waiting_bytes -= len(answer[1])
+            self._room.notify_all()
+        return answer
+
+    def acknowledge(self) -> None:
+        """Call when `readable` is: what was written to wake the poller is read away."""
+        os.read(self.readable, 65536)
+
+    def close(self) -> None:
+        """Stop the threads; what is in work is finished first."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+        self._builder.close()
+        os.close(self.readable)
+        os.close(self._wakeup)
+
+    def _next_plan(self, split: str, epoch: int, entry: int) -> LanePlan | None:
+        """The plan of an epoch that will be trained and is planned already."""
+        if split != "train" or (epoch >= self._config.trainer.epochs and not self._config.data.weights):
+            return None
+        if is_saved(self._run_dir, split, epoch, entry):
+            with suppress(FileNotFoundError):  # the front has forgotten it this moment
+                return self._plan(split, epoch, entry)
+        return None
+
+    def _plan(self, split: str, epoch: int, entry: int) -> LanePlan:
+        key = (split, epoch, entry)
+        if key not in self._plans:
+            manifest = self._manifests[split, entry]
+            self._plans[key] = load_plan(
+                self._run_dir, manifest, self._config.data, split=split, epoch=epoch, entry=entry
+            )
+            if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
+                self._plans.popitem(last=False)
+        return self._plans[key]
+
+    def _deliver(self, address: bytes, frame: bytes) -> None:
+        is_owner = threading.current_thread() is self._owner  # it looks at its answers after each submit anyway
+        with self._room:
+            while not is_owner and self._waiting_bytes > _MAX_WAITING_BYTES and not self._closed:
+                self._room.wait()
+            self._waiting_bytes += len(frame)
+            self._out.append((address, frame))
+        if not is_owner:
+            os.write(self._wakeup, b"1")
+
+
+def settle_process() -> None:
+    """For a process that builds pieces from now on.
+
+    A thread that fails for another reason than bad data must not leave tickets waiting: the process ends, and is restarted. What
+    was imported and read stays until the end, so the garbage collector need not go through it again and again.
+    """
+
+    def end(failure: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(failure)
+        os._exit(70)
+
+    threading.excepthook = end
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # thousands of objects come and go with each turn of texts, and none is in a cycle

@@ -1,0 +1,234 @@
+"""Samples of language -> rows: dialogues, plain text, ids. The loader makes rows of them, loader-prepare counts those rows.
+
+Sample(turns=...)                 one row
+Sample(text=...), input_ids=...   as many as it needs; none where it has no token
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError, located
+from stoker_proto.model_folder import ModelFolder
+from stoker_proto.processor import Processor
+from stoker_proto.text.rows import EncodedRow
+from stoker_proto.text.turns import Turn
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_NO_TOKEN = "left out: no token to learn"
+"""What the tokenizer drops, and a single id that nothing stands in front of: no row is made of them."""
+_BATCH_CHARACTERS = 1 << 20
+"""Texts are tokenised together up to this much: bounds the memory, and keeps the cores busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a sample of language says: one of the three, and how many images belong to it."""
+
+    turns: tuple[Turn, ...]
+    text: str | None
+    special_tokens: tuple[str, ...]
+    input_ids: NDArray[np.int32] | None
+    num_images: int
+
+    @property
+    def num_characters(self) -> int:
+        """Of its texts."""
+        return len(self.text or "") + sum(len(turn.text) for turn in self.turns)
+
+    @classmethod
+    def of(cls, sample: Sample) -> Words | None:
+        """None for a sample with an instruction. Raises DataError for one of several forms."""
+        if not sample.turns and sample.text is None and sample.input_ids is None:
+            return None
+        forms = {
+            "turns": bool(sample.turns),
+            "text": sample.text is not None,
+            "input_ids": sample.input_ids is not None,
+            "action": sample.action is not None,
+            "answer": sample.answer is not None,
+        }
+        given = [name for name, there in forms.items() if there]
+        if len(given) > 1:
+            raise DataError(f"a sample has {' and '.join(given)}: one of them is expected")
+        if sample.images and not sample.turns:
+            raise DataError(f"plain text with {len(sample.images)} images: only dialogues and instructions have images")
+        return cls(sample.turns, sample.text, sample.special_tokens, sample.input_ids, len(sample.images))
+
+
+def rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
+    """The rows of each sample, or why it has none; all are tokenised together."""
+    return _together(samples, lambda some: _rows_of(some, processor))
+
+
+def counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+    """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
+    return _together(samples, lambda some: _counts_of(some, processor))
+
+
+def _together(samples: Sequence[Words], write: Callable[[Sequence[Words]], list[T | DataError]]) -> list[T | DataError]:
+    """`write(samples)`; where a library fails on it, each by itself, so that one sample is not the failure of the others.
+
+    Such a sample is anybody's: half a surrogate pair from a dataset class, a dialogue that the model's own template divides by.
+    """
+    try:
+        return write(samples)
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        if len(samples) > 1:
+            return [found for one in samples for found in _together([one], write)]
+        logger.exception("a text, its turns or its ids cannot be written as rows")
+        return [DataError(f"it cannot be written as rows ({type(error).__name__}: {error})")]
+
+
+def _rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
+    dialogues = iter(processor.encode_dialogues([(words.turns, words.num_images) for words in samples if words.turns]))
+    texts = iter(processor.texts.of_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
+    rows: list[list[EncodedRow] | DataError] = []
+    for words in samples:
+        if words.turns:
+            row = next(dialogues)
+            rows.append(row if isinstance(row, DataError) else [row])
+        elif words.text is not None:
+            rows.append(next(texts))
+        else:
+            try:
+                rows.append(processor.texts.of_ids(np.asarray(words.input_ids)))
+            except DataError as error:
+                rows.append(error)
+    return rows
+
+
+def _counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+    others = iter(_rows_of([words for words in samples if words.text is None], processor))
+    texts = iter(processor.texts.count_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
+    counts: list[tuple[int, int] | DataError] = []
+    for words in samples:
+        found = next(others) if words.text is None else next(texts)
+        if isinstance(found, list):
+            found = len(found), sum(len(row.input_ids) for row in found)
+        counts.append(found)
+    return counts
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A record whose rows are not counted yet."""
+
+    record: ScannedRecord
+    samples: list[Words] = field(default_factory=list)
+
+
+class RowCounter:
+    """Gives scanned records the numbers of rows and tokens that the loader will make of them."""
+
+    def __init__(self, dataset: BaseSFTDataset, processor: Processor) -> None:
+        self._dataset, self._processor = dataset, processor
+
+    def count(self, shard: Path, records: Iterable[ScannedRecord]) -> Iterator[ScannedRecord]:
+        """The records in their order. A bad one raises DataError, or under policy `skip` says why and keeps its place."""
+        batch: list[_Pending] = []
+        characters = 0
+        for record in records:
+            pending = self._read(shard, record)
+            batch.append(pending)
+            characters += sum(words.num_characters for words in pending.samples)
+            if characters >= _BATCH_CHARACTERS:
+                yield from self._finish(shard, batch)
+                batch, characters = [], 0
+        yield from self._finish(shard, batch)
+
+    def _read(self, shard: Path, record: ScannedRecord) -> _Pending:
+        pending = _Pending(record)
+        if record.error is not None or record.num_samples == 0:  # left out: nobody will read it
+            return pending
+        notes = dict.fromkeys(record.notes)  # `validate` gave them already
+        try:
+            for sample in self._dataset.read(shard, record.offset, record.size):
+                words = Words.of(sample)
+                if words is None:
+                    raise DataError(
+                        f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or "
+                        "input_ids"
+                    )
+                pending.samples.append(words)
+                notes.update(dict.fromkeys(sample.notes))
+        except DataError as error:
+            return _Pending(self._bad(shard, record, error))
+        pending.record = replace(record, notes=tuple(notes))
+        return pending
+
+    def _finish(self, shard: Path, batch: Sequence[_Pending]) -> Iterator[ScannedRecord]:
+        counts = iter(counts_of([words for pending in batch for words in pending.samples], self._processor))
+        for pending in batch:
+            record = pending.record
+            if record.error is not None or record.num_samples == 0:
+                yield record
+                continue
+            found = [next(counts) for _ in pending.samples]
+            bad = next((count for count in found if isinstance(count, DataError)), None)
+            if bad is not None:
+                yield self._bad(shard, record, bad)
+                continue
+            good = [count for count in found if not isinstance(count, DataError)]
+            notes = record.notes if all(rows for rows, _ in good) else (*record.notes, _NO_TOKEN)
+            rows, tokens = (sum(of_samples) for of_samples in zip(*good, strict=True)) if good else (0, 0)
+            yield replace(record, num_samples=rows, num_tokens=tokens, notes=notes)
+
+    def _bad(self, shard: Path, record: ScannedRecord, error: DataError) -> ScannedRecord:
+        file, name = self._dataset.where(shard, record.offset)
+        try:
+            with located(file=file, record=name):
+                raise error
+        except DataError as found:
+            if self._dataset.config.on_bad_sample == "fail":
+                raise
+            return replace(record, error=str(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """That records are counted, and by what: sent to scanning processes, each of which builds its own processor."""
+
+    config: Config
+    fingerprint: str
+    """Of what decides the counts, as loaders compare it: the same for a tokenizer.json that was saved again."""
+    file_hash: str
+    """Of the very bytes of tokenizer.json: counts in the cache are taken for no other file's."""
+
+    @classmethod
+    def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
+        """None where `scan` knows the number of rows and nobody asks for tokens. Raises ConfigError."""
+        data = config.data
+        lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
+        if not dataset.is_text or (dataset.one_row_each and not lengths_matter):
+            return None
+        file_hash = hashlib.blake2b(
+            ModelFolder(config.model.base_model_path).tokenizer_file.read_bytes(), digest_size=16
+        )
+        return cls(config, Processor.build(config, None).text_fingerprint, file_hash.hexdigest())
+
+    def counter(self, dataset: BaseSFTDataset) -> RowCounter:
+        """Of this process."""
+        key = self.fingerprint, self.file_hash
+        processor = _processors.get(key)
+        if processor is None:
+            _processors.clear()
+            processor = _processors[key] = Processor.build(self.config, None)
+        return RowCounter(dataset, processor)
+
+
+_processors: dict[tuple[str, str], Processor] = {}  # the last one used

@@ -1,0 +1,93 @@
+"""One worker process of a loader: receives tickets from the front over a private Unix socket, answers with frames.
+
+    front -> worker: [client address, ticket frame]        worker -> front: [client address, frame, counters]
+
+It is started as `python -m loader_service.pieces.worker RUN_DIR INDEX PARENT`; all it needs to know lies in the run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import msgpack
+import zmq
+
+from loader_service.parents import die_with_parent
+from loader_service.pieces.service import Workbench, settle_process
+from stoker_proto.errors import StokerError
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Ticket
+
+ENDPOINT = "workers"
+"""Name of the front's socket in the run directory."""
+_MAX_WAITING = 64  # answers that the front has not taken
+
+
+class Worker:
+    """The process's main thread: socket in, workbench, socket out."""
+
+    def __init__(self, run_dir: Path, index: int) -> None:
+        self._bench = Workbench(run_dir)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, b"%d" % index)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(
+            zmq.SNDHWM, _MAX_WAITING
+        )  # beyond it this process waits for the front, which never waits
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(f"ipc://{run_dir}/{ENDPOINT}")
+
+    def run(self) -> None:
+        """Serve until the front says so with an empty message."""
+        self._send(b"", b"ready")
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._bench.readable, zmq.POLLIN)
+        while True:
+            while (answer := self._bench.take()) is not None:
+                self._send(*answer)
+            events = dict(poller.poll())
+            if self._bench.readable in events:
+                self._bench.acknowledge()
+            if self._socket in events:
+                address, frame = self._socket.recv_multipart()
+                if not frame:
+                    return
+                ticket = codec.decode(frame)
+                if not isinstance(ticket, Ticket):
+                    raise StokerError(f"the front forwarded a {type(ticket).__name__}")
+                self._bench.submit(address, ticket)
+
+    def close(self) -> None:
+        """Stop threads and close the socket."""
+        self._bench.close()
+        self._context.destroy(linger=0)
+
+    def _send(self, address: bytes, frame: bytes) -> None:
+        # Copied on purpose: pyzmq's zero-copy send hands each frame to a thread of its own to be freed, and that thread and
+        # the builders then wait for each other's interpreter lock. A copy of 170 KB takes 20 us.
+        self._socket.send(address, zmq.SNDMORE)
+        self._socket.send(frame, zmq.SNDMORE)
+        self._socket.send(msgpack.packb(self._bench.counters.as_list()))
+
+
+def main() -> None:
+    """Entry of the worker process."""
+    die_with_parent(int(sys.argv[3]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the front decides when workers end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(processName)s %(levelname)s %(message)s")
+    worker = Worker(Path(sys.argv[1]), int(sys.argv[2]))
+    settle_process()
+    try:
+        worker.run()
+    finally:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()

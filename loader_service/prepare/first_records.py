@@ -1,0 +1,120 @@
+"""Before anything is served: a sample of each entry is written as a row, so that what can never fit is said at the start.
+
+    data.max_seq_len too small for the images of a sample, a dialogue that the template cannot write, states that are missing
+
+Where actions have a variable number of tokens, the one sample says little: the longest of some thousand chunks is put into its
+row, and a warning says if that does not fit. It may be that no such chunk has so long an instruction.
+
+A sample that is bad in itself is not looked for here: it is told, or skipped, when its turn comes.
+
+The length of the first good one stands for all of an entry whose tokens nobody counted, where sources are weighed by tokens: a
+robot's samples have all about the same length. It is the same on every loader that holds the entry.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+import numpy as np
+
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.text_samples import Words, rows_of
+from loader_service.prepare.fit import sampled_chunks
+from loader_service.prepare.run import Prepared
+from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
+from stoker_proto.config import Config, DataConfig
+from stoker_proto.errors import DataError, FetchError, RowError, located
+from stoker_proto.processor import Processor
+
+logger = logging.getLogger(__name__)
+
+_RECORDS = 3
+"""First ones of each entry, one sample each. Of a stored NPZ only those frames are read, a deflated one is inflated whole."""
+_CHUNKS = 2048
+"""Of an entry, whose tokens are counted: 40 ms."""
+_MOST_RECORDS = 1000
+"""That are looked at for a length, where the first ones are bad."""
+
+
+def check_first_records(config: Config, prepared: Prepared, processor: Processor) -> dict[str, dict[int, int]]:
+    """split -> entry -> tokens of all its samples: as counted, or estimated by the first good one; 0 where there is none.
+
+    Raises RowError naming the sample, the tokens that it needs and the way out.
+    """
+    data, datasets = config.data, make_datasets(config.data)
+    tokens: dict[str, dict[int, int]] = {}
+    for split, entries in prepared.entries.items():
+        tokens[split] = {}
+        for entry, manifest in entries.items():
+            counted = int(manifest.num_tokens.sum(dtype=np.int64))
+            with located(field=data.path_key(split, entry)):
+                dataset = datasets[data.entry_sources(split)[entry]]
+                longest = _longest_chunk(manifest, data, processor)
+                wanted = not counted and data.weigh_by == "tokens"
+                length = _check_entry(manifest, dataset, processor, longest=longest, wanted=wanted)
+            tokens[split][entry] = counted or length * manifest.total_samples
+    return tokens
+
+
+def _longest_chunk(manifest: EntryManifest, data: DataConfig, processor: Processor) -> int:
+    """Tokens of the longest of a sample of the entry's chunks; 0 where all chunks have the same."""
+    if processor.codec is None or processor.codec.code_lengths is None:
+        return 0
+    chunks = sampled_chunks(manifest, data.action)
+    return 0 if chunks is None else max(map(len, processor.codec.encode(chunks[:_CHUNKS])), default=0)
+
+
+def _check_entry(
+    manifest: EntryManifest, dataset: BaseSFTDataset, processor: Processor, *, longest: int, wanted: bool
+) -> int:
+    """The tokens of the first good sample.
+
+    longest: tokens of an action that may occur, 0 where all have as many; wanted: look beyond the first records where these are
+    all bad.
+    """
+    length, needed = 0, 0
+    for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
+        if number >= _RECORDS and (length or not wanted):
+            break
+        shard, offset, size = manifest.place(record)
+        try:
+            with dataset.reading():
+                for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
+                    found, of_action = _write(sample, processor)
+                    length = length or found
+                    needed = max(needed, found - of_action + longest if of_action else 0)
+        except FetchError as error:
+            if wanted and not length:  # that of another record would not be what other loaders found
+                raise
+            logger.warning("a sample that the start would look at is left for later: %s", error)
+        except RowError as error:
+            raise RowError(error.reason, file=str(shard), record=str(record)) from error
+        except DataError as error:
+            logger.info("a bad sample among the first of %s: %s", manifest.path, error)
+        except Exception:  # a dataset class may be anybody's: its failure is told when the record is asked for
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
+    if longest and needed > dataset.config.max_seq_len:
+        logger.warning(
+            "%s: action chunks of up to %d tokens occur, and with the first samples' instruction and images such a row needs %d; "
+            "data.max_seq_len is %d, and a row that does not fit ends the run: raise it to %d",
+            manifest.path, longest, needed, dataset.config.max_seq_len, needed,
+        )  # fmt: skip
+    return length
+
+
+def _write(sample: Sample, processor: Processor) -> tuple[int, int]:
+    """Tokens of the sample's rows, of their mean where there are several; and those of its action."""
+    words = Words.of(sample)
+    if words is not None:
+        [rows] = rows_of([words], processor)
+        if isinstance(rows, DataError):
+            raise rows
+        return sum(len(row.input_ids) for row in rows) // max(len(rows), 1), 0
+    codes = None
+    if sample.action is not None and processor.codec is not None:
+        codes = processor.codec.encode(np.asarray(sample.action, np.float32)[None])[0]
+    row = processor.encode(
+        sample.instruction, len(sample.images), codes=codes, answer=sample.answer, state=sample.state
+    )
+    return len(row.input_ids), 0 if codes is None else len(codes)

@@ -1,0 +1,299 @@
+"""`loader-serve`: prepare what is missing, start the workers, serve until told to stop.
+
+The flow: arguments -> which entries this loader holds -> manifests and codec -> processor -> workers -> socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import zmq
+
+from loader_service.plan.record_plan import PLAN_VERSION
+from loader_service.plan.token_counts import check_token_counts
+from loader_service.prepare.first_records import check_first_records
+from loader_service.prepare.run import Prepared, prepare
+from loader_service.remote.opened import remote_store
+from loader_service.remote.url import is_url
+from loader_service.server.pool import InlinePool, Pool, WorkerPool
+from loader_service.server.run_directory import run_directory
+from loader_service.server.server import LoaderServer
+from loader_service.shards import expand_entry
+from loader_service.sources.base import BaseSFTDataset, make_datasets
+from stoker_proto.config import Config
+from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
+from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.hashing import fingerprint
+from stoker_proto.order.lanes import order_fingerprint
+from stoker_proto.processor import Processor
+from stoker_proto.wire.keys import Key, loader_keys
+
+logger = logging.getLogger(__name__)
+
+_WORKERS_START_DEADLINE_S = 60.0
+CORES_PER_WORKER = 4
+"""Threads that one interpreter keeps busy: about a seventh of a sample's time holds its lock."""
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of `loader-serve`."""
+    parser = argparse.ArgumentParser(
+        prog="loader-serve",
+        description="Serve training batches: decode trajectories, encode images, tokenise, and answer trainer ranks over "
+        "ZeroMQ. Any number of loaders may serve the same run; all read the same YAML as the trainer.",
+        epilog="example: loader-serve --config deploy/configs/demo.yaml --bind tcp://127.0.0.1:5555",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--shards",
+        nargs="+",
+        metavar="GLOB",
+        help="serve only the entries of the data paths whose files match; default: all",
+    )
+    parser.add_argument(
+        "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow --bind beyond loopback without keys: anyone who reaches it may read",
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
+    )
+    parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
+    parser.add_argument(
+        "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+    )
+    parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    return parser.parse_args(argv)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Run one loader. Raises StokerError."""
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "false"
+    )  # the builders' threads are the parallelism, also in workers
+    config, keys = read_config(arguments)
+    prepared, processor, tokens = read_data(config, arguments)
+    fingerprints = all_fingerprints(config, prepared, processor)
+    name = LoaderServer.new_name()
+    with run_directory() as run_dir, zmq.Context() as context:
+        cores = config.loader.cores or cpu_count()
+        num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
+        num_threads = config.loader.threads or -(-cores // num_workers)
+        write_job(run_dir, config, prepared, processor, name, num_workers, num_threads)
+        pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
+        server = LoaderServer(
+            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context,
+            name=name, tokens=tokens, keys=keys,
+        )  # fmt: skip
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
+            signal.signal(signal.SIGINT, lambda *_: server.stop())
+            address = server.bind(arguments.bind)
+            pool.start(_WORKERS_START_DEADLINE_S)
+            print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
+            server.run()
+        finally:
+            server.close()
+            pool.stop()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """`--check`: everything up to one encoded record of each entry. Raises StokerError."""
+    from loader_service.pieces.encoder import RecordEncoder  # workers build; the front needs it only here
+
+    config, _ = read_config(arguments)
+    prepared, processor, _ = read_data(config, arguments)
+    encoder = RecordEncoder(config.data, processor)
+    started = time.process_time()
+    for split, entries in prepared.entries.items():
+        for manifest in entries.values():
+            record = next((i for i, count in enumerate(manifest.num_samples) if count), None)
+            if record is not None:
+                encoded = encoder.encode(manifest, record, 0)
+                if encoded.error is not None:
+                    raise StokerError(f"{split} {manifest.path}: {encoded.error}")
+    print(f"loader-serve check passed {describe(prepared, processor, all_fingerprints(config, prepared, processor))}")
+    logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
+
+
+def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[bytes, str]] | None]:
+    """The config, and the keys that it names for loaders. Raises ConfigError, also where --bind is not safe with them."""
+    config = load_config(arguments.config, arguments.set)
+    if arguments.cache_dir is not None:  # part of the config, so that workers unpack compressed shards there too
+        config = replace(config, data=replace(config.data, cache_dir=arguments.cache_dir))
+    keys = loader_keys(config.cluster.security)
+    check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
+    return config, keys
+
+
+def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor, dict[str, dict[int, int]]]:
+    """What is in the data, what turns it into rows, and split -> entry -> tokens of its samples. Raises StokerError."""
+    Processor.build(config, None)  # a wrong model folder is said before a long scan, not after it
+    prepared = prepare(
+        config,
+        held=held_entries(config, arguments.shards),
+        progress=True,
+    )
+    check_token_counts(prepared.entries, config.data)
+    processor = Processor.build(config, prepared.codec, prepared.states)
+    return prepared, processor, check_first_records(config, prepared, processor)
+
+
+def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
+    """Refuse to be reachable from other machines without keys, unless told so."""
+    if not address.startswith("tcp://"):
+        raise ConfigError(f"--bind {address}: write tcp://HOST:PORT, e.g. tcp://127.0.0.1:5555")
+    host = urlsplit(address.replace("*", "0")).hostname or ""
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    if not (loopback or authenticated or insecure):
+        raise ConfigError(
+            f"--bind {address} is reachable from other machines, and without keys ranks are not authenticated: make keys with "
+            "loader-keys and name them in cluster.security, or bind tcp://127.0.0.1:PORT, or say --insecure on a network that "
+            "only you can reach"
+        )
+
+
+def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]] | None:
+    """split -> entries that a glob names as the config does, or whose shards match the globs; None: all.
+
+    ConfigError where a glob cuts an entry in two, or matches nothing."""
+    if globs is None:
+        return None
+    datasets = make_datasets(config.data)
+    named = {_place(path) for split in ("train", "val") for path in config.data.paths(split)}.intersection(
+        map(_place, globs)
+    )
+    wanted = {path for pattern in globs if _place(pattern) not in named for path in _expand(pattern, datasets)}
+    held: dict[str, list[int]] = {"train": [], "val": []}
+    for split, entries in held.items():
+        sources = config.data.entry_sources(split)
+        views = [dataset.for_split(split) for dataset in datasets]
+        for entry, path in enumerate(config.data.paths(split)):
+            try:
+                shards = {shard.resolve() for shard in views[sources[entry]].locate(path).paths}
+            except ConfigError:
+                if _place(path) in named:
+                    raise
+                continue  # it lies on another loader's disk
+            matched = shards if _place(path) in named else shards & wanted
+            if matched and matched != shards:
+                raise ConfigError(
+                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry "
+                    f"({config.data.path_key(split, entry)}); list what different loaders hold as separate entries"
+                )
+            if matched:
+                entries.append(entry)
+    if not held["train"] and not held["val"]:
+        raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
+    return held
+
+
+def _place(path: str) -> str:
+    """What an entry and a glob must have in common to be the same."""
+    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
+
+
+def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
+    patterns = list(dict.fromkeys(["*", *(one for dataset in datasets for one in dataset.shard_patterns)]))
+    store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
+    if store is not None and is_url(pattern):
+        from loader_service.remote.listing import locate_remote
+
+        return locate_remote(pattern, patterns, store).paths
+    return expand_entry(pattern, patterns)
+
+
+def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
+    """Everything that decides the bytes of a batch, by name."""
+    data = config.data
+    plan = {
+        "version": PLAN_VERSION,
+        "order": config_to_tree(data.order),
+        "augment": config_to_tree(data.augment),
+        "on_bad_sample": data.on_bad_sample,
+    }
+    manifests = {
+        f"manifest/{split}/{entry}": manifest.fingerprint
+        for split, entries in prepared.entries.items()
+        for entry, manifest in entries.items()
+    }
+    datasets = [dataset.identity() for dataset in make_datasets(data)]
+    order = order_fingerprint(data)
+    return {
+        **processor.fingerprints(),
+        "order": order,
+        "plan": fingerprint(plan),
+        "dataset": fingerprint(datasets),
+        **manifests,
+    }
+
+
+def write_job(
+    run_dir: Path,
+    config: Config,
+    prepared: Prepared,
+    processor: Processor,
+    name: str,
+    num_workers: int,
+    num_threads: int,
+) -> None:
+    """Leave in the run directory all that a worker needs to know."""
+    manifests = [
+        {
+            "folder": str(manifest.folder),
+            "shards": manifest.shards,
+            "split": split,
+            "entry": entry,
+            "path": manifest.path,
+            "identity": manifest.fingerprint,
+            "stamps": manifest.stamps,
+        }
+        for split, entries in prepared.entries.items()
+        for entry, manifest in entries.items()
+    ]
+    store = remote_store(config.data)
+    job = {
+        "config": config_to_tree(config),
+        "manifests": manifests,
+        "remote": {} if store is None else store.shards,  # versions that these manifests were made of
+        "loader": name,
+        "workers": num_workers,
+        "threads": num_threads,
+    }
+    (run_dir / "job.json").write_text(json.dumps(job))
+    processor.save(run_dir)
+
+
+def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, str]) -> str:
+    """The start-up line's facts."""
+    parts = []
+    for split, entries in prepared.entries.items():
+        manifests = entries.values()
+        shards, records, samples = (
+            (
+                sum(values)
+                for values in zip(*((len(m.shards), m.num_records, m.total_samples) for m in manifests), strict=True)
+            )
+            if entries
+            else (0, 0, 0)
+        )
+        parts.append(f"{split}: {shards} shards {records} records {samples} samples")
+    codec = f"{processor.codec.name}/{processor.codec.fingerprint[:8]}" if processor.codec else "none"
+    return f"| {' | '.join(parts)} | codec {codec} | fingerprint {fingerprint(fingerprints)[:12]}"
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

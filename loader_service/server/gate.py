@@ -1,0 +1,116 @@
+"""Who may connect: CURVE on the loader's ROUTER, and the list of admitted keys.
+
+libzmq asks for each handshake on an in-process socket (ZAP, ZeroMQ RFC 27); the front's own loop answers, so no thread and no
+lock is needed. A peer without a listed key never gets as far as a message; it is counted and, not too often, logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import zmq
+from zmq.utils import z85
+
+from stoker_proto.errors import ConfigError
+from stoker_proto.wire.keys import Key
+
+logger = logging.getLogger(__name__)
+
+_ZAP_ADDRESS = "inproc://zeromq.zap.01"  # fixed by RFC 27
+_DOMAIN = b"stoker"
+_AT_ONCE = 256
+_REASONS: dict[int, str] = {
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it was made for another loader's public key (cluster.security.loader_key)",
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it brought no key (cluster.security.rank_secret)",
+}
+"""What libzmq says of a handshake that failed before anyone was asked -> in words."""
+
+
+class Gate:
+    """Admits ranks by their public key. Make it before the socket is bound; close it before the socket."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        router: zmq.Socket[bytes],
+        secret: Key,
+        allowed: Mapping[bytes, str],
+    ) -> None:
+        """allowed: public key (Z85) -> name. Raises ConfigError where this ZeroMQ has no CURVE."""
+        if not zmq.has("curve"):
+            raise ConfigError(
+                "cluster.security is set, but this pyzmq was built without CURVE: install its wheel from PyPI"
+            )
+        self._allowed = dict(allowed)
+        self.refused = 0
+        """Handshakes refused: unknown key, no key, a key for another loader, or none of the protocol."""
+        self.hung_up = 0
+        """Connections that the other side closed in mid-handshake: port checks, and ranks that saw first that keys differ."""
+        self.zap = context.socket(zmq.REP)
+        self.zap.setsockopt(zmq.LINGER, 0)
+        self.zap.bind(_ZAP_ADDRESS)
+        for option, value in (
+            (zmq.CURVE_SECRETKEY, secret.value),
+            (zmq.CURVE_PUBLICKEY, zmq.curve_public(secret.value)),
+            (zmq.CURVE_SERVER, 1),
+            (zmq.ZAP_DOMAIN, _DOMAIN),
+            (zmq.ZAP_ENFORCE_DOMAIN, 1),  # should nobody answer, nobody gets in: without it, everybody would
+        ):
+            router.setsockopt(option, value)
+        self._router = router
+        from zmq.utils.monitor import (
+            recv_monitor_message,
+        )  # takes asyncio with it, which only loaders with keys pay for
+
+        self._receive_event = recv_monitor_message
+        self.monitor = router.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+
+    def look(self) -> None:
+        """Answer the handshakes that wait, and count those that failed; at most some hundred, never blocking."""
+        for _ in range(_AT_ONCE):
+            try:
+                request = self.zap.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self.zap.send_multipart(self._answer(request), zmq.NOBLOCK)
+        for _ in range(_AT_ONCE):
+            if not self.monitor.poll(0):
+                break
+            event = self._receive_event(self.monitor)
+            if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self.hung_up += 1
+                logger.info(
+                    "a peer hung up in the handshake (%d so far): a port check, or a rank without our keys",
+                    self.hung_up,
+                )
+            else:
+                self._refuse("a peer", _REASONS.get(event["value"], "it does not speak the protocol"))
+
+    def close(self) -> None:
+        """Close; from then on nobody is admitted."""
+        self._router.disable_monitor()
+        self.monitor.close(0)
+        self.zap.close(0)
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        """Version, number, domain, address, identity, mechanism, key -> version, number, status, text, user, metadata."""
+        number, address = request[1], request[3]
+        where = address.decode("ascii", "replace")
+        if len(request) != 7 or request[5] != b"CURVE":
+            self._refuse(where, "it brought no CURVE key")
+            return [b"1.0", number, b"400", b"CURVE is required", b"", b""]
+        key = z85.encode(request[6])
+        name = self._allowed.get(key)
+        if name is None:
+            self._refuse(where, f"its public key {key.decode()} is not in cluster.security.allowed_ranks")
+            return [b"1.0", number, b"400", b"unknown key", b"", b""]
+        logger.info("admitted rank key %s from %s", name, where)
+        return [b"1.0", number, b"200", b"OK", name.encode(), b""]
+
+    def _refuse(self, who: str, why: str) -> None:
+        self.refused += 1
+        if self.refused < 20 or self.refused % 1000 == 0:  # a hostile peer must not fill the log
+            logger.warning("refused connection %d, from %s: %s", self.refused, who, why)

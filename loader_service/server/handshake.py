@@ -1,0 +1,58 @@
+"""HELLO -> WELCOME, or REFUSE with the differences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from loader_service.manifest import EntryManifest
+from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.config import Config
+from stoker_proto.wire.messages import Hello, Refuse, Welcome
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 200  # characters of what a rank says of itself: neither the answer nor the log grow with it
+
+
+class Greeter:
+    """What this loader is, and whether a rank means the same."""
+
+    def __init__(
+        self,
+        config: Config,
+        entries: Mapping[str, Mapping[int, EntryManifest]],
+        fingerprints: Mapping[str, str],
+        processor_json: str,
+        name: str,
+    ) -> None:
+        self._fingerprints = fingerprints
+        self._refused = 0
+        self._welcome = Welcome(
+            protocol=PROTOCOL_VERSION,
+            loader=name,
+            fingerprints=dict(fingerprints),
+            held={split: sorted(held) for split, held in entries.items()},
+            num_entries={split: len(config.data.paths(split)) for split in ("train", "val")},
+            num_samples={
+                split: sum(manifest.total_samples for manifest in held.values()) for split, held in entries.items()
+            },
+            processor=processor_json,
+        )
+
+    def answer(self, hello: Hello) -> Welcome | Refuse:
+        """What to say to it."""
+        differences = [
+            [name, self._fingerprints[name], theirs[:_SHOWN]]
+            for name, theirs in sorted(hello.fingerprints.items())
+            if self._fingerprints.get(name, theirs) != theirs
+        ]
+        if hello.protocol != PROTOCOL_VERSION:
+            differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
+        if not differences:
+            return self._welcome
+        self._refused += 1
+        if self._refused < 20 or self._refused % 1000 == 0:  # a hostile peer must not fill the log
+            client = hello.client[:_SHOWN]
+            logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
+        return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

@@ -1,0 +1,299 @@
+"""The front of a loader: one ROUTER socket that speaks `proto/PROTOCOL.md`, forwards tickets to workers, answers ranks.
+
+It never touches a sample: frames built by the workers pass through without being copied or decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import zmq
+
+from loader_service.manifest import EntryManifest
+from loader_service.server.clients import Clients
+from loader_service.server.counters import progress
+from loader_service.server.gate import Gate
+from loader_service.server.handshake import Greeter
+from loader_service.server.outbox import Outbox
+from loader_service.server.planner import PlanKey, Planner
+from loader_service.server.pool import Pool, has_message
+from loader_service.server.waiting import Awaiting
+from stoker_proto.config import Config
+from stoker_proto.errors import RemoteProtocolError, StokerError
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.keys import Key
+from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
+
+logger = logging.getLogger(__name__)
+
+MAX_UNREAD_FRAMES = 256
+"""Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline.
+`loader.unread_mb` bounds the same in bytes."""
+MAX_UNHEARD = 64
+"""Messages of one connection that came and are not looked at yet; what comes after waits with the rank."""
+_AT_ONCE = 256
+_LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
+
+
+class LoaderServer:
+    """Serves until `stop` is called or a drain is complete."""
+
+    def __init__(
+        self,
+        config: Config,
+        entries: Mapping[str, Mapping[int, EntryManifest]],
+        fingerprints: dict[str, str],
+        processor_json: str,
+        run_dir: Path,
+        pool: Pool,
+        context: zmq.Context[zmq.Socket[bytes]],
+        *,
+        name: str,
+        tokens: Mapping[str, Mapping[int, int]],
+        keys: tuple[Key, Mapping[bytes, str]] | None = None,
+    ) -> None:
+        """tokens: split -> entry -> of all its samples. keys: this loader's secret and the ranks admitted
+        (`stoker_proto.wire.keys.loader_keys`); None: whoever reaches it."""
+        self.name = name
+        self._config, self._entries, self._tokens, self._pool = config, entries, tokens, pool
+        self._greeter = Greeter(config, entries, fingerprints, processor_json, name)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._clients = Clients()
+        self._planner = Planner(run_dir, entries, config.data, self._wake, self._plans_in_work)
+        self._awaiting = Awaiting()
+        self._rejected = 0
+        self._started = time.monotonic()
+        self._drain_deadline: float | None = None
+        self._stopped = False
+        self._socket = context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.LINGER, 1000),
+            (zmq.SNDHWM, MAX_UNREAD_FRAMES),
+            (zmq.RCVHWM, MAX_UNHEARD),
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.MAXMSGSIZE, codec.MAX_QUESTION_BYTES),  # of each frame
+            (zmq.HANDSHAKE_IVL, 10_000),
+            (zmq.HEARTBEAT_IVL, 500),
+            (zmq.HEARTBEAT_TIMEOUT, 1500),
+            (zmq.HEARTBEAT_TTL, 3000),
+        ):
+            self._socket.setsockopt(option, value)
+        self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)
+        self._gate = Gate(context, self._socket, *keys) if keys else None
+
+    @staticmethod
+    def new_name() -> str:
+        """A random name for one incarnation of a loader."""
+        return uuid.uuid4().hex[:12]
+
+    def bind(self, address: str) -> str:
+        """Bind and return the real address (a port of `*` is chosen). Plans the first epochs meanwhile."""
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise StokerError(f"--bind {address}: {error}; choose a free port, or tcp://127.0.0.1:* for any") from error
+        for split, manifests in self._entries.items():
+            for entry in manifests:
+                self._planner.lanes(split, 0, entry)
+        endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
+        return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
+
+    def stop(self) -> None:
+        """End at once. May be called from a signal handler."""
+        self._stopped = True
+        self._wake()
+
+    def drain(self, deadline_s: float) -> None:
+        """Finish what was asked for, take nothing new, then end. May be called from a signal handler."""
+        if self._drain_deadline is None:
+            self._drain_deadline = time.monotonic() + deadline_s
+        self._wake()
+
+    def run(self) -> None:
+        """Serve."""
+        poller = zmq.Poller()
+        for readable in (self._socket, self._pool.readable, self._wake_read):
+            poller.register(readable, zmq.POLLIN)
+        gate = self._gate
+        for asked in (gate.zap, gate.monitor) if gate else ():
+            poller.register(asked, zmq.POLLIN)
+        draining = False
+        next_look = 0.0
+        while not self._stopped:
+            events = dict(poller.poll(_LOOK_INTERVAL_MS))
+            if self._wake_read in events:
+                os.read(self._wake_read, 65536)
+                self._answer_planned()
+            if gate and (gate.zap in events or gate.monitor in events):
+                gate.look()
+            if self._pool.readable in events:
+                self._pool.acknowledge()
+            self._from_workers()
+            if self._socket in events:
+                self._from_clients()
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
+                for worker in self._pool.replace_dead():
+                    self._fail_tickets_of(worker)
+            if self._drain_deadline is not None:
+                if not draining:
+                    draining = True
+                    self._announce_drain()
+                in_work = self._clients.num_in_work
+                if not in_work or time.monotonic() > self._drain_deadline:
+                    logger.log(logging.WARNING if in_work else logging.INFO, "drained: %d tickets unanswered", in_work)
+                    return
+
+    def close(self) -> None:
+        """Close sockets and the planning thread."""
+        self._planner.close()
+        if self._gate:
+            self._gate.close()
+        self._socket.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def progress(self) -> dict[str, float]:
+        """The counters of a PONG."""
+        refused = self._gate.refused if self._gate else 0
+        return progress(
+            self._pool, self._clients, self._outbox, rejected=self._rejected, refused=refused, started=self._started
+        )
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"1")
+        except BlockingIOError:
+            return  # full: the loop is going to wake up anyway
+
+    def _from_workers(self) -> None:
+        """Pass on what is ready, but at most some hundred frames, so that neither side starves the other."""
+        for _ in range(_AT_ONCE):
+            answer = self._pool.receive()
+            if answer is None:
+                return
+            address, frame = answer
+            client = self._clients.get(address)
+            if client is not None:
+                client.end(codec.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
+                self._send_frame(address, frame)
+
+    def _from_clients(self) -> None:
+        for _ in range(_AT_ONCE):
+            if not has_message(self._socket):
+                return
+            self._from_client()
+            self._from_workers()  # what is cached is built at once: it must not pile up behind the messages that wait
+
+    def _from_client(self) -> None:
+        address, *more, frame = self._socket.recv_multipart()
+        try:
+            if more:
+                raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
+            self._handle(address, codec.decode(frame), frame)
+        except RemoteProtocolError as error:
+            self._rejected += 1
+            if self._rejected < 20 or self._rejected % 1000 == 0:  # a hostile peer must not fill the log
+                logger.warning("rejected message %d: %s", self._rejected, error)
+
+    def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
+        if isinstance(message, Hello):
+            self._greet(address, message)
+        elif self._clients.is_gone(address):
+            pass  # asked before it went
+        elif not self._clients.heard(address):
+            raise RemoteProtocolError(f"{type(message).__name__} before HELLO")
+        elif isinstance(message, Ping):
+            self._send(address, Pong(nonce=message.nonce, progress=self.progress()))
+        elif isinstance(message, Epoch):
+            self._answer_epoch(address, message)
+        elif isinstance(message, Ticket):
+            self._forward(address, message, frame)
+        else:
+            raise RemoteProtocolError(f"{type(message).__name__} is for ranks, not for loaders")
+
+    def _greet(self, address: bytes, hello: Hello) -> None:
+        answer = self._greeter.answer(hello)
+        forgotten = self._clients.admit(address) if isinstance(answer, Welcome) else [address]
+        self._send(address, answer)
+        for other in forgotten:
+            self._outbox.forget(other)
+
+    def _answer_epoch(self, address: bytes, message: Epoch) -> None:
+        if message.split not in ("train", "val") or message.epoch < 0:
+            raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
+        manifests = self._entries.get(message.split, {})
+        held = [entry for entry in dict.fromkeys(message.entries) if entry in manifests]
+        asked = Epoch(split=message.split, epoch=message.epoch, entries=held)
+        answer = self._planner.answer(asked, self._tokens.get(message.split, {}))
+        if answer is not None:
+            self._send(address, answer)
+        elif not self._awaiting.add_lanes(address, asked):
+            raise RemoteProtocolError("too many EPOCHs wait for plans already")  # dropped; ranks ask again
+
+    def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
+        client = self._clients.get(address)
+        if client is None or ticket.ticket in client.in_work:
+            return None  # asked again while it is being built: the answer is on its way
+        if ticket.split not in ("train", "val") or ticket.epoch < 0:
+            raise RemoteProtocolError(f"TICKET of split {ticket.split!r}, epoch {ticket.epoch}")
+        if self._drain_deadline is not None:
+            return self._fail(address, ticket, "unavailable", "the loader is draining")
+        if refusal := client.refusal(ticket):
+            return self._fail(address, ticket, *refusal)
+        entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
+        if entry not in self._entries.get(ticket.split, {}):
+            return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
+        lanes = self._planner.plan(ticket.split, ticket.epoch, entry)
+        if lanes is None:
+            if not self._awaiting.add_ticket(address, ticket, frame):
+                return self._fail(address, ticket, "unavailable", "too many tickets wait for plans already")
+            return None
+        length = lanes.lengths[lane]
+        if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_ROWS)):
+            rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
+            return self._fail(address, ticket, "rejected", rule)
+        worker = ticket.lane % self._pool.num_workers
+        client.begin(ticket, worker)
+        if not self._pool.send(worker, address, ticket, frame):
+            client.end(ticket.ticket)
+            return self._fail(address, ticket, "unavailable", f"worker {worker} is being restarted")
+        return None
+
+    def _plans_in_work(self) -> set[PlanKey]:
+        lanes = self._config.data.order.lanes
+        return {(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
+
+    def _answer_planned(self) -> None:
+        lanes, tickets = self._awaiting.take()
+        for address, asked in lanes:
+            if self._clients.get(address):  # it may have gone meanwhile
+                self._answer_epoch(address, asked)
+        for address, ticket, frame in tickets:
+            self._forward(address, ticket, frame)
+
+    def _announce_drain(self) -> None:
+        for address, _ in self._clients:
+            self._send(address, Drain(loader=self.name))
+
+    def _fail_tickets_of(self, worker: int) -> None:
+        for address, client in self._clients:
+            for ticket in [number for number, (index, _) in client.in_work.items() if index == worker]:
+                client.end(ticket)
+                message = f"worker {worker} died and is being restarted"
+                self._send(address, Failure(ticket=ticket, reason="died", message=message))
+
+    def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
+        self._send(address, Failure(ticket=ticket.ticket, reason=reason, message=message))
+
+    def _send(self, address: bytes, message: Message) -> None:
+        self._send_frame(address, codec.encode(message))
+
+    def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
+        if not self._outbox.send(address, frame):
+            self._clients.forget(address)  # the rank is gone

@@ -1,0 +1,207 @@
+"""From a model's folder to its ImageSpec, one function per family of vision-language models.
+
+Read from config.json and the processor's JSON; what a file leaves out has the default of the class that it names
+(transformers `models/{clip,siglip,llava,idefics3}/image_processing_pil_*.py`). Idefics3 and SmolVLM can cut an image into
+tiles; Stoker never does: an image is one square, as with `do_image_splitting=False`. Where such a model's `size` is larger
+than its `max_image_size`, its processor scales up first and then down; so do we, at 10-20 ms an image: set both to the same
+in the model's processor_config.json and it costs 0.5 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from stoker_proto.errors import ConfigError
+from stoker_proto.images.geometry import Step
+from stoker_proto.images.spec import ImageSpec, Resample
+from stoker_proto.model_folder import ModelFolder
+
+_RESAMPLE: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+_CLIP = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_TILED = {"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}, "resample": 1, **_HALF}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": _CLIP,
+    "LlavaImageProcessor": {**_CLIP, "do_pad": False},
+    "SiglipImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 3, **_HALF},
+    "Idefics3ImageProcessor": _TILED,
+    "SmolVLMImageProcessor": _TILED,
+}
+
+
+def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer) -> ImageSpec | None:
+    """The model's ImageSpec; None for a model that takes text only. Raises ConfigError for what is not known."""
+    family = str(folder.config.get("model_type"))
+    if family not in FAMILIES:
+        if "vision_config" in folder.config:
+            raise ConfigError(
+                f"model.base_model_path is {str(folder.path)!r}, a model of type {family!r} that sees images: known are "
+                f"{', '.join(FAMILIES)}; take one of these, or add the family to stoker_proto/images/families.py"
+            )
+        return None
+    return FAMILIES[family](_Reader(folder, tokenizer))
+
+
+class _Reader:
+    """The values of one folder, with the defaults of the image processor that it names."""
+
+    def __init__(self, folder: ModelFolder, tokenizer: Tokenizer) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+        self.processor, image = folder.processor_configs()
+        named = str(image.get("image_processor_type", image.get("feature_extractor_type", "")))
+        self.kind = named.removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+        if self.kind not in _DEFAULTS:
+            raise self.error(f"its image processor {named!r} is not known; known are {', '.join(_DEFAULTS)}")
+        given = {name: value for name, value in image.items() if value is not None}
+        self.image = {"do_resize": True, "do_rescale": True, "do_normalize": True, **_DEFAULTS[self.kind], **given}
+        self.vision: dict[str, Any] = folder.config.get("vision_config") or {}
+
+    def error(self, reason: str) -> ConfigError:
+        return ConfigError(f"model.base_model_path is {str(self.folder.path)!r}: {reason}")
+
+    def spec(self, family: str, steps: list[Step], num_tokens: int, **more: Any) -> ImageSpec:
+        """The values that all families share. The last step is `fixed` or `crop`, so it gives the size."""
+        token_id = self.folder.config.get("image_token_id", self.folder.config.get("image_token_index"))
+        token = None if token_id is None else self.tokenizer.id_to_token(int(token_id))
+        if token_id is None or token is None:
+            raise self.error(f"config.json gives {token_id} as the image token's id, which its tokenizer does not have")
+        height, width = steps[-1][1:]
+        self._check_tower(height, width)
+        image = self.image
+        resample = _RESAMPLE.get(image["resample"])
+        if resample is None:
+            raise self.error(
+                f"resample {image['resample']} is not known; known are 1 (lanczos), 2 (bilinear), 3 (bicubic)"
+            )
+        normalise = image["do_normalize"]
+        return ImageSpec(
+            family=family,
+            height=height,
+            width=width,
+            steps=tuple(steps),
+            resample=resample,
+            rescale=float(image.get("rescale_factor", 1 / 255)) if image["do_rescale"] else 1.0,
+            mean=_triple(image["image_mean"]) if normalise else (0.0, 0.0, 0.0),
+            std=_triple(image["image_std"]) if normalise else (1.0, 1.0, 1.0),
+            num_tokens=num_tokens,
+            token=token,
+            token_id=int(token_id),
+            **more,
+        )
+
+    def _check_tower(self, height: int, width: int) -> None:
+        size = self.vision.get("image_size")
+        if size is None:
+            return
+        expected = [size, size] if isinstance(size, int) else list(size)
+        if expected != [height, width]:
+            raise self.error(
+                f"its processor makes images of {height} x {width}, its vision tower takes {expected[0]} x {expected[1]}; "
+                "make size (and crop_size) of the processor's JSON the same as vision_config.image_size of config.json"
+            )
+
+    def size_steps(self) -> list[Step]:
+        """The steps of a processor that scales to `size` and may cut out the centre."""
+        image = self.image
+        size = {"shortest_edge": image["size"]} if isinstance(image["size"], int) else image["size"]
+        steps: list[Step] = []
+        if image["do_resize"]:
+            if set(size) == {"height", "width"}:
+                steps.append(("fixed", int(size["height"]), int(size["width"])))
+            elif set(size) == {"shortest_edge"}:
+                steps.append(("shortest", int(size["shortest_edge"]), 0))
+            else:
+                raise self.error(f"size {size} is not known; known are height and width, or shortest_edge")
+        if image.get("do_center_crop"):
+            crop = image["crop_size"]
+            height, width = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
+            if not steps or min(step for step in steps[-1][1:] if step) < max(height, width):
+                raise self.error(
+                    f"crop_size {height} x {width} is larger than size {size}: parts of images would be empty"
+                )
+            steps.append(("crop", height, width))
+        if not steps or steps[-1][0] == "shortest":
+            raise self.error(
+                "its images would differ in shape; set do_center_crop and crop_size in the processor's JSON"
+            )
+        return steps
+
+    def patches(self, height: int, width: int, patch_size: Any) -> int:
+        if not isinstance(patch_size, int):
+            raise self.error("patch_size is given neither by processor_config.json nor by vision_config of config.json")
+        return (height // patch_size) * (width // patch_size)
+
+
+def _llava(reader: _Reader) -> ImageSpec:
+    config, processor = reader.folder.config, reader.processor
+    if reader.kind not in ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor"):
+        raise reader.error(f"image processor {reader.kind} in a LLaVA model is not known")
+    steps = reader.size_steps()
+    more: dict[str, Any] = {}
+    if reader.image.get("do_pad"):
+        if reader.kind != "LlavaImageProcessor":
+            raise reader.error(f"do_pad with {reader.kind} is not known; set it to false in the processor's JSON")
+        steps.insert(0, ("square", 0, 0))
+        more["pad_colour"] = tuple(int(value * 255) for value in reader.image["image_mean"])
+    patch_size = processor.get("patch_size") or reader.vision.get("patch_size")
+    tokens = reader.patches(*steps[-1][1:], patch_size)
+    has_class_token = reader.vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    tokens += int(processor.get("num_additional_image_tokens", int(has_class_token)))
+    strategy = processor.get("vision_feature_select_strategy") or config.get(
+        "vision_feature_select_strategy", "default"
+    )
+    return reader.spec("llava", steps, tokens - (strategy == "default"), **more)
+
+
+def _idefics3(reader: _Reader) -> ImageSpec:
+    if reader.kind not in ("Idefics3ImageProcessor", "SmolVLMImageProcessor"):
+        raise reader.error(f"image processor {reader.kind} in an Idefics3 or SmolVLM model is not known")
+    size, side = reader.image["size"], int(reader.image["max_image_size"]["longest_edge"])
+    steps: list[Step] = [("fixed", side, side)]
+    if reader.image["do_resize"]:
+        if "longest_edge" in size:
+            steps.insert(0, ("longest", int(size["longest_edge"]), 0))
+        else:
+            steps.insert(0, ("fixed", int(size["height"]), int(size["width"])))
+    tokens = reader.processor.get("image_seq_len")
+    if tokens is None:
+        scale = int(reader.folder.config.get("scale_factor", 2))
+        tokens = reader.patches(side, side, reader.vision.get("patch_size")) // scale**2
+    names = reader.folder.special_tokens()
+    fake = names.get("fake_image_token", "<fake_token_around_image>")
+    whole = names.get("global_image_token", "<global-img>")
+    return reader.spec("idefics3", steps, int(tokens), before=fake + whole, after=fake)
+
+
+def _paligemma(reader: _Reader) -> ImageSpec:
+    if reader.kind != "SiglipImageProcessor":
+        raise reader.error(f"image processor {reader.kind} in a PaliGemma model is not known")
+    steps = reader.size_steps()
+    tokens = reader.image.get("image_seq_length") or reader.vision.get("num_image_tokens")
+    if tokens is None:
+        tokens = reader.patches(*steps[-1][1:], reader.vision.get("patch_size"))
+    return reader.spec("paligemma", steps, int(tokens), before_bos=True)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (values, values, values) if isinstance(values, float | int) else values
+    return float(red), float(green), float(blue)
+
+
+FAMILIES: dict[str, Callable[[_Reader], ImageSpec]] = {
+    "llava": _llava,
+    "idefics3": _idefics3,
+    "smolvlm": _idefics3,
+    "paligemma": _paligemma,
+}
+"""`model_type` of config.json -> how its images are read."""

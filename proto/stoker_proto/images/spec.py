@@ -1,0 +1,69 @@
+"""What one model wants of its images, as plain values: size, resampling, normalisation, tokens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from stoker_proto.errors import DataError
+from stoker_proto.images.geometry import Step
+
+Resample = Literal["bilinear", "bicubic", "lanczos"]
+
+MAX_EDGE = 1 << 14
+"""Pixels of a model's image in one direction, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """The model's input: uint8[height, width, 3], then (pixel * rescale - mean) / std on the device."""
+
+    family: str
+    """The model's kind: llava, idefics3, paligemma."""
+    height: int
+    width: int
+    steps: tuple[Step, ...]
+    """How a frame of any size gets there, see `stoker_proto.images.geometry`."""
+    resample: Resample
+    """Antialiased, as Pillow does it."""
+    pad_colour: tuple[int, int, int] = (0, 0, 0)
+    """RGB of the step `square`."""
+    rescale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_tokens: int
+    """Tokens `token` per image: as many as the vision tower gives features."""
+    token: str
+    """The placeholder that the model replaces by a feature, e.g. "<image>"."""
+    token_id: int
+    before: str = ""
+    """Text in front of an image's placeholders."""
+    after: str = ""
+    """Text behind them."""
+    before_bos: bool = False
+    """All images stand in front of the whole text, also of its begin-of-sequence token (PaliGemma)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; floats exact."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Self:
+        """The spec that `to_json` described."""
+        names = {item.name for item in fields(cls)}
+        if set(tree) != names:
+            odd = ", ".join(sorted(map(str, set(tree) ^ names)))
+            raise DataError(
+                f"a processor's image has missing or unknown values: {odd}; build it anew with this version"
+            )
+        limits = {"height": MAX_EDGE, "width": MAX_EDGE, "num_tokens": 1 << 20, "token_id": 1 << 31}
+        for name, limit in limits.items():
+            if type(tree[name]) is not int or not 0 <= tree[name] <= limit:
+                raise DataError(
+                    f"a processor's image.{name} is {tree[name]!r}: a whole number up to {limit} is expected"
+                )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
+        values["steps"] = tuple((str(name), int(first), int(second)) for name, first, second in tree["steps"])
+        return cls(**values)

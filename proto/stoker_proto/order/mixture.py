@@ -1,0 +1,203 @@
+"""Several sources in one stream: whose turn it is, and what a run's epoch takes of a source's passes.
+
+Within a source the order of a *pass* is that of `order.py` over the lanes of all its entries. Between sources: source s gives n
+samples to the epoch, in cells of `data.order.cell`, and a cell is due when its middle sample i would be, at i / n of the
+epoch. So each source is within half a cell of its line from (0, 0) to (end, n) at any time.
+
+    epoch 1, rate 2.5 passes:   second half of pass 2, pass 3, pass 4     (epoch 0 took passes 0, 1 and the first half of 2)
+
+Without weights every epoch is one pass over everything. With weights the source that lasts longest is passed over once per
+epoch, another one `rate` times; rates are fractions of 2**32, so that all ranks agree, and what an epoch leaves of a pass the
+next one takes: every pass of every source is trained exactly once, whatever the rates.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from heapq import heapify, heapreplace
+from itertools import accumulate
+
+from stoker_proto.errors import ConfigError, LocalProtocolError
+from stoker_proto.order.lanes import Order, Run
+
+_SCALE = 32  # bits of a fraction of a pass
+_TIME = 1 << 48  # the end of the epoch; whole numbers, so that all machines agree
+ONE_PASS = 1 << _SCALE
+MAX_RATE = 100
+"""Passes of one source in an epoch at most: each has to be planned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What an epoch takes of one pass: the fraction [begin, end) in units of 2**-32."""
+
+    number: int
+    """Of the pass, from 0."""
+    begin: int
+    end: int
+
+    def cut(self, num_samples: int) -> tuple[int, int]:
+        """The positions [first, last) of a pass of so many samples; neighbouring spans meet."""
+        half = ONE_PASS // 2  # to the nearest: a rate of 2.4 passes is not exactly that in binary
+        return (num_samples * self.begin + half) >> _SCALE, (num_samples * self.end + half) >> _SCALE
+
+
+def spans(rate: int, epoch: int) -> list[Span]:
+    """The passes of one epoch at `rate` (in units of 2**-32 passes an epoch).
+
+    >>> [(span.number, span.begin / ONE_PASS, span.end / ONE_PASS) for span in spans(5 * ONE_PASS // 2, 1)]
+    [(2, 0.5, 1.0), (3, 0.0, 1.0), (4, 0.0, 1.0)]
+    """
+    first, last = epoch * rate, (epoch + 1) * rate
+    return [
+        Span(number, max(first - (number << _SCALE), 0), min(last - (number << _SCALE), ONE_PASS))
+        for number in range(first >> _SCALE, -(-last >> _SCALE))
+    ]
+
+
+def rates(names: Sequence[str], num_samples: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """For each source its passes per epoch, in units of 2**-32; 2**32 for the one that lasts longest.
+
+    Args:
+        names: for messages.
+        num_samples: of one pass.
+        weights: the shares of samples; need not add up to 1.
+
+    Raises:
+        ConfigError: a source would repeat more than `MAX_RATE` times.
+    """
+    needed = [Fraction(weight) / max(count, 1) for weight, count in zip(weights, num_samples, strict=True)]
+    slowest = min(needed)
+    found = [round(need / slowest * ONE_PASS) for need in needed]
+    for name, rate, count in zip(names, found, num_samples, strict=True):
+        if rate > MAX_RATE * ONE_PASS:
+            raise ConfigError(
+                f"data.sources: {name} with its {count} samples would be repeated {rate / ONE_PASS:.0f} times in each epoch, "
+                f"at most {MAX_RATE} times is possible: lower its weight, give it more data, or the largest source less"
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Positions [first, last) of one pass over a source."""
+
+    number: int
+    """Of the pass."""
+    order: Order
+    """Of the pass."""
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Consecutive samples of one source."""
+
+    source: int
+    start: int
+    """Counted from the source's first sample of the epoch."""
+    count: int
+
+
+class Turns:
+    """Whose turn it is, at any stream position; found by bisection over time, without those before."""
+
+    def __init__(self, counts: Sequence[int], cell: int) -> None:
+        """counts: samples of each source in the epoch."""
+        self.counts, self.cell = list(counts), cell
+        self.total = sum(counts)
+
+    def between(self, start: int, stop: int) -> list[Turn]:
+        """Stream positions [start, stop) as turns, in stream order."""
+        if not 0 <= start <= stop <= self.total:
+            raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
+        turns: list[Turn] = []
+        time = self._last_time(start) if start < stop else 0
+        cells = [self._cells_before(source, time) for source in range(len(self.counts))]
+        position = sum(map(self._samples, range(len(cells)), cells))
+        queue = [(self._due(source, cell), source, cell) for source, cell in enumerate(cells)]
+        heapify(queue)
+        while position < stop:
+            _, source, cell = queue[0]
+            heapreplace(queue, (self._due(source, cell + 1), source, cell + 1))
+            low, high = self._samples(source, cell), self._samples(source, cell + 1)
+            first, last = max(low, low + start - position), min(high, low + stop - position)
+            if first < last:
+                turns.append(Turn(source, first, last - first))
+            position += high - low
+        return turns
+
+    def _samples(self, source: int, cells: int) -> int:
+        return min(cells * self.cell, self.counts[source])
+
+    def _due(self, source: int, cell: int) -> int:
+        """When the middle of a cell is due; beyond the epoch where there is no such cell."""
+        low, high = self._samples(source, cell), self._samples(source, cell + 1)
+        return (low + high) * _TIME // (2 * self.counts[source]) if low < high else 2 * _TIME
+
+    def _cells_before(self, source: int, time: int) -> int:
+        """How many cells of the source are due before a time."""
+        count, cell = self.counts[source], self.cell
+        if not count:
+            return 0
+        full = count // cell  # cell k of these is due at (2k + 1) cell / 2 count
+        cells = -(-(2 * count * time - cell * _TIME) // (2 * cell * _TIME))
+        if cells < full:
+            return max(cells, 0)
+        return full + (full * cell < count and self._due(source, full) < time)
+
+    def _last_time(self, position: int) -> int:
+        """The largest time before which at most `position` samples are due; position < total."""
+        slack = self.cell * len(self.counts)
+        low = max(
+            (position - slack) * _TIME // self.total, 0
+        )  # samples due before `low` <= position, before `high` more
+        high = min((position + slack + 1) * _TIME // self.total + 1, 2 * _TIME)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if sum(self._samples(n, self._cells_before(n, middle)) for n in range(len(self.counts))) <= position:
+                low = middle
+            else:
+                high = middle
+        return low
+
+
+class MixedOrder:
+    """The stream of one epoch of the run: `total` samples; `runs(a, b)` gives stream positions [a, b) as runs of lanes."""
+
+    def __init__(self, sources: Sequence[Sequence[Part]], lanes: Sequence[Sequence[int]], cell: int) -> None:
+        """sources: for each its parts of this epoch, in order; lanes: for each the stream's lane numbers, in the order of the
+        lengths in its `Part.order`; cell: consecutive samples of one source before the next has its turn."""
+        self._sources, self._lanes = sources, lanes
+        self._ends = [list(accumulate(part.last - part.first for part in parts)) for parts in sources]
+        self._turns = Turns([ends[-1] if ends else 0 for ends in self._ends], cell)
+        self.total = self._turns.total
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each source in this epoch."""
+        return self._turns.counts
+
+    def runs(self, start: int, stop: int) -> list[Run]:
+        """Stream positions [start, stop) as runs, in stream order."""
+        turns = self._turns.between(start, stop) if len(self._sources) > 1 else [Turn(0, start, stop - start)]
+        return [run for turn in turns for run in self._of_source(turn.source, turn.start, turn.start + turn.count)]
+
+    def _of_source(self, source: int, start: int, stop: int) -> list[Run]:
+        """Positions [start, stop) of what this epoch takes of a source."""
+        ends, lanes, runs = self._ends[source], self._lanes[source], []
+        number = bisect.bisect_right(ends, start)
+        while start < stop:
+            part = self._sources[source][number]
+            offset = part.first - (ends[number - 1] if number else 0)
+            last = min(stop, ends[number])
+            runs += [
+                Run(lanes[run.lane], run.start, run.count, part.number)
+                for run in part.order.runs(start + offset, last + offset)
+            ]
+            start, number = last, number + 1
+        return runs

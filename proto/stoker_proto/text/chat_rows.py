@@ -1,0 +1,193 @@
+"""Dialogues of several turns as rows: what the learned turns say, and the token that ends them, are labels.
+
+    stoker          You are a robot. <|User|> Hi <|Assistant|> Hello</s><|User|> Bye <|Assistant|> Bye</s>
+    learned                                                    ^^^^^^^^^^                          ^^^^^^^^
+    chat_template   what the model's own template writes, tokenised as a whole; see `chat_spans`
+
+With `stoker` a system turn stands in front of the next turn, in plain words; what a tool says is a turn of the user's. Each
+answer begins behind a prompt that is tokenised by itself, as generation would; so one question with one answer gives the ids
+that `instruction` and `answer` give. The other templates have exactly that: one turn of the user's, one of the assistant's.
+Where all turns are learned, so is what the template writes around them: every token but those in front of the text and images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stoker_proto.errors import DataError, RowError
+from stoker_proto.images.spec import ImageSpec
+from stoker_proto.text.chat_spans import DialogueRenderer
+from stoker_proto.text.control_tokens import ControlTokens
+from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
+from stoker_proto.text.ids import int32_array
+from stoker_proto.text.rendered import Labelled, Rendered, Steps, run_together
+from stoker_proto.text.rows import EncodedRow, RowWriter
+from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
+
+_NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)
+
+
+class DialogueRows:
+    """Writes dialogues for one tokenizer, template and model."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        control: ControlTokens,
+        dialogue: Dialogue,
+        image: ImageSpec | None,
+        rows: RowWriter,
+        end_id: int,
+        *,
+        max_seq_len: int,
+        overlong: str,
+    ) -> None:
+        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
+        self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
+        self._leading, self._end = int32_array(tokenizer.leading), int32_array([end_id])
+        if dialogue.template == "chat_template":
+            self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
+
+    def encode(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
+        """The row of each dialogue with so many images, or a DataError: RowError where it is the config that has no row."""
+        return run_together(self._tokenizer, self._control, [self._encode(*dialogue) for dialogue in dialogues])
+
+    def _encode(self, turns: Sequence[Turn], num_images: int) -> Steps[EncodedRow]:
+        check_turns(turns)
+        if num_images and self._image is None:
+            raise RowError(
+                f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
+            )
+        parts = place_images(turns, num_images)
+        if not self._dialogue.takes_turns or (self._image is not None and self._image.before_bos):
+            return self._encode_single(turns, parts, num_images)
+        row = yield from self._write(turns, parts, num_images)
+        if len(row.input_ids) <= self._max_seq_len:
+            return row
+        if self._overlong == "truncate":
+            return self._truncated(row)
+        if self._overlong == "drop_turns":
+            return (yield from self._with_fewer_turns(turns, parts, num_images, len(row.input_ids)))
+        raise RowError(
+            f"the dialogue of {len(turns)} turns needs {len(row.input_ids)} tokens (with {num_images} images), but "
+            f"data.max_seq_len is {self._max_seq_len}: raise it, or set data.overlong to truncate or drop_turns"
+        )
+
+    def _encode_single(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> EncodedRow:
+        if is_learned_whole(turns):
+            raise RowError(
+                f"data.dialogue.template {self._dialogue.template} (with this model) learns answers only: use stoker or "
+                "chat_template to learn whole dialogues"
+            )
+        user, *rest = turns
+        in_front = parts[0][:num_images] == (None,) * num_images and parts[0][num_images:].count(None) == 0
+        if user.role != "user" or len(rest) != 1 or rest[0].role != "assistant" or not in_front:
+            raise RowError(
+                f"data.dialogue.template {self._dialogue.template} (with this model) writes one turn of the user's, its images "
+                f"in front, and one of the assistant's, not {', '.join(turn.role for turn in turns[:8])}: use stoker or "
+                "chat_template"
+            )
+        instruction = "".join(part for part in parts[0] if part is not None)
+        return self._rows.encode(instruction, num_images, answer=rest[0].text)
+
+    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> Steps[EncodedRow]:
+        whole = is_learned_whole(turns)
+        if whole:  # nothing has to be told apart
+            turns = [replace(turn, learned=False) for turn in turns]
+        by = self._by_template if self._dialogue.template == "chat_template" else self._by_turns
+        ids, supervised = yield from by(turns, parts)
+        if whole:
+            supervised = np.ones(len(ids), np.uint8)
+            supervised[: 0 if self._dialogue.writes_bos else len(self._tokenizer.leading)] = 0
+            if self._image is not None:
+                supervised[ids == self._image.token_id] = 0
+        return self._rows.expand(ids, supervised, num_images)
+
+    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
+        [found] = yield [self._renderer(turns, parts)]
+        return found
+
+    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
+        pieces: list[Rendered] = []
+        ends: list[tuple[int, bool]] = []  # behind which pieces an end token stands, and whether it is learned
+        prompt = ""
+        for turn, of_turn in zip(turns, parts, strict=True):
+            words = " ".join(
+                self._rows.image_frame if part is None else part for part in mark_parts(turn, of_turn, self._control)
+            )
+            if turn.role == "system":
+                prompt += f"{words} "
+            elif turn.role == "assistant":
+                text = f"{self._dialogue.answer_opening}{words}"
+                pieces += [Rendered(prompt + ASSISTANT), Rendered(text, ((0, len(text)),) if turn.learned else ())]
+                ends.append((len(pieces), turn.learned))
+                prompt = ""
+            else:
+                prompt += f"{USER} {words} "
+        if prompt:
+            pieces.append(Rendered(prompt.rstrip()))
+        encoded = yield pieces
+        ids, labels = [self._leading], [np.zeros(len(self._leading), np.uint8)]
+        begin = 0
+        for stop, learned in (*ends, (len(pieces), None)):
+            for found, supervised in encoded[begin:stop]:
+                ids.append(found)
+                labels.append(supervised)
+            if learned is not None:
+                ids.append(self._end)
+                labels.append(_LEARNED if learned else _NOT_LEARNED)
+            begin = stop
+        return np.concatenate(ids), np.concatenate(labels)
+
+    def _truncated(self, row: EncodedRow) -> EncodedRow:
+        kept, cut = np.split(row.input_ids, [self._max_seq_len])
+        if self._image is not None and (cut == self._image.token_id).any():
+            raise RowError(
+                f"data.overlong is truncate, and an image stands behind token {self._max_seq_len} of {len(row.input_ids)}: "
+                "images are never cut; raise data.max_seq_len"
+            )
+        supervised = row.supervised[: self._max_seq_len]
+        if not supervised.any():
+            raise DataError(
+                f"no label is left of {len(row.input_ids)} tokens cut at data.max_seq_len {self._max_seq_len}: raise it, or "
+                "set data.overlong to drop_turns"
+            )
+        return EncodedRow(kept, supervised)
+
+    def _with_fewer_turns(
+        self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
+    ) -> Steps[EncodedRow]:
+        """Without the fewest oldest exchanges that make it fit. What the system says stays, and so do images."""
+        system = [i for i, turn in enumerate(turns) if turn.role == "system"]
+        exchanges = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+        starts = [first for first in exchanges if sum(of_turn.count(None) for of_turn in parts[first:]) == num_images]
+
+        def without(first: int) -> Steps[EncodedRow | None]:
+            kept = [i for i in system if i < first] + list(range(first, len(turns)))
+            if not any(turns[i].learned for i in kept):
+                return None
+            return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images))
+
+        low, high, best = 0, len(starts) - 1, None
+        while low <= high:  # fewer turns never need more tokens, so the first that fits is found by halving
+            middle = (low + high) // 2
+            row = yield from without(starts[middle])
+            if row is None or len(row.input_ids) <= self._max_seq_len:
+                best, high = row or best, middle - 1
+            else:
+                low = middle + 1
+        if best is None and len(starts) < len(exchanges):
+            raise RowError(
+                f"data.overlong is drop_turns, the dialogue needs {needed} tokens, data.max_seq_len is {self._max_seq_len}, and "
+                "a turn to be dropped has an image: images are never cut; raise data.max_seq_len"
+            )
+        if best is None:
+            raise DataError(
+                f"the dialogue needs {needed} tokens, data.max_seq_len is {self._max_seq_len}, and its last learned exchange "
+                "alone does not fit: raise it, or set data.overlong to truncate"
+            )
+        return best

@@ -1,0 +1,133 @@
+"""A model's own jinja2 chat template, rendered as transformers renders it, in a sandbox.
+
+The date (`strftime_now`) is left undefined, for which templates have a fixed one: a prompt must not change overnight.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
+from stoker_proto.text.turns import Parts, Turn, mark_parts
+
+Message = dict[str, Any]
+_GENERATION = re.compile(f"[{GENERATION_OPEN}{GENERATION_CLOSE}]")
+_PROBE = "probe words"
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}` says what the assistant's words are: they are put between two marks."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own interface)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Macro) -> str:
+        return f"{GENERATION_OPEN}{caller()}{GENERATION_CLOSE}"
+
+
+class ChatTemplate:
+    """One template, compiled."""
+
+    def __init__(self, source: str, names: dict[str, str]) -> None:
+        """names: special tokens by name, e.g. {"bos_token": "<s>"}. Raises ConfigError."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        self._names = names
+        try:
+            self._template = environment.from_string(source)
+            self._template.globals = dict(
+                self._template.globals
+            )  # a ChainMap, which is copied slowly for each rendering
+            self.marks_generation = environment.parse(source).find(nodes.ExtensionAttribute) is not None
+            """Whether it says by itself what the assistant's words are."""
+        except TemplateError as error:
+            raise ConfigError(f"the model's chat template is not valid ({error}); use another template") from error
+        self._takes_strings = _PROBE in self._probe(_PROBE)
+        if not self._takes_strings and _PROBE not in self._probe([{"type": "text", "text": _PROBE}]):
+            raise ConfigError("the model's chat template leaves out what the user says; use another template")
+
+    def prompt(self, instruction: str, num_images: int, image: str) -> str:
+        """A user's turn with images and words, and the opening of the assistant's.
+
+        `image` is what stands for an image in the rendered text; DataError where the template leaves images out.
+        """
+        parts = (None,) * num_images + (instruction,)
+        try:
+            text = self._render([_message("user", parts, as_string=self._takes_strings and not num_images)], True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the model's chat template fails on one user's turn ({error}); use another template"
+            ) from error
+        text = _GENERATION.sub("", text)
+        if num_images and text.count(image) != num_images:
+            raise DataError(
+                f"the model's chat template writes {text.count(image)} times {image!r} for {num_images} images; "
+                "use data.dialogue.template=stoker, or an instruction without that text"
+            )
+        return text
+
+    def messages(self, turns: Sequence[Turn], parts: Sequence[Parts], control: ControlTokens) -> list[Message]:
+        """What the template is given: control tokens in the turns' text are marked.
+
+        Models that see images take content as a list of parts, those of text only as a string: so do their templates.
+        """
+        as_string = self._takes_strings and not any(None in of_turn for of_turn in parts)
+        return [
+            _message(turn.role, mark_parts(turn, of_turn, control), as_string)
+            for turn, of_turn in zip(turns, parts, strict=True)
+        ]
+
+    def render(self, messages: Sequence[Message], *, opening: bool) -> str:
+        """The text; opening: with the beginning of an assistant's turn behind it. DataError where the template refuses."""
+        try:
+            return self._render(messages, opening)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(str(message["role"]) for message in messages[:8])
+            raise DataError(f"the model's chat template does not take this dialogue ({roles} ...): {error}") from error
+
+    def _render(self, messages: Sequence[Message], opening: bool) -> str:
+        return self._template.render(
+            messages=list(messages), tools=None, documents=None, add_generation_prompt=opening, **self._names
+        )
+
+    def _probe(self, content: str | list[dict[str, str]]) -> str:
+        try:
+            return self._render([{"role": "user", "content": content}], True)
+        except (TemplateError, TypeError, ValueError) as error:
+            if isinstance(content, str) and not isinstance(error, TemplateError):
+                return ""  # it wants parts, and says so in its own way
+            raise ConfigError(
+                f"the model's chat template fails on one user's turn ({error}); use another template"
+            ) from error
+
+
+def _message(role: str, parts: Parts, as_string: bool) -> Message:
+    if as_string:
+        return {"role": role, "content": parts[0]}
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    return {"role": role, "content": content}
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

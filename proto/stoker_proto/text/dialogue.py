@@ -1,0 +1,123 @@
+"""How a sample is written down: the text before the answer, by `data.dialogue.template`.
+
+    stoker          <|User|> {image} {instruction} <|Assistant|>              then the answer, then the end token
+    openvla         In: What action should the robot take to {instruction, lower case}?\\nOut:_     (_: one space)
+    chat_template   the model's own: one user turn, then the opening of the assistant's
+    custom          data.dialogue.user, with {image}, {instruction} and {state}
+
+Where images go: `stoker`, `custom` and `chat_template` have them where they stand in the text; with `openvla` they follow
+the begin-of-sequence token, as OpenVLA puts its patches; PaliGemma has all of them in front of everything and a line feed
+behind the prompt, whatever the template (but the chat template). Without images `{image}` vanishes with the space behind it.
+
+With `data.state: text` the instruction is told together with the robot's state, as openpi tells it: see `STATE`. Dialogues of
+several turns are in `chat_rows`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from stoker_proto.config import DialogueConfig
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.text.chat_template import ChatTemplate
+
+TEMPLATES = {
+    "stoker": "<|User|> {image} {instruction} <|Assistant|>",
+    "openvla": "{image}In: What action should the robot take to {instruction}?\nOut: ",
+}
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+STATE = "Task: {instruction}, State: {state};"
+"""What `{instruction}` becomes with a state, except in `custom`, which has its own place for it."""
+_SPACED = ("stoker",)  # templates that have a space between the prompt and an answer in words
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The text of a prompt, for one template."""
+
+    template: str
+    text: str
+    """With {image}, {instruction} and {state}; the jinja2 source of `chat_template`."""
+    names: dict[str, str]
+    """Special tokens that a chat template may use, e.g. {"bos_token": "<s>"}."""
+
+    @classmethod
+    def build(cls, config: DialogueConfig, chat_template: str | None, names: dict[str, str]) -> Self:
+        """From the config and what the model brings. Raises ConfigError."""
+        if config.template == "custom":
+            if not config.user or "{instruction}" not in config.user:
+                raise ConfigError(
+                    f"data.dialogue.user is {config.user!r}: it needs {{instruction}}, and {{image}} for images"
+                )
+            return cls("custom", config.user, {})
+        if config.template == "chat_template":
+            if chat_template is None:
+                raise ConfigError(
+                    "data.dialogue.template is chat_template, but the model folder has none (chat_template.jinja); "
+                    "use stoker, openvla or custom"
+                )
+            dialogue = cls("chat_template", chat_template, names)
+            dialogue.prompt("probe", 0, "")  # an impossible template is found here
+            return dialogue
+        return cls(config.template, TEMPLATES[config.template], {})
+
+    @property
+    def writes_bos(self) -> bool:
+        """The text has its own begin-of-sequence token: none is put in front."""
+        return self.template == "chat_template"
+
+    @property
+    def images_after_bos(self) -> bool:
+        """Images stand behind the begin-of-sequence token, not in the text."""
+        return self.template == "openvla"
+
+    @property
+    def answer_opening(self) -> str:
+        """What stands between the prompt and an answer in words; actions follow the prompt at once."""
+        return " " if self.template in _SPACED else ""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Dialogues of several turns can be written."""
+        return self.template in ("stoker", "chat_template")
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        """Text that opens turns and that a turn's own text must not hold."""
+        return (USER, ASSISTANT) if self.template == "stoker" else ()
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        return ChatTemplate(self.text, self.names)
+
+    def prompt(self, instruction: str, num_images: int, image: str, state: str | None = None) -> str:
+        """The text before the answer; `image` stands for each image, "" where the caller places them itself."""
+        if state is not None and self.template != "custom":
+            instruction, state = STATE.replace("{state}", state).replace("{instruction}", instruction), None
+        if self.template == "chat_template":
+            return self.chat.prompt(instruction, num_images, image)
+        if self.template == "openvla":
+            instruction = instruction.lower()
+        images = " ".join([image] * num_images) if image else ""
+        text = self.text
+        if images and "{image}" not in text:
+            raise DataError(
+                f"a sample has {num_images} images, but data.dialogue.user has no {{image}}: say where they go"
+            )
+        if not images:
+            text = text.replace("{image} ", "").replace("{image}", "")
+        if state is not None:
+            text = text.replace("{state}", state)
+        # Split, not replaced in turn: an instruction may hold braces.
+        return instruction.join(part.replace("{image}", images, 1) for part in text.split("{instruction}"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Self:
+        """The dialogue that `to_json` described."""
+        return cls(str(tree["template"]), str(tree["text"]), {str(k): str(v) for k, v in tree["names"].items()})

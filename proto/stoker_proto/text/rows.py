@@ -1,0 +1,207 @@
+"""Prompt and answer as token ids: the row that is trained, and the prefix that generation starts from.
+
+Dialogues of several turns are in `chat_rows`, plain text in `text_rows`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.actions.vocabulary import ActionVocabulary
+from stoker_proto.errors import DataError, RowError
+from stoker_proto.images.spec import ImageSpec
+from stoker_proto.text.control_tokens import OPEN, ControlTokens
+from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.ids import Ids, int32_array
+from stoker_proto.text.state_text import StateText
+from stoker_proto.text.tokenizer import TextTokenizer
+
+_MAX_PROMPTS = 8192  # remembered: instructions repeat, and a dict hit costs a thousandth of tokenising
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRow:
+    """One row of training."""
+
+    input_ids: Ids  # [T]
+    supervised: NDArray[np.uint8]  # [T]: 1 where the token is a label
+
+
+class RowWriter:
+    """Writes rows for one tokenizer, dialogue and model."""
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        control: ControlTokens,
+        dialogue: Dialogue,
+        image: ImageSpec | None,
+        vocabulary: ActionVocabulary | None,
+        end_id: int,
+        *,
+        max_seq_len: int,
+        state: StateText | None,
+        needs_state: bool,
+    ) -> None:
+        """needs_state: instructions are told with the robot's state; `state` is None until its statistics are known."""
+        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
+        self._max_seq_len, self._state, self._needs_state = max_seq_len, state, needs_state
+        self._end = np.array([end_id], np.int32)
+        # A table, because turning codes into ids one row at a time costs more by arithmetic.
+        self._id_of_code: Ids | None = None
+        if vocabulary is not None:
+            self._id_of_code = vocabulary.to_ids(np.arange(vocabulary.num_codes))
+        self._prompts: dict[tuple[str, int], Ids] = {}
+
+    def prompt(self, instruction: str, num_images: int, state: NDArray[np.float32] | None = None) -> Ids:
+        """int32[T], read-only: what generation starts from, and the beginning of `encode`'s row. Raises DataError.
+
+        state: float32[S]; needed with `data.state: text`, and of no matter without.
+        """
+        if self._needs_state:  # another one at each timestep: nothing to remember
+            return self._write_prompt(instruction, num_images, self._state_text(state))
+        key = (instruction, num_images)
+        ids = self._prompts.get(key)
+        if ids is None:
+            ids = self._write_prompt(instruction, num_images, None)
+            ids.flags.writeable = False
+            if len(self._prompts) >= _MAX_PROMPTS:
+                self._prompts.clear()
+            self._prompts[key] = ids
+        return ids
+
+    def encode(
+        self,
+        instruction: str,
+        num_images: int,
+        *,
+        codes: Ids | None = None,
+        not_learned: NDArray[np.bool_] | None = None,
+        answer: str | None = None,
+        state: NDArray[np.float32] | None = None,
+    ) -> EncodedRow:
+        """The row of an instruction with its images and its answer: int32[tokens] codes of an action, or words.
+
+        not_learned: bool[tokens], codes that are no labels.
+
+        Raises RowError where the row needs more than `data.max_seq_len` tokens, DataError where the answer is not one of the two.
+        """
+        prompt = self.prompt(instruction, num_images, state)
+        if codes is not None and answer is None:
+            learned = self._action_ids(codes)
+        elif answer is not None and codes is None:
+            learned = self._answer_ids(answer)
+        else:
+            raise DataError("a sample has an action and an answer, or neither: exactly one of them is learned")
+        input_ids = np.concatenate((prompt, learned, self._end))
+        if len(input_ids) > self._max_seq_len:
+            raise RowError(
+                f"the row needs {len(input_ids)} tokens ({len(prompt)} of the prompt with {num_images} images, {len(learned)} of "
+                f"the answer, 1 end token), but data.max_seq_len is {self._max_seq_len}: raise it, nothing is cut"
+            )
+        supervised = np.zeros(len(input_ids), np.uint8)
+        supervised[len(prompt) :] = 1
+        if not_learned is not None:
+            supervised[len(prompt) : -1][not_learned] = 0
+        return EncodedRow(input_ids, supervised)
+
+    @property
+    def image_frame(self) -> str:
+        """What one image is in a text: its placeholder, and what the model has around it."""
+        return "" if self._image is None else f"{self._image.before}{self._image.token}{self._image.after}"
+
+    def with_image_frames(self, text: str) -> str:
+        """The text of a chat template, which writes placeholders alone; those that are marked as a user's words stay."""
+        if self._image is None or self.image_frame == self._image.token:
+            return text
+        return re.sub(f"(?<!{OPEN}){re.escape(self._image.token)}", lambda _: self.image_frame, text)
+
+    def expand(self, ids: Ids, supervised: NDArray[np.uint8], num_images: int) -> EncodedRow:
+        """Each image's one placeholder becomes `num_tokens` of them. Raises DataError where there are not `num_images`."""
+        image = self._image
+        if image is None:
+            return EncodedRow(ids, supervised)
+        places = ids == image.token_id
+        if int(places.sum()) != num_images:
+            raise DataError(
+                f"the prompt holds {image.token!r} {int(places.sum())} times for {num_images} images: take that text out of "
+                "the instruction"
+            )
+        if not num_images:
+            return EncodedRow(ids, supervised)
+        repeats = np.where(places, image.num_tokens, 1)
+        return EncodedRow(np.repeat(ids, repeats), np.repeat(supervised, repeats))
+
+    def _action_ids(self, codes: Ids) -> Ids:
+        if self._id_of_code is None:
+            raise DataError("a sample has an action, but this processor has no action codec; run loader-prepare")
+        try:
+            return self._id_of_code[
+                codes.astype(np.uint32)
+            ]  # unsigned: a negative code is out of range, not the last one
+        except IndexError as error:
+            if int(codes.min()) < 0:
+                raise DataError(f"action code {int(codes.min())} is negative") from error
+            raise DataError(f"action code {int(codes.max())}: there are {len(self._id_of_code)} codes") from error
+
+    def _answer_ids(self, answer: str) -> Ids:
+        self._check_words("answer", answer)
+        ids = int32_array(self._tokenizer.encode(self._dialogue.answer_opening + answer))
+        if self._image is not None and (ids == self._image.token_id).any():
+            raise DataError(
+                f"the answer holds {self._image.token!r}, which stands for an image: take it out of the text"
+            )
+        return ids
+
+    def _state_text(self, state: NDArray[np.float32] | None) -> str:
+        if state is None:
+            raise RowError(
+                "data.state is text, and a sample has no state: set data.state=none, or use data with states"
+            )
+        if self._state is None:
+            raise RowError("data.state is text, but its statistics are not known; run loader-prepare")
+        return self._state.write(state)
+
+    def _write_prompt(self, instruction: str, num_images: int, state: str | None) -> Ids:
+        image, dialogue = self._image, self._dialogue
+        self._check_words("instruction", instruction)
+        if num_images and image is None:
+            raise RowError(
+                f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
+            )
+        if image is None or dialogue.writes_bos:
+            ids = self._inline(instruction, num_images, state)
+        else:
+            ids = self._placed(image, instruction, num_images, state)
+        return self.expand(int32_array(ids), np.zeros(len(ids), np.uint8), num_images).input_ids
+
+    def _check_words(self, name: str, text: str) -> None:
+        """An instruction is short and written for the robot: a control token in it is a mistake, not something said."""
+        found = self._control.find(text)
+        if found is not None and (self._image is None or found != self._image.token):  # that one is counted
+            raise DataError(f"the {name} holds {found!r}, which gives rows their structure: take it out of the text")
+
+    def _inline(self, instruction: str, num_images: int, state: str | None) -> list[int]:
+        """Of models without images, and of chat templates, which write the begin-of-sequence token themselves."""
+        image, dialogue = self._image, self._dialogue
+        text = self.with_image_frames(
+            dialogue.prompt(instruction, num_images, "" if image is None else image.token, state)
+        )
+        return [*([] if dialogue.writes_bos else self._tokenizer.leading), *self._tokenizer.encode(text)]
+
+    def _placed(self, image: ImageSpec, instruction: str, num_images: int, state: str | None) -> list[int]:
+        """Images in the text, behind the begin-of-sequence token, or in front of everything: see `dialogue`."""
+        encode, leading = self._tokenizer.encode, self._tokenizer.leading
+        piece = self.image_frame
+        if image.before_bos:  # PaliGemma, whose tokenizer leaves that token to its processor
+            bos = self._tokenizer.named_id("bos_token")
+            text = self._dialogue.prompt(instruction, num_images, "", state) + "\n"
+            return [*encode(piece * num_images), *([] if bos is None else [bos]), *encode(text)]
+        if self._dialogue.images_after_bos:
+            text = self._dialogue.prompt(instruction, num_images, "", state)
+            return [*leading, *encode(piece * num_images), *encode(text)]
+        return [*leading, *encode(self._dialogue.prompt(instruction, num_images, piece, state))]

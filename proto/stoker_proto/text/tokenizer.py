@@ -1,0 +1,212 @@
+"""A model's tokenizer without transformers: `tokenizer.json` through `tokenizers`, and the names of its special tokens.
+
+Rules: a text's leading special tokens (begin-of-sequence) are those that tokenizer.json's own post-processor puts there,
+none where it puts none; trailing ones are left out. `<|User|>` and the like are special tokens where the tokenizer has
+them and plain text, tokenised as such, where it has not: nothing is added, except the action tokens of
+`data.action.vocabulary: added`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from stoker_proto.actions.vocabulary import ActionVocabulary
+from stoker_proto.errors import ConfigError
+from stoker_proto.hashing import fingerprint
+from stoker_proto.model_folder import ModelFolder
+from stoker_proto.text.ids import Ids, int32_array
+from stoker_proto.text.token_bytes import TokenBytes
+
+_MOST_PARTS = 4  # bytes that a character has at most
+_ACTION_TOKEN = re.compile(r"<action_\d+>")
+_PROBES = (
+    "Pick up the red cube and place it on the plate.",
+    "  In: What action\tshould the robot take?\nOut: \n\n",
+    "x = [1234567, -0.5e-3]  # 50% of $20; (see) <|User|><image></s><|im_end|> e-mail@example.org",
+    "Der Würfel fällt — «déjà vu», 机器人把方块推到目标。 ロボット Привет مرحبا 🤖",
+    "ne\u0301e nu\u0308 \u212b \u2126 \u1100\u1161",  # what NFC composes ...
+    "caf\u00e9 \u0439 \ud55c",  # ... and NFD takes apart
+    "\ufb01n x\u00b2 \u00bd \u2460 \uff21\uff22\uff43\uff11 \uff76\uff9e \u2026 \u2122",  # NFKC and NFKD
+    "a\u00a0b\u2003c\u3000d\u200be\u00adf\ufeffg\r\nh\u0085i \u0000\u0007",  # blanks, what is not seen, control characters
+    "STRASSE Straße ẞ İstanbul ΣΊΣΥΦΟΣ",  # case and accents
+    "\u201cquoted\u201d \u2018it\u2019s\u2019 ``so'' ٣ ३ Ⅷ",  # quotes and digits
+)
+"""Encoded for the fingerprint: what the vocabulary does not show of a tokenizer (how it normalises, where it cuts) shows here."""
+
+
+class TextTokenizer:
+    """Text <-> token ids for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, names: dict[str, str]) -> None:
+        """names: e.g. {"eos_token": "</s>"}. The tokenizer is this object's own from now on."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer, self.names = tokenizer, names
+        plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        self.leading: list[int] = full[: next((i for i, token in enumerate(full) if [token] == plain[:1]), 0)]
+        """Ids in front of every text, e.g. [bos]."""
+        self._fingerprint: str | None = None
+        self._bytes: TokenBytes | None = None
+
+    @classmethod
+    def from_folder(cls, folder: ModelFolder) -> Self:
+        """The tokenizer of a model's folder. Raises ConfigError."""
+        names = folder.special_tokens()
+        tokenizer = load_tokenizer(folder.tokenizer_file)
+        text_config = folder.config.get("text_config") or {}
+        for kind in ("bos", "eos", "pad"):  # where the tokenizer does not say, config.json may
+            number = folder.config.get(f"{kind}_token_id", text_config.get(f"{kind}_token_id"))
+            number = number[0] if isinstance(number, list) and number else number
+            token = tokenizer.id_to_token(number) if isinstance(number, int) and number >= 0 else None
+            if f"{kind}_token" not in names and token is not None:
+                names[f"{kind}_token"] = token
+        return cls(tokenizer, names)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without leading ones; special tokens in it are recognised."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[Ids]:
+        """int32[T] of each of many texts, on several cores where TOKENIZERS_PARALLELISM lets it."""
+        pipeline: Any = self.tokenizer
+        return [int32_array(found.ids) for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encoding(self, text: str) -> Encoding:
+        """The same with the characters that each token stands for."""
+        found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes that each token stands for, in texts of which `encode_batch` gave the ids."""
+        if self._bytes is None:
+            self._bytes = TokenBytes(self.tokenizer)
+        return self._bytes
+
+    def encode_without_added(self, text: str) -> list[int]:
+        """The ids of a text in which added tokens, special ones among them, are only letters."""
+        pipeline: Any = self.tokenizer
+        if pipeline.normalizer is not None:
+            text = pipeline.normalizer.normalize_str(text)
+        splits = (
+            [text] if pipeline.pre_tokenizer is None else [s for s, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
+        )
+        return [token.id for split in splits for token in pipeline.model.tokenize(split)]
+
+    def control_tokens(self) -> list[str]:
+        """The special tokens: text must not be able to write them."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
+    def plain_added_tokens(self) -> list[str]:
+        """The added tokens that are not special."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if not token.special]
+
+    def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones by name. A character of several tokens stands at the last of them, "" before; what
+        is no whole character is shown by the vocabulary's letters."""
+        texts: list[str] = []
+        parts: list[int] = []
+        for number in ids:
+            parts.append(number)
+            text: str = self.tokenizer.decode(parts, skip_special_tokens=False)
+            if text and "\ufffd" not in text:
+                texts += [""] * (len(parts) - 1) + [text]
+                parts = []
+            elif not text or len(parts) == _MOST_PARTS:
+                texts += map(self._name_of, parts)
+                parts = []
+        return texts + list(map(self._name_of, parts))
+
+    def _name_of(self, number: int) -> str:
+        text: str = self.tokenizer.decode([number], skip_special_tokens=False)
+        return text if text and "\ufffd" not in text else self.tokenizer.id_to_token(number) or f"<id {number}>"
+
+    def id_of(self, token: str) -> int | None:
+        """The id of one token, None where there is no such token."""
+        number: int | None = self.tokenizer.token_to_id(token)
+        return number
+
+    def named_id(self, name: str) -> int | None:
+        """The id of e.g. "eos_token"."""
+        token = self.names.get(name)
+        return None if token is None else self.id_of(token)
+
+    @property
+    def size(self) -> int:
+        """Largest id + 1."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return max([self.tokenizer.get_vocab_size(with_added_tokens=True), *(number + 1 for number in added)])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of vocabulary, merges and the ids of some texts: the same for every version of `tokenizers` and for a file
+        that was saved again, with or without our action tokens."""
+        if self._fingerprint is None:
+            self._fingerprint = self._make_fingerprint()
+        return self._fingerprint
+
+    def _make_fingerprint(self) -> str:
+        numbers = self.tokenizer.get_vocab(with_added_tokens=True)
+        tokens = [token for token in sorted(sorted(numbers), key=numbers.__getitem__) if not _is_action_token(token)]
+        merges = json.loads(self.tokenizer.to_str())["model"].get("merges") or []
+        digest = hashlib.sha256("\n".join(tokens).encode("utf-8", "surrogatepass"))
+        digest.update(np.array([numbers[token] for token in tokens], "<i8").tobytes())
+        digest.update("\n".join([merge if isinstance(merge, str) else " ".join(merge) for merge in merges]).encode())
+        return fingerprint([digest.hexdigest(), self.leading, [self.encode(text) for text in _PROBES]])
+
+    def add_actions(self, mode: str, num_codes: int) -> ActionVocabulary:
+        """Give action codes their ids; `added` adds tokens, unless they are there. Raises ConfigError."""
+        if mode == "added":
+            tokens = [f"<action_{code}>" for code in range(num_codes)]
+            self.tokenizer.add_tokens(tokens)
+            self._bytes = None
+            first = self.id_of(tokens[0]) or 0
+            if [self.id_of(token) for token in tokens] != list(range(first, first + num_codes)):
+                raise ConfigError(
+                    f"data.action.vocabulary is added: the tokenizer has some of {tokens[0]} ... {tokens[-1]} already, but "
+                    "not all in order; take the tokenizer of the model before it was trained on other actions"
+                )
+            return ActionVocabulary.added(first_id=first, num_codes=num_codes)
+        size = self.tokenizer.get_vocab_size(with_added_tokens=False)
+        special = self.tokenizer.get_added_tokens_decoder()
+        overrun = [special[number].content for number in range(max(size - num_codes, 0), size) if number in special]
+        if overrun or num_codes >= size:
+            reason = f"special tokens among them ({', '.join(overrun[:5])})" if overrun else "no others"
+            raise ConfigError(
+                f"data.action.vocabulary is reuse_last: the last {num_codes} of the tokenizer's {size} tokens would be actions, "
+                f"but there are {reason}; use data.action.vocabulary=added"
+            )
+        return ActionVocabulary.reuse_last(vocab_size=size, num_codes=num_codes)
+
+    def save(self, file: Path) -> None:
+        """Write tokenizer.json, action tokens included."""
+        file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+def _is_action_token(token: str) -> bool:
+    return token.startswith("<action_") and _ACTION_TOKEN.fullmatch(token) is not None
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """The `tokenizers` object of a tokenizer.json. Raises ConfigError."""
+    loading: Any = Tokenizer
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: the tokenizer cannot be read ({error}); check model.base_model_path") from error
+    try:
+        tokenizer: Tokenizer = loading.from_str(text)
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise ConfigError(f"{file}: not a tokenizer ({error}); copy the model folder again") from error
+    return tokenizer

@@ -1,0 +1,92 @@
+"""The turns of a dialogue, as data gives them, and where its images stand.
+
+    Turn("user", "<image>\\nWhat is this?"), Turn("assistant", "A red cube.", learned=True)
+
+`<image>` in a turn of the user's or of a tool's is where an image goes, if there are as many of them as images; the white space
+around it is the template's to write. Without any, all images stand in front of the first user's turn. What others say is text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stoker_proto.errors import DataError
+from stoker_proto.text.control_tokens import ControlTokens
+
+IMAGE = "<image>"
+IMAGE_ROLES = ("user", "tool")
+"""Whose turns show images."""
+
+Parts = tuple[str | None, ...]
+"""A turn's text, cut at its images, which are None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of a dialogue."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str
+    learned: bool = False
+    """Whether its words (and the token that ends them) are labels: of the assistant's turns, or of all turns."""
+
+
+def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
+    """Each turn's parts. Raises DataError where nothing says which image stands where.
+
+    >>> place_images([Turn(role="user", text="<image>\\nWhat is this?")], 1)
+    [(None, 'What is this?')]
+    """
+    if num_images == 0:
+        return [(turn.text,) for turn in turns]
+    num_marks = sum(turn.text.count(IMAGE) for turn in turns if turn.role in IMAGE_ROLES)
+    if num_marks == num_images:
+        return [_cut(turn.text) if turn.role in IMAGE_ROLES else (turn.text,) for turn in turns]
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+    if num_marks or first is None:
+        raise DataError(
+            f"a dialogue of {num_images} images, and {num_marks} times {IMAGE!r} in the turns of user and tools: as many, or "
+            "none, which puts them in front of the user's first one"
+        )
+    return [((None,) * num_images if i == first else ()) + (turn.text,) for i, turn in enumerate(turns)]
+
+
+def mark_parts(turn: Turn, parts: Parts, control: ControlTokens) -> Parts:
+    """The parts with the control tokens in them marked."""
+    of_assistant = turn.role == "assistant"
+    return tuple(None if part is None else control.mark(part, of_assistant=of_assistant) for part in parts)
+
+
+def is_learned_whole(turns: Sequence[Turn]) -> bool:
+    """Whether everything that the dialogue writes is a label, not only what the assistant says.
+
+    Raises DataError where turns of others are learned and some turn is not: what stands between them belongs to none.
+    """
+    others = [number for number, turn in enumerate(turns) if turn.learned and turn.role != "assistant"]
+    if not others:
+        return False
+    for number, turn in enumerate(turns):
+        if not turn.learned:
+            raise DataError(
+                f"turn {others[0]} is the {turns[others[0]].role}'s and learned, and turn {number} is not: learn all turns, or "
+                "only the assistant's"
+            )
+    return True
+
+
+def check_turns(turns: Sequence[Turn]) -> None:
+    """Raises DataError where no turn is learned."""
+    if not any(turn.learned for turn in turns):
+        raise DataError(f"none of the {len(turns)} turns is learned: at least one of the assistant's is expected")
+
+
+def _cut(text: str) -> Parts:
+    parts: list[str | None] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        if number:
+            parts.append(None)
+        if words := piece.strip():
+            parts.append(words)
+    return tuple(parts)

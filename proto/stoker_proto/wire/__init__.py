@@ -1,0 +1,5 @@
+"""Messages between loader and rank.
+
+In: the dataclasses of `messages`. Out: one frame of bytes per message, and back (`encoding`); key files for CURVE (`keys`).
+`proto/PROTOCOL.md` is the authority. Read `messages`, then `encoding`, then `keys`.
+"""

@@ -1,0 +1,257 @@
+"""Message <-> bytes: one kind byte, then one msgpack map. `proto/PROTOCOL.md` is the authority.
+
+    b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8})
+
+`decode` trusts nothing: sizes are capped before anything is allocated for them, no extension type or object is ever made,
+and whatever is wrong raises RemoteProtocolError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
+from stoker_proto.wire.messages import (
+    Drain,
+    Epoch,
+    Failure,
+    Hello,
+    Lanes,
+    Message,
+    Piece,
+    Ping,
+    Pong,
+    Refuse,
+    Ticket,
+    Welcome,
+)
+
+MAX_FRAME_BYTES = 256 << 20
+MAX_CONTROL_BYTES = 16 << 20
+"""Of every other frame from a loader."""
+MAX_QUESTION_BYTES = 1 << 20
+"""Of every frame from a rank. The largest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
+MAX_ROWS = 1 << 16
+"""Of one piece or ticket."""
+MAX_SAMPLES = 1 << 20
+"""Of one piece, whose rows may be packed."""
+_MAX_ITEMS = 1 << 20  # of all msgpack arrays and maps of a frame together
+
+KINDS: dict[bytes, type[Any]] = {
+    b"H": Hello,
+    b"W": Welcome,
+    b"R": Refuse,
+    b"E": Epoch,
+    b"L": Lanes,
+    b"T": Ticket,
+    b"P": Piece,
+    b"F": Failure,
+    b"I": Ping,
+    b"O": Pong,
+    b"D": Drain,
+}
+_QUESTIONS = (Hello, Epoch, Ticket, Ping)
+_KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+
+_PIECE_DTYPES: dict[str, np.dtype[Any]] = {
+    "keys": np.dtype("<i8"),
+    "lengths": np.dtype("<i4"),
+    "input_ids": np.dtype("<i4"),
+    "supervised": np.dtype("<u1"),
+    "image_counts": np.dtype("<u1"),
+    "actions": np.dtype("<f4"),
+    "row_samples": np.dtype("<u2"),
+}
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message. Raises LocalProtocolError for what a rank may not send, as loaders hang up on it."""
+    body = {name: getattr(message, name) for name, _, _ in _FIELDS[type(message)]}
+    if isinstance(message, Piece):
+        for name, dtype in _PIECE_DTYPES.items():
+            body[name] = np.ascontiguousarray(body[name], dtype=dtype).tobytes()
+        body["action_shape"] = list(message.actions.shape[1:])
+    # A small number packs to its own byte, so kind and map are written into one buffer, and a piece is copied once less.
+    packer = msgpack.Packer(autoreset=False, use_bin_type=True, buf_size=_buffer_size(message))
+    packer.pack(_KIND_OF[type(message)][0])
+    packer.pack(body)
+    frame: bytes = packer.bytes()
+    if len(frame) > MAX_QUESTION_BYTES and isinstance(message, _QUESTIONS):
+        raise LocalProtocolError(
+            f"a {type(message).__name__} of {len(frame)} bytes: at most {MAX_QUESTION_BYTES} travel to a loader; name folders "
+            "in the data paths rather than thousands of files"
+        )
+    return frame
+
+
+def _buffer_size(message: Message) -> int:
+    """Bytes that the frame needs at most, or about: what is missing costs a reallocation."""
+    if not isinstance(message, Piece):
+        return 4096
+    return sum(map(len, message.images)) + message.actions.nbytes + 8 * message.input_ids.size + 4096
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """The message of a frame; RemoteProtocolError if it is not one."""
+    view = memoryview(frame)
+    if len(view) < 2:
+        raise RemoteProtocolError(f"a frame of {len(view)} bytes: a kind byte and a msgpack map are expected")
+    kind = bytes(view[:1])
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise RemoteProtocolError(f"a frame of kind {kind!r}: known are {b''.join(KINDS)!r}")
+    limit = MAX_FRAME_BYTES if cls is Piece else MAX_QUESTION_BYTES if cls in _QUESTIONS else MAX_CONTROL_BYTES
+    if len(view) > limit:
+        raise RemoteProtocolError(f"a {cls.__name__} frame of {len(view)} bytes: at most {limit}")
+    body = _unpack(view[1:], cls.__name__)
+    if cls is Piece:
+        body = _piece_arrays(body)
+    message: Message = _build(cls, body)
+    return message
+
+
+class _Budget:
+    """Ends an unpacking that makes too many objects: a megabyte of empty maps would take 64 of memory."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_ITEMS
+
+    def __call__(self, container: Any) -> Any:
+        self.left -= 1 + len(container)
+        if self.left < 0:
+            raise ValueError(f"more than {_MAX_ITEMS} items")
+        return container
+
+
+def _unpack(view: memoryview, name: str) -> dict[str, Any]:
+    budget = _Budget()
+    try:
+        body = msgpack.unpackb(
+            view,
+            raw=False,
+            strict_map_key=False,
+            use_list=True,
+            list_hook=budget,
+            object_hook=budget,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:  # TypeError: a map as the key of a map
+        raise RemoteProtocolError(f"a {name} frame is not msgpack: {type(error).__name__}: {error}") from error
+    if not isinstance(body, dict):
+        raise RemoteProtocolError(f"a {name} frame holds a {type(body).__name__}: a map is expected")
+    return body
+
+
+def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
+    shape = body.pop("action_shape", None)
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n <= 4096 for n in shape)):
+        raise RemoteProtocolError(f"Piece.action_shape is {shape!r}: two whole numbers are expected")
+    for name, dtype in _PIECE_DTYPES.items():
+        data = body.get(name)
+        if not isinstance(data, bytes) or len(data) % dtype.itemsize:
+            raise RemoteProtocolError(f"Piece.{name} is not a whole number of {dtype.name} values")
+        body[name] = np.frombuffer(data, dtype=dtype)
+    count = len(body["lengths"])
+    _expect_size(body, "keys", 3 * count)
+    body["keys"] = body["keys"].reshape(count, 3)
+    _expect_size(body, "actions", count * math.prod(shape))
+    body["actions"] = body["actions"].reshape(count, *shape)
+    lengths: NDArray[np.int32] = body["lengths"]
+    if count > MAX_SAMPLES or (count and int(lengths.min()) < 0):
+        raise RemoteProtocolError(f"a Piece of {count} samples: at most {MAX_SAMPLES}, with lengths of at least 0")
+    _check_rows(body["row_samples"], count)
+    tokens = int(lengths.sum(dtype=np.int64))
+    _expect_size(body, "input_ids", tokens)
+    _expect_size(body, "supervised", tokens)
+    _expect_size(body, "image_counts", count)
+    images = body.get("images")
+    if not isinstance(images, list) or len(images) != int(body["image_counts"].sum(dtype=np.int64)):
+        raise RemoteProtocolError("Piece.images does not hold as many images as Piece.image_counts says")
+    return body
+
+
+def _check_rows(row_samples: NDArray[np.uint16], num_samples: int) -> None:
+    """row_samples: uint16[N], or [0] where each sample is a row."""
+    num_rows = len(row_samples) or num_samples
+    if num_rows > MAX_ROWS or (len(row_samples) and int(row_samples.min()) < 1):
+        raise RemoteProtocolError(f"a Piece of {num_rows} rows: at most {MAX_ROWS}, each of at least one sample")
+    if len(row_samples) and int(row_samples.sum(dtype=np.int64)) != num_samples:
+        raise RemoteProtocolError(f"Piece.row_samples does not add up to the {num_samples} samples of Piece.lengths")
+
+
+def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
+    if body[name].size != size:
+        raise RemoteProtocolError(f"Piece.{name} holds {body[name].size} values: {size} are expected")
+
+
+def _build(cls: type[Any], body: dict[str, Any]) -> Any:
+    names = {name for name, _, _ in _FIELDS[cls]}
+    if body.keys() != names:
+        odd = sorted(map(str, set(body) ^ names))
+        raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {', '.join(odd)[:200]}")
+    for name, kind, check in _FIELDS[cls]:
+        if not check(body[name]):
+            shown = repr(body[name])[:80]
+            raise RemoteProtocolError(f"{cls.__name__}.{name} is {shown}: {kind} is expected")
+    return cls(**body)
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_map(value: Any, key: Any, item: Any) -> bool:
+    return isinstance(value, dict) and all(key(k) and item(v) for k, v in value.items())
+
+
+def _is_list(value: Any, item: Any) -> bool:
+    return isinstance(value, list) and all(item(v) for v in value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "int": _is_int,
+    "str": _is_str,
+    "dict[str, str]": lambda value: _is_map(value, _is_str, _is_str),
+    "dict[str, int]": lambda value: _is_map(value, _is_str, _is_int),
+    "dict[int, str]": lambda value: _is_map(value, _is_int, _is_str),
+    "dict[str, float]": lambda value: _is_map(value, _is_str, lambda v: type(v) in (int, float)),
+    "dict[str, list[int]]": lambda value: _is_map(value, _is_str, lambda v: _is_list(v, _is_int)),
+    "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
+    "list[int]": lambda value: _is_list(value, _is_int),
+    "dict[int, list[int]]": lambda value: _is_map(value, _is_int, lambda v: _is_list(v, _is_int)),
+    "list[list[str]]": lambda value: _is_list(value, lambda v: _is_list(v, _is_str)),
+    "list[bytes]": lambda value: _is_list(value, lambda v: isinstance(v, bytes)),
+    "NDArray[np.int64]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.int32]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.uint8]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.uint16]": lambda value: isinstance(value, np.ndarray),
+    "NDArray[np.float32]": lambda value: isinstance(value, np.ndarray),
+}
+
+_FIELDS: dict[type[Any], list[tuple[str, str, Callable[[Any], bool]]]] = {
+    cls: [(item.name, str(item.type), _CHECKS[str(item.type)]) for item in fields(cls)] for cls in KINDS.values()
+}
+"""Name, type and check of each message's fields, looked up once."""
+
+
+def peek_ticket(frame: bytes | memoryview) -> int:
+    """The ticket number of a PIECE or FAILURE frame of our own making, without decoding the rest of it."""
+    unpacker = msgpack.Unpacker(raw=False)
+    unpacker.feed(bytes(memoryview(frame)[1:64]))
+    unpacker.read_map_header()
+    if unpacker.unpack() != "ticket":
+        raise RemoteProtocolError("a frame that does not begin with its ticket")
+    return int(unpacker.unpack())

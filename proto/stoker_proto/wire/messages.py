@@ -1,0 +1,166 @@
+"""The messages of `proto/PROTOCOL.md`, one frozen dataclass each. How they become bytes is in `codec.py`.
+
+Letters of shapes: N rows of a piece, Q their samples together (Q = N unless rows are packed), S the tokens of these, I their
+images, K timesteps of an action chunk, D action dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Rank -> loader, first message of a connection: who I am and what I believe a batch means."""
+
+    protocol: int
+    client: str
+    """Random name of this incarnation of the rank."""
+    rank: int
+    world_size: int
+    fingerprints: dict[str, str]
+    """What the rank knows already (tokenizer, image, dialogue, plan ...); compared where both sides have the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """Loader -> rank: we agree; this is what I hold."""
+
+    protocol: int
+    loader: str
+    """Random name of this incarnation of the loader, shown with its address."""
+    fingerprints: dict[str, str]
+    """Of everything: also `codec` and `manifest/<split>/<entry>` for the entries held."""
+    held: dict[str, list[int]]
+    """split -> indices of the entries of its data paths that this loader holds."""
+    num_entries: dict[str, int]
+    """split -> number of entries in the config."""
+    num_samples: dict[str, int]
+    """split -> samples of the entries held."""
+    processor: str
+    """JSON of the one object that turns observations into tokens and tokens into actions (`stoker_proto.processor`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Loader -> rank: we differ; nothing of me may be mixed into your run."""
+
+    protocol: int
+    differences: list[list[str]]
+    """[name, the loader's value, the rank's value] each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """Rank -> loader: how long are your lanes in this pass over the entries?"""
+
+    split: str
+    epoch: int
+    """Number of the pass; which passes an epoch of the run is made of is the rank's to know (`stoker_proto.order.mixture`)."""
+    entries: list[int]
+    """Those that are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lanes:
+    """Loader -> rank: the answer to Epoch."""
+
+    split: str
+    epoch: int
+    lengths: dict[int, list[int]]
+    """entry asked for and held -> rows of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
+    starts: dict[int, list[int]]
+    """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order.lanes`)."""
+    tokens: dict[int, int]
+    """entry -> tokens of all its samples, images counted; an estimate where nobody counted them, 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """Rank -> loader: rows [start, start + count) of one lane, please. It is also one credit."""
+
+    ticket: int
+    """Number chosen by the rank; the answer bears it."""
+    split: str
+    epoch: int
+    lane: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Piece:
+    """Loader -> rank: the rows of a ticket. All arrays are little-endian."""
+
+    ticket: int
+    loader: str
+    keys: NDArray[np.int64]  # [Q, 3]: entry, record, timestep
+    lengths: NDArray[np.int32]  # [Q]: tokens of each sample
+    input_ids: NDArray[np.int32]  # [S], sample after sample
+    supervised: NDArray[np.uint8]  # [S]: 1 where the token is a label
+    image_counts: NDArray[np.uint8]  # [Q]: images of each sample
+    images: list[bytes]  # [I]: what `data.image.transport` says
+    actions: NDArray[np.float32]  # [Q, K, D] in action units; [Q, 0, 0] where the source has none
+    skipped: dict[int, str] = field(default_factory=dict)
+    """sample -> why it is without labels (policy `skip`)."""
+    row_samples: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    """[N]: samples of each row, at least 1; [0] without packing, where each row is one sample."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.row_samples) or len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Loader -> rank: no piece for this ticket."""
+
+    ticket: int
+    reason: str
+    """`data`: the same from every loader, ends the run; `unavailable`: not held or draining, ask another; `died`: a worker did
+    with the ticket in work, ask another; `rejected`: the ticket itself is impossible."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Rank -> loader: are you there, and how are you?"""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """Loader -> rank: the answer to Ping, with progress (PROTOCOL.md lists the counters)."""
+
+    nonce: int
+    progress: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Loader -> rank: I am leaving. What you asked for still comes; ask others from now on."""
+
+    loader: str
+
+
+Message = Hello | Welcome | Refuse | Epoch | Lanes | Ticket | Piece | Failure | Ping | Pong | Drain
+
+
+def piece_payload(piece: Piece) -> list[Any]:
+    """What of a piece is determined by its ticket, in a fixed order: the bytes that G2 promises to be identical."""
+    return [
+        piece.keys.tobytes(),
+        piece.lengths.tobytes(),
+        piece.input_ids.tobytes(),
+        piece.supervised.tobytes(),
+        piece.image_counts.tobytes(),
+        *piece.images,
+        piece.actions.tobytes(),
+        piece.row_samples.tobytes(),
+    ]

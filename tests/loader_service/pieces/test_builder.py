@@ -1,0 +1,178 @@
+"""Tickets in, frames out: small records are encoded together, and nobody can tell from the pieces."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loader_service.manifest import EntryManifest
+from loader_service.pieces.builder import PieceBuilder
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.piece import EncodedRecord, Outcome
+from loader_service.plan.plan_files import make_plan
+from loader_service.prepare.run import prepare
+from stoker_proto.config import Config
+from stoker_proto.errors import DataError
+from stoker_proto.processor import Processor
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
+from tests.end_to_end.fleet import write_demonstrations
+from tests.tiny_models import make_config, write_model_folder
+
+NUM = 200
+
+
+class Watched(RecordEncoder):
+    """Remembers how many records it was asked for at once."""
+
+    turns: list[list[int]]
+
+    def encode_all(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> list[Outcome]:
+        self.turns.append([record for _, record in places])
+        return super().encode_all(places, epoch)
+
+
+def chats(folder: Path, *, bad: range = range(0), image: bool = False, words: int = 6) -> Path:
+    shard = folder / "chats.jsonl"
+    with shard.open("w") as lines:
+        for number in range(NUM):
+            roles = ("user", "assistant") if number not in bad else ("user", "nobody")
+            messages = [{"role": role, "content": f"{role} {number} " + "word " * words} for role in roles]
+            lines.write(json.dumps({"messages": messages, **({"images": ["a.png"]} if image else {})}) + "\n")
+    if image:
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "a.png")
+    return shard
+
+
+def chat_config(folder: Path, shard: Path, *, family: str = "causal", max_seq_len: int = 512) -> Config:
+    (folder / "model").mkdir(exist_ok=True)
+    model = write_model_folder(folder / "model", family)
+    return make_config(
+        model, "data.dataset_type=chat", f"data.train_data_paths=[{shard}]", "data.order.lanes=4",
+        max_seq_len=max_seq_len,
+    )  # fmt: skip
+
+
+def robot_config(folder: Path) -> Config:
+    (folder / "model").mkdir()
+    model = write_model_folder(folder / "model")
+    demos = write_demonstrations(folder / "demos", [3] * 20)
+    return make_config(model, "data.dataset_type=mani_openpi", f"data.train_data_paths=[{demos}]")
+
+
+@contextmanager
+def building(
+    config: Config, *, threads: int = 1, read_ahead: bool = False
+) -> Iterator[tuple[PieceBuilder, Watched, EntryManifest, queue.Queue[Message]]]:
+    prepared = prepare(config)
+    encoder = Watched(config.data, Processor.build(config, prepared.codec, prepared.states))
+    encoder.turns = []
+    answers: queue.Queue[Message] = queue.Queue()
+    builder = PieceBuilder(
+        encoder, "one", lambda _, frame: answers.put(codec.decode(frame)), threads=threads, cache_bytes=1 << 26,
+        read_ahead=read_ahead,
+    )  # fmt: skip
+    try:
+        yield builder, encoder, prepared.entries["train"][0], answers
+    finally:
+        builder.close()
+
+
+def whole_epoch(config: Config, **options: bool | int) -> tuple[dict[int, Message], list[list[int]]]:
+    """The answers to tickets of 5 rows over all lanes, and which records were encoded together."""
+    with building(config, **options) as (builder, encoder, manifest, answers):
+        plan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+        number = 0
+        for lane, length in enumerate(plan.lane_lengths()):
+            for start in range(0, length, 5):
+                ticket = Ticket(
+                    ticket=number, split="train", epoch=0, lane=lane, start=start, count=min(5, length - start)
+                )
+                builder.submit(b"rank", ticket, manifest, plan, lane, lambda: None)
+                number += 1
+        found: dict[int, Message] = {}
+        for _ in range(number):
+            answer = answers.get(timeout=30)
+            assert isinstance(answer, (Piece, Failure))
+            assert answer.ticket not in found
+            found[answer.ticket] = answer
+        return found, encoder.turns
+
+
+def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> None:
+    config = chat_config(tmp_path, chats(tmp_path))
+    alone, _ = whole_epoch(config)
+    for threads, read_ahead in ((1, True), (3, False), (3, True)):
+        together, turns = whole_epoch(config, threads=threads, read_ahead=read_ahead)
+        assert {n: codec.encode(answer) for n, answer in together.items()} == {
+            n: codec.encode(answer) for n, answer in alone.items()
+        }
+        assert sorted(record for turn in turns for record in turn) == list(range(NUM))
+        assert 1 < max(map(len, turns)) <= 128
+
+
+def test_large_ones_are_not_kept_waiting_for_each_other(tmp_path: Path) -> None:
+    shard = chats(tmp_path, words=8000)  # 80 KB each
+    _, turns = whole_epoch(chat_config(tmp_path, shard, max_seq_len=1 << 16))
+    assert max(map(len, turns)) == 7  # more than 512 KiB
+
+
+def test_a_bad_record_is_the_failure_of_its_ticket_only(tmp_path: Path) -> None:
+    answers, turns = whole_epoch(chat_config(tmp_path, chats(tmp_path, bad=range(37, 38))))
+    failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+    assert [failure.reason for failure in failures] == ["data"]
+    assert "role 'nobody'" in failures[0].message
+    assert len(next(turn for turn in turns if 37 in turn)) > 1
+
+
+def test_a_ticket_with_many_bad_records_fails_once(tmp_path: Path) -> None:
+    answers, _ = whole_epoch(chat_config(tmp_path, chats(tmp_path, bad=range(NUM))))
+    assert all(isinstance(answer, Failure) for answer in answers.values())
+
+
+@pytest.mark.parametrize("kind", ["robot", "images"])
+def test_records_with_frames_come_one_by_one_so_that_threads_share_them(kind: str, tmp_path: Path) -> None:
+    config = (
+        robot_config(tmp_path)
+        if kind == "robot"
+        else chat_config(tmp_path, chats(tmp_path, image=True), family="llava")
+    )
+    _, turns = whole_epoch(config)
+    first = turns[0] if kind == "images" else []  # who could know before one was read
+    assert all(len(turn) == 1 for turn in turns if turn is not first)
+
+
+def test_what_no_library_takes_is_one_bad_record_and_the_loader_lives_on(tmp_path: Path) -> None:
+    """Half a surrogate pair, which orjson refuses and a class of one's own may give: not a failure of the whole turn."""
+    shard = tmp_path / "a.jsonl"
+    texts = ["fine"] * 40
+    texts[17] = "half \ud800 a character"
+    turns = [[["user", text, False], ["assistant", "Hello", True]] for text in texts]
+    shard.write_text("".join(json.dumps([{"turns": one}]) + "\n" for one in turns))
+    config = chat_config(tmp_path, shard)
+    kind = "tests.loader_service.dataset_classes:Dialogues"
+    answers, turns_taken = whole_epoch(replace(config, data=replace(config.data, dataset_type=kind)))
+    failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+    assert [failure.reason for failure in failures] == ["data"]
+    assert "a.jsonl: record 17, field sample 0: it cannot be written as rows" in failures[0].message
+    assert len(next(turn for turn in turns_taken if 17 in turn)) > 1
+    assert len(answers) == 8
+
+
+def test_actions_that_cannot_be_stacked_are_one_bad_record(tmp_path: Path) -> None:
+    config = robot_config(tmp_path)
+    prepared = prepare(config)
+    data = replace(config.data, dataset_type="tests.loader_service.dataset_classes:Uneven")
+    encoder = RecordEncoder(data, Processor.build(config, prepared.codec))
+    manifest = prepared.entries["train"][0]
+    outcomes = encoder.encode_all([(manifest, number) for number in range(3)], 0)
+    assert [type(outcome) for outcome in outcomes] == [DataError, EncodedRecord, EncodedRecord]
+    assert "record 0: ValueError" in str(outcomes[0])

@@ -1,0 +1,87 @@
+"""What a worker makes of tickets, from the files that the front left it."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loader_service.pieces.service import Workbench
+from loader_service.plan.plan_files import make_plan
+from loader_service.prepare.run import Prepared, prepare
+from loader_service.remote import opened
+from loader_service.remote.opened import remote_store
+from loader_service.remote.url import parse_url
+from loader_service.server.command import write_job
+from stoker_proto.config import Config
+from stoker_proto.config.reader import load_config
+from stoker_proto.config.remote import RemoteConfig
+from stoker_proto.processor import Processor
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
+from tests.end_to_end.fleet import write_config, write_demonstrations
+from tests.tiny_models import write_model_folder
+
+TICKET = Ticket(ticket=5, split="train", epoch=0, lane=0, start=0, count=1)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "model").mkdir()
+    demos = write_demonstrations(tmp_path / "demos", [4] * 6)
+    return load_config(write_config(tmp_path, write_model_folder(tmp_path / "model"), [demos]), [])
+
+
+@pytest.fixture
+def prepared(config: Config) -> Prepared:
+    return prepare(config)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[Workbench]:
+    write_job(tmp_path, config, prepared, Processor.build(config, prepared.codec), "loader", 1, 1)
+    made = Workbench(tmp_path)
+    yield made
+    made.close()
+
+
+def answer(bench: Workbench, ticket: Ticket) -> Message:
+    bench.submit(b"rank", ticket)
+    while (found := bench.take()) is None:
+        assert select.select([bench.readable], [], [], 20)[0], "no answer"
+        bench.acknowledge()
+    return codec.decode(found[1])
+
+
+def test_a_ticket_whose_plan_was_forgotten_is_asked_again(
+    bench: Workbench, tmp_path: Path, config: Config, prepared: Prepared
+) -> None:
+    """The front may forget a plan between its word to a worker and the worker's turn."""
+    failure = answer(bench, TICKET)
+    assert isinstance(failure, Failure)
+    assert (failure.ticket, failure.reason) == (5, "unavailable")
+    manifest = prepared.entries["train"][0]
+    make_plan(manifest, config.data, split="train", epoch=0, entry=0).save(tmp_path)
+    assert isinstance(answer(bench, TICKET), Piece)
+
+
+def test_workers_expect_the_remote_shards_that_the_front_knows(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that another process has scanned since into the cache folder they share."""
+    url = f"file://{tmp_path}/demos/demos.jsonl"
+    config = replace(config, data=replace(config.data, train_data_paths=(url,), remote=RemoteConfig(min_free_gb=0.0)))
+    prepared = prepare(config)
+    write_job(tmp_path, config, prepared, Processor.build(config, prepared.codec), "loader", 1, 1)
+    front = remote_store(config.data)
+    assert front is not None
+    assert list(front.shards) == [front.key_of(parse_url(url))]
+    monkeypatch.setattr(opened, "_stores", {})  # as in another process
+    Workbench(tmp_path).close()
+    worker = remote_store(config.data)
+    assert worker is not None
+    assert worker is not front
+    assert worker.shards == front.shards

@@ -1,0 +1,122 @@
+"""Plans made in the background: bounded in number, whatever is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loader_service.plan.lane_plan import LanePlan
+from loader_service.plan.plan_files import make_plan
+from loader_service.server import planner as planner_module
+from loader_service.server.planner import PlannedLanes, Planner
+from stoker_proto.config import DataConfig, OrderConfig
+from tests.end_to_end.fleet import wait_until
+
+
+@dataclass
+class Manifest:
+    """What of an entry a plan needs."""
+
+    num_samples: np.ndarray
+
+
+def make_data(**order: int) -> DataConfig:
+    return DataConfig(
+        dataset_type="mani_openpi", train_data_paths=("demos",), max_seq_len=64, order=OrderConfig(**order)
+    )
+
+
+def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
+    woken = threading.Event()
+    entries = {split: {0: Manifest(np.full(20, 3, np.uint32))} for split in ("train", "val")}
+    planner = Planner(tmp_path, entries, make_data(lanes=4), woken.set)  # type: ignore[arg-type]
+
+    def planned(split: str, epoch: int) -> PlannedLanes:
+        wait_until(lambda: planner.plan(split, epoch, 0) is not None, 10, f"the plan of {split} {epoch}")
+        lanes = planner.plan(split, epoch, 0)
+        assert lanes is not None
+        return lanes
+
+    first = planned("train", 0)
+    assert woken.is_set()
+    assert sum(first.lengths) == 60
+    assert any(first.starts) is False  # four lanes all begin with the epoch
+    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 10, "the plan of the next epoch, unasked")
+    assert sum(planned("val", 0).lengths) == 60
+    for epoch in range(1, 40):
+        planned("train", epoch)
+    files = {path.name.rsplit("-", 2)[0] for path in tmp_path.glob("plan-train-*")}
+    assert {"plan-train-39", "plan-train-38"} <= files
+    assert len(files) <= 10
+    planner.close()
+
+
+def test_the_next_epoch_of_a_large_set_waits_until_this_one_runs(tmp_path: Path) -> None:
+    entries = {"train": {0: Manifest(np.full(40_960, 1, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
+    planner._request("train", 0, 0)  # not counted, however soon the plan is there
+    wait_until(lambda: planner._plans["train", 0][0].done(), 10, "the first plan")
+    for _ in range(10):
+        planner.plan("train", 0, 0)
+    assert len(planner._plans["train", 0]) == 1
+    planner.plan("train", 0, 0)
+    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 10, "the plan of the next epoch")
+    planner.close()
+
+
+def test_a_flood_of_epochs_is_not_planned(tmp_path: Path) -> None:
+    entries = {"train": {0: Manifest(np.full(200_000, 3, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
+    for epoch in range(1000):
+        planner.lanes("train", epoch, 0)
+    planner.close()
+    assert len(list(tmp_path.glob("plan-train-*-ends.npy"))) < 50
+
+
+def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank asks for them together, and for two entries at once: an answer needs the plans of both."""
+    made: Counter[tuple[int, int]] = Counter()
+
+    def counting(*arguments: Any, epoch: int, entry: int, **more: Any) -> LanePlan:
+        made[epoch, entry] += 1
+        return make_plan(*arguments, epoch=epoch, entry=entry, **more)
+
+    monkeypatch.setattr(planner_module, "make_plan", counting)
+    entries = {"train": {entry: Manifest(np.full(2000, 3, np.uint32)) for entry in (0, 1)}}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
+    waiting = list(range(60))
+
+    def all_answered() -> bool:
+        waiting[:] = [e for e in waiting if None in [planner.lanes("train", e, entry) for entry in (0, 1)]]
+        return not waiting
+
+    wait_until(all_answered, 30, "the lanes of all passes")
+    assert set(made.values()) == {1}
+    assert len(list(tmp_path.glob("plan-train-*-ends.npy"))) <= 2 * 40
+    planner.close()
+
+
+def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
+    entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
+    in_work = {("train", 0, 0)}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None, lambda: in_work)  # type: ignore[arg-type]
+
+    def passes(first: int, last: int) -> set[int]:
+        for epoch in range(first, last):
+            wait_until(lambda: planner.plan("train", epoch, 0) is not None, 10, f"the plan of {epoch}")  # noqa: B023
+        return {int(path.name.split("-")[2]) for path in tmp_path.glob("plan-train-*-ends.npy")}
+
+    assert 0 in passes(0, 20)
+    in_work.clear()
+    assert 0 not in passes(20, 25)
+    in_work |= {("train", epoch, 0) for epoch in range(1000)}  # of a rank that asks for whatever there is
+    assert len(passes(25, 80)) <= 34
+    planner.close()

@@ -1,0 +1,205 @@
+"""Message <-> bytes: round trips of anything, and RemoteProtocolError for everything that is no message."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
+from stoker_proto.wire import encoding as codec
+from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
+from tests.proto.wire.make_golden import MESSAGES
+
+INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
+LANES = st.dictionaries(INT64, st.lists(INT64, max_size=3), max_size=3)
+TEXT = st.text(max_size=20)
+
+
+@st.composite
+def pieces(draw: st.DrawFn) -> Piece:
+    lengths = draw(st.lists(st.integers(0, 5), max_size=4))
+    counts = draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
+    chunk, dim = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    row_samples = [len(lengths) - 1, 1] if len(lengths) > 1 and draw(st.booleans()) else []
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return Piece(
+        ticket=draw(INT64),
+        loader=draw(TEXT),
+        keys=rng.integers(0, 1 << 60, (len(lengths), 3)),
+        lengths=np.array(lengths, np.int32),
+        input_ids=rng.integers(0, 1 << 31, sum(lengths)).astype(np.int32),
+        supervised=rng.integers(0, 2, sum(lengths)).astype(np.uint8),
+        image_counts=np.array(counts, np.uint8),
+        images=[rng.bytes(9) for _ in range(sum(counts))],
+        actions=rng.normal(size=(len(lengths), chunk, dim)).astype(np.float32),
+        skipped=draw(st.dictionaries(st.integers(0, 3), TEXT, max_size=2)),
+        row_samples=np.array(row_samples, np.uint16),
+    )
+
+
+@settings(deadline=None)
+@given(piece=pieces())
+def test_pieces_round_trip(piece: Piece) -> None:
+    back = codec.decode(codec.encode(piece))
+    assert isinstance(back, Piece)
+    assert piece_payload(back) == piece_payload(piece)
+    assert back.num_rows == (len(piece.row_samples) or len(piece.lengths))
+    assert (back.ticket, back.loader, back.skipped) == (piece.ticket, piece.loader, piece.skipped)
+    for name in ("keys", "lengths", "input_ids", "supervised", "image_counts", "actions", "row_samples"):
+        sent, received = getattr(piece, name), getattr(back, name)
+        assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
+
+
+@settings(deadline=None)
+@given(
+    message=st.one_of(
+        st.builds(Ticket, ticket=INT64, split=TEXT, epoch=INT64, lane=INT64, start=INT64, count=INT64),
+        st.builds(Failure, ticket=INT64, reason=TEXT, message=TEXT),
+        st.builds(Pong, nonce=INT64, progress=st.dictionaries(TEXT, st.floats(allow_nan=False))),
+        st.builds(Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES, tokens=st.dictionaries(INT64, INT64)),
+        st.builds(Epoch, split=TEXT, epoch=INT64, entries=st.lists(INT64)),
+        st.builds(
+            Hello, protocol=INT64, client=TEXT, rank=INT64, world_size=INT64, fingerprints=st.dictionaries(TEXT, TEXT)
+        ),
+    )
+)
+def test_other_messages_round_trip(message: Message) -> None:
+    assert codec.decode(codec.encode(message)) == message
+    assert codec.decode(memoryview(codec.encode(message))) == message
+
+
+def test_big_endian_and_strided_arrays_travel_as_they_mean() -> None:
+    piece = MESSAGES["piece"]
+    assert isinstance(piece, Piece)
+    odd = dataclasses.replace(piece, keys=np.asfortranarray(piece.keys.astype(">i8")))
+    assert codec.encode(odd) == codec.encode(piece)
+
+
+@settings(max_examples=300, deadline=None)
+@given(frame=st.binary(max_size=80))
+def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
+    try:
+        message = codec.decode(frame)
+    except RemoteProtocolError:
+        return
+    assert type(message) in codec.KINDS.values()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(sorted(MESSAGES)),
+    edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
+)
+def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits: list[tuple[int, int]]) -> None:
+    frame = bytearray(codec.encode(MESSAGES[name]))
+    for position, value in edits:
+        frame[position % len(frame)] = value
+    try:
+        message = codec.decode(bytes(frame))
+    except RemoteProtocolError:
+        return
+    assert type(message) in codec.KINDS.values()
+
+
+TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8}
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"", "0 bytes"),
+        (b"T", "1 bytes"),
+        (b"Z\x80", "kind b'Z'"),
+        (b"T\x90", "holds a list"),
+        (b"T" + msgpack.packb({**TICKET, "lane": None}), "Ticket.lane is None: int is expected"),
+        (b"T" + msgpack.packb({**TICKET, "lane": True}), "Ticket.lane is True"),
+        (b"T" + msgpack.packb({**TICKET, "lane": 1 << 63}), "Ticket.lane"),
+        (b"T" + msgpack.packb({**TICKET, "more": 1}), "unknown fields: more"),
+        (b"T" + msgpack.packb({"ticket": 7}), "missing or unknown fields"),
+        (b"T" + msgpack.packb(TICKET) + b"\x00", "not msgpack: ExtraData"),
+        (b"T" + msgpack.packb(TICKET)[:-1], "not msgpack"),
+        (b"T\x81\x90\x01", "not msgpack: TypeError"),
+        (b"T\x81\xa1\xff\x01", "not msgpack: UnicodeDecodeError"),
+        (b"T" + b"\x91" * 5000, "not msgpack: StackError"),
+        (b"T\xd6\xff\x00\x00\x00\x00", "not msgpack"),  # a timestamp
+        (b"I\x81\xa5nonce\xc7\x08\x01" + b"\x00" * 8, "not msgpack"),  # an extension type
+    ],
+)
+def test_what_is_no_message_is_named(frame: bytes, message: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.decode(frame)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": b"\x00\x00\x00"}, "Piece.lengths is not a whole number of int32 values"),
+        ({"lengths": b"\xff\xff\xff\xff" * 2}, "lengths of at least 0"),
+        ({"input_ids": b""}, "Piece.input_ids holds 0 values: 5 are expected"),
+        ({"keys": b"\x00" * 8}, "Piece.keys holds 1 values: 6 are expected"),
+        ({"images": []}, "as many images"),
+        ({"images": ["text"]}, "Piece.images"),
+        ({"action_shape": [1 << 40, 1]}, "Piece.action_shape"),
+        ({"action_shape": [1]}, "Piece.action_shape"),
+        ({"actions": b""}, "Piece.actions holds 0 values"),
+        ({"skipped": {"a": "b"}}, "Piece.skipped"),
+        ({"row_samples": b"\x02"}, "Piece.row_samples is not a whole number of uint16 values"),
+        ({"row_samples": b"\x01\x00"}, "Piece.row_samples does not add up to the 2 samples"),
+        ({"row_samples": b"\x02\x00\x00\x00"}, "each of at least one sample"),
+    ],
+)
+def test_pieces_that_contradict_themselves(changes: dict[str, object], message: str) -> None:
+    body = msgpack.unpackb(codec.encode(MESSAGES["piece"])[1:], strict_map_key=False)
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.decode(b"P" + msgpack.packb({**body, **changes}))
+    assert message in str(caught.value)
+
+
+def test_control_frames_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_CONTROL_BYTES", 40)
+    with pytest.raises(RemoteProtocolError, match="at most 40"):
+        codec.decode(codec.encode(MESSAGES["welcome"]))
+    codec.decode(codec.encode(MESSAGES["ticket"]))
+    codec.decode(codec.encode(MESSAGES["piece"]))
+
+
+@pytest.mark.parametrize("name", ["hello", "epoch", "ticket", "ping"])
+def test_questions_are_smaller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = codec.encode(MESSAGES[name])
+    monkeypatch.setattr(codec, "MAX_QUESTION_BYTES", len(frame) - 1)
+    with pytest.raises(RemoteProtocolError, match=f"at most {len(frame) - 1}"):
+        codec.decode(frame)
+    with pytest.raises(
+        LocalProtocolError, match=rf"of {len(frame)} bytes: at most {len(frame) - 1} travel to a loader"
+    ):
+        codec.encode(MESSAGES[name])
+    codec.decode(codec.encode(MESSAGES["welcome"]))
+
+
+def test_a_hello_holds_the_fingerprints_of_thousands_of_entries() -> None:
+    names = {f"manifest/train/{number}": "f" * 64 for number in range(11_000)}
+    hello = codec.decode(codec.encode(Hello(protocol=3, client="c", rank=0, world_size=1, fingerprints=names)))
+    assert isinstance(hello, Hello)
+    assert len(hello.fingerprints) == 11_000
+
+
+def test_small_frames_cannot_take_much_memory() -> None:
+    frame = (
+        b"W\x9f" + (b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)) * 15
+    )  # 15 MiB of empty maps, 1 GiB if they were made
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RemoteProtocolError, match="more than 1048576 items"):
+        codec.decode(frame)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000  # KiB
+
+
+def test_peek_ticket() -> None:
+    assert codec.peek_ticket(codec.encode(MESSAGES["piece"])) == 7
+    assert codec.peek_ticket(codec.encode(MESSAGES["failure"])) == 7

@@ -1,0 +1,211 @@
+"""A rank that is interrupted, or whose starter is gone, ends with one line, also while its main thread cannot run Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.node import Plan
+from trainer import main
+from trainer.process import signals as ending
+from trainer.process.parents import Starters, _is_runner
+
+ROOT = Path(main.__file__).resolve().parents[1]
+RANK = f"""
+import ctypes, os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "proto")!r}]
+from pathlib import Path
+from trainer.process import signals as ending
+from trainer.cli import set_up_logging
+from trainer.process.parents import Starters
+
+signal.alarm(60)  # whatever happens
+set_up_logging()
+found = Starters.find()
+ending._LAUNCHER_GRACE_S = 0.5
+ending.Ending(found).standing = lambda: "at step 7"
+folder = Path(__file__).parent
+(folder / "part").mkdir(exist_ok=True)
+name = "rank" + os.environ.get("RANK", "0")
+(folder / "part" / name).write_text(f"{{os.getpid()}} {{found}}")
+(folder / "part" / name).rename(folder / name)
+mutex = ctypes.create_string_buffer(64)
+for _ in range(2):  # as a collective that never comes back: outside the interpreter, and no signal ends the wait
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+LAUNCHER = """
+import subprocess, sys
+raise SystemExit(subprocess.run([sys.executable, sys.argv[1]]).returncode)
+"""
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a rank sees of its starters is Linux's /proc")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "rank.py"
+    path.write_text(RANK)
+    return path
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> dict[str, str]:
+    """An environment where deepspeed.launcher.launch is a stand-in that starts one rank and waits."""
+    package = tmp_path / "stand_in" / "deepspeed" / "launcher"
+    package.mkdir(parents=True)
+    (package / "launch.py").write_text(LAUNCHER)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()  # or the installed one comes first
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "stand_in")}
+
+
+def wait_for(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {deadline_s} s"
+        time.sleep(0.02)
+
+
+def started(script: Path, count: int = 1) -> list[psutil.Process]:
+    """The ranks, once they wait."""
+    files = [script.with_name(f"rank{rank}") for rank in range(count)]
+    wait_for(lambda: all(file.exists() for file in files), 30, "the ranks' start")
+    return [psutil.Process(int(file.read_text().split()[0])) for file in files]
+
+
+def start(script: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+
+
+def test_sigterm_ends_a_rank_that_waits_outside_python(script: Path) -> None:
+    process = start(script)
+    started(script)
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert errors.endswith("rank 0 WARNING interrupted by SIGTERM at step 7\n")
+    assert errors.count("\n") == 1
+
+
+def test_ctrl_c_is_said_at_once_and_the_launchers_sigterm_adds_nothing(script: Path) -> None:
+    process = start(script)
+    started(script)
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().endswith("interrupted by SIGINT at step 7\n")
+    assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (143, "")
+
+
+def test_nobody_reads_what_is_said(script: Path) -> None:
+    process = start(script)
+    started(script)
+    assert process.stderr is not None
+    process.stderr.close()
+    process.terminate()
+    assert process.wait(10) == 143
+
+
+def test_ranks_end_with_deepspeeds_runner(script: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the trainer's extra is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--hostfile",
+        os.devnull,
+        "--num_gpus",
+        "2",
+        str(script),
+    ]
+    log = script.with_name("log")
+    with log.open("w") as file:
+        runner = subprocess.Popen(
+            command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, stderr=file, stdout=file, start_new_session=True
+        )
+    try:
+        ranks = started(script, 2)
+        everybody = [*ranks, psutil.Process(ranks[0].ppid())]
+        runner.terminate()
+        assert runner.wait(10) == -signal.SIGTERM
+        _, left = psutil.wait_procs(everybody, timeout=15)
+        assert not left, log.read_text()
+        said = [line for line in log.read_text().splitlines() if "WARNING the" in line or "Traceback" in line]
+        assert len(said) == 1, log.read_text()
+        assert said[0].endswith(f"the deepspeed command (process {runner.pid}) is gone, so this rank ends at step 7")
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nobody is left, as it should be
+            os.killpg(runner.pid, signal.SIGKILL)
+
+
+def test_a_rank_ends_some_time_after_its_launcher(script: Path, stand_in: dict[str, str]) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "deepspeed.launcher.launch", str(script)],
+        env=stand_in,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ranks = started(script)
+    launcher.kill()
+    _, errors = launcher.communicate(timeout=10)  # the rank holds the pipe until its end
+    psutil.wait_procs(ranks, timeout=5)
+    assert errors.endswith(f"DeepSpeed's launcher (process {launcher.pid}) is gone, so this rank ends at step 7\n")
+
+
+def test_ranks_without_a_launcher_are_still_there_when_launch_py_looks() -> None:
+    """DeepSpeed's runner exits with 0 then: only ranks that are left over make the run a failure."""
+    (left_over,) = (field.default for field in fields(Plan) if field.name == "left_over_s")
+    assert isinstance(left_over, float)
+    assert left_over + 2 < ending._LAUNCHER_GRACE_S
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "deepspeed.launcher.launch"]])
+def test_other_starters_may_go(words: list[str], script: Path, stand_in: dict[str, str]) -> None:
+    """A shell with nohup, an ssh that hangs up: the run goes on, with DeepSpeed's launcher between them and without."""
+    command = " ".join(["nohup", sys.executable, *words, str(script)])
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{command} > {script.with_name('log')} 2>&1 & sleep 300"], env=stand_in, start_new_session=True
+    )
+    try:
+        (rank,) = started(script)
+        seen = script.with_name("rank0").read_text().partition(" ")[2]
+        assert seen == (f"Starters(launcher={rank.ppid()}, runner=None)" if words else "None")
+        shell.kill()
+        shell.wait(10)
+        time.sleep(2.5)
+        assert rank.is_running(), script.with_name("log").read_text()
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["/venv/bin/python3.11", "/venv/bin/deepspeed", "--num_gpus", "2", "trainer/main.py"], True),
+        (["python", "-u", "/venv/bin/ds", "trainer/main.py"], True),
+        (["python", "-m", "deepspeed.launcher.runner", "trainer/main.py"], True),
+        (["bash", "-c", "cd /opt/deepspeed"], False),
+        (["bash", "/home/me/deepspeed"], False),
+        (["python", "-c", "/deepspeed"], False),
+        (["python", "run.py", "--framework", "deepspeed"], False),
+        ([], False),
+    ],
+)
+def test_who_is_deepspeeds_runner(words: list[str], expected: bool) -> None:
+    assert _is_runner(words) is expected
+
+
+def test_nothing_is_watched_here() -> None:
+    assert Starters.find() is None

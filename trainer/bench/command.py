@@ -1,0 +1,169 @@
+"""`loader-bench`: a null trainer. Pulls an epoch (or a part) as W ranks would and says what it cost and what it gave.
+
+    loader-bench --config C --connect tcp://127.0.0.1:5555 --ranks 2 --batches 200 --step-time-ms 50 --json
+
+The ranks are threads of one process, each with its own `Feed`, in lockstep as real ranks are: no one begins a step before
+all have ended the one before. What is measured where is in `trainer/bench/report.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tqdm import tqdm
+
+from stoker_proto.config import Config
+from stoker_proto.config.reader import add_config_arguments, load_config
+from stoker_proto.errors import ConfigError, StokerError
+from trainer.bench.report import BenchReport
+from trainer.feed.batch import StepBatch
+from trainer.feed.feed import Feed
+
+_FRESH_S = 10.0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="loader-bench",
+        description="Measure loaders with a null trainer: batches are pulled, decoded to uint8 arrays, and dropped.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--connect",
+        action="append",
+        default=[],
+        metavar="ADDR",
+        help="a loader's address; repeatable; default: cluster.loader_addresses",
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=1, metavar="W", help="trainer ranks to act as; default: %(default)s"
+    )
+    parser.add_argument("--batches", type=int, metavar="N", help="global batches (optimizer steps); default: the epoch")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="default: %(default)s")
+    parser.add_argument("--epoch", type=int, default=0, metavar="E", help="default: %(default)s")
+    parser.add_argument(
+        "--start-sample", type=int, default=0, metavar="S", help="enter the epoch there, as a resume does"
+    )
+    parser.add_argument("--step-time-ms", type=float, default=0.0, metavar="X", help="sleep this long in each step")
+    parser.add_argument("--decode-threads", type=int, default=1, metavar="N", help="per rank; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print all figures as a last line of JSON")
+    return parser.parse_args(argv)
+
+
+_LEAST = {"ranks": 1, "batches": 1, "epoch": 0, "start_sample": 0, "step_time_ms": 0, "decode_threads": 1}
+
+
+def check_ranges(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError, which names the flag."""
+    for name, least in _LEAST.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= least:  # so written, NaN is refused too
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
+
+
+class NullTrainer:
+    """W ranks that only pull."""
+
+    def __init__(self, config: Config, arguments: argparse.Namespace, report: BenchReport) -> None:
+        self._arguments, self._report = arguments, report
+        self._feeds = [
+            Feed(
+                config,
+                arguments.split,
+                rank,
+                arguments.ranks,
+                num_epochs=arguments.epoch + 1,
+                decode_threads=arguments.decode_threads,
+            )
+            for rank in range(arguments.ranks)
+        ]
+        self._batches: list[StepBatch | None] = [None] * arguments.ranks
+        self._barrier = threading.Barrier(arguments.ranks, action=self._step_done)
+        self._errors: list[BaseException] = []
+        self._bar: tqdm[Any] | None = None
+
+    def run(self) -> None:
+        """Pull everything. Raises what a rank raised first."""
+        threads = [threading.Thread(target=self._rank, args=(rank,), daemon=True) for rank in range(len(self._feeds))]
+        with ExitStack() as stack:
+            for feed in self._feeds:
+                stack.callback(feed.close)
+            self._report.begin()
+            infos = [feed.connect(self._arguments.epoch) for feed in self._feeds]
+            progress = [feed.first_progress() for feed in self._feeds]
+            left = infos[0].num_samples - self._arguments.start_sample
+            if left <= 0:
+                raise ConfigError(
+                    f"--start-sample is {self._arguments.start_sample}: epoch {self._arguments.epoch} has "
+                    f"{infos[0].num_samples} samples, counted from 0"
+                )
+            steps = -(-left // self._feeds[0].global_batch_size)
+            steps = min(steps, self._arguments.batches or steps)
+            self._bar = stack.enter_context(tqdm(total=steps, unit="step", disable=None, file=sys.stderr))
+            self._report.connected(infos[0], progress)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            if self._errors:
+                raise self._errors[0]
+            progress = [feed.progress(fresh_within_s=_FRESH_S) for feed in self._feeds]
+            self._report.ended(progress, self._feeds)
+
+    def _rank(self, rank: int) -> None:
+        try:
+            self._pull(rank)
+        except threading.BrokenBarrierError:
+            return  # another rank failed; its error is the one to show
+        except BaseException as error:  # noqa: BLE001  (the thread's edge: `run` raises it)
+            self._errors.append(error)
+            self._barrier.abort()
+
+    def _pull(self, rank: int) -> None:
+        arguments = self._arguments
+        for count, batch in enumerate(self._feeds[rank].steps(arguments.epoch, arguments.start_sample), start=1):
+            time.sleep(arguments.step_time_ms / 1000)
+            self._batches[rank] = batch
+            self._barrier.wait()
+            if count == arguments.batches:
+                return
+
+    def _step_done(self) -> None:
+        """Called by one thread when all ranks have their part of the step."""
+        self._report.step([batch for batch in self._batches if batch is not None])
+        if self._bar is not None:
+            self._bar.update()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    arguments = parse_arguments(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        check_ranges(arguments)
+        config = load_config(arguments.config, arguments.set)
+        if arguments.connect:
+            cluster = dataclasses.replace(config.cluster, loader_addresses=tuple(arguments.connect))
+            config = dataclasses.replace(config, cluster=cluster)
+        report = BenchReport(world_size=arguments.ranks)
+        NullTrainer(config, arguments, report).run()
+    except StokerError as error:
+        sys.exit(f"loader-bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(report.table())
+    if arguments.json:
+        print(report.json_line())
+
+
+if __name__ == "__main__":
+    main()

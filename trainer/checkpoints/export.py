@@ -1,0 +1,74 @@
+"""A model that transformers loads: weights, config, tokenizer and processor of the base model, and Stoker's one object.
+
+{output_dir}/export/
+    config.json, model.safetensors (or shards with an index), generation_config.json
+    tokenizer.json ..., processor_config.json, chat_template.jinja ...   as the base model has them; with
+                                                                         `data.action.vocabulary: added` also its new tokens
+    stoker_processor.json   observations -> tokens -> actions: what `trainer.policy.Policy` reads
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from stoker_proto.config import Config
+from stoker_proto.processor import Processor
+from trainer.engine.zero import Engine, Ranks
+
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""Files of the base model that a tokenizer or a processor is made of."""
+
+
+def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -> Path:
+    """Write the folder; all ranks call it, the first one writes. An older export is replaced only by a whole new one."""
+    target = Path(config.trainer.output_dir) / "export"
+    state = gather_weights(engine)
+    if ranks.is_first:
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        copy_base_files(Path(config.model.base_model_path), partial)
+        dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
+        weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        engine.module.save_pretrained(partial, state_dict=weights)
+        processor.save(partial)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    dist.barrier()
+    return target
+
+
+def gather_weights(engine: Engine) -> dict[str, Any]:
+    """The whole model's weights, on the first rank (empty on the others under ZeRO-3)."""
+    if engine.zero_optimization_stage() == 3:
+        # The public engine.save_16bit_model writes a pickle and wants a flag in the settings; this is what it calls.
+        # Despite its name it gives the parameters in the format they have: float32 in a float32 run.
+        return engine._zero3_consolidated_16bit_state_dict() or {}
+    state: dict[str, Any] = engine.module.state_dict()
+    return state
+
+
+def copy_base_files(source: Path, target: Path) -> None:
+    """What the base model's tokenizer and processor are made of."""
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

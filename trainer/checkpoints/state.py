@@ -1,0 +1,166 @@
+"""What a checkpoint says of itself: `stoker.json`, and whether a run may go on from it.
+
+    {"format": 2, "serial": 3, "world_size": 2, "global_batch_size": 16, "zero_stage": 3, "precision": "bf16", "seed": 0,
+     "cursor": {"step": 500, "epoch": 1, "sample": 1408, "position": 8000, "skipped_steps": 0, "bad_samples": 0,
+                "source_samples": [8000], "num_images": [1, 1]},
+     "fingerprints": {"codec": "d45e31a8...", "manifest/train/0": "28146f26...", ...}, "config": {...}, "versions": {...}}
+
+The random generators are a function of (seed, step, rank), see `step.seed_step`: their state is in the cursor.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stoker_proto.config import Config
+from stoker_proto.config.reader import config_to_tree
+from stoker_proto.errors import ConfigError, DataError, RefusedError, located
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+STATE_FILE = "stoker.json"
+_NAMES = {"serial", "world_size", "cursor", "fingerprints", "global_batch_size", "zero_stage", "precision", "seed"}
+_HARMLESS = ("image_libraries", "manifest/val/")
+"""Fingerprints that may change between two runs: the first alters a pixel here and there, the second no training row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Where the training stands: the only position that is kept anywhere."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 0
+    sample: int = 0
+    """Next position in the epoch's stream."""
+    position: int = 0
+    """Samples trained since the beginning, over all epochs."""
+    skipped_steps: int = 0
+    """Steps whose gradient norm was not finite."""
+    bad_samples: int = 0
+    """Samples that came without labels because they are bad."""
+    source_samples: tuple[int, ...] = ()
+    """Samples trained of each source since the beginning."""
+    num_images: tuple[int, int] | None = None
+    """Fewest and most images of a sample with an action so far; None: there was none, or an older program trained it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A checkpoint that was found, and what its stoker.json says."""
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where it stands."""
+        cursor = self.state["cursor"]
+        images = cursor.get("num_images")
+        tuples = {"source_samples": tuple(cursor["source_samples"]), "num_images": images and tuple(images)}
+        return Cursor(**{**cursor, **tuples})
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """Fingerprints that the loaders of a run that goes on from here must have."""
+        found: dict[str, str] = self.state["fingerprints"]
+        return {name: value for name, value in found.items() if not name.startswith(_HARMLESS)}
+
+    @property
+    def serial(self) -> int:
+        """The larger, the newer."""
+        return int(self.state["serial"])
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that wrote it."""
+        return int(self.state["world_size"])
+
+
+def describe(
+    config: Config, world_size: int, serial: int, cursor: Cursor, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """What is written to stoker.json."""
+    return {
+        "format": FORMAT,
+        "serial": serial,
+        "world_size": world_size,
+        **_fixed(config),
+        "cursor": asdict(cursor),
+        "fingerprints": dict(fingerprints),
+        "config": config_to_tree(config),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "numpy")
+        },
+    }
+
+
+def read_saved(folder: Path) -> Saved:
+    """The checkpoint in a folder. Raises DataError."""
+    path = folder / STATE_FILE
+    with located(file=str(path)):
+        try:
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = state["format"]
+            missing = _NAMES - state.keys()
+            Cursor(**state.get("cursor", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"not the state of a checkpoint ({error!r}): delete its folder to do without it") from error
+        if found != FORMAT or missing:
+            raise DataError(
+                f"format {found}, this program reads {FORMAT}: resume with the version that wrote it, or start anew with "
+                "another trainer.output_dir, or delete its folder to do without it"
+            )
+    return Saved(folder=folder, state=state)
+
+
+def check_resumable(saved: Saved, config: Config, world_size: int, fingerprints: Mapping[str, str]) -> None:
+    """A run goes on with what the checkpoint's run did. Raises RefusedError, ConfigError."""
+    _check_fingerprints(saved, fingerprints)
+    for name, now in _fixed(config).items():
+        if saved.state[name] != now:
+            raise ConfigError(
+                f"{saved.folder}: made with {name} {saved.state[name]}, this run has {now}: set it back, or start anew with "
+                "trainer.checkpoint.resume=null"
+            )
+    if saved.world_size != world_size and not config.trainer.checkpoint.universal:
+        raise ConfigError(
+            f"{saved.folder}: made by {saved.world_size} ranks, this run has {world_size}: start as many, or convert "
+            "it with trainer.checkpoint.universal=true"
+        )
+
+
+def _check_fingerprints(saved: Saved, ours: Mapping[str, str]) -> None:
+    """Names that only one side has are compared where they name training data: an entry more is other data."""
+    theirs: dict[str, str] = saved.state["fingerprints"]
+    names = (theirs.keys() & ours.keys()) | {
+        name for name in theirs.keys() ^ ours.keys() if name.startswith("manifest/")
+    }
+    differing = sorted(name for name in names if theirs.get(name) != ours.get(name))
+    changes = {name: f"{name} {theirs.get(name, 'none')[:12]} -> {ours.get(name, 'none')[:12]}" for name in differing}
+    grave = [change for name, change in changes.items() if not name.startswith(_HARMLESS)]
+    if grave:
+        raise RefusedError(
+            f"{saved.folder}: made with other data or another meaning of it ({', '.join(grave)}): give the loaders what they "
+            "had, or start anew with trainer.checkpoint.resume=null"
+        )
+    if changes:
+        log.warning("since %s was made: %s", saved.folder, ", ".join(changes.values()))
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    """What may not change within a lineage of checkpoints."""
+    trainer = config.trainer
+    return {
+        "global_batch_size": trainer.global_batch_size,
+        "zero_stage": trainer.zero_stage,
+        "precision": config.model.precision,
+        "seed": trainer.seed,
+    }

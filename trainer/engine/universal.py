@@ -1,0 +1,78 @@
+"""A checkpoint of W ranks for another number of ranks, by way of DeepSpeed's universal checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stoker_proto.errors import DataError, DeadlineError
+from trainer.engine.zero import Engine, Ranks
+
+log = logging.getLogger(__name__)
+
+DEADLINE_S = 3600.0
+"""Ranks that wait for the first one to convert give up after this time."""
+
+
+def convert(source: Path, target: Path, ranks: Ranks) -> None:
+    """Make the universal form in the folder `target`, on the first rank; the others wait for it."""
+    if ranks.is_first and not target.is_dir():
+        log.info("converting %s for another number of ranks", source)
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        run_conversion(source, partial)
+        partial.rename(target)
+    deadline = time.monotonic() + DEADLINE_S
+    while not target.is_dir():
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"{target} is not there after {DEADLINE_S:.0f} s: see the first rank's messages")
+        time.sleep(0.2)
+
+
+def run_conversion(source: Path, target: Path) -> None:
+    """DeepSpeed's own converter. Raises DataError with the last line of what it said."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target), "--inject_missing_state"]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(f"the conversion to a universal checkpoint failed: {last}", file=str(source))
+
+
+def inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    """torch's AdamW inside of DeepSpeed's."""
+    optimizer: torch.optim.Optimizer = engine.optimizer.optimizer
+    return optimizer
+
+
+def group_values(engine: Engine) -> list[dict[str, Any]]:
+    """Weight decay, betas and the like of each group of parameters."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in inner_optimizer(engine).param_groups
+    ]
+
+
+def repair_optimizer(engine: Engine, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Undo what DeepSpeed 0.19 mixes up among groups of parameters (decay, no decay) in a universal checkpoint.
+
+    All groups get the first one's values, weight decay among them; and one tensor as their count of steps, which then goes
+    up by two per step, so that AdamW's bias correction is another. groups: the values before loading.
+    """
+    optimizer = inner_optimizer(engine)
+    for group, values in zip(optimizer.param_groups, groups, strict=True):
+        group.update(values)
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()

@@ -1,0 +1,150 @@
+"""DeepSpeed: where the ranks meet, its settings from our config, and the engine around a model.
+
+Everything that is peculiar to DeepSpeed's ways on a machine stands here (FACTS: a CPU rank that loads `deepspeed_shm_comm`
+compiles C++ for minutes; a plain `{"type": "AdamW"}` compiles `fused_adam`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+
+from stoker_proto.config import Config, check_batch_arithmetic
+from stoker_proto.errors import ConfigError
+from trainer.engine.optimizer import parameter_groups
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the first import of deepspeed
+
+import deepspeed
+import deepspeed.ops
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its import sets it to INFO: pages of settings per rank
+
+Engine: TypeAlias = Any
+"""deepspeed.DeepSpeedEngine, which comes without types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Who I am among the processes that train."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one rank that writes logs and files."""
+        return self.rank == 0
+
+
+def join_ranks() -> Ranks:
+    """Meet the other ranks (NCCL between GPUs, gloo between CPUs). Without a launcher: a world of one."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"rank {rank} is number {local_rank} on a machine of {torch.cuda.device_count()} GPUs: start as many ranks "
+                "as there are GPUs"
+            )
+        device, backend = torch.device("cuda", local_rank), "nccl"
+        torch.cuda.set_device(device)
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        # In the module's own table, as asking for it makes DeepSpeed try its operators with a compiler.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+        if "OMP_NUM_THREADS" not in os.environ:  # or every rank would take every core
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if not dist.is_initialized() and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def leave_ranks() -> None:
+    """Let go of the other ranks; only after work that all of them finished."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def deepspeed_settings(config: Config, *, world_size: int, hidden_size: int, universal: bool = False) -> dict[str, Any]:
+    """What `deepspeed.initialize` is told. hidden_size: width of the language model, for the sizes of buckets."""
+    trainer = config.trainer
+    accumulation = check_batch_arithmetic(trainer.global_batch_size, trainer.micro_batch_size, world_size)
+    zero: dict[str, Any] = {
+        "stage": trainer.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+    }
+    if trainer.zero_stage == 3:
+        zero |= {
+            "reduce_bucket_size": max(hidden_size * hidden_size, 1 << 20),
+            "stage3_prefetch_bucket_size": max(int(0.9 * hidden_size * hidden_size), 1 << 20),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
+    if trainer.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {
+        "train_batch_size": trainer.global_batch_size,
+        "train_micro_batch_size_per_gpu": trainer.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": trainer.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also where its states are offloaded: nothing to compile
+        "steps_per_print": 1 << 62,
+        "checkpoint": {"load_universal": universal},
+    }
+    if config.model.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+@contextmanager
+def partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
+    """Inside, `from_pretrained` builds a model that is partitioned over the ranks from the start (ZeRO-3 only).
+
+    Afterwards transformers forgets the settings, so that a later ordinary load is ordinary.
+    """
+    if settings["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(settings)  # transformers holds only a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del keep_alive
+
+
+def wrap(model: torch.nn.Module, config: Config, settings: dict[str, Any]) -> Engine:
+    """The engine that partitions, averages, clips and steps, with torch's AdamW inside."""
+    trainer = config.trainer
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, trainer.weight_decay),
+        lr=trainer.lr,
+        betas=trainer.betas,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine.train()  # `from_pretrained` gives a model in evaluation mode: no dropout, no gradient checkpointing
+    return engine
+
+
+def set_learning_rate(engine: Engine, rate: float) -> None:
+    """For the next step, in all groups."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,171 @@
+"""What the opened epochs are made of: which passes over which entries, and their streams once the lanes are known. Pure.
+
+    open(3)  ->  wanted {(3, 0), (3, 1)}  --LANES of (pass 3, entries 0 and 1)-->  orders[3]
+
+With weights the loaders' pass 0 of every entry is wanted first, because rates follow from how many samples a pass has.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from stoker_proto.errors import ConfigError
+from stoker_proto.hashing import fingerprint
+from stoker_proto.order.lanes import TIME_END, Order
+from stoker_proto.order.mixture import ONE_PASS, MixedOrder, Part, rates, spans
+from stoker_proto.wire.messages import Lanes
+from trainer.feed.client.options import CoreOptions, Opened
+
+
+class Pass(NamedTuple):
+    """One pass over one entry: what the loaders call an epoch of it."""
+
+    number: int
+    entry: int
+
+
+class Epochs:
+    """Fed with LANES by the fleet."""
+
+    def __init__(self, options: CoreOptions) -> None:
+        self.options = options
+        self.orders: dict[int, MixedOrder] = {}
+        self.wanted: frozenset[Pass] = frozenset()
+        """Passes whose lanes are needed by the epochs that are open."""
+        self._open: set[int] = set()
+        self._lengths: dict[Pass, list[int]] = {}
+        self._starts: dict[Pass, list[int]] = {}
+        self._tokens: dict[int, int] = {}  # entry -> tokens of its pass 0
+        self._pass_orders: dict[tuple[int, int], Order] = {}  # (pass, source) -> its stream
+        self._entries_of = [
+            [entry for entry, source in enumerate(options.sources) if source == number]
+            for number in range(len(options.source_names))
+        ]
+        self._rates: list[int] | None = None
+        if not options.weights:
+            self._rates = [ONE_PASS] * len(self._entries_of)
+
+    def open(self, epoch: int) -> None:
+        """Want what the epoch is made of."""
+        if epoch not in self._open:
+            self._open.add(epoch)
+            self._renew()
+
+    def close_except(self, epochs: set[int]) -> None:
+        """Forget all other epochs."""
+        self._open &= epochs
+        self.orders = {epoch: order for epoch, order in self.orders.items() if epoch in epochs}
+        self._renew()
+        for known in (self._lengths, self._starts):
+            for one in known.keys() - self.wanted:
+                del known[one]
+        numbers = {one.number for one in self.wanted}
+        for old in [old for old in self._pass_orders if old[0] not in numbers]:
+            del self._pass_orders[old]
+
+    def take(self, message: Lanes) -> list[list[str]]:
+        """Keep the lanes of wanted passes; what does not fit, as rows [name, theirs, ours], where something does not."""
+        rows = []
+        for entry, lengths in sorted(message.lengths.items()):
+            one = Pass(message.epoch, entry)
+            starts = message.starts.get(entry, [])
+            if not 0 <= entry < len(self.options.entries) or len(lengths) != self.options.lanes or min(lengths) < 0:
+                rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.lanes)])
+            elif len(starts) != len(lengths) or not 0 <= min(starts) <= max(starts) < TIME_END:
+                rows.append([f"starts of entry {entry}", str(starts)[:80], f"{len(lengths)} of them"])
+            elif self._lengths.get(one, lengths) != lengths:
+                rows.append([f"samples of entry {entry}, epoch {one.number}", str(sum(lengths)), str(self.total(one))])
+            elif self._starts.get(one, starts) != starts:
+                rows.append([f"starts of entry {entry}, epoch {one.number}", "others", "those of the first loader"])
+            elif one.number == 0 and self._tokens.get(entry, message.tokens.get(entry, 0)) != message.tokens.get(
+                entry, 0
+            ):
+                rows.append([f"tokens of entry {entry}", str(message.tokens.get(entry, 0)), str(self._tokens[entry])])
+            elif one in self.wanted:
+                self._lengths[one], self._starts[one] = lengths, starts
+                if one.number == 0:
+                    self._tokens[entry] = message.tokens.get(entry, 0)
+        return rows
+
+    def complete(self) -> list[int]:
+        """Open epochs whose lanes are all known, for the first time now. Raises ConfigError: weights that cannot be met."""
+        if self._rates is None and self._open and all(one in self._lengths for one in self.wanted):
+            self._rates = self._find_rates()
+            self._renew()
+        if self._rates is None:
+            return []
+        done = [
+            epoch
+            for epoch in sorted(self._open - self.orders.keys())
+            if all(one in self._lengths for one in self._made_of(epoch))
+        ]
+        for epoch in done:
+            self.orders[epoch] = self._mix(epoch)
+        return done
+
+    def total(self, one: Pass) -> int:
+        """Samples of a known pass over an entry."""
+        return sum(self._lengths[one])
+
+    def opened(self, epoch: int) -> Opened:
+        """What the consumer is told of a complete epoch."""
+        order = self.orders[epoch]
+        whole = [
+            self._order_of(spans(rate, epoch)[0].number, source).total for source, rate in enumerate(self._rates or [])
+        ]
+        return Opened(epoch, order.total, tuple(order.counts), tuple(whole))
+
+    def fingerprints(self) -> dict[str, str]:
+        """`mixture`, of how much an epoch takes of each source, once that is known. Empty without weights: one pass then."""
+        return {"mixture": fingerprint(self._rates)} if self.options.weights and self._rates is not None else {}
+
+    def _renew(self) -> None:
+        self.wanted = frozenset(one for epoch in self._open for one in self._made_of(epoch))
+
+    def _made_of(self, epoch: int) -> list[Pass]:
+        if self._rates is None:
+            return [Pass(0, entry) for entry in range(len(self.options.entries))]
+        return [
+            Pass(span.number, entry)
+            for rate, entries in zip(self._rates, self._entries_of, strict=True)
+            for span in spans(rate, epoch)
+            for entry in entries
+        ]
+
+    def _find_rates(self) -> list[int]:
+        options = self.options
+        samples = [sum(self.total(Pass(0, entry)) for entry in entries) for entries in self._entries_of]
+        weights = list(options.weights)
+        if options.weigh_by == "tokens":
+            for number, entries in enumerate(self._entries_of):
+                tokens = sum(self._tokens[entry] for entry in entries)
+                for entry in entries:
+                    if not self._tokens[entry] and self.total(Pass(0, entry)):
+                        raise ConfigError(
+                            f"data.weigh_by is tokens, but the loaders cannot say how many {options.entries[entry]} of source "
+                            f"{options.source_names[number]} has: its tokens are not counted, and none of its first records is "
+                            "good enough to go by; mend the entry or leave it out, or set data.weigh_by to samples"
+                        )
+                weights[number] *= samples[number] / max(tokens, 1)  # a share of tokens -> a share of samples
+        return rates(options.source_names, samples, weights)
+
+    def _mix(self, epoch: int) -> MixedOrder:
+        lanes = self.options.lanes
+        sources: list[list[Part]] = []
+        for number, rate in enumerate(self._rates or []):
+            parts = []
+            for span in spans(rate, epoch):
+                order = self._order_of(span.number, number)
+                parts.append(Part(span.number, order, *span.cut(order.total)))
+            sources.append(parts)
+        numbers = [[entry * lanes + lane for entry in entries for lane in range(lanes)] for entries in self._entries_of]
+        return MixedOrder(sources, numbers, self.options.cell)
+
+    def _order_of(self, number: int, source: int) -> Order:
+        """The stream of pass `number` over a source."""
+        key, entries = (number, source), self._entries_of[source]
+        if key not in self._pass_orders:
+            lengths = [length for entry in entries for length in self._lengths[Pass(number, entry)]]
+            starts = [start for entry in entries for start in self._starts[Pass(number, entry)]]
+            self._pass_orders[key] = Order(lengths, self.options.cell, starts)
+        return self._pass_orders[key]

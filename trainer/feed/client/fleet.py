@@ -1,0 +1,294 @@
+"""The loaders as the core sees them: handshake, what each holds, lane lengths, who is home to a lane, who is silent.
+
+    ABSENT --connected--> GREETING --WELCOME--> READY      any state --lost--> ABSENT
+                              `------REFUSE, or a WELCOME that differs, or a bad frame--> REFUSED
+
+Pure: time is an argument, messages go out as commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.order.mixture import MixedOrder
+from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
+from trainer.feed.client.epochs import Epochs, Pass
+from trainer.feed.client.homes import Homes
+from trainer.feed.client.options import Command, CoreOptions, Send
+from trainer.feed.client.peer import Loader, State
+from trainer.feed.client.standing import NO_LANES, Standings
+
+
+class Fleet:
+    """All loaders of the config, as far as one rank knows."""
+
+    def __init__(self, options: CoreOptions, out: list[Command], standings: Standings) -> None:
+        """out: where commands are appended; standings: told who joins, asked for everyone's share of the lanes."""
+        self.options, self._out, self.standings = options, out, standings
+        self.loaders = [Loader(address) for address in options.addresses]
+        self.pins = dict(options.fingerprints)
+        self._told = {"order"}  # names of fingerprints that a loader told; the order both sides know
+        self.processor = ""
+        self.epochs = Epochs(options)
+        self._homes = Homes(options.addresses, options.lanes)
+        self._nonce = 0
+
+    # -- connection and handshake
+
+    def connected(self, number: int, now: float) -> None:
+        """A new connection: greet, whatever was before."""
+        loader = self.loaders[number]
+        self.loaders[number] = loader.anew(State.GREETING, "no WELCOME yet")
+        self._greet(number, now)
+
+    def lost(self, number: int, reason: str) -> None:
+        """The connection is gone; what the incarnation held counts no longer."""
+        loader = self.loaders[number]
+        note = f"{loader.note}; {reason}" if loader.state is State.REFUSED else reason
+        self.loaders[number] = loader.anew(State.ABSENT, note)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Nothing of this loader may be used until it connects anew."""
+        loader = self.loaders[number]
+        loader.state, loader.note, loader.held = State.REFUSED, reason, frozenset()
+
+    def refused_by_loader(self, number: int, message: Refuse) -> str:
+        """Its REFUSE in words."""
+        rows = [[*map(str, row), "?", "?", "?"][:3] for row in message.differences]
+        if message.protocol != PROTOCOL_VERSION:
+            rows.insert(0, ["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
+        return self._differ(number, rows, "refused us")
+
+    def welcome(self, number: int, message: Welcome, now: float) -> str | None:
+        """Take a WELCOME in; the differences in words where it must not be mixed into this run."""
+        loader, split = self.loaders[number], self.options.split
+        rows: list[list[str]] = []
+        if message.protocol != PROTOCOL_VERSION:
+            rows.append(["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
+        entries, ours = message.num_entries.get(split, 0), len(self.options.entries)
+        if entries != ours:
+            rows.append([f"entries of the {split} data", str(entries), str(ours)])
+        for name, value in sorted(message.fingerprints.items()):
+            if self.pins.get(name, value) != value:
+                rows.append([name, value, self.pins[name]])
+        held = frozenset(message.held.get(split, []))
+        if not all(0 <= entry < ours for entry in held):
+            rows.append([f"entries held of {split}", str(sorted(held)), f"0 to {ours - 1}"])
+        if rows:
+            return self._differ(number, rows, "is refused")
+        if loader.name != message.loader:
+            loader.answered.clear()
+            self.standings.joined(number, now)
+        loader.told_all = None
+        self.pins.update(message.fingerprints)
+        self._told |= message.fingerprints.keys()
+        self.processor = self.processor or message.processor
+        loader.state, loader.note, loader.name, loader.held, loader.draining = (
+            State.READY,
+            "",
+            message.loader,
+            held,
+            False,
+        )
+        self.ping(number, now)  # before EPOCH, so that the first PONG's counters are those of before our work
+        self._ask_lanes(number, now)
+        return None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of all that a batch of this run means, known once an epoch is: what the loaders said, the order and the mixture.
+
+        Not what a checkpoint said and no loader did: whoever compares the two must see that it is gone.
+        """
+        found = {name: value for name, value in self.pins.items() if name in self._told}
+        return {**found, **self.epochs.fingerprints()}
+
+    def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
+        shown = "; ".join(f"{name}: the loader has {theirs}, this rank {ours}" for name, theirs, ours in rows)
+        return (
+            f"the loader at {self.loaders[number].address} {what}: {shown or 'no reason given'}; start it with this run's "
+            "config, data and version, or leave it out"
+        )
+
+    # -- epochs
+
+    @property
+    def orders(self) -> dict[int, MixedOrder]:
+        """Epoch -> its stream, for those that are open and known."""
+        return self.epochs.orders
+
+    def open(self, epoch: int, now: float) -> None:
+        """Ask the loaders for the lanes that the epoch is made of, unless that is done already."""
+        before = self.epochs.wanted
+        self.epochs.open(epoch)
+        self._ask_all(before, now)
+
+    def close_except(self, epochs: set[int]) -> None:
+        """Forget all other epochs."""
+        self.epochs.close_except(epochs)
+        for loader in self.loaders:  # an epoch that is opened anew must be answered anew
+            loader.answered &= self.epochs.wanted
+            loader.told_all = None
+
+    def lanes(self, number: int, message: Lanes, now: float) -> tuple[list[int], str | None]:
+        """Take LANES in: (epochs that are now complete for the first time, differences in words). Raises ConfigError."""
+        if message.split != self.options.split or self.loaders[number].state is not State.READY:
+            return [], None
+        rows = self.epochs.take(message)
+        if rows:
+            return [], self._differ(number, rows, "is refused")
+        self.loaders[number].answered |= {Pass(message.epoch, entry) for entry in message.lengths} & self.epochs.wanted
+        before = self.epochs.wanted
+        complete = self.epochs.complete()
+        self._ask_all(before, now)
+        return complete, None
+
+    def _ask_all(self, before: frozenset[Pass], now: float) -> None:
+        """Ask every ready loader for what is wanted now and was not before."""
+        if self.epochs.wanted is not before and self.epochs.wanted - before:
+            for number, loader in enumerate(self.loaders):
+                if loader.state is State.READY:
+                    self._ask_lanes(number, now)
+
+    # -- who is asked
+
+    def entry_of(self, lane: int) -> int:
+        """The entry that a lane of the stream belongs to."""
+        return lane // self.options.lanes
+
+    def choices(self, lane: int, epoch: int, now: float) -> list[int]:
+        """Loaders that can answer for the lane: its home first, then the others by preference; silent ones last."""
+        entry = self.entry_of(lane)
+        awake: dict[int, int] = {}  # loader -> level
+        silent = []
+        for number, loader in enumerate(self.loaders):
+            if (
+                loader.state is State.READY
+                and not loader.draining
+                and entry in loader.held
+                and Pass(epoch, entry) in loader.answered
+            ):
+                if self.silent(number, now):
+                    silent.append(number)
+                else:
+                    awake[number] = self.standings.level(number, now)
+        return self._homes(entry, awake)[lane % self.options.lanes] + silent
+
+    def spares(self, lane: int, epoch: int, now: float) -> list[int]:
+        """Of these, those of which a quick answer may be hoped for."""
+        return [
+            number
+            for number in self.choices(lane, epoch, now)
+            if self.standings.level(number, now) < NO_LANES and not self.silent(number, now)
+        ]
+
+    def helps(self, number: int, other: int, now: float) -> bool:
+        """Whether another loader can do something of what this one does, and is not slow itself."""
+        loader, helper = self.loaders[number], self.loaders[other]
+        able = helper.state is State.READY and not helper.draining and not self.silent(other, now)
+        quicker = self.standings.level(other, now) <= self.standings.level(number, now)
+        return number != other and able and quicker and bool(loader.held & helper.held)
+
+    def heard(self, number: int, now: float) -> None:
+        """Any message shows that a loader is alive."""
+        loader = self.loaders[number]
+        loader.heard_at, loader.waiting_since, loader.owing = now, None, False
+
+    def owing(self, number: int, now: float) -> None:
+        """The loader owes an answer for unusually long: a PING tells whether it is alive."""
+        loader = self.loaders[number]
+        if loader.state is State.READY:
+            loader.owing = True
+            if loader.waiting_since is None:
+                self.ping(number, now)
+
+    def silent(self, number: int, now: float) -> bool:
+        """Connected, and a PING has gone unanswered for too long."""
+        loader = self.loaders[number]
+        return loader.waiting_since is not None and now >= loader.waiting_since + loader.silence_s(self.options)
+
+    def uncovered(self) -> list[int]:
+        """Entries that no ready loader holds."""
+        held: set[int] = set()
+        for loader in self.loaders:
+            if loader.state is State.READY:
+                held |= loader.held
+        return [entry for entry in range(len(self.options.entries)) if entry not in held]
+
+    # -- liveness
+
+    def ping(self, number: int, now: float) -> int:
+        """Send a PING; its nonce."""
+        self._nonce += 1
+        loader = self.loaders[number]
+        loader.ping_at = now
+        loader.waiting_since = now if loader.waiting_since is None else loader.waiting_since
+        self._send(number, Ping(nonce=self._nonce))
+        return self._nonce
+
+    def pong(self, number: int, message: Pong, now: float) -> None:
+        """Keep the counters of the newest PONG."""
+        loader = self.loaders[number]
+        if message.nonce > loader.pong_nonce:
+            took_s = now - loader.ping_at
+            if took_s < self.options.probe_s:  # longer ones tell of a hang, not of how quick the loader is
+                loader.pong_s = max(took_s, 0.9 * loader.pong_s)
+            loader.pong_nonce, loader.progress = message.nonce, message.progress
+            loader.first_progress = loader.first_progress or message.progress
+
+    def tick(self, now: float) -> None:
+        """Send again what was not answered, and the PINGs that are due."""
+        for number, loader in enumerate(self.loaders):
+            if loader.state is State.GREETING and now >= loader.hello_at + self.options.hello_retry_s:
+                self._greet(number, now)
+            if loader.state is not State.READY:
+                continue
+            if now >= loader.ping_at + self.options.ping_interval_s:
+                self.ping(number, now)
+            if now >= loader.epoch_at + self.options.hello_retry_s:
+                self._ask_lanes(number, now)
+
+    def next_time(self, now: float) -> float:
+        """When `tick` next has something to do, or a loader begins to count as silent, after now."""
+        times = [float("inf")]
+        for loader in self.loaders:
+            if loader.state is State.GREETING:
+                times.append(loader.hello_at + self.options.hello_retry_s)
+            if loader.state is State.READY:
+                times.append(loader.ping_at + self.options.ping_interval_s)
+                if loader.waiting_since is not None:
+                    times.append(loader.waiting_since + loader.silence_s(self.options))
+                if self._unanswered(loader):
+                    times.append(loader.epoch_at + self.options.hello_retry_s)
+        return min((time for time in times if time > now), default=float("inf"))
+
+    def _greet(self, number: int, now: float) -> None:
+        self.loaders[number].hello_at = now
+        hello = Hello(
+            protocol=PROTOCOL_VERSION,
+            client=self.options.client,
+            rank=self.options.rank,
+            world_size=self.options.world_size,
+            fingerprints=dict(self.pins),
+        )
+        self._send(number, hello)
+
+    def _unanswered(self, loader: Loader) -> list[Pass]:
+        """The passes whose lanes it should tell, and has not. Looked for at every event, found at few."""
+        wanted = self.epochs.wanted
+        if loader.told_all is wanted:
+            return []
+        missing = sorted(one for one in wanted - loader.answered if one.entry in loader.held)
+        if not missing:
+            loader.told_all = wanted
+        return missing
+
+    def _ask_lanes(self, number: int, now: float) -> None:
+        missing = self._unanswered(self.loaders[number])
+        for epoch in sorted({one.number for one in missing}):
+            self.loaders[number].epoch_at = now
+            entries = [one.entry for one in missing if one.number == epoch]
+            self._send(number, Epoch(split=self.options.split, epoch=epoch, entries=entries))
+
+    def _send(self, number: int, message: Message) -> None:
+        self._out.append(Send(number, message))

@@ -1,0 +1,102 @@
+"""Which stream positions a rank trains, as a pure function: no state, any step can be asked for.
+
+With G rows per optimizer step, micro-batches of m rows and W ranks, a step has A = G / (m W) passes. Step s of an epoch
+entered at sample `first` trains stream positions first + s G + [0, G), and of these micro-batch a of rank r is
+
+    first + s G + (a W + r) m + [0, m)        clipped at the epoch's end; what is missing are padding rows
+
+so the concatenation over (a, r) is the same rows for every world size and micro-batch size.
+
+    G 8, m 2, W 2, first 0, epoch of 11 samples:   step 0   rank 0: [0,2) [4,6)    rank 1: [2,4) [6,8)
+                                                   step 1   rank 0: [8,10) []      rank 1: [10,11) []
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stoker_proto.config import check_batch_arithmetic
+from stoker_proto.errors import LocalProtocolError
+from stoker_proto.order.lanes import Order, Run
+from stoker_proto.order.mixture import MixedOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """One micro-batch of one rank: stream positions [start, start + num_rows) of an epoch, as runs of lanes."""
+
+    epoch: int
+    step: int
+    """Counted from the sample at which the epoch was entered."""
+    index: int
+    """a: the how-many-th micro-batch of the step on this rank."""
+    start: int
+    num_rows: int
+    """Samples; fewer than the micro-batch size only at the epoch's end."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class Cursor:
+    """The next micro-batch to ask for."""
+
+    session: int
+    epoch: int
+    first: int
+    step: int
+    index: int
+    num_epochs: int
+    """Epochs are entered one after the other up to this one (exclusive)."""
+
+
+def num_steps(num_samples: int, first: int, global_batch_size: int) -> int:
+    """Optimizer steps from sample `first` to the end of an epoch; the last may be partly padding.
+
+    >>> num_steps(11, 0, 8), num_steps(11, 8, 8), num_steps(11, 11, 8)
+    (2, 1, 0)
+    """
+    return -(-max(num_samples - first, 0) // global_batch_size)
+
+
+class Schedule:
+    """The slices of one rank in one epoch."""
+
+    def __init__(
+        self,
+        order: Order | MixedOrder,
+        *,
+        epoch: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        world_size: int,
+        rank: int,
+    ) -> None:
+        """Raises ConfigError where the global batch does not divide, LocalProtocolError for a rank outside the world."""
+        if not 0 <= rank < world_size:
+            raise LocalProtocolError(f"rank {rank} of {world_size} ranks: ranks are 0 to {world_size - 1}")
+        self.passes = check_batch_arithmetic(global_batch_size, micro_batch_size, world_size)
+        self.order, self.epoch = order, epoch
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.world_size, self.rank = world_size, rank
+
+    def num_steps(self, first: int) -> int:
+        """Optimizer steps from sample `first` to the epoch's end."""
+        return num_steps(self.order.total, first, self.global_batch_size)
+
+    def slice(self, first: int, step: int, index: int) -> Slice:
+        """Micro-batch `index` of step `step`, the epoch being entered at sample `first`."""
+        if not (first >= 0 and step >= 0 and 0 <= index < self.passes):
+            raise LocalProtocolError(
+                f"slice {index} of step {step} from sample {first}: slices are 0 to {self.passes - 1}"
+            )
+        offset = (index * self.world_size + self.rank) * self.micro_batch_size
+        start = min(first + step * self.global_batch_size + offset, self.order.total)
+        stop = min(start + self.micro_batch_size, self.order.total)
+        return Slice(
+            epoch=self.epoch,
+            step=step,
+            index=index,
+            start=start,
+            num_rows=stop - start,
+            runs=tuple(self.order.runs(start, stop)),
+        )

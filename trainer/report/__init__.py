@@ -1,0 +1,5 @@
+"""What a run tells people: figures, bar, summary, bad samples.
+
+In: step results. Out: TensorBoard, WandB, the console and files in `output_dir`.
+Read `trackers`, `progress`, `bad_samples`.
+"""

@@ -1,0 +1,92 @@
+"""Where figures go: TensorBoard, Weights & Biases, or nowhere (on all ranks but the first)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from stoker_proto.config import Config
+from stoker_proto.config.reader import config_to_tree
+from stoker_proto.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """A place for scalars."""
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of step `step` (counted from 1), by name: `train/loss`, `val/perplexity` ..."""
+
+    def close(self) -> None:
+        """Write what is still held back."""
+
+
+class TensorBoardTracker:
+    """Event files in a folder."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """first_step: figures of a lost run from there on are hidden."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None)
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """One scalar each."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """A run at Weights & Biases; `WANDB_MODE=offline` keeps it in the folder."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ConfigError(
+                "trainer.logger.wandb is true, but the package wandb is not installed: pip install 'stoker[wandb]', "
+                "or --set trainer.logger.wandb=false"
+            ) from error
+        self._run: Any = wandb.init(
+            project=config.trainer.logger.wandb_project, dir=str(folder), config=config_to_tree(config), resume="allow"
+        )
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """One row."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Send or write what is still held back."""
+        self._run.finish()
+
+
+class Trackers:
+    """All that the config asks for, on the first rank; none on the others."""
+
+    def __init__(self, config: Config, *, is_first: bool, first_step: int) -> None:
+        folder, logger = Path(config.trainer.output_dir), config.trainer.logger
+        self._trackers: list[Tracker] = []
+        if not is_first:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if logger.wandb:
+            self._trackers.append(WandbTracker(config, folder))
+        if logger.tensorboard:
+            self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step))
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """To all; what is not a number is left out."""
+        numbers = {name: value for name, value in figures.items() if not math.isnan(value)}
+        for tracker in self._trackers:
+            tracker.log(numbers, step)
+
+    def close(self) -> None:
+        """All of them."""
+        for tracker in self._trackers:
+            tracker.close()

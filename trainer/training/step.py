@@ -1,0 +1,168 @@
+"""One optimizer step: the loss of the global batch, its gradient, and the decision whether it is applied.
+
+Token-weighted over the global batch: loss = sum of NLL over all supervised tokens of all ranks and micro-batches, divided
+by their number. DeepSpeed averages gradients over ranks, so a micro-batch's loss is its NLL sum x ranks / that number
+(and DeepSpeed is told not to divide by the accumulation). The number is known before the first forward: one small
+all-reduce of counts.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as functional
+
+from stoker_proto.hashing import key64
+from trainer.engine.zero import Engine, Ranks
+from trainer.feed.batch import IGNORED, MicroBatch
+from trainer.models.families import takes_positions
+from trainer.training.inputs import InputMaker, Inputs
+from trainer.training.source_table import SourceResult, SourceTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step did, over all ranks."""
+
+    loss: float
+    """Mean NLL per supervised token; NaN where there was none."""
+    accuracy: float
+    """Share of supervised tokens that had the largest logit."""
+    grad_norm: float
+    """Before clipping; infinite where it was not finite; 0 where there was nothing to learn."""
+    applied: bool
+    """Whether weights changed."""
+    num_supervised: int
+    num_rows: int
+    num_tokens: int
+    """Tokens that are no padding."""
+    num_images: int
+    num_bad: int
+    """Samples that came without labels because they are bad (`data.on_bad_sample: skip`)."""
+    sources: tuple[SourceResult, ...]
+    """What each source contributed, in the order of the config."""
+
+
+class Stepper:
+    """Runs steps of one engine."""
+
+    def __init__(self, engine: Engine, make_inputs: InputMaker, ranks: Ranks, seed: int, sources: SourceTable) -> None:
+        self.engine, self.make_inputs, self.ranks, self.seed, self.sources = engine, make_inputs, ranks, seed, sources
+        self._takes_positions = takes_positions(engine.module)
+
+    def logits(self, inputs: Inputs) -> torch.Tensor:
+        """float32[B, P, V]: only where a label refers to them."""
+        if self._takes_positions:
+            output = self.engine(**inputs.arguments, use_cache=False, logits_to_keep=inputs.positions)
+            kept: torch.Tensor = output.logits
+        else:
+            kept = self.engine(**inputs.arguments, use_cache=False).logits[:, inputs.positions]
+        return kept[: inputs.num_rows].float()
+
+    def step(self, micro_batches: Sequence[MicroBatch], index: int) -> StepResult:
+        """Train on this rank's part of global batch number `index`. Every rank calls it with as many micro-batches."""
+        counts = count_batch(micro_batches)
+        counts = dict(zip(counts, map(int, sum_over_ranks(list(counts.values()), self.ranks)), strict=True))
+        supervised = counts["num_supervised"]
+        if supervised == 0:  # the same on every rank: nobody runs a forward, nothing changes, not even by weight decay
+            nothing = self._add_sources(torch.zeros(len(self.sources), 3), micro_batches)
+            return StepResult(loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, **counts)
+        seed_step(self.seed, index, self.ranks.rank)
+        sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
+        for batch in micro_batches:
+            inputs = self.make_inputs(batch)
+            logits = self.logits(inputs)
+            nll = nll_of_rows(logits, inputs.targets)
+            self.engine.backward(nll.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
+            self.engine.step()  # acts after the last micro-batch
+            sums.index_add_(0, self._sources_of(batch), row_sums(logits.detach(), inputs.targets, nll.detach()))
+        sources = self._add_sources(sums, micro_batches)
+        nll_total, correct = (sum(getattr(source, name) for source in sources) for name in ("nll", "correct"))
+        norm = self.engine.get_global_grad_norm()
+        return StepResult(
+            loss=nll_total / supervised,
+            accuracy=correct / supervised,
+            grad_norm=float(norm if norm is not None else 0.0),
+            applied=bool(self.engine.was_step_applied()),
+            sources=sources,
+            **counts,
+        )
+
+    def _sources_of(self, batch: MicroBatch) -> torch.Tensor:
+        return torch.as_tensor(self.sources.of_rows(batch.keys[:, 0]), device=self.ranks.device)
+
+    def _add_sources(self, sums: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> tuple[SourceResult, ...]:
+        """This rank's sums float64[S, 3] of NLL, right and supervised tokens, and its rows, added over the ranks."""
+        rows = np.zeros(len(self.sources), np.int64)
+        for batch in micro_batches:
+            rows += np.bincount(self.sources.of_rows(batch.keys[: batch.num_rows, 0]), minlength=len(rows))
+        totals = sum_over_ranks([*sums.flatten().tolist(), *rows.tolist()], self.ranks)
+        return tuple(
+            SourceResult(
+                nll=totals[3 * n],
+                correct=totals[3 * n + 1],
+                num_supervised=totals[3 * n + 2],
+                num_rows=totals[n - len(rows)],
+            )
+            for n in range(len(rows))
+        )
+
+
+def count_batch(micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
+    """What this rank holds of a global batch, by the names of StepResult."""
+    return {
+        "num_supervised": sum(batch.num_supervised for batch in micro_batches),
+        "num_rows": sum(batch.num_rows for batch in micro_batches),
+        "num_tokens": sum(int(np.asarray(batch.attention_mask)[: batch.num_rows].sum()) for batch in micro_batches),
+        "num_images": sum(0 if batch.pixels is None else len(batch.pixels) for batch in micro_batches),
+        "num_bad": sum(len(batch.skipped) for batch in micro_batches),
+    }
+
+
+def nll_of_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32[B]: sum of -log p(target) over the targets of a row that are not ignored.
+
+    logits: float32[B, P, V]; targets: int64[B, P].
+    """
+    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view_as(targets).sum(dim=1)
+
+
+def row_sums(logits: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor) -> torch.Tensor:
+    """float64[B, 3]: each row's NLL, how many of its targets have the largest logit, and how many targets it has."""
+    labelled = targets != IGNORED
+    correct = (logits.argmax(dim=-1) == targets) & labelled
+    return torch.stack([nll.double(), correct.sum(dim=1).double(), labelled.sum(dim=1).double()], dim=1)
+
+
+def sum_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:
+    """Elementwise, in float64 (exact for counts below 2**53)."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=ranks.device)
+    dist.all_reduce(tensor)
+    sums: list[float] = tensor.tolist()
+    return sums
+
+
+def max_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:
+    """Elementwise: the worst rank's."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=ranks.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    largest: list[float] = tensor.tolist()
+    return largest
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make all randomness of a step (dropout) a function of its number.
+
+    So the state of the generators is part of the cursor: a resumed run draws what the uninterrupted one would have drawn.
+    """
+    key = key64("step", seed, step, rank)
+    torch.manual_seed(key & ((1 << 63) - 1))
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
