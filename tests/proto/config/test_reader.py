@@ -276,7 +276,9 @@ def test_every_option_has_a_meaning_in_words() -> None:
     sections = {"ImageConfig", "AugmentConfig", "ActionConfig", "DialogueConfig"}
     (folder,) = map(Path, package.__path__)
     nodes = [node for file in sorted(folder.glob("*.py")) for node in ast.parse(file.read_text()).body]
-    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and re.fullmatch(r"(?:[A-Z]\w*)?Config", node.name)]
+    classes = [
+        node for node in nodes if isinstance(node, ast.ClassDef) and re.fullmatch(r"(?:[A-Z]\w*)?Config", node.name)
+    ]
     assert {node.name for node in classes} == {name for name in package.__all__ if name.endswith("Config")}
     for node in classes:
         assert dataclasses.is_dataclass(getattr(package, node.name))
