@@ -11,9 +11,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
@@ -229,15 +230,27 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         for split, entries in prepared.entries.items()
         for entry, manifest in entries.items()
     }
-    datasets = [dataset.identity() for dataset in make_datasets(data)]
-    order = order_fingerprint(data)
+    datasets = make_datasets(data)
     return {
         **processor.fingerprints(),
-        "order": order,
+        "order": order_fingerprint(data),
         "plan": fingerprint(plan),
-        "dataset": fingerprint(datasets),
+        "dataset": fingerprint([dataset.identity() for dataset in datasets]),
+        **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,
     }
+
+
+def read_fingerprints(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`read`: all that decides what the sources read; `read/<key>`: the same by key, so that a refusal names what differs.
+
+    identities: `BaseSFTDataset.read_identity` of each source. The manifests hold the same, but loaders of different entries
+    have no manifest in common."""
+    keys = sorted(
+        {key for identity in identities for key in identity} | {"learn_padding"}
+    )  # which stands there if false
+    by_key = {f"read/{key}": fingerprint([identity.get(key) for identity in identities]) for key in keys}
+    return {"read": fingerprint(list(identities)), **by_key}
 
 
 def write_job(

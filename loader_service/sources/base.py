@@ -131,7 +131,8 @@ class BaseSFTDataset(ABC):
         self.remote = remote_store(config)
 
     def identity(self) -> dict[str, Any]:
-        """What, besides the shards' content, decides what `read` gives: JSON values. Loaders and ranks compare its hash."""
+        """JSON values that loaders and ranks compare, by hash, beside `read_identity`. Add what decides samples to that one: it is
+        also part of each manifest's fingerprint."""
         action, image = self.config.action, self.config.image
         return {
             "dataset_type": self.config.dataset_type,

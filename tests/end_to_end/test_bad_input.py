@@ -104,6 +104,31 @@ def test_a_loader_with_other_data_is_refused_with_the_difference(tmp_path: Path,
             pull(config, [b.address], pins=fingerprints)
 
 
+@pytest.mark.parametrize("name", ["learn_padding", "tasks"])
+def test_loaders_of_different_entries_that_read_differently_are_told_apart(
+    tmp_path: Path, model: Path, name: str
+) -> None:
+    """They have no manifest in common: without this, a run would mix what both make of their entries."""
+    parts = [write_demonstrations(tmp_path / part, [6, 9, 4, 8], seed=i) for i, part in enumerate("ab")]
+    config = write_config(tmp_path, model, parts, action={"codec": "bins", "chunk": 2})
+    codec = tmp_path / "codec.json"
+    assert run_cli("prepare", "--config", str(config), "--codec-out", str(codec)).returncode == 0
+    (tmp_path / "tasks.yaml").write_text("PickCube-v1: lift the cube\n")
+    differs = {
+        "learn_padding": "data.action.learn_padding=false",
+        "tasks": f"data.task_table={tmp_path / 'tasks.yaml'}",
+    }[name]
+    given = ("--set", f"data.action.codec_path={codec}")
+    with (
+        serving(config, "--shards", str(parts[0]), *given) as a,
+        serving(config, "--shards", str(parts[1]), *given, "--set", differs) as b,
+        serving(config, "--shards", str(parts[1]), *given) as c,
+    ):
+        with pytest.raises(RefusedError, match=rf"read/{name}"):
+            pull(config, [a.address, b.address], f"data.action.codec_path={codec}")
+        assert len(pull(config, [a.address, c.address], f"data.action.codec_path={codec}").keys) == 54
+
+
 def test_a_loader_with_another_template_is_refused_by_name(
     tmp_path: Path, config: Path, model: Path, demos: Path
 ) -> None:
