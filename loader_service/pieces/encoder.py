@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, shard_of
-from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome
+from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
 from loader_service.pieces.text_samples import Words, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
-from loader_service.sources.base import BaseSFTDataset, make_datasets
+from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
@@ -156,6 +156,7 @@ class RecordEncoder:
             for index, sample in enumerate(dataset.read(record.shard, offset, size)):
                 key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
+                _check(sample, images, record, index)
                 words = Words.of(sample)
                 if words is not None:
                     if images:
@@ -261,6 +262,15 @@ class RecordEncoder:
             raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
         actions = np.stack([np.asarray(samples[i].action, np.float32) for i in with_action])  # [n, K, D]
         return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
+
+
+def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int) -> None:
+    """Raises DataError where a field of a piece cannot hold what the sample has."""
+    try:
+        check_sample(images, sample.timestep, () if sample.action is None else np.shape(sample.action))
+    except DataError:  # a context around every sample would be felt
+        with located(file=str(record.shard), record=str(record.number), field=f"sample {index}"):
+            raise
 
 
 def _failure(record: _Record, error: Exception) -> DataError:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from loader_service.plan.lane_plan import Rows
 from stoker_proto.errors import DataError, FetchError
+from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Piece, Ticket
 
 
@@ -22,6 +23,34 @@ class EncodedSample:
     images: tuple[bytes, ...]
     action: NDArray[np.float32] | None  # [K, D]
     timestep: int
+
+
+MAX_IMAGES = 255
+"""Of a sample: `Piece.image_counts` is uint8."""
+MAX_ACTION_SIDE = 4096
+"""Actions in a chunk, and numbers in an action; ranks refuse a piece with more."""
+_LARGEST_TIMESTEP = (1 << 63) - 1  # `Piece.keys` is int64
+_OVERHEAD_BYTES = 1 << 16  # of a piece beside its samples
+
+
+def check_sample(images: Sequence[bytes], timestep: object, action_shape: Sequence[int] = ()) -> None:
+    """Raises DataError for a sample that no message can hold, whatever the ticket.
+
+    images: as they travel; timestep: part of its key; action_shape: (actions in the chunk, numbers in an action)."""
+    if len(images) > MAX_IMAGES:
+        raise DataError(f"it has {len(images)} images: at most {MAX_IMAGES} travel in a sample; use fewer, or split it")
+    size = sum(map(len, images))
+    if size > codec.MAX_FRAME_BYTES - _OVERHEAD_BYTES:
+        raise DataError(
+            f"its {len(images)} images have {size} bytes: at most {codec.MAX_FRAME_BYTES} travel in a message; use fewer or "
+            "smaller ones, or data.image.transport: jpeg"
+        )
+    if not isinstance(timestep, int | np.integer) or not 0 <= timestep <= _LARGEST_TIMESTEP:
+        raise DataError(
+            f"its timestep is {str(timestep)[:40]}: a whole number from 0 to {_LARGEST_TIMESTEP} is expected"
+        )
+    if max(action_shape, default=0) > MAX_ACTION_SIDE:
+        raise DataError(f"its action has shape {list(action_shape)}: at most {MAX_ACTION_SIDE} a side travel")
 
 
 @dataclass(frozen=True, slots=True)

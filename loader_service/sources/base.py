@@ -131,8 +131,8 @@ class BaseSFTDataset(ABC):
         self.remote = remote_store(config)
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that loaders and ranks compare, by hash, beside `read_identity`. Add what decides samples to that one: it is
-        also part of each manifest's fingerprint."""
+        """JSON values whose hash loaders and ranks compare, beside that of `read_identity`. What decides samples belongs into
+        `read_identity`: it is part of each manifest's fingerprint too."""
         action, image = self.config.action, self.config.image
         return {
             "dataset_type": self.config.dataset_type,

@@ -15,6 +15,7 @@ import numpy as np
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord, Turn
 from loader_service.sources.jsonl import cut_lines, iter_lines, read_line
 from loader_service.sources.mani_openpi import ManiOpenPIDataset
+from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError
 
 
@@ -78,3 +79,24 @@ class Uneven(ManiOpenPIDataset):
             assert sample.action is not None
             is_short = offset == 0 and number == 1
             yield replace(sample, action=sample.action[:, :3]) if is_short else sample
+
+
+class TooLarge(ManiOpenPIDataset):
+    """The first record's second sample has what no field of a piece holds; `options.too_large` says what."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.what = config.options["too_large"]
+        super().__init__(replace(config, options={}))
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        for number, sample in enumerate(super().read(shard, offset, size)):
+            if offset != 0 or number != 1:
+                yield sample
+            elif self.what == "images":
+                yield replace(sample, images=sample.images * 256)
+            elif self.what == "timestep":
+                yield replace(sample, timestep=1 << 63)
+            elif self.what == "fraction":
+                yield replace(sample, timestep=0.5)  # type: ignore[arg-type]
+            else:
+                yield replace(sample, action=np.zeros((1, 4097), np.float32))

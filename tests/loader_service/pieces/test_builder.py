@@ -16,7 +16,7 @@ from PIL import Image
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.builder import PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
-from loader_service.pieces.piece import EncodedRecord, Outcome
+from loader_service.pieces.piece import EncodedRecord, Outcome, check_sample
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
@@ -176,3 +176,39 @@ def test_actions_that_cannot_be_stacked_are_one_bad_record(tmp_path: Path) -> No
     outcomes = encoder.encode_all([(manifest, number) for number in range(3)], 0)
     assert [type(outcome) for outcome in outcomes] == [DataError, EncodedRecord, EncodedRecord]
     assert "record 0: ValueError" in str(outcomes[0])
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("images", "it has 256 images: at most 255 travel in a sample"),
+        ("timestep", "its timestep is 9223372036854775808: a whole number from 0 to 9223372036854775807 is expected"),
+        ("fraction", "its timestep is 0.5: a whole number from 0 to 9223372036854775807 is expected"),
+        ("action", "its action has shape [1, 4097]: at most 4096 a side travel"),
+    ],
+)
+def test_a_sample_that_no_piece_can_hold_is_a_bad_one_and_the_loader_lives_on(
+    what: str, reason: str, policy: str, tmp_path: Path
+) -> None:
+    config = robot_config(tmp_path)
+    kind = "tests.loader_service.dataset_classes:TooLarge"
+    data = replace(config.data, dataset_type=kind, options={"too_large": what}, on_bad_sample=policy)
+    answers, _ = whole_epoch(replace(config, data=data))
+    message = f"{data.train_data_paths[0]}: record 0, field sample 1: {reason}"
+    failures = [answer for answer in answers.values() if isinstance(answer, Failure)]
+    skipped = [text for answer in answers.values() if isinstance(answer, Piece) for text in answer.skipped.values()]
+    if policy == "fail":
+        assert {failure.reason for failure in failures} == {"data"}
+        assert all(failure.message.startswith(message) for failure in failures)
+    else:
+        assert not failures
+        assert len(skipped) == 3  # the samples of the record
+        assert all(text.startswith(message) for text in skipped)
+
+
+def test_images_that_fill_more_than_a_message_are_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1 << 20)
+    check_sample([b"x" * 100_000] * 9, 0)
+    with pytest.raises(DataError, match=r"its 10 images have 1000000 bytes: at most 1048576 travel in a message"):
+        check_sample([b"x" * 100_000] * 10, 0)
