@@ -13,6 +13,7 @@ Everything here can be made anew: deleting the folder costs a scan.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from loader_service.shards import CACHE_FOLDER
 from stoker_proto.errors import ConfigError, DeadlineError
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def writable(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # another folder helps against a full disk
+            check_host(error, str(root))
         raise ConfigError(
             f"the cache folder {root} cannot be written ({error.strerror or error}): name another one with --cache-dir or "
             "data.cache_dir"

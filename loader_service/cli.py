@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
+from stoker_proto.host_trouble import host_error
 
 
 def serve(argv: list[str] | None = None) -> int:
@@ -52,6 +54,7 @@ def keys(argv: list[str] | None = None) -> int:
 
 def _guarded(program: str, run: Callable[[], object]) -> int:
     """0, or 1 after printing a StokerError as one line, or where nobody reads on; 130 after Ctrl-C."""
+    raise_descriptor_limit()
     try:
         run()
     except StokerError as error:
@@ -61,6 +64,11 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
         return 130
     except BrokenPipeError:  # what reads our output (`head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (trouble := host_error(error)) is None:
+            raise
+        print(f"{program}: {trouble}", file=sys.stderr)
         return 1
     return 0
 

@@ -23,6 +23,7 @@ from loader_service.prepare.parts import FORMAT_VERSION
 from stoker_proto.actions.statistics import ActionStatistics
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 COLUMNS: dict[str, type[np.generic]] = {
     "shard_index": np.uint32,
@@ -104,6 +105,7 @@ def load_manifest(
         try:
             column = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
+            check_host(error, str(folder))
             reason = f"damaged ({type(error).__name__}); run loader-prepare again"
             raise ManifestError(reason, file=str(folder), field=name) from error
         if column.dtype != dtype or column.shape != (description["num_records"],):
@@ -179,6 +181,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         tree = orjson.loads(file.read_bytes())
     except (OSError, ValueError) as error:
+        check_host(error, str(file))
         raise ManifestError(f"it cannot be read ({error}); run loader-prepare again", file=str(file)) from error
     if not isinstance(tree, dict) or tree.get("version") != FORMAT_VERSION:
         found = tree.get("version") if isinstance(tree, dict) else None

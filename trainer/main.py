@@ -23,12 +23,14 @@ def use_source_roots() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0; 1 after one line on stderr that says what is wrong and the way out; 130 after Ctrl-C."""
+    from stoker_proto.descriptors import raise_descriptor_limit
     from stoker_proto.errors import StokerError
     from trainer.cli import parse_arguments, report_error, set_up_logging
     from trainer.process.parents import Starters
     from trainer.process.signals import Ending
 
     set_up_logging()
+    raise_descriptor_limit()
     ending = Ending(Starters.find())
     trainer = None
     try:

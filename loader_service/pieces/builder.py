@@ -21,6 +21,7 @@ from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, a
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import host_error
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Failure, Ticket
 
@@ -161,17 +162,30 @@ class PieceBuilder:
     def _run(self) -> None:
         while turn := self._next():
             places = [(self._manifests[key.split, key.entry], key.record) for key, _ in turn]
-            outcomes = self._encoder.encode_all(places, turn[0][1])
+            outcomes = self._encode(places, turn[0][1])
             for pending, outcome in self._store(turn, outcomes):
                 if not isinstance(outcome, EncodedRecord):
                     # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
                     if reason == "unavailable":
                         self._warn(str(outcome))
-                    failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=str(outcome))
-                    self._deliver(pending.address, codec.encode(failure))
+                    self._fail(pending, reason, str(outcome))
                 else:
                     self._finish(pending)
+
+    def _encode(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> Sequence[Outcome]:
+        """Of each record; trouble of the host that befalls the whole turn is the outcome of all of them."""
+        try:
+            return self._encoder.encode_all(places, epoch)
+        except Exception as error:
+            trouble = host_error(error)
+            if trouble is None:
+                raise
+            return [trouble for _ in places]
+
+    def _fail(self, pending: _Pending, reason: str, message: str) -> None:
+        failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=message)
+        self._deliver(pending.address, codec.encode(failure))
 
     def _warn(self, message: str) -> None:
         """The same thing once in a while: ranks ask again and again."""
@@ -266,11 +280,18 @@ class PieceBuilder:
                 f"a piece of about {size} bytes: at most {codec.MAX_FRAME_BYTES} travel; ask for fewer than "
                 f"{pending.ticket.count} rows at once"
             )
-            failure = Failure(ticket=pending.ticket.ticket, reason="rejected", message=message)
-            self._deliver(pending.address, codec.encode(failure))
+            self._fail(pending, "rejected", message)
             return
-        piece = assemble_piece(pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler)
-        frame = codec.encode(piece)
+        try:
+            piece = assemble_piece(
+                pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler
+            )
+            frame = codec.encode(piece)
+        except MemoryError as error:
+            trouble = str(host_error(error, "a piece"))
+            self._warn(trouble)
+            self._fail(pending, "unavailable", trouble)
+            return
         with self._wake:
             self.counters.samples += len(pending.rows.samples)
             self.counters.skipped += len(piece.skipped)

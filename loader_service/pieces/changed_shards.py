@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from loader_service.manifest import EntryManifest
 from stoker_proto.errors import FetchError
+from stoker_proto.host_trouble import host_error
 
 Shard = tuple[EntryManifest, int]
 """Of an entry, its number there."""
@@ -40,6 +41,8 @@ def _change(manifest: EntryManifest, number: int) -> FetchError | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - in each turn of a thread
     except OSError as error:
+        if (trouble := host_error(error, path)) is not None:
+            return trouble
         return FetchError(f"{path}: it cannot be read any more ({error.strerror}): put it back as it was")
     if (status.st_size, status.st_mtime_ns) == known:
         return None

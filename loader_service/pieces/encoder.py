@@ -5,7 +5,7 @@ images. `piece` only puts such samples together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
+from stoker_proto.host_trouble import check_host, host_error
 from stoker_proto.processor import EncodedRow, Processor
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,14 @@ class RecordEncoder:
             for split in ("train", "val")
             for entry, source in enumerate(data.entry_sources(split))
         }
+
+    def preload(self, manifests: Iterable[EntryManifest]) -> None:
+        """Import what reading these entries needs, before descriptors may be short."""
+        for manifest in manifests:
+            dataset = self._dataset_of[manifest.split, manifest.entry]
+            dataset.preload([Path(shard) for shard in manifest.shards])
+            if dataset.remote is not None:
+                dataset.remote.preload()
 
     def share_work(self, threads: int) -> int:
         """How many threads may call `encode` so that `threads` work while others wait for remote files."""
@@ -176,12 +185,14 @@ class RecordEncoder:
                     )  # fmt: skip
                 record.check_not_more()
         except DataError as error:
+            check_host(error, str(record.shard))  # a dataset class may wrap it
             if dataset.remote is not None:
                 raise dataset.remote.doubt(error) from error
             raise
-        except (FetchError, MemoryError):
-            raise
+        except StokerError as error:
+            raise _not_here(error) from error
         except Exception as error:
+            check_host(error, str(record.shard))
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)
             raise _failure(record, error) from error
         return record
@@ -203,9 +214,11 @@ class RecordEncoder:
                 check_packable(encoded, expected, record.shard, record.number)
         except DataError as error:
             return self._bad(error)
-        except (StokerError, MemoryError):
-            raise
+        except StokerError as error:
+            return _not_here(error)
         except Exception as error:  # a user's class gave what cannot be stacked or converted
+            if (trouble := host_error(error, str(record.shard))) is not None:
+                return trouble
             logger.exception("samples of %s cannot be written as rows", record.shard)
             return self._bad(_failure(record, error))
         return encoded
@@ -271,6 +284,11 @@ def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int)
     except DataError:  # a context around every sample would be felt
         with located(file=str(record.shard), record=str(record.number), field=f"sample {index}"):
             raise
+
+
+def _not_here(error: StokerError) -> FetchError:
+    """What is no DataError says something of this host: a cache folder without room, a package that is missing."""
+    return error if isinstance(error, FetchError) else FetchError(str(error))
 
 
 def _failure(record: _Record, error: Exception) -> DataError:

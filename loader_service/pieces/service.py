@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import threading
 from collections import OrderedDict, deque
-from contextlib import suppress
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest, load_manifest
@@ -22,9 +22,12 @@ from loader_service.remote.opened import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
 from stoker_proto.errors import StokerError
+from stoker_proto.host_trouble import host_error
 from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Failure, Ticket
+
+logger = logging.getLogger(__name__)
 
 _KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped files
 _MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait rather than build more
@@ -54,6 +57,7 @@ class Workbench:
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
         encoder = RecordEncoder(self._config.data, Processor.load(run_dir))
+        encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,
             job["loader"],
@@ -76,8 +80,8 @@ class Workbench:
         except FileNotFoundError:  # the front has other plans now, and makes this one again when it is asked again
             self._fail(address, ticket, "unavailable", f"the plan of {ticket.split} epoch {ticket.epoch} is made again")
             return
-        except StokerError as error:
-            self._fail(address, ticket, "rejected", str(error))
+        except (OSError, MemoryError, RuntimeError, StokerError) as error:
+            self._refuse(address, ticket, error)
             return
         try:
             self._builder.submit(
@@ -88,8 +92,19 @@ class Workbench:
                 lane,
                 lambda: self._next_plan(ticket.split, ticket.epoch + 1, entry),
             )
-        except StokerError as error:
+        except (OSError, MemoryError, RuntimeError, StokerError) as error:
+            self._refuse(address, ticket, error)
+
+    def _refuse(self, address: bytes, ticket: Ticket, error: Exception) -> None:
+        """Raises what is neither trouble of the host nor raised on purpose."""
+        trouble = host_error(error, f"the plan of {ticket.split} epoch {ticket.epoch}")
+        if trouble is not None:
+            logger.warning("%s", trouble)
+            self._fail(address, ticket, "unavailable", str(trouble))
+        elif isinstance(error, StokerError):
             self._fail(address, ticket, "rejected", str(error))
+        else:
+            raise error
 
     def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
         self._deliver(address, codec.encode(Failure(ticket=ticket.ticket, reason=reason, message=message)))
@@ -122,8 +137,14 @@ class Workbench:
         if split != "train" or (epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
         if is_saved(self._run_dir, split, epoch, entry):
-            with suppress(FileNotFoundError):  # the front has forgotten it this moment
+            try:
                 return self._plan(split, epoch, entry)
+            except FileNotFoundError:  # the front has forgotten it this moment
+                return None
+            except (OSError, MemoryError) as error:
+                if host_error(error) is None:
+                    raise
+                logger.warning("not read ahead: %s", error)  # the ticket itself can be answered
         return None
 
     def _plan(self, split: str, epoch: int, entry: int) -> LanePlan:

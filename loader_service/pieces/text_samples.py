@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, located
+from stoker_proto.host_trouble import check_host
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from stoker_proto.text.rows import EncodedRow
@@ -85,9 +86,10 @@ def _together(samples: Sequence[Words], write: Callable[[Sequence[Words]], list[
     """
     try:
         return write(samples)
-    except (ConfigError, MemoryError):
+    except ConfigError:
         raise
     except Exception as error:
+        check_host(error)
         if len(samples) > 1:
             return [found for one in samples for found in _together([one], write)]
         logger.exception("a text, its turns or its ids cannot be written as rows")
@@ -189,6 +191,7 @@ class RowCounter:
             yield replace(record, num_samples=rows, num_tokens=tokens, notes=notes)
 
     def _bad(self, shard: Path, record: ScannedRecord, error: DataError) -> ScannedRecord:
+        check_host(error, str(shard))  # a dataset class may wrap it
         file, name = self._dataset.where(shard, record.offset)
         try:
             with located(file=file, record=name):

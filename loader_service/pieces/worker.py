@@ -17,6 +17,7 @@ import zmq
 
 from loader_service.parents import die_with_parent
 from loader_service.pieces.service import Workbench, settle_process
+from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Ticket
@@ -78,6 +79,7 @@ class Worker:
 def main() -> None:
     """Entry of the worker process."""
     die_with_parent(int(sys.argv[3]))
+    raise_descriptor_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the front decides when workers end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(processName)s %(levelname)s %(message)s")

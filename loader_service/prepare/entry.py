@@ -39,6 +39,7 @@ from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ class EntryJob:
     def _read_state(self) -> dict[str, Any] | None:
         try:
             state = orjson.loads((self.folder / "state.json").read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            check_host(error, str(self.folder))
             return None
         return state if isinstance(state, dict) and state.get("version") == FORMAT_VERSION else None
 
@@ -248,6 +250,7 @@ def _stamp(path: Path) -> Stamp:
     try:
         return Stamp.of(path)
     except OSError as error:
+        check_host(error, str(path))
         raise DataError(f"the shard cannot be read ({error.strerror})", file=str(path)) from error
 
 

@@ -25,6 +25,7 @@ from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import DataError, FetchError, RowError, located
+from stoker_proto.host_trouble import host_errors
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _check_entry(
             break
         shard, offset, size = manifest.place(record)
         try:
-            with dataset.reading():
+            with host_errors(str(shard)), dataset.reading():
                 for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
                     found, of_action = _write(sample, processor)
                     length = length or found

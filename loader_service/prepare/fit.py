@@ -22,6 +22,7 @@ from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def given_states(path: str) -> ActionStatistics:
     try:
         return ActionStatistics.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
+        check_host(error, path)
         raise ConfigError(
             f"data.state_path is {path!r}: not what `loader-prepare --state-out FILE` writes ({error})"
         ) from error
@@ -165,6 +167,7 @@ def _load_actions(path: Path, chunk: int) -> GatheredActions:
         with np.load(path, allow_pickle=False) as arrays:
             actions = GatheredActions.from_arrays(arrays, SAMPLE_CAPACITY, chunk)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
+        check_host(error, str(path))
         reason = f"damaged ({type(error).__name__}): delete it and run loader-prepare again"
         raise ManifestError(reason, file=str(path)) from error
     if actions is None:

@@ -28,6 +28,7 @@ from loader_service.prepare.actions_state import ActionCounter, GatheredActions,
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +144,15 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
             part = _scan(dataset, task, digest, counting)
             _save(path, part, task.keep)
     except OSError as error:
+        check_host(error, task.shard)
         raise DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard) from error
-    except (StokerError, MemoryError):
+    except DataError as error:
+        check_host(error, task.shard)  # a dataset class may wrap it
+        raise
+    except StokerError:
         raise
     except Exception as error:  # a dataset class may be the user's own: its failure is this shard's, named
+        check_host(error, task.shard)
         logger.exception("dataset class %s failed on %s", type(dataset).__name__, task.shard)
         reason = f"{type(dataset).__name__}.scan failed: {type(error).__name__}: {error}"
         raise DataError(reason, file=task.shard) from error
@@ -179,7 +185,8 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
             )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
+        check_host(error, str(path))
         return None  # damaged, e.g. by a full disk: it is scanned and written anew
 
 

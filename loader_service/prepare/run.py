@@ -21,6 +21,7 @@ from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host_trouble import host_errors
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Prepared:
         }
 
 
+@host_errors("the data")
 def prepare(
     config: Config,
     *,
@@ -72,6 +74,7 @@ def prepare(
     Raises:
         ConfigError: an entry names nothing, the cache cannot be written, or a codec cannot be fitted from what is here.
         DataError: a shard or a record is not what its format promises.
+        HostError: this host cannot read now; what was scanned is kept.
     """
     data = config.data
     datasets = make_datasets(data)

@@ -18,6 +18,7 @@ from loader_service.parents import die_with_parent
 from loader_service.sources.base import BaseSFTDataset, make_dataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import StokerError
+from stoker_proto.host_trouble import host_errors
 
 MIN_POOL_BYTES = 64 << 20
 """Less work than this is done here: starting a process costs more."""
@@ -65,7 +66,8 @@ def run_all(
         if processes <= 1 or total < least:
             results = []
             for task, weight in zip(tasks, weights, strict=True):
-                results.append(function(dataset, task))
+                with host_errors(""):
+                    results.append(function(dataset, task))
                 bar.update(weight)
             return results
         return _run_in_pool(function, tasks, weights, dataset, processes, bar)
@@ -118,4 +120,5 @@ def _start_worker(parent: int, config: DataConfig, remote_shards: dict[str, str]
 def _call(function: Callable[[BaseSFTDataset, Task], Result], task: Task) -> Result:
     if _dataset is None:
         raise StokerError("this process was not started by run_all")
-    return function(_dataset, task)
+    with host_errors(""):
+        return function(_dataset, task)

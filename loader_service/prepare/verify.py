@@ -11,6 +11,7 @@ from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.scan_pool import run_all
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,9 @@ def verify(
     progress: bool,
     counting: Counting | None = None,
 ) -> list[str]:
-    """What is wrong, one line per bad record, in the order of the records. counting: as for the scan."""
+    """What is wrong, one line per bad record, in the order of the records. counting: as for the scan.
+
+    Raises HostError where this host cannot read now."""
     tasks: list[VerifyTask] = [
         (manifest, first, min(first + _TASK_RECORDS, manifest.num_records))
         for manifest in manifests
@@ -65,11 +68,13 @@ def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Countin
                         raise DataError(counted.error)
                     found = counted.num_samples
         except DataError as error:
+            check_host(error, str(shard))  # a dataset class may wrap it
             problems.append(str(error))
             continue
-        except (StokerError, MemoryError):
+        except StokerError:
             raise
         except Exception as error:  # a dataset class may be the user's own: its failure is this record's, named
+            check_host(error, str(shard))
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
             reason = f"{type(dataset).__name__} failed: {type(error).__name__}: {error}"
             problems.append(str(DataError(reason, file=str(shard), record=str(record))))

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stoker_proto.errors import ConfigError, FetchError
+from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def _lock(path: Path, deadline_s: float) -> int:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
+            check_host(error, str(path))
             raise ConfigError(
                 f"the cache folder {path.parent.parent} cannot be written ({error.strerror}): name another one with --cache-dir "
                 "or data.cache_dir"

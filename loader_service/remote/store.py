@@ -29,7 +29,7 @@ from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
 from stoker_proto.config.remote import RemoteConfig
-from stoker_proto.errors import DataError, FetchError
+from stoker_proto.errors import ConfigError, DataError, FetchError
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,14 @@ class RemoteStore:
             if name not in self._files:
                 self._files[name] = RemoteFiles(place.protocol, self._options(place), self._config.deadline_s)
             return self._files[name]
+
+    def preload(self) -> None:
+        """Open the hosts' file systems, which imports their libraries."""
+        for place in list(self._places.values()):
+            try:
+                self.files(place)
+            except ConfigError as error:  # not needed where every copy is here already; told where a file is asked for
+                logger.info("%s", error)
 
     def local(self, path: str) -> str:
         """The same path, with the file's copy there; a path that is no copy's is given back as it is.

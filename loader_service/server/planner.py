@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +15,18 @@ from loader_service.manifest import EntryManifest
 from loader_service.plan.lane_plan import plan_file
 from loader_service.plan.plan_files import make_plan
 from stoker_proto.config import DataConfig
+from stoker_proto.host_trouble import host_error
 from stoker_proto.wire.messages import Epoch, Lanes
+
+logger = logging.getLogger(__name__)
 
 _KEEP_PLANS = 8  # of each entry and split, beside those with tickets in work ...
 _MOST_PLANS = 32  # ... and with them
 _KEEP_LANES = 4096  # over all: some KB each
 _MAX_IN_THE_MAKING = 32
+RETRY_S = 1.0
+"""Between two attempts at a plan that trouble of the host prevents."""
+_ATTEMPTS_PER_WARNING = 30
 _RECORDS_PER_ASKED = 4096
 """The next epoch of an entry is planned when this one was asked for once for so many records: a plan of a million takes a core
 for 0.2 s, which the first pieces need more. Small sets are planned at once, and no epoch ends before."""
@@ -62,6 +71,7 @@ class Planner:
         """Of each entry the epochs, the last asked last."""
         self._asked: dict[tuple[str, int], int] = dict.fromkeys(self._plans, 0)
         """How often since its next epoch was begun."""
+        self._closing = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
     def lanes(self, split: str, epoch: int, entry: int) -> PlannedLanes | None:
@@ -97,6 +107,7 @@ class Planner:
 
     def close(self) -> None:
         """Wait for the thread."""
+        self._closing.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _request(self, split: str, epoch: int, entry: int) -> Future[PlannedLanes] | None:
@@ -113,8 +124,20 @@ class Planner:
         return future
 
     def _make(self, split: str, epoch: int, entry: int) -> PlannedLanes:
-        plan = make_plan(self._entries[split][entry], self._data, split=split, epoch=epoch, entry=entry)
-        plan.save(self._run_dir)
+        """Made and saved; where the host is in trouble (a full TMPDIR, no descriptors), tried again until it is not."""
+        for attempt in itertools.count():
+            try:
+                plan = make_plan(self._entries[split][entry], self._data, split=split, epoch=epoch, entry=entry)
+                plan.save(self._run_dir)
+                break
+            except Exception as error:
+                trouble = host_error(error, f"the plan of {split} epoch {epoch} in {self._run_dir}")
+                if trouble is None:
+                    raise
+                if attempt % _ATTEMPTS_PER_WARNING == 0:
+                    logger.warning("%s; tried again every %g s, and ranks wait for it", trouble, RETRY_S)
+                if self._closing.wait(RETRY_S):
+                    raise trouble from error
         return PlannedLanes(plan.lane_lengths(), plan.lane_starts())
 
     def _remember(self, key: PlanKey, lanes: PlannedLanes) -> PlannedLanes:

@@ -19,10 +19,12 @@ from loader_service.pieces.builder import Counters
 from loader_service.pieces.service import Workbench, settle_process
 from loader_service.pieces.worker import ENDPOINT
 from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.host_trouble import host_error
 from stoker_proto.wire.messages import Ticket
 
 logger = logging.getLogger(__name__)
 
+_WARN_EVERY_S = 30.0
 _MAX_RESTARTS = 20  # over a loader's life: a worker that dies again and again has a cause that a restart does not cure
 
 
@@ -61,6 +63,8 @@ class WorkerPool:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ready: set[int] = set()
         self._due: dict[int, float] = {}  # restarted worker -> when it must be ready
+        self._down: set[int] = set()  # died, and could not be started again yet
+        self._next_warning = 0.0
         self._start_deadline_s = 0.0
         self._counters = [Counters() for _ in range(num_workers)]
         self._past = Counters()  # of workers that died
@@ -135,7 +139,8 @@ class WorkerPool:
                 logger.error("worker %d was not ready %.0f s after its restart", index, self._start_deadline_s)
                 self._processes[index].kill()
                 self._processes[index].wait()
-        dead = [index for index, process in enumerate(self._processes) if process.poll() is not None]
+        ended = [index for index, process in enumerate(self._processes) if process.poll() is not None]
+        dead = [index for index in ended if index not in self._down]
         for index in dead:
             code = self._processes[index].returncode
             self._restarts += 1
@@ -147,9 +152,26 @@ class WorkerPool:
             self._ready.discard(index)
             self._past = replace(_sum(self._past, self._counters[index]), records_ahead=0)
             self._counters[index] = Counters()
-            self._processes[index] = self._spawn(index)
-            self._due[index] = time.monotonic() + self._start_deadline_s
+            self._down.add(index)
+            self._due.pop(index, None)
+        for index in ended:
+            self._start_again(index)
         return dead
+
+    def _start_again(self, index: int) -> None:
+        """Start a worker that died; where the host is in trouble it stays down, until the next look."""
+        try:
+            self._processes[index] = self._spawn(index)
+        except (OSError, MemoryError) as error:
+            trouble = host_error(error, f"worker {index} cannot be started")
+            if trouble is None:
+                raise
+            if time.monotonic() > self._next_warning:
+                self._next_warning = time.monotonic() + _WARN_EVERY_S
+                logger.warning("%s; tried again until it can", trouble)
+            return
+        self._down.discard(index)
+        self._due[index] = time.monotonic() + self._start_deadline_s
 
     def counters(self) -> Counters:
         """Sums over all workers since the start."""

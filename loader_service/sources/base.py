@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,12 @@ class BaseSFTDataset(ABC):
             "drop_noops": action.drop_noops,
             "depth": image.depth,
         }
+
+    def preload(self, shards: Sequence[Path]) -> None:
+        """Import what `read` of these shards needs, where it is imported late.
+
+        Loaders call this before they serve: later there may be no descriptor for an import."""
+        return
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
         """(file, record): how errors name the record that begins there. May read the shard."""

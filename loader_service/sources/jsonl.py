@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 MAX_LINE_BYTES = 256 << 20
 """A longer line is refused: it is no record, and it would have to be held in memory."""
@@ -85,6 +86,7 @@ def read_line(shard: Path, offset: int, size: int) -> bytes:
         try:
             descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            check_host(error, str(shard))
             raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
         if held is not None and len(held) < _MOST_HELD:
             held[shard] = descriptor
@@ -92,6 +94,7 @@ def read_line(shard: Path, offset: int, size: int) -> bytes:
     try:
         line = os.pread(descriptor, size, offset)
     except OSError as error:
+        check_host(error, str(shard))
         raise DataError(f"bytes at {offset} cannot be read ({error.strerror})", file=str(shard)) from error
     finally:
         if not is_held:

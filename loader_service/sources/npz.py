@@ -28,6 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from loader_service.sources.npy_header import MAX_HEADER_BYTES, parse_npy_header
 from loader_service.sources.zip_directory import Member, data_offset, read_directory
 from stoker_proto.errors import DataError, located
+from stoker_proto.host_trouble import check_host
 
 MAX_MEMBER_BYTES = 4 << 30
 """Largest array that is read into memory, however small its file."""
@@ -86,6 +87,7 @@ class NpzFile:
                 "there is no such file: copy it there, or correct the row that names it", file=path
             ) from None
         except OSError as error:
+            check_host(error, path)
             raise DataError(f"it cannot be opened ({error.strerror})", file=path) from error
         try:
             status = os.fstat(self._descriptor)
@@ -159,6 +161,7 @@ class NpzFile:
             try:
                 count = os.preadv(self._descriptor, [view[done:]], offset + done)
             except OSError as error:
+                check_host(error, self.path)
                 raise self._error(f"bytes at {offset + done} cannot be read ({error.strerror})") from error
             if count == 0:
                 raise self._error("it ends too early: it was cut short while it was read; copy it again")
@@ -176,6 +179,7 @@ class NpzFile:
                     raise self._error("it ends too early: the file is cut short; copy it again", name)
                 data += more
         except OSError as error:
+            check_host(error, self.path)
             raise self._error(f"bytes at {offset} cannot be read ({error.strerror})", name) from error
         return data
 

@@ -10,12 +10,13 @@ import os
 from functools import lru_cache
 
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 
 @lru_cache(maxsize=4096)
 def real_folder(path: str) -> str:
     """The folder without links; cached, as every record of a shard asks for the same one."""
-    return os.path.realpath(path)
+    return _resolved(path)
 
 
 def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
@@ -28,7 +29,7 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
         raise DataError(f"{name!r} is a URL: a path relative to the file that names it is expected", field=field)
     real_root = real_folder(root)
     try:
-        path = os.path.realpath(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much
+        path = _resolved(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much
     except (OSError, ValueError) as error:  # a name that no file can have
         raise DataError(f"{name!r} cannot be resolved ({error})", field=field) from error
     if not path.startswith(real_root.rstrip(os.sep) + os.sep):  # both resolved, and the separator ends a whole name
@@ -38,3 +39,13 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
             field=field,
         )
     return path
+
+
+def _resolved(path: str) -> str:
+    """Without links, as far as the path is there. Raises HostError where a link cannot be read now: `realpath` by itself would
+    take it for a plain name."""
+    try:
+        return os.path.realpath(path, strict=True)
+    except OSError as error:
+        check_host(error, path)
+        return os.path.realpath(path)

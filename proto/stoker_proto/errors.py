@@ -10,6 +10,7 @@
     │   └── RemoteProtocolError  the other side sent something that the protocol forbids
     ├── RefusedError       a loader and a trainer do not agree on what a batch means; carries the diff
     ├── FetchError         a file cannot be had as it was scanned, mostly a remote one: names it, and why; it may come later
+    │   └── HostError      trouble of this host (descriptors, memory, room, a failing disk): see `host_trouble`
     └── DeadlineError      nothing came in time: names loaders, what is missing and the last contact
 
 All messages are one line: the value, the rule that it breaks, and the way out. Entry points print them without a
@@ -67,6 +68,11 @@ class RefusedError(StokerError):
 class FetchError(StokerError):
     """A remote file could not be fetched, or a shard is not what was scanned. No DataError: the data may be well, so no sample of
     it is skipped as a bad one."""
+
+
+class HostError(FetchError):
+    """This host cannot read now: it is out of descriptors, memory or room, or its disk or network fails. It says nothing of the
+    data, so no sample is skipped; a loader answers FAILURE(unavailable), and the rank asks again, or another loader."""
 
 
 class DeadlineError(StokerError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +101,22 @@ class TooLarge(ManiOpenPIDataset):
                 yield replace(sample, timestep=0.5)  # type: ignore[arg-type]
             else:
                 yield replace(sample, action=np.zeros((1, 4097), np.float32))
+
+
+class Wrapping(ManiOpenPIDataset):
+    """Calls everything that it cannot read bad data, as a class of one's own may."""
+
+    def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        with self._all_bad(shard):
+            yield from super().scan_part(shard, start, stop)
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        with self._all_bad(shard):
+            yield from super().read(shard, offset, size)
+
+    @contextmanager
+    def _all_bad(self, shard: Path) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise DataError("it cannot be read", file=str(shard)) from error

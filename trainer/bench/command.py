@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import add_config_arguments, load_config
+from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import ConfigError, StokerError
 from trainer.bench.report import BenchReport
 from trainer.feed.batch import StepBatch
@@ -148,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    raise_descriptor_limit()
     try:
         check_ranges(arguments)
         config = load_config(arguments.config, arguments.set)

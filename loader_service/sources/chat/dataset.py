@@ -11,6 +11,7 @@ line; in a row without images the mark is plain text, and counted.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from loader_service.sources.base import Sample, Turn
 from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
 from loader_service.sources.chat.frames import load_frame
+from loader_service.sources.chat.frames import preload as preload_images
 from loader_service.sources.chat.mend import mend
 from loader_service.sources.chat.message import Message
 from loader_service.sources.options import read_options
@@ -68,6 +70,11 @@ class ChatDataset(TableDataset):
                 f"data.options.columns: {', '.join(unknown)} are no fields of a format: {', '.join(COLUMNS)}"
             )
         self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
+
+    def preload(self, shards: Sequence[Path]) -> None:
+        """Adds the formats of images."""
+        super().preload(shards)
+        preload_images()
 
     def columns(self) -> tuple[str, ...]:
         """Those of all formats, by their names in the files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
@@ -18,10 +19,13 @@ from PIL import Image, UnidentifiedImageError
 
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
+from stoker_proto.host_trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp"}
+"""Format -> Pillow's module for it."""
+_FORMATS = tuple(_PLUGINS)
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -51,6 +55,13 @@ def load_frame(
         return decode_image(image)
 
 
+def preload() -> None:
+    """Import what decodes these formats: Pillow does it when the first one comes, and leaves out for good what fails then."""
+    Image.preinit()
+    for name in _PLUGINS.values():
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+
+
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """uint8[H, W, 3] of an image file's bytes, of a size that was checked before memory was asked for. Raises DataError."""
     if len(data) > MAX_FILE_BYTES:
@@ -64,6 +75,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
                 _check_size(*picture.size)
                 return np.array(picture.convert("RGB"))
     except (ValueError, OSError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        check_host(error, "an image")  # Pillow imports what decodes it
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"no readable image ({reason}): {', '.join(_FORMATS)} are read") from error
 
@@ -107,4 +119,5 @@ def _read_file(path: str) -> bytes:
     except FileNotFoundError:
         raise DataError("there is no such file: copy it there, or correct the row that names it", file=path) from None
     except OSError as error:
+        check_host(error, path)
         raise DataError(f"it cannot be read ({error.strerror})", file=path) from error

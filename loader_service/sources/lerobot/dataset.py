@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
@@ -25,7 +26,7 @@ from loader_service.sources.actions import is_noop
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.frame_history import FrameHistory
 from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
-from loader_service.sources.lerobot.extras import check_installed
+from loader_service.sources.lerobot.extras import check_installed, library
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate, named_sets
@@ -98,6 +99,12 @@ class LeRobotDataset(BaseSFTDataset):
         with self._lock:
             self._metas.update(metas)
         return shards
+
+    def preload(self, shards: Sequence[Path]) -> None:
+        """pyarrow and PyAV, and Pillow's formats for frames in parquet files."""
+        for name in ("pyarrow.parquet", "av", "av.video.reformatter"):
+            library(name)
+        Image.preinit()
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
         """The chosen episodes that begin in the data file. No image is opened; whether the videos are there is looked up."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from loader_service.sources.lerobot.extras import library
 from loader_service.sources.lerobot.info import Info
 from stoker_proto.errors import DataError, located
+from stoker_proto.host_trouble import check_host
 
 _TASK_COLUMNS = ("task", "__index_level_0__")
 
@@ -181,6 +182,7 @@ def read_table(file: Path, required: list[str], also: tuple[str, ...] = ()) -> A
         columns = [*required, *(name for name in also if name in found)]
         return parquet.read_table(file, columns=columns, use_threads=False, partitioning=None)
     except (OSError, arrow.ArrowException) as error:
+        check_host(error, str(file))
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"it cannot be read ({reason})", file=str(file)) from error
 
@@ -189,6 +191,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:
+        check_host(error, str(file))
         raise DataError(f"it cannot be read ({error.strerror})", file=str(file)) from error
     for number, line in enumerate(lines):
         if not line.strip():

@@ -14,6 +14,7 @@ from PIL import Image
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDA
         try:
             encoded = place.files.local(Path(path)).read_bytes()
         except OSError as error:
+            check_host(error, path)
             raise DataError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with Image.open(BytesIO(encoded), formats=("PNG", "JPEG")) as image:
@@ -47,6 +49,7 @@ def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDA
                 )
             return np.asarray(image)
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        check_host(error, "an image")  # Pillow imports what decodes it
         raise DataError(f"an image that cannot be read ({error})") from error
 
 

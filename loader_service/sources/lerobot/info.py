@@ -20,6 +20,7 @@ import orjson
 
 from loader_service.sources.lerobot.template import PathTemplate
 from stoker_proto.errors import DataError, located
+from stoker_proto.host_trouble import check_host
 
 INFO_PATH = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -118,6 +119,7 @@ def load_info(root: Path) -> Info:
         try:
             tree = orjson.loads(file.read_bytes())
         except OSError as error:
+            check_host(error, str(file))
             raise DataError(f"it cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise DataError(f"unreadable JSON ({error})") from error

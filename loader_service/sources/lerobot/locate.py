@@ -19,6 +19,7 @@ from loader_service.sources.lerobot.meta import Meta, load_meta, selected
 from loader_service.sources.lerobot.options import Ranges
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 
 def locate(path: str, episodes: Ranges | None) -> tuple[EntryShards, dict[Path, Meta]]:
@@ -52,7 +53,11 @@ def named_sets(path: str) -> set[str]:
     named = Path(path).expanduser()
     try:
         return {str(root.resolve()) for root in _roots(named)[2]}
-    except (ConfigError, OSError):  # another loader's: `locate` says what is wrong with one that should be here
+    except (
+        ConfigError,
+        OSError,
+    ) as error:  # another loader's: `locate` says what is wrong with one that should be here
+        check_host(error, path)
         return {str(named.resolve())}
 
 

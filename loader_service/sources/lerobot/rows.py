@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loader_service.sources.lerobot.extras import library
 from loader_service.sources.lerobot.files import Files
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 _CACHE_BYTES = 64 << 20
 _KEEP_FOOTERS = 64
@@ -140,5 +141,6 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, arrow.ArrowException) as error:
+        check_host(error, str(file))
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"the parquet cannot be read ({reason})", file=str(file)) from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from loader_service.sources.lerobot.extras import library
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 _RATE_TOLERANCE = 0.01
 _TOLERANCE = 0.25
@@ -203,4 +204,5 @@ def _decoding(path: str) -> Iterator[None]:
     try:
         yield
     except library("av").FFmpegError as error:
+        check_host(error, path)
         raise DataError(f"the video cannot be read ({error.strerror})", file=path) from error

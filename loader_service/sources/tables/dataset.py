@@ -6,6 +6,7 @@ rows' places only; rows are parsed in it where they may be left out, or where `v
 
 from __future__ import annotations
 
+import importlib
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
+from loader_service.sources.tables.extras import require
 from loader_service.sources.tables.table import (
     JSON_SUFFIXES,
     PACKED_SUFFIXES,
@@ -30,6 +32,7 @@ from loader_service.sources.tables.table import (
 from loader_service.sources.tables.unpack import arrow_file, plain_file
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host_trouble import check_host
 
 _MAX_OPEN = 1024
 """Shards that are remembered with their container: a few hundred bytes each."""
@@ -76,6 +79,15 @@ class TableDataset(BaseSFTDataset):
                 yield
             finally:
                 self._block.opened = outer
+
+    def preload(self, shards: Sequence[Path]) -> None:
+        """The containers' modules, and their libraries."""
+        importlib.import_module("loader_service.sources.tables.json_table")
+        suffixes = {plain_suffix(shard.name) for shard in shards}
+        if PARQUET_SUFFIX in suffixes:
+            require("pyarrow.parquet", "reading parquet")
+        if any(shard.suffix.lower() == ".zst" for shard in shards):
+            require("zstandard", "reading .zst files")
 
     @abstractmethod
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
@@ -225,6 +237,7 @@ class TableDataset(BaseSFTDataset):
         try:
             status = shard.stat()
         except OSError as error:
+            check_host(error, str(shard))
             raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
         with self._lock:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host_trouble import check_host
 
 
 def require(module: str, purpose: str) -> Any:
@@ -15,6 +16,7 @@ def require(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        check_host(error, module)
         package = module.partition(".")[0]
         raise ConfigError(f"{purpose} needs {package} ({error}): pip install 'stoker[tables]'") from error
 
@@ -25,6 +27,7 @@ def guarded(read: Callable[[], Any], kind: str) -> Any:
     try:
         return read()
     except (arrow.ArrowException, OSError, ValueError) as error:
+        check_host(error, kind)
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"unreadable {kind} ({type(error).__name__}: {reason}): copy or write it again") from error
 

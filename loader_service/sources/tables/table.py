@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from loader_service.sources.jsonl import BYTE_ORDER_MARK
 from stoker_proto.errors import DataError
+from stoker_proto.host_trouble import check_host
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIX = ".parquet"
@@ -108,4 +109,5 @@ def _read_head(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_HEAD_BYTES)
     except OSError as error:
+        check_host(error, str(path))
         raise DataError(f"the shard cannot be read ({error.strerror})", file=str(path)) from error

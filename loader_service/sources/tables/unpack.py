@@ -31,6 +31,7 @@ from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import PACKED_SUFFIXES
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host_trouble import check_host
 
 MIN_FREE_BYTES = 1 << 30
 """Unpacking stops rather than leave less than this on the disk."""
@@ -116,6 +117,7 @@ def _stamp(shard: Path) -> list[int]:
     try:
         status = shard.stat()
     except OSError as error:
+        check_host(error, str(shard))
         raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
