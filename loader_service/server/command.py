@@ -101,8 +101,9 @@ def serve(arguments: argparse.Namespace) -> None:
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
             signal.signal(signal.SIGINT, lambda *_: server.stop())
-            address = server.bind(arguments.bind)
+            server.plan_ahead()
             pool.start(_WORKERS_START_DEADLINE_S)
+            address = server.bind(arguments.bind)  # last: from then on strangers may take descriptors
             print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
             server.run()
         finally:

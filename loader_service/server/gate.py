@@ -27,6 +27,10 @@ _REASONS: dict[int, str] = {
 """What libzmq says of a handshake that failed before anyone was asked -> in words."""
 
 
+HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+"""What the socket's monitor must report (`loader_service.connections`)."""
+
+
 class Gate:
     """Admits ranks by their public key. Make it before the socket is bound; close it before the socket."""
 
@@ -58,41 +62,28 @@ class Gate:
             (zmq.ZAP_ENFORCE_DOMAIN, 1),  # should nobody answer, nobody gets in: without it, everybody would
         ):
             router.setsockopt(option, value)
-        self._router = router
-        from zmq.utils.monitor import (
-            recv_monitor_message,
-        )  # takes asyncio with it, which only loaders with keys pay for
-
-        self._receive_event = recv_monitor_message
-        self.monitor = router.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
 
     def look(self) -> None:
-        """Answer the handshakes that wait, and count those that failed; at most some hundred, never blocking."""
+        """Answer the handshakes that wait; at most some hundred, never blocking."""
         for _ in range(_AT_ONCE):
             try:
                 request = self.zap.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             self.zap.send_multipart(self._answer(request), zmq.NOBLOCK)
-        for _ in range(_AT_ONCE):
-            if not self.monitor.poll(0):
-                break
-            event = self._receive_event(self.monitor)
-            if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self.hung_up += 1
-                logger.info(
-                    "a peer hung up in the handshake (%d so far): a port check, or a rank without our keys",
-                    self.hung_up,
-                )
-            else:
-                self._refuse("a peer", _REASONS.get(event["value"], "it does not speak the protocol"))
+
+    def failed(self, event: int, value: int) -> None:
+        """Count one of `HANDSHAKE_EVENTS`, of a handshake that nobody was asked about."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self.hung_up += 1
+            logger.info(
+                "a peer hung up in the handshake (%d so far): a port check, or a rank without our keys", self.hung_up
+            )
+        else:
+            self._refuse("a peer", _REASONS.get(value, "it does not speak the protocol"))
 
     def close(self) -> None:
         """Close; from then on nobody is admitted."""
-        self._router.disable_monitor()
-        self.monitor.close(0)
         self.zap.close(0)
 
     def _answer(self, request: list[bytes]) -> list[bytes]:

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import zmq
 
+from loader_service.connections import Connections, descriptor_of
 from loader_service.manifest import EntryManifest
 from loader_service.server.clients import Clients
 from loader_service.server.counters import progress
-from loader_service.server.gate import Gate
+from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Greeter
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import PlanKey, Planner
 from loader_service.server.pool import Pool, has_message
 from loader_service.server.waiting import Awaiting
 from stoker_proto.config import Config
+from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import RemoteProtocolError, StokerError
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.keys import Key
@@ -85,21 +87,27 @@ class LoaderServer:
             self._socket.setsockopt(option, value)
         self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)
         self._gate = Gate(context, self._socket, *keys) if keys else None
+        self._connections = Connections(
+            self._socket, raise_descriptor_limit() // 2, more_events=HANDSHAKE_EVENTS if keys else 0
+        )
 
     @staticmethod
     def new_name() -> str:
         """A random name for one incarnation of a loader."""
         return uuid.uuid4().hex[:12]
 
+    def plan_ahead(self) -> None:
+        """Begin to plan the first epochs."""
+        for split, manifests in self._entries.items():
+            for entry in manifests:
+                self._planner.lanes(split, 0, entry)
+
     def bind(self, address: str) -> str:
-        """Bind and return the real address (a port of `*` is chosen). Plans the first epochs meanwhile."""
+        """Bind and return the real address (a port of `*` is chosen)."""
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             raise StokerError(f"--bind {address}: {error}; choose a free port, or tcp://127.0.0.1:* for any") from error
-        for split, manifests in self._entries.items():
-            for entry in manifests:
-                self._planner.lanes(split, 0, entry)
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
 
@@ -117,11 +125,10 @@ class LoaderServer:
     def run(self) -> None:
         """Serve."""
         poller = zmq.Poller()
-        for readable in (self._socket, self._pool.readable, self._wake_read):
-            poller.register(readable, zmq.POLLIN)
         gate = self._gate
-        for asked in (gate.zap, gate.monitor) if gate else ():
-            poller.register(asked, zmq.POLLIN)
+        watched = [self._socket, self._pool.readable, self._wake_read, self._connections.monitor]
+        for readable in [*watched, gate.zap] if gate else watched:
+            poller.register(readable, zmq.POLLIN)
         draining = False
         next_look = 0.0
         while not self._stopped:
@@ -129,8 +136,10 @@ class LoaderServer:
             if self._wake_read in events:
                 os.read(self._wake_read, 65536)
                 self._answer_planned()
-            if gate and (gate.zap in events or gate.monitor in events):
+            if gate and gate.zap in events:
                 gate.look()
+            if self._connections.monitor in events:
+                self._look_at_connections()
             if self._pool.readable in events:
                 self._pool.acknowledge()
             self._from_workers()
@@ -154,6 +163,7 @@ class LoaderServer:
         self._planner.close()
         if self._gate:
             self._gate.close()
+        self._connections.close()
         self._socket.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -190,12 +200,21 @@ class LoaderServer:
             self._from_client()
             self._from_workers()  # what is cached is built at once: it must not pile up behind the messages that wait
 
+    def _look_at_connections(self) -> None:
+        for event, value in self._connections.look():
+            if self._gate:
+                self._gate.failed(event, value)
+
     def _from_client(self) -> None:
-        address, *more, frame = self._socket.recv_multipart()
+        sender, *more, received = self._socket.recv_multipart(copy=False)
+        address, frame = sender.bytes, received.bytes
         try:
             if more:
                 raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
-            self._handle(address, codec.decode(frame), frame)
+            message = codec.decode(frame)
+            self._handle(address, message, frame)
+            if isinstance(message, Hello) and self._clients.get(address):
+                self._connections.admit(address, descriptor_of(received))
         except RemoteProtocolError as error:
             self._rejected += 1
             if self._rejected < 20 or self._rejected % 1000 == 0:  # a hostile peer must not fill the log
@@ -223,6 +242,7 @@ class LoaderServer:
         self._send(address, answer)
         for other in forgotten:
             self._outbox.forget(other)
+            self._connections.forget(other)
 
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:

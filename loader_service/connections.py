@@ -1,0 +1,145 @@
+"""Connections that the front's socket has accepted, held below the limit of descriptors.
+
+    accepted -> a stranger -> HELLO agrees -> admitted -> disconnected
+
+Each connection costs a descriptor, and ZeroMQ accepts until there is none: then no file can be opened any more. So connections
+may have half of the descriptors. Beyond that the oldest stranger is closed; an admitted rank never is. (ZMQ_MAX_SOCKETS counts
+sockets, of which a ROUTER is one, however many peers it has.)
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import zmq
+
+logger = logging.getLogger(__name__)
+
+EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
+_EVENT = struct.Struct("=Hi")  # number, value: of these events a descriptor, or an errno
+_AT_ONCE = 1024
+_WARN_EVERY_S = 30.0
+
+
+class Connections:
+    """Of one ROUTER on TCP. Make it before the socket is bound; close it before the socket."""
+
+    def __init__(self, router: zmq.Socket[bytes], most: int, more_events: int = 0) -> None:
+        """most: connections at the same time; more_events: of the monitor, which `look` gives back."""
+        self.most = most
+        self.num_closed = 0
+        """Strangers that were closed to make room."""
+        self._router = router
+        self._strangers: OrderedDict[int, None] = OrderedDict()  # descriptors, the oldest first
+        self._admitted: dict[int, bytes] = {}  # descriptor -> address
+        self._descriptor_of: dict[bytes, int] = {}  # the same, the other way round
+        self._others: list[tuple[int, int]] = []  # that `admit` came across
+        self._next_warning = {"full": 0.0, "failed": 0.0}
+        self.monitor = router.get_monitor_socket(EVENTS | more_events)
+
+    def __len__(self) -> int:
+        return len(self._strangers) + len(self._admitted)
+
+    @property
+    def num_strangers(self) -> int:
+        """That have not said HELLO, or were refused."""
+        return len(self._strangers)
+
+    def look(self) -> list[tuple[int, int]]:
+        """Take what happened since the last look, and close strangers where there are too many connections.
+
+        Returns (event, value) of `more_events`. Never blocks."""
+        others, self._others = self._others, []
+        for event, value in self._events():
+            if event == zmq.EVENT_ACCEPTED:
+                self._gone(value)
+                self._strangers[value] = None
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._gone(value)
+            elif event == zmq.EVENT_ACCEPT_FAILED:
+                name = errno.errorcode.get(value, value)
+                self._warn("failed", f"a connection could not be accepted ({name}): {len(self)} are open")
+            else:
+                others.append((event, value))
+        while len(self) > self.most and self._strangers:
+            self._close(self._strangers.popitem(last=False)[0])
+        return others
+
+    def admit(self, address: bytes, descriptor: int) -> None:
+        """The rank at this address said HELLO, and agreed. descriptor: of its connection (`descriptor_of`)."""
+        self._others += self.look()  # the connection's own ACCEPTED comes before its first message
+        if descriptor in self._strangers:
+            del self._strangers[descriptor]
+            self._admitted[descriptor] = address
+            self._descriptor_of[address] = descriptor
+
+    def forget(self, address: bytes) -> None:
+        """It is a rank no more; its connection may still be there, as a stranger's."""
+        descriptor = self._descriptor_of.pop(address, None)
+        if descriptor is not None:
+            self._admitted.pop(descriptor, None)
+            self._strangers[descriptor] = None
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._router.disable_monitor()
+        self.monitor.close(0)
+
+    def _events(self) -> Iterator[tuple[int, int]]:
+        for _ in range(_AT_ONCE):
+            try:
+                frames = self.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            number, value = _EVENT.unpack_from(frames[0])
+            yield number, value
+
+    def _gone(self, descriptor: int) -> None:
+        self._strangers.pop(descriptor, None)
+        address = self._admitted.pop(descriptor, None)
+        if address is not None:
+            self._descriptor_of.pop(address, None)
+
+    def _close(self, descriptor: int) -> None:
+        """Shut it down; ZeroMQ then sees its end and closes it. Nothing is done to another file that has its number by now."""
+        self.num_closed += 1
+        self._warn(
+            "full",
+            f"{self.most} connections are open, which is half of the descriptors that this process may have: the oldest that "
+            f"said no HELLO is closed ({self.num_closed} so far); for more ranks raise the hard limit (ulimit -Hn)",
+        )
+        try:
+            connection = socket.socket(fileno=descriptor)
+        except OSError:  # closed, or no socket
+            return
+        try:
+            if connection.getsockname()[1] == self._port():
+                connection.shutdown(socket.SHUT_RDWR)
+        except (OSError, IndexError):  # it hung up this moment; or a socket of another family
+            logger.debug("connection %d ended by itself", descriptor)
+        finally:
+            connection.detach()
+
+    def _port(self) -> int:
+        endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT)
+        text = endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
+        return int(text.rstrip("\0").rpartition(":")[2])
+
+    def _warn(self, kind: str, message: str) -> None:
+        if time.monotonic() > self._next_warning[kind]:
+            self._next_warning[kind] = time.monotonic() + _WARN_EVERY_S
+            logger.warning("%s", message)
+
+
+def descriptor_of(frame: zmq.Frame) -> int:
+    """Of the connection that a received frame came over; -1 where ZeroMQ does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except (zmq.ZMQError, ValueError):
+        return -1
