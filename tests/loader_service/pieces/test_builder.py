@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 from PIL import Image
 
 from loader_service.manifest import EntryManifest
+from loader_service.pieces import builder as builder_module
 from loader_service.pieces.builder import PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord, Outcome, check_sample
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import prepare
+from loader_service.sources import npz
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
@@ -212,3 +216,42 @@ def test_images_that_fill_more_than_a_message_are_a_bad_sample(monkeypatch: pyte
     check_sample([b"x" * 100_000] * 9, 0)
     with pytest.raises(DataError, match=r"its 10 images have 1000000 bytes: at most 1048576 travel in a message"):
         check_sample([b"x" * 100_000] * 10, 0)
+
+
+def test_trouble_of_the_host_is_unavailable_and_the_next_ticket_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In reading, over a whole turn, and in putting a piece together."""
+    config = robot_config(tmp_path)
+    config = replace(config, data=replace(config.data, on_bad_sample="skip"))
+    ticket = Ticket(ticket=0, split="train", epoch=0, lane=0, start=0, count=2)
+    with building(config) as (builder, encoder, manifest, answers):
+        plan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+
+        def ask() -> Message:
+            builder.submit(b"rank", ticket, manifest, plan, 0, lambda: None)
+            return answers.get(timeout=30)
+
+        for owner, name, error in (
+            (npz.os, "pread", OSError(errno.EIO, os.strerror(errno.EIO))),
+            (npz.os, "pread", MemoryError()),
+            (encoder, "encode_all", OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
+            (builder_module, "assemble_piece", MemoryError()),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, raising(error))
+                answer = ask()
+            assert isinstance(answer, Failure), name
+            assert answer.reason == "unavailable", name
+            assert "trouble of this host" in answer.message
+        piece = ask()
+        assert isinstance(piece, Piece)
+        assert piece.skipped == {}
+        assert piece.supervised.any()
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
+
+    return call

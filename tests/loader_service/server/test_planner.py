@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 
 from loader_service.plan.lane_plan import LanePlan
 from loader_service.plan.plan_files import make_plan
+from loader_service.plan.record_plan import EpochPlan
 from loader_service.server import planner as planner_module
 from loader_service.server.planner import PlannedLanes, Planner
 from stoker_proto.config import DataConfig, OrderConfig
@@ -119,4 +121,42 @@ def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
     assert 0 not in passes(20, 25)
     in_work |= {("train", epoch, 0) for epoch in range(1000)}  # of a rank that asks for whatever there is
     assert len(passes(25, 80)) <= 34
+    planner.close()
+
+
+def test_a_plan_that_a_full_disk_prevents_is_made_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = []
+
+    def save(plan: LanePlan, folder: Path) -> None:
+        attempts.append(plan)
+        if len(attempts) < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(plan, folder)
+
+    real_save = EpochPlan.save
+    monkeypatch.setattr(EpochPlan, "save", save)
+    monkeypatch.setattr(planner_module, "RETRY_S", 0.01)
+    entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]
+    wait_until(lambda: planner.plan("train", 0, 0) is not None, 20, "the plan")
+    assert sum(planner.plan("train", 0, 0).lengths) == 60  # type: ignore[union-attr]
+    assert caplog.text.count("ENOSPC") == 1
+    planner.close()
+
+
+def test_a_planner_that_waits_for_room_can_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def save(plan: LanePlan, folder: Path) -> None:
+        failed.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EpochPlan, "save", save)
+    monkeypatch.setattr(planner_module, "RETRY_S", 3600)
+    entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]
+    assert planner.plan("train", 0, 0) is None
+    assert failed.wait(20)
     planner.close()

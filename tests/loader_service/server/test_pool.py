@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from loader_service.pieces.worker import ENDPOINT
 from loader_service.server.pool import WorkerPool
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.wire.messages import Ticket
+from tests.end_to_end.fleet import wait_until
 
 READY = """
 import sys, msgpack, zmq
@@ -111,3 +114,30 @@ def test_a_folder_that_holds_no_socket_is_named(tmp_path: Path) -> None:
 
 def _with_path(program: str) -> str:
     return f"import sys; sys.path[:] = {sys.path!r}\n{program}"
+
+
+def test_a_worker_that_cannot_be_started_now_is_started_later(
+    pool: ScriptedPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool.programs = [_with_path(READY)]
+    pool.start(30)
+    spawn, failures = pool._spawn, [errno.EMFILE, errno.EAGAIN, errno.ENOMEM]
+
+    def failing(index: int) -> subprocess.Popen[bytes]:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return spawn(index)
+
+    monkeypatch.setattr(pool, "_spawn", failing)
+    pool._processes[0].kill()
+    assert replaced(pool) == -9
+    assert len(failures) == 2
+    assert not pool.send(0, b"rank", TICKET, b"frame")  # answered with `unavailable`
+    assert pool.replace_dead() == []  # told once
+    assert pool.replace_dead() == []
+    assert failures == []
+    assert pool.replace_dead() == []
+    wait_until(lambda: pool.receive() or pool.send(0, b"rank", TICKET, b"frame"), 30, "a worker that is ready")
+    assert pool._restarts == 1
+    assert "worker 0 cannot be started" in caplog.text
