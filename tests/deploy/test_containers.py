@@ -129,6 +129,18 @@ def test_the_image_runs_as_nobody_special_and_says_how_it_is(name: str) -> None:
     assert of(name, "ENTRYPOINT")[0].text.startswith("["), "the exec form, so that signals arrive"
 
 
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_relative_paths_of_a_config_find_what_compose_mounts(profile: str) -> None:
+    """`data/...`, `models/...` and `outputs/...` start at the working folder, so the mounts must lie there."""
+    for name, service in resolved(profile)["services"].items():
+        dockerfile = Path(service["build"]["dockerfile"]).name
+        workdir = service.get("working_dir") or of(dockerfile, "WORKDIR")[-1].text
+        mounted = {mount["target"] for mount in service["volumes"] if mount["type"] == "bind"}
+        folders = {"models", "outputs"} if name.startswith("trainer") else {"models", "data"}
+        expected = {f"{workdir}/{folder}" for folder in folders} | {"/etc/stoker/config.yaml"}
+        assert mounted == expected, f"{name} works in {workdir}"
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_versions_are_pinned(name: str) -> None:
     for instruction in of(name, "FROM"):
