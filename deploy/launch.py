@@ -2,7 +2,8 @@
 
     python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
 
-The exit code is the trainer's. Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills.
+The exit code is the trainer's; 0 only if it also wrote summary.json in its output_dir. A loader that dies is restarted. Ctrl-C
+and SIGTERM go to the trainer, then the loaders drain; a second one kills.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if __name__ == "__main__":  # `python deploy/launch.py` puts deploy/ first on th
 
 from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
+from deploy.loaders import LoaderPlan  # noqa: E402
 from deploy.node import Plan, run_node  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
 from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
@@ -34,7 +36,7 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; gives the exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     try:
         plan = make_plan(options, os.environ)
     except ConfigError as error:
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_kept(lambda signals: run_node(plan, signals))
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_config_arguments(parser)
     parser.add_argument(
@@ -54,9 +57,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=600.0,
         metavar="S",
-        help="all loaders must be ready after this many seconds, unprepared data included (default: 600)",
+        help="all loaders must be ready after this many seconds, unprepared data included (default: 600); with --no-loaders the "
+        "trainer waits for trainer.feed.connect_deadline_s instead",
+    )
+    parser.add_argument(
+        "--loader-restarts",
+        type=_count,
+        default=10,
+        metavar="N",
+        help="restart a loader that dies at most this often in a run, on the same address; after that training goes on with the "
+        "others (default: 10)",
     )
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    """argparse type: an integer that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: write 0 or more")
+    return int(text)
 
 
 def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
@@ -81,11 +100,15 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
         return trainer_command(common, addresses or config.cluster.loader_addresses, len(placement.trainer), devices)
 
     return Plan(
-        loaders=tuple(tuple(loader_command(common, config, num_loaders)) for _ in range(num_loaders)),
-        loader_environment=base,
+        loaders=LoaderPlan(
+            commands=tuple(tuple(loader_command(common, config, num_loaders)) for _ in range(num_loaders)),
+            environment=base,
+            ready_deadline_s=options.ready_deadline_s,
+            max_restarts=options.loader_restarts,
+        ),
         trainer=trainer,
         trainer_environment=trainer_environment(base, len(placement.trainer), devices),
-        ready_deadline_s=options.ready_deadline_s,
+        completion_record=Path(config.trainer.output_dir) / "summary.json",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs the plan given as JSON through the launcher's own code: `python run_plan.py '{"loaders": [[...]], ...}'`.
+"""Runs the plan given as JSON through the launcher's own code: `python run_plan.py '{"loaders": {"commands": ...}, ...}'`.
 
 The trainer's command is followed by the loaders' addresses.
 """
@@ -6,17 +6,20 @@ The trainer's command is followed by the loaders' addresses.
 import json
 import os
 import sys
+from pathlib import Path
 
 from deploy.keeper import run_kept
+from deploy.loaders import LoaderPlan
 from deploy.node import Plan, run_node
 
 
 def main() -> int:
     fields = json.loads(sys.argv[1])
-    trainer = fields.pop("trainer")
+    trainer, loaders = fields.pop("trainer"), fields.pop("loaders")
+    commands = tuple(tuple(command) for command in loaders.pop("commands"))
     plan = Plan(
-        **{**fields, "loaders": tuple(tuple(command) for command in fields["loaders"])},
-        loader_environment=dict(os.environ),
+        **{**fields, "completion_record": Path(fields["completion_record"])},
+        loaders=LoaderPlan(**loaders, commands=commands, environment=dict(os.environ)),
         trainer=lambda addresses: [*trainer, *addresses],
         trainer_environment=dict(os.environ),
     )

@@ -43,6 +43,16 @@ def start(kind: str, *arguments: str, new_session: bool = False) -> None:
     subprocess.Popen([sys.executable, __file__, kind, FOLDER, *arguments], start_new_session=new_session)
 
 
+def complete(text: str = '{"steps": 1}') -> None:
+    """As a trainer does at the end of a complete run."""
+    Path(FOLDER, "summary.json").write_text(text)
+
+
+def bound() -> str:
+    """The address after the last --bind; without one, that of a first start."""
+    return f"tcp://127.0.0.1:{ARGUMENTS[0]}" if "--bind" not in ARGUMENTS else ARGUMENTS[-1]
+
+
 def main() -> None:
     if KIND in ("stubborn", "stubborn_trainer"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -63,12 +73,28 @@ def main() -> None:
     elif KIND == "slow_loader":
         print("still reading shard 1", flush=True)
         time.sleep(FOREVER_S)
-    elif KIND == "mortal_loader":
-        print(f"loader-serve ready tcp://127.0.0.1:{ARGUMENTS[0]}", flush=True)
+    elif KIND == "mortal_loader":  # is killed once a trainer runs, at its first start or at each
+        signal.signal(signal.SIGTERM, on_stop)
+        is_first = not any(line.startswith("crash") for line in events())
+        print(f"loader-serve ready {bound()}", flush=True)
+        note(f"mortal_loader {'restarted' if '--bind' in ARGUMENTS else 'started'} {bound()}")
+        if is_first or "always" in ARGUMENTS:
+            wait_until(lambda: any(line.startswith("trainer") for line in events()))
+            print("about to crash", flush=True)
+            note(f"crash {os.getpid()}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(FOREVER_S)
+    elif KIND == "restarts_slowly":  # is killed, and the next one is never ready
+        if "--bind" not in ARGUMENTS:
+            print(f"loader-serve ready {bound()}", flush=True)
+            wait_until(lambda: any(line.startswith("trainer") for line in events()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        note("restarted")
+        time.sleep(FOREVER_S)
+    elif KIND == "polite_loader":  # is told to stop by somebody else
+        print(f"loader-serve ready {bound()}", flush=True)
         wait_until(lambda: any(line.startswith("trainer") for line in events()))
-        print("about to crash", flush=True)
         note(f"crash {os.getpid()}")
-        os.kill(os.getpid(), signal.SIGKILL)
     elif KIND == "trainer":  # stops when told
         signal.signal(signal.SIGTERM, on_stop)
         signal.signal(signal.SIGINT, on_stop)
@@ -77,12 +103,24 @@ def main() -> None:
     elif KIND == "exit":  # ends with this code
         print("step 1 loss 2.5", flush=True)
         note(f"trainer started {' '.join(ARGUMENTS[1:])}")
+        complete()
         sys.exit(int(ARGUMENTS[0]))
-    elif KIND == "outlives_a_loader":  # ends once a crashed loader has been noticed: reaped by the launcher
+    elif (
+        KIND == "is_killed"
+    ):  # as deepspeed does when its launcher and the ranks are killed; perhaps while rank 0 writes
         note("trainer started")
-        wait_until(lambda: any(line.startswith("crash") for line in events()))
-        crashed = next(line for line in events() if line.startswith("crash")).split()[1]
-        wait_until(lambda: not Path("/proc", crashed).exists())
+        if ARGUMENTS:
+            complete(ARGUMENTS[0])
+    elif KIND == "outlives_a_loader":  # ends once crashed loaders have been noticed: reaped by the launcher
+        note("trainer started")
+        wait_until(lambda: sum(line.startswith("crash") for line in events()) == int(ARGUMENTS[0]))
+        crashed = [line.split()[1] for line in events() if line.startswith("crash")]
+        wait_until(lambda: not any(Path("/proc", pid).exists() for pid in crashed))
+        complete()
+    elif KIND == "awaits":  # ends once this event has happened
+        note("trainer started")
+        wait_until(lambda: ARGUMENTS[0] in events())
+        complete()
     elif KIND == "leaves_ranks":
         start("stubborn")
         note("trainer started")

@@ -5,8 +5,10 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from stoker_proto.config.reader import load_config
 from stoker_proto.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
+ADDRESSES = ["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"]
 CONFIG = """
 cluster: {component_placement: {trainer: 0-1, dataloader: 0-2}, loader_addresses: ["tcp://10.0.0.9:5555"]}
 model: {base_model_path: m}
@@ -35,7 +38,14 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def plan_for(file: Path, *overrides: str, environment: Mapping[str, str] | None = None, **options: Any) -> Plan:
-    fields = {"config": file, "set": list(overrides), "no_loaders": False, "ready_deadline_s": 5.0, **options}
+    fields = {
+        "config": file,
+        "set": list(overrides),
+        "no_loaders": False,
+        "ready_deadline_s": 5.0,
+        "loader_restarts": 4,
+        **options,
+    }
     return launch.make_plan(argparse.Namespace(**fields), environment or {"DS_ACCELERATOR": "cpu"})
 
 
@@ -45,8 +55,8 @@ def words_after(command: list[str] | tuple[str, ...], flag: str) -> list[str]:
 
 def test_one_loader_per_dataloader_slot_on_a_free_loopback_port(config_file: Path) -> None:
     plan = plan_for(config_file, "trainer.epochs=2", "loader.cores=1")
-    assert len(plan.loaders) == 3
-    for command in plan.loaders:
+    assert len(plan.loaders.commands) == 3
+    for command in plan.loaders.commands:
         assert command[:4] == (sys.executable, "-m", "loader_service.cli", "serve")
         assert words_after(command, "--bind") == ["tcp://127.0.0.1:*"]
         assert words_after(command, "--config") == [str(config_file)]
@@ -55,7 +65,7 @@ def test_one_loader_per_dataloader_slot_on_a_free_loopback_port(config_file: Pat
 
 def test_loaders_of_one_node_share_its_cores(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    assert words_after(plan_for(config_file).loaders[0], "--set") == ["loader.cores=4"]
+    assert words_after(plan_for(config_file).loaders.commands[0], "--set") == ["loader.cores=4"]
 
 
 def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(config_file: Path) -> None:
@@ -72,7 +82,7 @@ def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(con
 
 def test_without_loaders_of_its_own_the_configured_addresses_are_used(config_file: Path) -> None:
     plan = plan_for(config_file, no_loaders=True)
-    assert plan.loaders == ()
+    assert plan.loaders.commands == ()
     config = load_config(config_file, words_after(list(plan.trainer([])), "--set"))
     assert config.cluster.loader_addresses == ("tcp://10.0.0.9:5555",)
 
@@ -172,29 +182,74 @@ sys.exit(3)
 """
 
 
-def test_deepspeed_runs_the_script_on_each_slot_and_its_exit_code_comes_back(tmp_path: Path) -> None:
+def two_ranks(script: Path) -> list[str]:
+    """DeepSpeed's real command for two ranks that run the script, which stands in for trainer/main.py."""
     pytest.importorskip("deepspeed", reason="the trainer's extra is not installed")
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    addresses = ["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"]
-    command = launch.trainer_command(["--config", "c.yaml"], addresses, 2, None, script)
-    plan = {"loaders": [], "trainer": command, "ready_deadline_s": 5.0}
+    return launch.trainer_command(["--config", "c.yaml"], ADDRESSES, 2, None, script)
+
+
+def launched(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The launcher around the command."""
+    plan = {
+        "loaders": {"commands": [], "ready_deadline_s": 5.0},
+        "trainer": command,
+        "completion_record": str(folder / "summary.json"),
+    }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(launch.SOURCE_ROOTS)}
-    result = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("run_plan.py")), json.dumps(plan)],
         env=launch.trainer_environment(environment, 2, None),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert result.returncode == 3, result.stderr
+
+
+def test_deepspeed_runs_the_script_on_each_slot_and_its_exit_code_comes_back(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    process = launched(command := two_ranks(script), tmp_path)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 3, stderr
     for rank in ("0", "1"):
         seen = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert (seen["RANK"], seen["WORLD_SIZE"], seen["DS_ACCELERATOR"]) == (rank, "2", "cpu")
         assert seen["arguments"] == [
             f"--local_rank={rank}",
             *("--config", "c.yaml"),
-            *("--set", f"cluster.loader_addresses={json.dumps(addresses)}"),
+            *("--set", f"cluster.loader_addresses={json.dumps(ADDRESSES)}"),
         ]
         assert seen["MASTER_PORT"] == words_after(command, "--master_port")[0]
+
+
+SLEEPING_SCRIPT = """
+import os, time
+from pathlib import Path
+
+here = Path(__file__).parent
+part = here / f"part{os.environ['RANK']}"
+part.write_text(f"{os.getpid()} {os.getppid()}")
+part.rename(here / f"rank{os.environ['RANK']}")
+time.sleep(60)
+"""
+
+
+def test_deepspeed_whose_launcher_and_ranks_were_killed_is_no_success(tmp_path: Path) -> None:
+    """Its runner exits with 0 then."""
+    script = tmp_path / "train.py"
+    script.write_text(SLEEPING_SCRIPT)
+    process = launched(two_ranks(script), tmp_path)
+    try:
+        files, end = [tmp_path / "rank0", tmp_path / "rank1"], time.monotonic() + 60
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.02)
+        ranks, parents = zip(*(map(int, file.read_text().split()) for file in files), strict=True)
+        for pid in (parents[0], *ranks):
+            os.kill(pid, signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert f"deepspeed ended with exit code 0, but the trainer did not write {tmp_path / 'summary.json'}" in stderr
+    assert process.returncode == 1

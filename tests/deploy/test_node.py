@@ -23,14 +23,29 @@ class Run:
         self.folder = folder
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *, loaders: list[list[str]], trainer: list[str], **options: float) -> "Run":
+    def start(
+        self,
+        *,
+        loaders: list[list[str]],
+        trainer: list[str],
+        of_loaders: dict[str, float] | None = None,
+        **options: float,
+    ) -> "Run":
+        """of_loaders: fields of LoaderPlan; options: fields of Plan."""
+
         def stand_in(kind: str, *arguments: str) -> list[str]:
             return [sys.executable, str(HERE / "stand_in.py"), kind, str(self.folder), *arguments]
 
         plan = {
-            "loaders": [stand_in(*loader) for loader in loaders],
+            "loaders": {
+                "commands": [stand_in(*loader) for loader in loaders],
+                "ready_deadline_s": 20.0,
+                "grace_s": 0.4,  # stand-ins leave workers that ignore SIGTERM
+                "restart_delay_s": 0.1,
+                **(of_loaders or {}),
+            },
             "trainer": stand_in(*trainer),
-            "ready_deadline_s": 20.0,
+            "completion_record": str(self.folder / "summary.json"),
             **options,
         }
         self.process = subprocess.Popen(
@@ -88,7 +103,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_the_trainer_gets_the_addresses_and_its_exit_code_is_the_launchers(run: Run) -> None:
-    run.start(loaders=[["loader", "7001"], ["loader", "7002"]], trainer=["exit", "7"], loader_grace_s=0.5)
+    run.start(loaders=[["loader", "7001"], ["loader", "7002"]], trainer=["exit", "7"])
     code, stdout, stderr = run.end()
     assert code == 7
     assert stdout == "step 1 loss 2.5\n", "the trainer's output is inherited as it is"
@@ -108,7 +123,7 @@ def test_the_trainer_gets_the_addresses_and_its_exit_code_is_the_launchers(run: 
 def test_a_stop_signal_reaches_the_trainer_first_and_then_the_loaders(
     run: Run, sent: str, received: str, code: int
 ) -> None:
-    run.start(loaders=[["loader", "7001"]], trainer=["trainer"], loader_grace_s=0.3)
+    run.start(loaders=[["loader", "7001"]], trainer=["trainer"])
     run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001")
     os.kill(run.pid, signal.Signals[sent])
     assert run.end()[0] == code
@@ -118,7 +133,7 @@ def test_a_stop_signal_reaches_the_trainer_first_and_then_the_loaders(
 
 
 def test_a_trainer_that_does_not_stop_is_killed_at_the_second_signal(run: Run) -> None:
-    run.start(loaders=[["loader", "7001"]], trainer=["stubborn_trainer"], trainer_grace_s=60.0, loader_grace_s=0.3)
+    run.start(loaders=[["loader", "7001"]], trainer=["stubborn_trainer"], trainer_grace_s=60.0)
     run.wait_for("loader started", "stubborn_trainer started")
     os.kill(run.pid, signal.SIGTERM)
     wait_until(lambda: run.process is not None and _has_read(run, b"passed on"), "the first signal has arrived")
@@ -137,7 +152,7 @@ def test_a_trainer_that_does_not_stop_is_killed_after_its_grace(run: Run) -> Non
 
 @pytest.mark.parametrize("target", ["launcher", "keeper"])
 def test_sigkill_leaves_nothing_behind(run: Run, target: str) -> None:
-    run.start(loaders=[["loader", "7001", "daemon"]], trainer=["trainer"], loader_grace_s=0.3)
+    run.start(loaders=[["loader", "7001", "daemon"]], trainer=["trainer"])
     run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001", "stubborn started")
     assert len(run.left()) == 3
     pid = run.pid if target == "launcher" else psutil.Process(run.pid).children()[0].pid
@@ -150,7 +165,7 @@ def test_sigkill_leaves_nothing_behind(run: Run, target: str) -> None:
 
 
 def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> None:
-    run.start(loaders=[["loader", "7001"], ["broken_loader"]], trainer=["exit", "0"], loader_grace_s=0.3)
+    run.start(loaders=[["loader", "7001"], ["broken_loader"]], trainer=["exit", "0"])
     code, stdout, stderr = run.end()
     assert code == 3
     assert stdout == ""
@@ -160,7 +175,7 @@ def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> 
 
 
 def test_a_loader_that_is_not_ready_in_time_is_named_with_the_way_out(run: Run) -> None:
-    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"], ready_deadline_s=0.5)
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"], of_loaders={"ready_deadline_s": 0.5})
     code, _, stderr = run.end()
     assert code == 1
     assert "loader 0 was not ready within 0.5 s: run loader-prepare first" in stderr
@@ -174,14 +189,83 @@ def test_a_signal_while_loaders_start_stops_them(run: Run) -> None:
     assert run.end()[0] == 128 + signal.SIGTERM
 
 
-def test_a_loader_that_dies_while_training_is_said_and_training_goes_on(run: Run) -> None:
+def test_a_loader_that_dies_is_restarted_on_its_address(run: Run) -> None:
+    address = "tcp://127.0.0.1:7002"
     run.start(
-        loaders=[["loader", "7001"], ["mortal_loader", "7002"]], trainer=["outlives_a_loader"], loader_grace_s=0.3
+        loaders=[["loader", "7001"], ["mortal_loader", "7002"]],
+        trainer=["awaits", f"mortal_loader restarted {address}"],
     )
     code, _, stderr = run.end()
     assert code == 0
-    assert "loader 1 (tcp://127.0.0.1:7002) died with exit code 137 and is not restarted; 1 left" in stderr
+    assert f"loader 1 ({address}) died with exit code 137 and is restarted in 0.1 s, restart 1 of 10; 1 left" in stderr
     assert "[launch]     about to crash\n" in stderr
+    assert run.events().count("mortal_loader SIGTERM") == 1, "the restarted one was asked to drain at the end"
+
+
+def test_restarts_are_bounded_and_training_goes_on_without_the_loader(run: Run) -> None:
+    run.start(
+        loaders=[["loader", "7001"], ["mortal_loader", "7002", "always"]],
+        trainer=["outlives_a_loader", "3"],
+        of_loaders={"max_restarts": 2},
+    )
+    code, _, stderr = run.end()
+    assert code == 0
+    assert "restart 1 of 2; 1 left" in stderr
+    assert "restart 2 of 2; 1 left" in stderr
+    assert (
+        "loader 1 (tcp://127.0.0.1:7002) died with exit code 137 and is not restarted: its 2 restarts are used up "
+        "(--loader-restarts); 1 left"
+    ) in stderr
+
+
+def test_the_last_loader_s_end_names_the_deadline_that_follows(run: Run) -> None:
+    run.start(loaders=[["mortal_loader", "7002"]], trainer=["outlives_a_loader", "1"], of_loaders={"max_restarts": 0})
+    code, _, stderr = run.end()
+    assert code == 0
+    assert "its 0 restarts are used up (--loader-restarts); none is left, and the trainer ends by " in stderr
+
+
+def test_a_loader_that_was_told_to_stop_is_not_restarted(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"], ["polite_loader", "7002"]], trainer=["outlives_a_loader", "1"])
+    code, _, stderr = run.end()
+    assert code == 0
+    assert (
+        "died with exit code 0 and is not restarted, for exit code 0 means that it was told to stop; 1 left" in stderr
+    )
+
+
+def test_a_restarted_loader_that_is_not_ready_in_time_is_killed_and_counted(run: Run) -> None:
+    run.start(
+        loaders=[["restarts_slowly", "7002"]],
+        trainer=["trainer"],
+        of_loaders={"ready_deadline_s": 3.0, "max_restarts": 2},
+    )
+    wait_until(lambda: run.events().count("restarted") == 2, "the second restart")
+    os.kill(run.pid, signal.SIGTERM)
+    code, _, stderr = run.end()
+    assert code == 5
+    assert "loader 0 was not ready 3 s after its restart: killed" in stderr
+    assert "restart 2 of 2; 0 left" in stderr
+
+
+@pytest.mark.parametrize("written", [[], ['{"steps": 1']], ids=["nothing", "half of it"])
+@pytest.mark.parametrize("earlier", [None, '{"steps": 1}'], ids=["new", "complete before"])
+def test_exit_code_0_without_the_record_of_a_complete_run_is_no_success(
+    run: Run, written: list[str], earlier: str | None
+) -> None:
+    record = run.folder / "summary.json"
+    if earlier is not None:
+        record.write_text(earlier)
+    run.start(loaders=[], trainer=["is_killed", *written])
+    code, _, stderr = run.end()
+    assert code == 1
+    assert f"deepspeed ended with exit code 0, but the trainer did not write {record}, so the run is not" in stderr
+
+
+def test_a_run_that_was_complete_before_and_writes_its_record_again_is_a_success(run: Run) -> None:
+    (run.folder / "summary.json").write_text('{"steps": 1}')
+    run.start(loaders=[], trainer=["exit", "0"])
+    assert run.end()[0] == 0
 
 
 def test_ranks_that_outlive_deepspeed_are_ended_and_are_no_success(run: Run) -> None:
