@@ -1,12 +1,14 @@
 """The units as systemd itself reads them."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from deploy import launch
 from stoker_proto.config.reader import load_config
 
 UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
@@ -73,7 +75,7 @@ def test_the_exposure_stays_low(name: str, most: float, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_unit_restarts_drains_and_is_bounded(name: str) -> None:
-    keys = dict(re.findall(r"^(\w+)=(.*)$", (UNITS / name).read_text(), re.MULTILINE))
+    keys = keys_of(name)
     assert keys["Restart"] == "on-failure"
     assert keys["KillSignal"] == "SIGTERM"
     assert keys["KillMode"] == "mixed"
@@ -82,6 +84,59 @@ def test_the_unit_restarts_drains_and_is_bounded(name: str) -> None:
     assert keys["ProtectSystem"] == "strict"
     assert "MemoryMax" in keys
     assert "/srv/stoker" in keys["ReadOnlyPaths"]
+
+
+def keys_of(name: str) -> dict[str, str]:
+    """The unit's settings; of a key that is there twice, the last."""
+    return dict(re.findall(r"^(\w+)=(.*)$", (UNITS / name).read_text(), re.MULTILINE))
+
+
+def command_line(setting: str, variables: dict[str, str]) -> list[str]:
+    """The words of an Exec setting as systemd makes them: `${NAME}` is one word or part of one, `$NAME` is split at blanks."""
+    words = []
+    for word in shlex.split(setting):
+        if word.startswith("$") and word[1:] in variables:
+            words += variables[word[1:]].split()
+        else:
+            words.append(re.sub(r"\$\{(\w+)\}", lambda match: variables[match[1]], word).replace("$$", "$"))
+    return words
+
+
+@pytest.mark.parametrize(("more", "expected"), [("", 3600.0), ("--set trainer.feed.connect_deadline_s=7200", 7200.0)])
+def test_the_trainer_waits_for_a_first_prepare_and_waiting_never_uses_up_its_starts(more: str, expected: float) -> None:
+    keys = keys_of("trainer.service")
+    words = command_line(keys["ExecStart"], {"STOKER_CONFIG": "maniskill", "STOKER_ARGS": more})
+    options = launch.parse_arguments(words[2:])
+    assert options.no_loaders
+    config = load_config(UNITS.parent / "configs" / "maniskill_sft_openpi.yaml", options.set)
+    assert config.trainer.output_dir == "/var/lib/stoker/maniskill"
+    assert config.trainer.feed.connect_deadline_s == expected
+    num_starts = int(keys["StartLimitIntervalSec"]) / (expected + int(keys["RestartSec"]))
+    assert num_starts < int(keys["StartLimitBurst"])
+
+
+def check_of_instance(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The loader's ExecStartPre, run as systemd would run it for the instance `second`."""
+    words = command_line(keys_of("loader@.service")["ExecStartPre"].replace("%i", "second"), {})
+    return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("variables", [{}, {"STOKER_BIND": ""}], ids=["no file", "empty"])
+def test_an_instance_without_an_address_of_its_own_is_refused_with_the_way_out(variables: dict[str, str]) -> None:
+    """A default port would be shared by all instances."""
+    assert not re.search(r"^Environment=STOKER_BIND=.", (UNITS / "loader@.service").read_text(), re.MULTILINE)
+    result = check_of_instance(variables)
+    assert result.returncode == 78
+    assert result.stderr.startswith("loader@second: /etc/stoker/loader-second.env does not set STOKER_BIND: copy ")
+
+
+def test_an_instance_with_an_address_is_started_on_it() -> None:
+    variables = {"STOKER_BIND": "tcp://127.0.0.1:5556"}
+    result = check_of_instance(variables)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    variables |= {"STOKER_ARGS": "", "CACHE_DIRECTORY": "/var/cache/stoker/second"}
+    words = command_line(keys_of("loader@.service")["ExecStart"].replace("%i", "second"), variables)
+    assert words[words.index("--bind") + 1 :] == ["tcp://127.0.0.1:5556"]
 
 
 def test_the_instance_names_the_config() -> None:
