@@ -65,19 +65,22 @@ def test_missing_renderer_names_the_installer(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(shutil.which("dpkg") is None, reason="the installer's check compares versions with dpkg (Debian)")
 @pytest.mark.parametrize(
-    ("installed", "exit_code", "message"),
+    ("installed", "python", "exit_code", "message"),
     [
-        ("22.3.6-1+deb12u1", 1, "is '22.3.6-1+deb12u1', needed: 24.3"),
-        ("25.0.7-2~bpo12+1", 0, "has no sapien"),
-        ("", 1, "is ''"),
+        ("22.3.6-1+deb12u1", 0, 1, "is '22.3.6-1+deb12u1', needed: 24.3"),
+        ("25.0.7-2~bpo12+1", 3, 3, "chosen-python has no sapien, so no picture was drawn"),
+        ("25.0.7-2~bpo12+1", 1, 1, "sapien in chosen-python could not draw"),
+        ("25.0.7-2~bpo12+1", 0, 0, "chosen-python drew a picture"),
+        ("", 0, 1, "is ''"),
     ],
 )
-def test_installer_check_changes_nothing_and_tells(
-    tmp_path: Path, installed: str, exit_code: int, message: str
+def test_installer_check_changes_nothing_and_succeeds_only_with_a_picture(
+    tmp_path: Path, installed: str, python: int, exit_code: int, message: str
 ) -> None:
+    """python: exit code of the Python that is to draw."""
     fakes = {
         "dpkg-query": f"echo 'ii  {installed}'" if installed else "exit 1",
-        "python-without-sapien": "exit 3",
+        "chosen-python": f"exit {python}",
         "apt-get": f"touch {tmp_path}/apt-get-was-run",
     }
     for name, body in fakes.items():
@@ -85,7 +88,7 @@ def test_installer_check_changes_nothing_and_tells(
         (tmp_path / name).chmod(0o755)
     result = subprocess.run(
         ["sh", str(INSTALLER), "--check"],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "STOKER_PYTHON": "python-without-sapien"},
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "STOKER_PYTHON": "chosen-python"},
         capture_output=True,
         text=True,
         check=False,
