@@ -5,7 +5,7 @@ CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-sim test-faults lint clean install bench bench-prepare soak soak-sim help
+.PHONY: demo test test-sim test-images test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -29,6 +29,9 @@ test-sim: $(VENV)/.installed-sim  ## the collector in the real simulator (needs 
 $(VENV)/.installed-sim: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[sim]'
 	touch $@
+
+test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them (root, buildah; minutes)
+	$(BIN)/python -m pytest -m images tests/deploy/images
 
 test-faults: $(INSTALLED)  ## every fault on real processes, the long ones too (a DeepSpeed run that is killed; as root: pulled cables)
 	STOKER_LONG_TESTS=1 $(BIN)/python -m pytest tests/end_to_end/faults
