@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
+from stoker_proto.config.strict import check_names, read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -19,13 +17,9 @@ def read_options(kind: type[Options], options: dict[str, Any], dataset_type: str
 
     Its fields are bool, int, float, str, tuple[str, ...], dict[str, str], Literal of texts, or one of these or None.
     Raises ConfigError."""
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass by contract
-    values = {}
-    for key, value in options.items():
-        _check_known(key, known, dataset_type)
-        values[key] = _convert(key, value, hints[key])
-    return kind(**values)
+    return read_dataclass(
+        kind, options, "data.options.", _read, _describe_unknown(typing.get_type_hints(kind), dataset_type)
+    )
 
 
 def read_each(
@@ -34,44 +28,37 @@ def read_each(
     """The values of the options by name, each made by its reader, which is given the key as errors name it.
 
     Raises ConfigError. For options that the types of `read_options` do not say."""
-    values = {}
-    for key, value in options.items():
-        _check_known(key, readers, dataset_type)
-        values[key] = readers[key](f"data.options.{key}", value)
-    return values
+    check_names(options, sorted(readers), _describe_unknown(readers, dataset_type))
+    return {name: readers[name](f"data.options.{name}", value) for name, value in options.items()}
 
 
-def _check_known(key: object, known: Iterable[str], dataset_type: str) -> None:
-    """Raises ConfigError for a key of `data.options` that the dataset does not have."""
-    known = sorted(known)
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{dataset_type} takes {', '.join(known)}"
-        raise ConfigError(f"data.options.{key}: unknown option; {hint}")
+def _describe_unknown(known: Iterable[str], dataset_type: str) -> Callable[[str, str | None], str]:
+    def describe(name: str, near: str | None) -> str:
+        hint = f"did you mean {near}?" if near else f"{dataset_type} takes {', '.join(sorted(known))}"
+        return f"data.options.{name}: unknown option; {hint}"
+
+    return describe
 
 
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):  # X | None
-        if value is None:
-            return None
-        hint = next(one for one in typing.get_args(hint) if one is not type(None))
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+def _read(hint: Any, value: Any, key: str) -> Any:
+    hint, is_optional = split_optional(hint)
+    if is_optional and value is None:
+        return None
+    origin = typing.get_origin(hint)
     if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"data.options.{key} is {value!r}: choose one of {', '.join(arguments)}")
-        return value
+        return read_choice(hint, value, key)
     if origin is tuple:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-            raise ConfigError(f"data.options.{key} is {value!r}: a list of texts is expected")
+            raise ConfigError(f"{key} is {value!r}: a list of texts is expected")
         return tuple(names)
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(one, str) for pair in value.items() for one in pair):
-            raise ConfigError(f"data.options.{key} is {value!r}: texts by name are expected, e.g. {{text: body}}")
+            raise ConfigError(f"{key} is {value!r}: texts by name are expected, e.g. {{text: body}}")
         return dict(value)
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is not hint:
         expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]
-        raise ConfigError(f"data.options.{key} is {value!r}: {expected} is expected")
+        raise ConfigError(f"{key} is {value!r}: {expected} is expected")
     return value

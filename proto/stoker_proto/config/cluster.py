@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stoker_proto.config.placement import Placement
+from stoker_proto.config.rules import at_least
 from stoker_proto.config.security import SecurityConfig
 
 
@@ -12,7 +13,7 @@ from stoker_proto.config.security import SecurityConfig
 class ClusterConfig:
     """Which machines and accelerator slots do what."""
 
-    num_nodes: int = 1
+    num_nodes: int = field(default=1, metadata=at_least(1))
     """Machines that take part."""
     component_placement: Placement = field(default_factory=Placement)
     """`{trainer: 0-3, dataloader: 4-7}`: accelerator slots over the cluster in node order. One trainer rank per `trainer`

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from stoker_proto.config.order import OrderConfig
 from stoker_proto.config.remote import RemoteConfig
+from stoker_proto.config.rules import at_least
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
 from stoker_proto.config.sources import SourceConfig
 from stoker_proto.errors import ConfigError
@@ -31,7 +32,7 @@ class DataConfig:
     each pass in a new order."""
     weigh_by: Literal["samples", "tokens"] = "samples"
     """What the weights of `sources` are shares of: rows, or their tokens (of the rows' mean length, source by source)."""
-    max_seq_len: int
+    max_seq_len: int = field(metadata=at_least(1))
     """Tokens per row at most, images counted. A row with one answer is never cut: one that cannot fit is an error. Plain text
     is cut into as many rows as it needs."""
     overlong: Literal["error", "truncate", "drop_turns"] = "error"
@@ -57,7 +58,7 @@ class DataConfig:
     """YAML file `task id: instruction`, added to (and before) the built-in table."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """`fail`: a bad sample ends the run with its name; `skip`: it keeps its place as a row without labels, and is counted."""
-    bad_sample_budget: int = 1000
+    bad_sample_budget: int = field(default=1000, metadata=at_least(0))
     """With `skip`: more bad samples than this in a run end it all the same."""
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to the dataset as it stands; the dataset says what it takes."""

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 import re
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
 
-from stoker_proto.config import Config
 from stoker_proto.config.placement import Placement, parse_slots
+from stoker_proto.config.root import Config
+from stoker_proto.config.strict import check_names, read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
 
 
@@ -134,16 +133,12 @@ def _read(kind: Any, value: Any, path: str) -> Any:
         return _read_placement(value, path)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), value, path)
+    kind, is_optional = split_optional(kind)
+    if is_optional:
+        return None if value is None else _read(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _read(next(option for option in arguments if option is not type(None)), value, path)
     if origin is Literal:
-        for argument in arguments:
-            if type(value) is type(argument) and value == argument:
-                return argument
-        raise ConfigError(f"{path} is {value!r}: choose one of {', '.join(map(str, arguments))}")
+        return read_choice(kind, value, path)
     if origin is tuple:
         return _read_tuple(arguments, value, path)
     if origin is dict:
@@ -158,29 +153,21 @@ def _read_dataclass(kind: type, value: Any, path: str) -> Any:
         value = {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path or 'the file'} is {value!r}: a mapping of keys is expected")
-    hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
-    for key in value:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(hints)}"
-            raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
-    arguments = {}
-    for field in dataclasses.fields(kind):
-        if field.name in value:
-            arguments[field.name] = _read(hints[field.name], value[field.name], prefix + field.name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{prefix}{field.name} is missing: it has no default, set it in the file or with --set")
-    return kind(**arguments)
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def describe_unknown(name: str, near: str | None) -> str:
+        hint = f"did you mean {prefix}{near}?" if near else f"known here: {', '.join(names)}"
+        return f"{prefix}{name}: unknown key; {hint}"
+
+    return read_dataclass(kind, value, prefix, _read, describe_unknown)
 
 
 def _read_placement(value: Any, path: str) -> Placement:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is {value!r}: write {{trainer: 0-3, dataloader: 4-7}}")
     names = [field.name for field in dataclasses.fields(Placement)]
-    for key in value:
-        if key not in names:
-            raise ConfigError(f"{path}.{key}: unknown component; known here: {', '.join(names)}")
+    check_names(value, names, lambda name, _: f"{path}.{name}: unknown component; known here: {', '.join(names)}")
     return Placement(**{key: parse_slots(slots, f"{path}.{key}") for key, slots in value.items()})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stoker_proto.config.rules import above, allowed, at_least
 from stoker_proto.errors import ConfigError
 
 _SECRET = re.compile(r"secret|token|passw|passphrase|credential|key|auth|signature|cookie|connection_string|sas", re.I)
@@ -24,29 +25,21 @@ _USER_IN_URL = re.compile(r"://[^/@]*@")
 class RemoteConfig:
     """Files behind URLs. Nothing here changes what is in a batch."""
 
-    cache_gb: float = 100.0
+    cache_gb: float = field(default=100.0, metadata=above(0))
     """Copies kept in a cache folder, in GB (10**9 bytes), over all loaders that share it; the oldest in use go first."""
-    min_free_gb: float = 5.0
+    min_free_gb: float = field(default=5.0, metadata=at_least(0))
     """Copies give way, too, rather than leave less than this free on the disk, in GB."""
-    concurrency: int = 16
+    concurrency: int = field(default=16, metadata=allowed("1 to 256 are possible", lambda number: 1 <= number <= 256))
     """Files that one process fetches at the same time."""
-    deadline_s: float = 60.0
+    deadline_s: float = field(default=60.0, metadata=above(0))
     """A file of which nothing has come for this long, over all retries, is given up."""
-    recheck_hours: float = 24.0
+    recheck_hours: float = field(default=24.0, metadata=at_least(0))
     """A copy older than this is compared with its original before it is used (shards: at every start). 0: each time."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """Protocol -> options of its fsspec file system, e.g. {s3: {endpoint_url: https://objects.example.org}}; no credentials."""
 
     def check(self) -> None:
-        """Rules of the values. Raises ConfigError."""
-        for name in ("cache_gb", "deadline_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"data.remote.{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("min_free_gb", "recheck_hours"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"data.remote.{name} is {getattr(self, name)}: it must not be negative")
-        if not 1 <= self.concurrency <= 256:
-            raise ConfigError(f"data.remote.concurrency is {self.concurrency}: 1 to 256 are possible")
+        """The file systems' options hold no credentials. Raises ConfigError."""
         for protocol, options in self.storage_options.items():
             if not isinstance(options, dict):
                 raise ConfigError(

@@ -1,59 +1,74 @@
-"""What numbers of the file may be: which keys must lie where."""
+"""Which values a number of the file may have: its field says so, and `check_ranges` checks all fields.
+
+lanes: int = field(default=32, metadata=at_least(1))
+--set data.order.lanes=0     ->     "data.order.lanes is 0: it must be at least 1"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from stoker_proto.errors import ConfigError
 
-if TYPE_CHECKING:
-    from stoker_proto.config.root import Config
-
-_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "it must be at least 1",
-        lambda number: number >= 1,
-        "cluster.num_nodes data.max_seq_len data.action.chunk data.order.lanes data.order.window_records data.order.cell "
-        "data.order.window_rows data.image.depth_max_mm loader.cache_mb loader.unread_mb trainer.micro_batch_size "
-        "trainer.global_batch_size trainer.epochs trainer.feed.prefetch trainer.feed.hedge_multiple trainer.checkpoint.keep "
-        "trainer.logger.log_interval",
-    ),
-    (
-        "it must not be negative",
-        lambda number: number >= 0,
-        "data.order.seed data.bad_sample_budget loader.cores loader.workers loader.threads trainer.eval_interval "
-        "trainer.feed.backoff_s trainer.checkpoint.interval trainer.grad_clip trainer.weight_decay trainer.max_skipped_steps",
-    ),
-    (
-        "it must lie in [0, 1]",
-        lambda number: 0 <= number <= 1,
-        "data.augment.brightness data.augment.contrast data.augment.saturation trainer.feed.hedge_share trainer.warmup_ratio "
-        "trainer.min_lr_ratio",
-    ),
-    (
-        "it must be above 0",
-        lambda number: number > 0,
-        "trainer.lr data.augment.crop_area trainer.feed.ticket_deadline_s trainer.feed.data_deadline_s "
-        "trainer.feed.connect_deadline_s",
-    ),
-    ("a share of the image, at most 1", lambda number: number <= 1, "data.augment.crop_area"),
-    ("JPEG quality lies in 1-100", lambda number: 1 <= number <= 100, "data.image.quality"),
-    (
-        "it must be above 1, or 0 for no takeover",
-        lambda number: number == 0 or number > 1,
-        "trainer.feed.takeover_ratio",
-    ),
-    ("at least 1, or null for all epochs", lambda number: number is None or number >= 1, "trainer.max_steps"),
-)
+_RANGES = "ranges"
 
 
-def check_ranges(config: Config) -> None:
-    """Raises ConfigError with the key, its value and the rule."""
-    for rule, holds, keys in _RULES:
-        for key in keys.split():
-            value: Any = config
-            for name in key.split("."):
-                value = getattr(value, name)
-            if not holds(value):
-                raise ConfigError(f"{key} is {value}: {rule}")
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One rule for a number."""
+
+    rule: str
+    """As the error message states it."""
+    holds: Callable[[Any], bool]
+
+
+Metadata = dict[str, tuple[Range, ...]]
+"""What `dataclasses.field(metadata=...)` takes."""
+
+
+def at_least(limit: float) -> Metadata:
+    """The limit and all above it."""
+    rule = "it must not be negative" if limit == 0 else f"it must be at least {limit}"
+    return allowed(rule, lambda number: number >= limit)
+
+
+def above(limit: float) -> Metadata:
+    """All above the limit."""
+    return allowed(f"it must be above {limit}", lambda number: number > limit)
+
+
+def between(low: float, high: float) -> Metadata:
+    """Both limits and all between them."""
+    return allowed(f"it must lie in [{low}, {high}]", lambda number: low <= number <= high)
+
+
+def allowed(rule: str, holds: Callable[[Any], bool]) -> Metadata:
+    """A rule with its own text."""
+    return {_RANGES: (Range(rule, holds),)}
+
+
+def both(first: Metadata, second: Metadata) -> Metadata:
+    """Two rules for one number, checked in this order."""
+    return {_RANGES: first[_RANGES] + second[_RANGES]}
+
+
+def check_ranges(section: Any, prefix: str = "") -> None:
+    """Check a dataclass and the dataclasses in its fields. Raises ConfigError with the key, its value and the rule.
+
+    prefix: the keys in front, e.g. "data.order.".
+    """
+    for key, value, one in _ranges(section, prefix):
+        if not one.holds(value):
+            raise ConfigError(f"{key} is {value}: {one.rule}")
+
+
+def _ranges(section: Any, prefix: str) -> Iterator[tuple[str, Any, Range]]:
+    for field in dataclasses.fields(section):
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        for one in field.metadata.get(_RANGES, ()):
+            yield key, value, one
+        if dataclasses.is_dataclass(value):
+            yield from _ranges(value, f"{key}.")

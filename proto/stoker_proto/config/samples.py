@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stoker_proto.config.rules import above, allowed, at_least, between, both
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageConfig:
@@ -12,11 +14,13 @@ class ImageConfig:
 
     transport: Literal["base64", "jpeg", "pixels"] = "base64"
     """What travels: Base64 text of a JPEG, the JPEG's bytes, or raw uint8 pixels (lossless, about ten times the bytes)."""
-    quality: int = 95
+    quality: int = field(
+        default=95, metadata=allowed("JPEG quality lies in 1-100", lambda quality: 1 <= quality <= 100)
+    )
     """JPEG quality, 1-100; chroma is stored at half resolution (4:2:0)."""
     depth: bool = False
     """Add the depth frame as a second image (see `stoker_proto.images.transport.depth_to_rgb`)."""
-    depth_max_mm: int = 2000
+    depth_max_mm: int = field(default=2000, metadata=at_least(1))
     """Depth in mm that maps to white; what is farther is clipped."""
 
 
@@ -26,13 +30,15 @@ class AugmentConfig:
 
     enabled: bool = False
     """Switch them on."""
-    crop_area: float = 0.9
+    crop_area: float = field(
+        default=0.9, metadata=both(above(0), allowed("a share of the image, at most 1", lambda share: share <= 1))
+    )
     """Share of the image's area that a random crop keeps (OpenVLA: 0.9); 1 turns cropping off."""
-    brightness: float = 0.2
+    brightness: float = field(default=0.2, metadata=between(0, 1))
     """Largest relative change of brightness."""
-    contrast: float = 0.2
+    contrast: float = field(default=0.2, metadata=between(0, 1))
     """Largest relative change of contrast."""
-    saturation: float = 0.2
+    saturation: float = field(default=0.2, metadata=between(0, 1))
     """Largest relative change of saturation."""
 
 
@@ -43,7 +49,7 @@ class ActionConfig:
     codec: Literal["vq", "bins", "fast"] = "vq"
     """`vq`: k-means codebook with residual levels, fitted by `loader-prepare`; `bins`: OpenVLA's 256 uniform bins; `fast`: cosine
     transform of the whole chunk and byte-pair encoding, a variable number of tokens, fewest for chunks of 5 and more."""
-    chunk: int = 1
+    chunk: int = field(default=1, metadata=at_least(1))
     """Consecutive actions predicted at each timestep; the last ones of a trajectory repeat its final action."""
     vocabulary: Literal["reuse_last", "added"] = "reuse_last"
     """`reuse_last`: actions take the last ids of the tokenizer's vocabulary, as OpenVLA does; `added`: new tokens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stoker_proto.config.rules import above, allowed, at_least, between
 from stoker_proto.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class LoggerConfig:
     """Log the same to Weights & Biases (extra `stoker[wandb]`; WANDB_MODE=offline works)."""
     wandb_project: str = "stoker"
     """Project name there."""
-    log_interval: int = 1
+    log_interval: int = field(default=1, metadata=at_least(1))
     """Steps between two lines."""
 
 
@@ -26,21 +27,23 @@ class LoggerConfig:
 class FeedConfig:
     """How a rank pulls its micro-batches."""
 
-    prefetch: int = 8
+    prefetch: int = field(default=8, metadata=at_least(1))
     """Micro-batches asked for ahead of the one that trains: the credit window."""
-    ticket_deadline_s: float = 10.0
+    ticket_deadline_s: float = field(default=10.0, metadata=above(0))
     """A piece not here after this time is asked from another loader; sooner, down to 1 s, once the loaders' latency is known."""
-    hedge_share: float = 0.05
+    hedge_share: float = field(default=0.05, metadata=between(0, 1))
     """Of the tickets, how many may be asked of a second loader because the first is unusually slow; 0: none."""
-    hedge_multiple: float = 3.0
+    hedge_multiple: float = field(default=3.0, metadata=at_least(1))
     """Unusually slow: so many times the latency to be expected, and 0.2 s at least."""
-    takeover_ratio: float = 3.0
+    takeover_ratio: float = field(
+        default=3.0, metadata=allowed("it must be above 1, or 0 for no takeover", lambda ratio: ratio == 0 or ratio > 1)
+    )
     """An idle loader so many times faster takes lanes over from an overloaded one, for a time; 0: never."""
-    backoff_s: float = 60.0
+    backoff_s: float = field(default=60.0, metadata=at_least(0))
     """A loader that comes and goes is home to no lanes for up to this time after it came back; 0: for none."""
-    data_deadline_s: float = 120.0
+    data_deadline_s: float = field(default=120.0, metadata=above(0))
     """A rank without data for this long ends with a message and a non-zero exit."""
-    connect_deadline_s: float = 60.0
+    connect_deadline_s: float = field(default=60.0, metadata=above(0))
     """Loaders that together hold all the data must have answered after this time."""
 
 
@@ -48,9 +51,9 @@ class FeedConfig:
 class CheckpointConfig:
     """What is kept for a resume."""
 
-    interval: int = 500
+    interval: int = field(default=500, metadata=at_least(0))
     """Optimizer steps between two checkpoints; one is always written at the end. 0: only at the end."""
-    keep: int = 2
+    keep: int = field(default=2, metadata=at_least(1))
     """Newest checkpoints that are kept."""
     resume: str | None = "auto"
     """`auto`: the newest in `output_dir`, if there is one; a checkpoint folder; or null to start anew."""
@@ -62,31 +65,33 @@ class CheckpointConfig:
 class TrainerConfig:
     """How it is trained."""
 
-    micro_batch_size: int
+    micro_batch_size: int = field(metadata=at_least(1))
     """Rows of one forward on one rank."""
-    global_batch_size: int
+    global_batch_size: int = field(metadata=at_least(1))
     """Rows of one optimizer step over all ranks: micro_batch_size x ranks x accumulation."""
-    lr: float
+    lr: float = field(metadata=above(0))
     """Peak learning rate of AdamW."""
-    epochs: int = 1
+    epochs: int = field(default=1, metadata=at_least(1))
     """Passes over the training data."""
-    max_steps: int | None = None
+    max_steps: int | None = field(
+        default=None, metadata=allowed("at least 1, or null for all epochs", lambda steps: steps is None or steps >= 1)
+    )
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
-    eval_interval: int = 500
+    eval_interval: int = field(default=500, metadata=at_least(0))
     """Optimizer steps between two validations; one is always made at the end. 0: never."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine down to `min_lr_ratio` of lr at the last step, or constant."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = field(default=0.03, metadata=between(0, 1))
     """Share of all steps during which the rate rises linearly from 0."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: float = field(default=0.0, metadata=between(0, 1))
     """Where the cosine ends, as a share of lr."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata=at_least(0))
     """AdamW's, on matrices only (not on biases and norms)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
-    grad_clip: float = 1.0
+    grad_clip: float = field(default=1.0, metadata=at_least(0))
     """Largest gradient norm over all parameters; 0: no clipping."""
-    max_skipped_steps: int = 20
+    max_skipped_steps: int = field(default=20, metadata=at_least(0))
     """Steps in a row with a non-finite gradient norm (skipped, counted) after which the run ends."""
     seed: int = 0
     """Of dropout and of newly made weights."""

@@ -1,5 +1,6 @@
 """Rules between keys, and the arithmetic of a global batch."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from stoker_proto.config import check_batch_arithmetic
 from stoker_proto.config.placement import parse_slots
 from stoker_proto.config.reader import load_config
+from stoker_proto.config.rules import above, allowed, at_least, both, check_ranges
 from stoker_proto.errors import ConfigError
 
 MINIMAL = """
@@ -147,3 +149,24 @@ def test_text_is_slots_or_a_refusal_that_names_the_key(text: str) -> None:
             raise
     else:
         assert len(set(slots)) == len(slots)
+
+
+def test_rules_of_one_number_are_checked_in_their_order_and_nested_sections_are_reached() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Inner:
+        share: float = field(default=0.5, metadata=both(above(0), allowed("at most 1", lambda share: share <= 1)))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Outer:
+        count: int = field(metadata=at_least(2))
+        inner: Inner = field(default_factory=Inner)
+
+    check_ranges(Outer(count=2))
+    for outer, message in (
+        (Outer(count=1), "a.count is 1: it must be at least 2"),
+        (Outer(count=2, inner=Inner(share=0)), "a.inner.share is 0: it must be above 0"),
+        (Outer(count=2, inner=Inner(share=1.5)), "a.inner.share is 1.5: at most 1"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_ranges(outer, "a.")
+        assert str(caught.value) == message
