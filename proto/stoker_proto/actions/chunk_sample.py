@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from stoker_proto.actions.statistics import Float32Array
+from stoker_proto.actions.statistics import Float32Array, smallest_hashes
 from stoker_proto.errors import DataError
 from stoker_proto.hashing import mix64
 
@@ -56,9 +56,7 @@ class ChunkSample:
         if len(self._hashes) == self.capacity:  # most chunks of a large source stop here
             near = hashes < self._hashes.max()
             hashes, starts = hashes[near], starts[near]
-        if len(hashes) > self.capacity:
-            kept = np.argpartition(hashes, self.capacity - 1)[: self.capacity]
-            hashes, starts = hashes[kept], starts[kept]
+        hashes, starts = smallest_hashes(hashes, starts, self.capacity)
         places = np.clip(starts[:, None] + offsets, begins[starts][:, None], ends[starts][:, None] - 1)  # [n, K]
         self._keep(hashes, actions[places], self.capacity)
 
@@ -99,7 +97,4 @@ class ChunkSample:
 
     def _keep(self, hashes: npt.NDArray[np.uint64], chunks: Float32Array, limit: int) -> None:
         hashes, chunks = np.concatenate([self._hashes, hashes]), np.concatenate([self._chunks, chunks])
-        if len(hashes) > limit:
-            kept = np.argpartition(hashes, limit - 1)[:limit]
-            hashes, chunks = hashes[kept], chunks[kept]
-        self._hashes, self._chunks = hashes, chunks
+        self._hashes, self._chunks = smallest_hashes(hashes, chunks, limit)

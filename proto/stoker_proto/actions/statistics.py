@@ -10,7 +10,7 @@ Letters: N actions, D dimensions of an action, M actions in the sample.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from stoker_proto.hashing import mix64
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 
 _SMALLEST_EXPONENT = -149  # the smallest positive float32 is 2**-149
 _NUM_EXPONENTS = 280  # frexp of a float32 gives -148 .. 128
@@ -87,10 +88,10 @@ class ActionStatistics:
         return result.astype(np.float32)
 
 
-def _smallest(
-    hashes: npt.NDArray[np.uint64], rows: Float32Array, keep: int
-) -> tuple[npt.NDArray[np.uint64], Float32Array]:
-    """The `keep` rows with the smallest hashes, in no particular order."""
+def smallest_hashes(
+    hashes: npt.NDArray[np.uint64], rows: npt.NDArray[Number], keep: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Number]]:
+    """uint64[n] and [n, ...]: the `keep` rows with the smallest hashes, in no particular order."""
     if len(hashes) <= keep:
         return hashes, rows
     kept = np.argpartition(hashes, keep - 1)[:keep]
@@ -180,7 +181,7 @@ class StatisticsAccumulator:
         """For a file: count; extremes [2, D]; sums of the used exponents; hashes [M] and rows [M, D] with M <= keep."""
         self._flush()
         used = np.flatnonzero(self._sums.any(axis=0))
-        hashes, rows = _smallest(self._hashes, self._rows, keep)
+        hashes, rows = smallest_hashes(self._hashes, self._rows, keep)
         return {
             "count": np.array(self.count),
             "extremes": np.stack([self._min, self._max]),
@@ -203,7 +204,7 @@ class StatisticsAccumulator:
         actions.count = count
         actions._min, actions._max = extremes[0].copy(), extremes[1].copy()
         actions._sums[:, arrays["used"]] = arrays["sums"]
-        actions._hashes, actions._rows = _smallest(hashes, rows, keep)
+        actions._hashes, actions._rows = smallest_hashes(hashes, rows, keep)
         return actions
 
     def _flush(self) -> None:
@@ -222,7 +223,7 @@ class StatisticsAccumulator:
     def _keep(self, hashes: npt.NDArray[np.uint64], rows: Float32Array) -> None:
         """Of the sample and these, the `capacity` with the smallest hash."""
         hashes, rows = np.concatenate([self._hashes, hashes]), np.concatenate([self._rows, rows])
-        self._hashes, self._rows = _smallest(hashes, rows, self.capacity)
+        self._hashes, self._rows = smallest_hashes(hashes, rows, self.capacity)
 
     def _moments(self) -> tuple[Float64Array, Float64Array]:
         """Mean and standard deviation from the exact sums, each rounded once (the deviation: once more by the root)."""

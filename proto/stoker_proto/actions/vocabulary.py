@@ -59,10 +59,6 @@ class ActionVocabulary:
         """One past the largest id of an action token."""
         return self.first_id + self.num_codes
 
-    def token_strings(self) -> list[str]:
-        """The new tokens in the order of their ids: "<action_0>" ...; none for `reuse_last`."""
-        return [f"<action_{code}>" for code in range(self.num_codes)] if self.mode == "added" else []
-
     def to_ids(self, codes: npt.ArrayLike) -> Int32Array:
         """int32[...] -> int32[...]; DataError for a code outside [0, num_codes)."""
         array = np.asarray(codes, dtype=np.int64)
@@ -102,3 +98,8 @@ class ActionVocabulary:
         """code -> id; in `reuse_last` it is its own inverse."""
         swapped = self.anchor_id - 1 - array if self.mode == "reuse_last" else self.anchor_id + array
         return swapped.astype(np.int32)
+
+
+def action_tokens(num_codes: int) -> list[str]:
+    """The new tokens of the mode `added`, in the order of their ids: "<action_0>" ..."""
+    return [f"<action_{code}>" for code in range(num_codes)]

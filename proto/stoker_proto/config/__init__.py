@@ -10,7 +10,7 @@ One module for each section of the file.
 """
 
 from stoker_proto.config.cluster import ClusterConfig
-from stoker_proto.config.data import DataConfig
+from stoker_proto.config.data import DataConfig, SourceConfig
 from stoker_proto.config.loader import LoaderConfig
 from stoker_proto.config.model import ModelConfig
 from stoker_proto.config.order import OrderConfig
@@ -18,7 +18,6 @@ from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.config.root import Config
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
 from stoker_proto.config.security import SecurityConfig
-from stoker_proto.config.sources import SourceConfig
 from stoker_proto.config.trainer import (
     CheckpointConfig,
     FeedConfig,

@@ -22,10 +22,9 @@ from stoker_proto.images.spec import ImageSpec
 from stoker_proto.text.chat_spans import DialogueRenderer
 from stoker_proto.text.control_tokens import ControlTokens
 from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
-from stoker_proto.text.ids import int32_array
 from stoker_proto.text.rendered import Labelled, Rendered, Steps, run_together
 from stoker_proto.text.rows import EncodedRow, RowWriter
-from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.tokenizer import TextTokenizer, int32_array
 from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
 
 _NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)

@@ -17,7 +17,7 @@ OPEN, CLOSE = "\U000f0000", "\U000f0001"
 GENERATION_OPEN, GENERATION_CLOSE = "\U000f0002", "\U000f0003"
 """Around what a chat template says is the assistant's; see `chat_template`."""
 _MARKS = re.compile("[\U000f0000-\U000f0003]")
-ACTION_TOKEN = r"<action_\d+>"
+_ACTION_TOKEN = re.compile(r"<action_\d+>")
 """Ours, also where they are not in the vocabulary (yet): a row must not depend on when it was written."""
 
 
@@ -67,6 +67,11 @@ class ControlTokens:
         return [piece for piece in found if piece[1]]
 
 
+def is_action_token(token: str) -> bool:
+    """Whether the text is one of our action tokens, such as `<action_17>`."""
+    return token.startswith("<action_") and _ACTION_TOKEN.fullmatch(token) is not None
+
+
 def is_marked(text: str) -> bool:
     """Whether `mark` found something."""
     return OPEN in text
@@ -74,7 +79,7 @@ def is_marked(text: str) -> bool:
 
 def _compiled(tokens: Iterable[str]) -> re.Pattern[str]:
     words = sorted(token for token in tokens if token and not token.isspace())
-    return re.compile("|".join(filter(None, [_trie_pattern(words), ACTION_TOKEN])))
+    return re.compile("|".join(filter(None, [_trie_pattern(words), _ACTION_TOKEN.pattern])))
 
 
 def _trie_pattern(words: list[str]) -> str:

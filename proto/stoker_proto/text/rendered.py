@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from stoker_proto.errors import DataError
-from stoker_proto.text.control_tokens import ACTION_TOKEN, ControlTokens, is_marked
-from stoker_proto.text.ids import Ids, int32_array
-from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.control_tokens import ControlTokens, is_action_token, is_marked
+from stoker_proto.text.tokenizer import Ids, TextTokenizer, int32_array
 
 Spans = Sequence[tuple[int, int]]
 R = TypeVar("R")
@@ -132,7 +130,7 @@ _OPENING = "\n"
 
 def encode_as_text(tokenizer: TextTokenizer, word: str) -> list[int]:
     """The ids of a control token's letters. Raises DataError where that is what the dialogue writes, too."""
-    if tokenizer.id_of(word) is None and not re.fullmatch(ACTION_TOKEN, word):
+    if tokenizer.id_of(word) is None and not is_action_token(word):
         raise DataError(
             f"the text holds {word!r}, which opens a turn of this dialogue and is no token of the tokenizer, so the two could "
             "not be told apart: take it out"

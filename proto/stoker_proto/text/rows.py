@@ -16,9 +16,8 @@ from stoker_proto.errors import DataError, RowError
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.text.control_tokens import OPEN, ControlTokens
 from stoker_proto.text.dialogue import Dialogue
-from stoker_proto.text.ids import Ids, int32_array
 from stoker_proto.text.state_text import StateText
-from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.tokenizer import Ids, TextTokenizer, int32_array
 
 _MAX_PROMPTS = 8192  # remembered: instructions repeat, and a dict hit costs a thousandth of tokenising
 

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.text.control_tokens import ControlTokens
-from stoker_proto.text.ids import Ids
 from stoker_proto.text.rendered import Rendered, Steps, run_together
 from stoker_proto.text.rows import EncodedRow
-from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.tokenizer import Ids, TextTokenizer
 
 Marked = tuple[str, Collection[str]]
 """A text, and the special tokens in it that are meant as such; any other is plain text."""
@@ -61,11 +60,6 @@ class TextRows:
     def count_texts(self, texts: Sequence[Marked]) -> list[tuple[int, int] | DataError]:
         """(rows, tokens in them) of each text: of what `of_texts` gives."""
         return run_together(self._tokenizer, self._control, [self._make_count(*text) for text in texts])
-
-    def count_ids(self, input_ids: NDArray[np.integer]) -> tuple[int, int]:
-        """The same of ids."""
-        ids, leading = self._parted(input_ids)
-        return self._count(len(ids), len(leading))
 
     def _room(self, num_leading: int) -> int:
         """Tokens that one row adds, beside what stands in front of them."""

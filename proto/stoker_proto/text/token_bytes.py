@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from stoker_proto.text.ids import Ids, int32_array
-
 _UNKNOWN = b"\xff"  # occurs in no UTF-8
 _PROBE = "a b\n c 1"
 
@@ -34,10 +32,10 @@ class TokenBytes:
         self._lengths = np.zeros(size, np.int64)
         pipeline: Any = tokenizer
         found = pipeline.encode_batch_fast([_PROBE], add_special_tokens=False)[0].ids
-        self.are_known = self.ends(int32_array(found), _PROBE) is not None
+        self.are_known = self.ends(np.array(found, np.int32), _PROBE) is not None
         """Whether the vocabulary is byte-level; otherwise `ends` is of no use."""
 
-    def ends(self, ids: Ids, text: str) -> NDArray[np.int64] | None:
+    def ends(self, ids: NDArray[np.int32], text: str) -> NDArray[np.int64] | None:
         """int64[T]: where each token ends in the text's UTF-8, in bytes; None where the tokens' bytes are not the text."""
         try:
             found = b"".join(self._bytes[ids].tolist())

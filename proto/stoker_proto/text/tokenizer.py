@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from stoker_proto.actions.vocabulary import ActionVocabulary
+from stoker_proto.actions.vocabulary import ActionVocabulary, action_tokens
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.model_folder import ModelFolder
-from stoker_proto.text.ids import Ids, int32_array
+from stoker_proto.text.control_tokens import is_action_token
 from stoker_proto.text.token_bytes import TokenBytes
 
+Ids = NDArray[np.int32]
+"""int32[T]."""
+
 _MOST_PARTS = 4  # bytes that a character has at most
-_ACTION_TOKEN = re.compile(r"<action_\d+>")
 _PROBES = (
     "Pick up the red cube and place it on the plate.",
     "  In: What action\tshould the robot take?\nOut: \n\n",
@@ -40,6 +43,11 @@ _PROBES = (
     "\u201cquoted\u201d \u2018it\u2019s\u2019 ``so'' ٣ ३ Ⅷ",  # quotes and digits
 )
 """Encoded for the fingerprint: what the vocabulary does not show of a tokenizer (how it normalises, where it cuts) shows here."""
+
+
+def int32_array(ids: Sequence[int]) -> Ids:
+    """int32[T], read-only, of Python's integers: in a quarter of the time that `np.array` takes."""
+    return np.frombuffer(struct.pack(f"{len(ids)}i", *ids), np.int32)
 
 
 class TextTokenizer:
@@ -158,7 +166,7 @@ class TextTokenizer:
 
     def _make_fingerprint(self) -> str:
         numbers = self.tokenizer.get_vocab(with_added_tokens=True)
-        tokens = [token for token in sorted(sorted(numbers), key=numbers.__getitem__) if not _is_action_token(token)]
+        tokens = [token for token in sorted(sorted(numbers), key=numbers.__getitem__) if not is_action_token(token)]
         merges = json.loads(self.tokenizer.to_str())["model"].get("merges") or []
         digest = hashlib.sha256("\n".join(tokens).encode("utf-8", "surrogatepass"))
         digest.update(np.array([numbers[token] for token in tokens], "<i8").tobytes())
@@ -168,7 +176,7 @@ class TextTokenizer:
     def add_actions(self, mode: str, num_codes: int) -> ActionVocabulary:
         """Give action codes their ids; `added` adds tokens, unless they are there. Raises ConfigError."""
         if mode == "added":
-            tokens = [f"<action_{code}>" for code in range(num_codes)]
+            tokens = action_tokens(num_codes)
             self.tokenizer.add_tokens(tokens)
             self._bytes = None
             first = self.id_of(tokens[0]) or 0
@@ -192,10 +200,6 @@ class TextTokenizer:
     def save(self, file: Path) -> None:
         """Write tokenizer.json, action tokens included."""
         file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
-
-
-def _is_action_token(token: str) -> bool:
-    return token.startswith("<action_") and _ACTION_TOKEN.fullmatch(token) is not None
 
 
 def load_tokenizer(file: Path) -> Tokenizer:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker_proto.actions import ActionVocabulary
+from stoker_proto.actions.vocabulary import action_tokens
 from stoker_proto.errors import ConfigError, DataError
 
 REUSED = ActionVocabulary.reuse_last(vocab_size=32_000, num_codes=256)
@@ -24,9 +25,8 @@ def test_which_ids_are_actions():
     assert ADDED.is_action([[32_063, 32_064], [32_319, 32_320]]).tolist() == [[False, True], [True, False]]
 
 
-def test_token_strings_are_for_added_tokens_only():
-    assert ActionVocabulary.added(first_id=9, num_codes=3).token_strings() == ["<action_0>", "<action_1>", "<action_2>"]
-    assert REUSED.token_strings() == []
+def test_action_tokens_are_numbered_from_0():
+    assert action_tokens(3) == ["<action_0>", "<action_1>", "<action_2>"]
 
 
 @settings(deadline=None, database=None)

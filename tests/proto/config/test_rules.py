@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker_proto.config import check_batch_arithmetic
@@ -139,6 +139,7 @@ def test_any_list_of_slots_is_read_back(slots: set[int]) -> None:
     assert parse_slots(",".join(map(str, sorted(slots))), "trainer") == tuple(sorted(slots))
 
 
+@settings(deadline=None)  # a range may have a million slots
 @given(st.text(alphabet="0123456789-, ²a", max_size=8))
 def test_text_is_slots_or_a_refusal_that_names_the_key(text: str) -> None:
     key = "cluster.component_placement.trainer"

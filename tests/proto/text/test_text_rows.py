@@ -60,7 +60,6 @@ def test_ids_are_taken_as_they_are(ids: list[int], rows: list[list[int]], tmp_pa
     found = texts.of_ids(np.array(ids, np.uint16))
     assert [row.input_ids.tolist() for row in found] == rows
     assert all(row.supervised.tolist() == [0] + [1] * (len(row.input_ids) - 1) for row in found)
-    assert texts.count_ids(np.array(ids)) == (len(rows), sum(map(len, rows)))
 
 
 @pytest.mark.parametrize("max_seq_len", [2, 3, 7, 64, 4096])
@@ -125,7 +124,6 @@ def test_ids_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"whole numbers \[T\] are expected"):
         texts.of_ids(np.array([[1.0]]))
     assert texts.of_ids(np.array([], np.int64)) == []
-    assert texts.count_ids(np.arange(40)) == (3, 42)
     with pytest.raises(ConfigError, match=r"data.max_seq_len is 1: no token of a text fits"):
         build(tmp_path, 1).texts.of_text("a")
 

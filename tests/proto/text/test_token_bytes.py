@@ -7,10 +7,9 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from stoker_proto.text.ids import int32_array
 from stoker_proto.text.rendered import Rendered
 from stoker_proto.text.token_bytes import TokenBytes
-from stoker_proto.text.tokenizer import TextTokenizer
+from stoker_proto.text.tokenizer import TextTokenizer, int32_array
 from tests.proto.text.test_rendered import labelled
 
 TEXTS = (
