@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stoker_proto.order.lanes import Order, Run
-from stoker_proto.order.mixture import MixedOrder, Part
+from stoker_proto.order.lanes import LaneRun, Order
+from stoker_proto.order.mixture import MixedOrder, PassRange
 from stoker_proto.wire.messages import Piece, Ticket
 
 LANES = 2
@@ -137,11 +137,11 @@ def make_piece(ticket: Ticket, loader: str, extra: int = 0) -> Piece:
 class RememberedOrder(MixedOrder):
     """The real order, whose answers are remembered: it is pure, and half a schedule's time would be spent in it."""
 
-    def __init__(self, sources: Sequence[Sequence[Part]], lanes: Sequence[Sequence[int]], cell: int) -> None:
+    def __init__(self, sources: Sequence[Sequence[PassRange]], lanes: Sequence[Sequence[int]], cell: int) -> None:
         super().__init__(sources, lanes, cell)
-        self._known: dict[tuple[int, int], list[Run]] = {}
+        self._known: dict[tuple[int, int], list[LaneRun]] = {}
 
-    def runs(self, start: int, stop: int) -> list[Run]:
+    def runs(self, start: int, stop: int) -> list[LaneRun]:
         """As the real one."""
         known = self._known.get((start, stop))
         if known is None:
@@ -155,7 +155,9 @@ def _order(lengths: tuple[int, ...], cell: int, starts: tuple[int, ...]) -> Orde
 
 
 @functools.cache
-def _mixed(sources: tuple[tuple[Part, ...], ...], lanes: tuple[tuple[int, ...], ...], cell: int) -> RememberedOrder:
+def _mixed(
+    sources: tuple[tuple[PassRange, ...], ...], lanes: tuple[tuple[int, ...], ...], cell: int
+) -> RememberedOrder:
     return RememberedOrder(sources, lanes, cell)
 
 
@@ -164,6 +166,6 @@ def remembered_order(lengths: list[int], cell: int, starts: list[int]) -> Order:
     return _order(tuple(lengths), cell, tuple(starts))
 
 
-def remembered_mixture(sources: list[list[Part]], lanes: list[list[int]], cell: int) -> MixedOrder:
+def remembered_mixture(sources: list[list[PassRange]], lanes: list[list[int]], cell: int) -> MixedOrder:
     """In place of `MixedOrder`, while simulated; parts are the same where their orders are the same object."""
     return _mixed(tuple(map(tuple, sources)), tuple(map(tuple, lanes)), cell)

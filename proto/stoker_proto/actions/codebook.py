@@ -22,20 +22,20 @@ _COVER_POINTS = 2_048
 class Codebook:
     """K codewords, each of one group; a point is coded by the nearest of its own group."""
 
-    def __init__(self, words: Float32Array, groups: Int64Array, num_groups: int) -> None:
+    def __init__(self, codewords: Float32Array, groups: Int64Array, num_groups: int) -> None:
         """Args:
-        words: float32[K, C].
+        codewords: float32[K, C].
         groups: int64[K], each of [0, num_groups), and each of these at least once.
         """
-        if words.ndim != 2 or groups.shape != words.shape[:1] or set(groups.tolist()) != set(range(num_groups)):
+        if codewords.ndim != 2 or groups.shape != codewords.shape[:1] or set(groups.tolist()) != set(range(num_groups)):
             raise DataError(
-                f"a damaged action codec: {list(words.shape)} codewords with {len(groups)} groups of {num_groups}; "
+                f"a damaged action codec: {list(codewords.shape)} codewords with {len(groups)} groups of {num_groups}; "
                 "run loader-prepare again"
             )
-        self.words, self.groups, self.num_groups = words, groups, num_groups
-        self._columns = np.ascontiguousarray(words.T)
+        self.codewords, self.groups, self.num_groups = codewords, groups, num_groups
+        self._columns = np.ascontiguousarray(codewords.T)
         own = groups == np.arange(num_groups)[:, None]  # [G, K]
-        self._offsets = np.where(own, half_squared_norms(words), np.float32(np.inf)).astype(np.float32)
+        self._offsets = np.where(own, half_squared_norms(codewords), np.float32(np.inf)).astype(np.float32)
 
     def nearest(self, points: Float32Array, groups: Int64Array) -> Int64Array:
         """Points float32[N, C] of groups int64[N] -> codes int64[N]."""
@@ -45,7 +45,7 @@ class Codebook:
 
     def residuals(self, points: Float32Array, groups: Int64Array) -> Float32Array:
         """What is left of the points when their codewords are taken away: float32[N, C]."""
-        return points - self.words[self.nearest(points, groups)]
+        return points - self.codewords[self.nearest(points, groups)]
 
     @classmethod
     def fit(cls, points: Float32Array, groups: Int64Array, space: ActionSpace, *, size: int, by_kmeans: bool) -> Self:
@@ -65,13 +65,13 @@ class Codebook:
             own = points[groups == group]
             num_fitted = min(share, len(own) // ROWS_PER_CODEWORD) if by_kmeans else 0
             fitted = [kmeans(own, num_fitted, seed=group)] if num_fitted else []
-            words = np.concatenate([*fitted, product_grid(low, high, max(1, share - num_fitted))])[:share]
-            parts.append(np.concatenate([words, np.repeat(words[-1:], share - len(words), axis=0)]))
+            codewords = np.concatenate([*fitted, product_grid(low, high, max(1, share - num_fitted))])[:share]
+            parts.append(np.concatenate([codewords, np.repeat(codewords[-1:], share - len(codewords), axis=0)]))
         return cls(np.concatenate(parts), np.repeat(np.arange(space.num_groups), shares), space.num_groups)
 
     def to_json(self) -> dict[str, Any]:
         """Codewords in Base64, and the group of each."""
-        return {"words": array_to_json(self.words), "groups": self.groups.tolist()}
+        return {"words": array_to_json(self.codewords), "groups": self.groups.tolist()}
 
     @classmethod
     def from_json(cls, d: dict[str, Any], space: ActionSpace) -> Self:

@@ -45,10 +45,10 @@ class VectorQuantizer(ActionCodec):
     ) -> None:
         super().__init__(statistics, chunk)
         widths = (len(space.values), len(space.continuous), len(space.continuous))
-        if widths != (self.dim, codebook.words.shape[1], len(lattice.knots)):
+        if widths != (self.dim, codebook.codewords.shape[1], len(lattice.knots)):
             raise DataError(f"a damaged action codec: parts of {widths} dimensions; run loader-prepare again")
         self.space, self.codebook, self.lattice = space, codebook, lattice
-        self.num_codes = len(codebook.words)
+        self.num_codes = len(codebook.codewords)
         self.levels = 1 + lattice.num_levels
         self.max_tokens = chunk * self.levels
 
@@ -59,14 +59,14 @@ class VectorQuantizer(ActionCodec):
         codes = np.empty((len(points), self.levels), dtype=np.int32)
         first = self.codebook.nearest(points, groups)
         codes[:, 0] = first
-        codes[:, 1:] = self.lattice.encode(points - self.codebook.words[first])
+        codes[:, 1:] = self.lattice.encode(points - self.codebook.codewords[first])
         return codes.reshape(len(checked), self.max_tokens)
 
     def decode(self, codes: npt.ArrayLike) -> Float32Array:
         """float32[N, chunk, D] in the dataset's units, inside the range of the data."""
         checked = self.checked_codes(codes)
         flat = checked.reshape(-1, self.levels)
-        points = self.codebook.words[flat[:, 0]] + self.lattice.decode(flat[:, 1:])
+        points = self.codebook.codewords[flat[:, 0]] + self.lattice.decode(flat[:, 1:])
         actions = self.space.from_scaled(points, self.codebook.groups[flat[:, 0]])
         return actions.reshape(len(checked), self.chunk, self.dim)
 
@@ -162,7 +162,7 @@ def _refined(
         codebook.residuals(*space.to_scaled(held_out)),
         np.concatenate(reach),
         num_levels=levels - 1,
-        num_codes=len(codebook.words),
+        num_codes=len(codebook.codewords),
     )
     return VectorQuantizer(statistics, chunk=chunk, space=space, codebook=codebook, lattice=lattice)
 

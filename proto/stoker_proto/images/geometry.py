@@ -19,7 +19,7 @@ Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
 _MAX_EDGE = 4096  # what Idefics3 scales to at most
 
 
-def plan(steps: Sequence[Step], height: int, width: int) -> tuple[Operation, ...]:
+def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Operation, ...]:
     """The operations that a frame of this size needs; none where it fits already."""
     operations: list[Operation] = []
     for name, first, second in steps:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from stoker_proto.config import AugmentConfig, ImageConfig
 from stoker_proto.errors import DataError, RemoteProtocolError
 from stoker_proto.images.augment import crop_box, jitter
-from stoker_proto.images.geometry import Operation, plan
+from stoker_proto.images.geometry import Operation, operations_for
 from stoker_proto.images.resize import best_resize
 from stoker_proto.images.spec import ImageSpec
 
 Pixels = NDArray[np.uint8]
-_MAX_PLANS = 1024
+_MAX_SIZES = 1024
 
 
 def depth_to_rgb(depth: NDArray[np.uint16], max_mm: int) -> Pixels:
@@ -51,7 +51,7 @@ class ImageCoder:
         self.transport: Literal["base64", "jpeg", "pixels"] = image.transport
         self._quality = image.quality
         self._resize, self._resizer_name = best_resize()
-        self._plans: dict[tuple[int, int], tuple[Operation, ...]] = {}
+        self._operations: dict[tuple[int, int], tuple[Operation, ...]] = {}
         self._shape = (spec.height, spec.width, 3)
         self._num_bytes = spec.height * spec.width * 3
 
@@ -119,11 +119,11 @@ class ImageCoder:
     def _fit(self, pixels: Pixels) -> Pixels:
         """Pad, resize and crop as the model's own processor."""
         size = pixels.shape[:2]
-        operations = self._plans.get(size)
+        operations = self._operations.get(size)
         if operations is None:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            operations = self._plans[size] = plan(self.spec.steps, *size)
+            if len(self._operations) >= _MAX_SIZES:
+                self._operations.clear()
+            operations = self._operations[size] = operations_for(self.spec.steps, *size)
         for name, top, left, height, width in operations:
             if name == "resize":
                 pixels = self._resize(pixels, height, width, self.spec.resample)

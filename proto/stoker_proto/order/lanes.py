@@ -35,7 +35,7 @@ MAX_CELLS = 1 << 29  # per lane, so that (2k + 1) << 32 stays inside int64
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LaneRun:
     """Samples [start, start + count) of one lane: what one ticket asks for."""
 
     lane: int
@@ -85,7 +85,7 @@ class Order:
         self._all_at_once = not self.starts.any()
         self.total = int(self.lengths.sum())
 
-    def runs(self, start: int, stop: int) -> list[Run]:
+    def runs(self, start: int, stop: int) -> list[LaneRun]:
         """Stream positions [start, stop) as runs, in stream order."""
         if not 0 <= start <= stop <= self.total:
             raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
@@ -105,7 +105,7 @@ class Order:
         last = np.minimum(sizes, stop - (ends - sizes))  # ... and behind
         inside = np.flatnonzero(first < last)
         columns = (lanes[inside], (lows + first)[inside], (last - first)[inside])
-        return [Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
+        return [LaneRun(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
 
     def _last_time(self, position: int) -> int:
         """The largest time before which at most `position` samples are due; position < total.

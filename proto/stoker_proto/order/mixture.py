@@ -21,7 +21,7 @@ from heapq import heapify, heapreplace
 from itertools import accumulate
 
 from stoker_proto.errors import ConfigError, LocalProtocolError
-from stoker_proto.order.lanes import Order, Run
+from stoker_proto.order.lanes import LaneRun, Order
 
 _SCALE = 32  # bits of a fraction of a pass
 _TIME = 1 << 48  # the end of the epoch; whole numbers, so that all machines agree
@@ -31,7 +31,7 @@ MAX_RATE = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PassShare:
     """What an epoch takes of one pass: the fraction [begin, end) in units of 2**-32."""
 
     number: int
@@ -45,15 +45,15 @@ class Span:
         return (num_samples * self.begin + half) >> _SCALE, (num_samples * self.end + half) >> _SCALE
 
 
-def spans(rate: int, epoch: int) -> list[Span]:
+def pass_shares(rate: int, epoch: int) -> list[PassShare]:
     """The passes of one epoch at `rate` (in units of 2**-32 passes an epoch).
 
-    >>> [(span.number, span.begin / ONE_PASS, span.end / ONE_PASS) for span in spans(5 * ONE_PASS // 2, 1)]
+    >>> [(share.number, share.begin / ONE_PASS, share.end / ONE_PASS) for share in pass_shares(5 * ONE_PASS // 2, 1)]
     [(2, 0.5, 1.0), (3, 0.0, 1.0), (4, 0.0, 1.0)]
     """
     first, last = epoch * rate, (epoch + 1) * rate
     return [
-        Span(number, max(first - (number << _SCALE), 0), min(last - (number << _SCALE), ONE_PASS))
+        PassShare(number, max(first - (number << _SCALE), 0), min(last - (number << _SCALE), ONE_PASS))
         for number in range(first >> _SCALE, -(-last >> _SCALE))
     ]
 
@@ -82,7 +82,7 @@ def rates(names: Sequence[str], num_samples: Sequence[int], weights: Sequence[fl
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PassRange:
     """Positions [first, last) of one pass over a source."""
 
     number: int
@@ -94,7 +94,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SourceRun:
     """Consecutive samples of one source."""
 
     source: int
@@ -103,7 +103,7 @@ class Turn:
     count: int
 
 
-class Turns:
+class SourceOrder:
     """Whose turn it is, at any stream position; found by bisection over time, without those before."""
 
     def __init__(self, counts: Sequence[int], cell: int) -> None:
@@ -111,11 +111,11 @@ class Turns:
         self.counts, self.cell = list(counts), cell
         self.total = sum(counts)
 
-    def between(self, start: int, stop: int) -> list[Turn]:
+    def runs(self, start: int, stop: int) -> list[SourceRun]:
         """Stream positions [start, stop) as turns, in stream order."""
         if not 0 <= start <= stop <= self.total:
             raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
-        turns: list[Turn] = []
+        runs: list[SourceRun] = []
         time = self._last_time(start) if start < stop else 0
         cells = [self._cells_before(source, time) for source in range(len(self.counts))]
         position = sum(map(self._samples, range(len(cells)), cells))
@@ -127,9 +127,9 @@ class Turns:
             low, high = self._samples(source, cell), self._samples(source, cell + 1)
             first, last = max(low, low + start - position), min(high, low + stop - position)
             if first < last:
-                turns.append(Turn(source, first, last - first))
+                runs.append(SourceRun(source, first, last - first))
             position += high - low
-        return turns
+        return runs
 
     def _samples(self, source: int, cells: int) -> int:
         return min(cells * self.cell, self.counts[source])
@@ -169,25 +169,25 @@ class Turns:
 class MixedOrder:
     """The stream of one epoch of the run: `total` samples; `runs(a, b)` gives stream positions [a, b) as runs of lanes."""
 
-    def __init__(self, sources: Sequence[Sequence[Part]], lanes: Sequence[Sequence[int]], cell: int) -> None:
+    def __init__(self, sources: Sequence[Sequence[PassRange]], lanes: Sequence[Sequence[int]], cell: int) -> None:
         """sources: for each its parts of this epoch, in order; lanes: for each the stream's lane numbers, in the order of the
-        lengths in its `Part.order`; cell: consecutive samples of one source before the next has its turn."""
+        lengths in its `PassRange.order`; cell: consecutive samples of one source before the next has its turn."""
         self._sources, self._lanes = sources, lanes
         self._ends = [list(accumulate(part.last - part.first for part in parts)) for parts in sources]
-        self._turns = Turns([ends[-1] if ends else 0 for ends in self._ends], cell)
-        self.total = self._turns.total
+        self._source_order = SourceOrder([ends[-1] if ends else 0 for ends in self._ends], cell)
+        self.total = self._source_order.total
 
     @property
     def counts(self) -> list[int]:
         """Samples of each source in this epoch."""
-        return self._turns.counts
+        return self._source_order.counts
 
-    def runs(self, start: int, stop: int) -> list[Run]:
+    def runs(self, start: int, stop: int) -> list[LaneRun]:
         """Stream positions [start, stop) as runs, in stream order."""
-        turns = self._turns.between(start, stop) if len(self._sources) > 1 else [Turn(0, start, stop - start)]
+        turns = self._source_order.runs(start, stop) if len(self._sources) > 1 else [SourceRun(0, start, stop - start)]
         return [run for turn in turns for run in self._of_source(turn.source, turn.start, turn.start + turn.count)]
 
-    def _of_source(self, source: int, start: int, stop: int) -> list[Run]:
+    def _of_source(self, source: int, start: int, stop: int) -> list[LaneRun]:
         """Positions [start, stop) of what this epoch takes of a source."""
         ends, lanes, runs = self._ends[source], self._lanes[source], []
         number = bisect.bisect_right(ends, start)
@@ -196,7 +196,7 @@ class MixedOrder:
             offset = part.first - (ends[number - 1] if number else 0)
             last = min(stop, ends[number])
             runs += [
-                Run(lanes[run.lane], run.start, run.count, part.number)
+                LaneRun(lanes[run.lane], run.start, run.count, part.number)
                 for run in part.order.runs(start + offset, last + offset)
             ]
             start, number = last, number + 1

@@ -27,7 +27,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
+class ChatFrames:
     """Of one sequence of roles. N turns."""
 
     frames: tuple[str, ...]  # N + 1
@@ -35,7 +35,7 @@ class Frames:
     """What is learned: its start and end."""
 
     @staticmethod
-    def words(num_turns: int) -> list[str]:
+    def placeholders(num_turns: int) -> list[str]:
         """What the turns of the dialogue of placeholders say."""
         return [_PLACEHOLDER.format(i) for i in range(num_turns)]
 
@@ -58,9 +58,9 @@ class Frames:
             spans.append((places[0], places[1]))
         return cls(tuple(rendered.text[a:b] for a, b in zip(starts, stops, strict=True)), tuple(spans))
 
-    def fit(self, whole: str, words: Sequence[str]) -> Rendered | None:
-        """The learned spans of the rendered text of turns that say `words`; None where it is not made of the frames."""
-        for said in (words, [text.strip() for text in words]):
+    def fit(self, whole: str, texts: Sequence[str]) -> Rendered | None:
+        """The learned spans of the rendered text of turns that say `texts`; None where it is not made of the frames."""
+        for said in (texts, [text.strip() for text in texts]):
             pieces = [*itertools.chain.from_iterable(zip(self.frames, said, strict=False)), self.frames[-1]]
             if "".join(pieces) == whole:
                 starts = list(itertools.accumulate(map(len, pieces), initial=0))[::2]  # of the frames

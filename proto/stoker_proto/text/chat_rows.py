@@ -22,7 +22,7 @@ from stoker_proto.images.spec import ImageSpec
 from stoker_proto.text.chat_spans import DialogueRenderer
 from stoker_proto.text.control_tokens import ControlTokens
 from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
-from stoker_proto.text.rendered import Labelled, Rendered, Steps, run_together
+from stoker_proto.text.rendered import Labelled, Rendered, TextJob, run_together
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.tokenizer import TextTokenizer, int32_array
 from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
@@ -55,7 +55,7 @@ class DialogueRows:
         """The row of each dialogue with so many images, or a DataError: RowError where it is the config that has no row."""
         return run_together(self._tokenizer, self._control, [self._encode(*dialogue) for dialogue in dialogues])
 
-    def _encode(self, turns: Sequence[Turn], num_images: int) -> Steps[EncodedRow]:
+    def _encode(self, turns: Sequence[Turn], num_images: int) -> TextJob[EncodedRow]:
         check_turns(turns)
         if num_images and self._image is None:
             raise RowError(
@@ -93,7 +93,7 @@ class DialogueRows:
         instruction = "".join(part for part in parts[0] if part is not None)
         return self._rows.encode(instruction, num_images, answer=rest[0].text)
 
-    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> Steps[EncodedRow]:
+    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> TextJob[EncodedRow]:
         whole = is_learned_whole(turns)
         if whole:  # nothing has to be told apart
             turns = [replace(turn, learned=False) for turn in turns]
@@ -106,27 +106,27 @@ class DialogueRows:
                 supervised[ids == self._image.token_id] = 0
         return self._rows.expand(ids, supervised, num_images)
 
-    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
+    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         [found] = yield [self._renderer(turns, parts)]
         return found
 
-    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Steps[Labelled]:
+    def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         pieces: list[Rendered] = []
         ends: list[tuple[int, bool]] = []  # behind which pieces an end token stands, and whether it is learned
         prompt = ""
         for turn, of_turn in zip(turns, parts, strict=True):
-            words = " ".join(
+            text = " ".join(
                 self._rows.image_frame if part is None else part for part in mark_parts(turn, of_turn, self._control)
             )
             if turn.role == "system":
-                prompt += f"{words} "
+                prompt += f"{text} "
             elif turn.role == "assistant":
-                text = f"{self._dialogue.answer_opening}{words}"
+                text = f"{self._dialogue.answer_opening}{text}"
                 pieces += [Rendered(prompt + ASSISTANT), Rendered(text, ((0, len(text)),) if turn.learned else ())]
                 ends.append((len(pieces), turn.learned))
                 prompt = ""
             else:
-                prompt += f"{USER} {words} "
+                prompt += f"{USER} {text} "
         if prompt:
             pieces.append(Rendered(prompt.rstrip()))
         encoded = yield pieces
@@ -159,13 +159,13 @@ class DialogueRows:
 
     def _with_fewer_turns(
         self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
-    ) -> Steps[EncodedRow]:
+    ) -> TextJob[EncodedRow]:
         """Without the fewest oldest exchanges that make it fit. What the system says stays, and so do images."""
         system = [i for i, turn in enumerate(turns) if turn.role == "system"]
         exchanges = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
         starts = [first for first in exchanges if sum(of_turn.count(None) for of_turn in parts[first:]) == num_images]
 
-        def without(first: int) -> Steps[EncodedRow | None]:
+        def without(first: int) -> TextJob[EncodedRow | None]:
             kept = [i for i in system if i < first] + list(range(first, len(turns)))
             if not any(turns[i].learned for i in kept):
                 return None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stoker_proto.errors import DataError, RowError
-from stoker_proto.text.chat_frames import Frames
+from stoker_proto.text.chat_frames import ChatFrames
 from stoker_proto.text.chat_template import ChatTemplate, Message
 from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
 from stoker_proto.text.rendered import Rendered
@@ -39,7 +39,7 @@ class DialogueRenderer:
     def __init__(self, template: ChatTemplate, control: ControlTokens, finish: Callable[[str], str]) -> None:
         """finish: done to everything that is rendered (images)."""
         self._template, self._control, self._finish = template, control, finish
-        self._frames: dict[tuple[tuple[str, bool], ...], Frames | None] = {}
+        self._frames: dict[tuple[tuple[str, bool], ...], ChatFrames | None] = {}
 
     def __call__(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Rendered:
         """The whole text and what of it is learned.
@@ -49,22 +49,24 @@ class DialogueRenderer:
         messages = self._template.messages(turns, parts, self._control)
         if self._template.marks_generation:
             return _by_blocks(self._finish(self._template.render(messages, opening=False)), turns)
-        words = [message["content"] for message in messages]
-        if all(isinstance(text, str) for text in words) and (frames := self._frames_of(turns)) is not None:
-            found = frames.fit(self._finish(self._template.render(messages, opening=False)), words)
+        texts = [message["content"] for message in messages]
+        if all(isinstance(text, str) for text in texts) and (frames := self._frames_of(turns)) is not None:
+            found = frames.fit(self._finish(self._template.render(messages, opening=False)), texts)
             if found is not None:
                 return found
         return self._by_beginnings(turns, messages)
 
-    def _frames_of(self, turns: Sequence[Turn]) -> Frames | None:
+    def _frames_of(self, turns: Sequence[Turn]) -> ChatFrames | None:
         key = tuple((turn.role, turn.learned) for turn in turns)
         if key not in self._frames:
             if len(self._frames) >= _MAX_FRAMES:
                 self._frames.clear()
-            said = [replace(turn, text=text) for turn, text in zip(turns, Frames.words(len(turns)), strict=True)]
+            said = [
+                replace(turn, text=text) for turn, text in zip(turns, ChatFrames.placeholders(len(turns)), strict=True)
+            ]
             messages = self._template.messages(said, [(turn.text,) for turn in said], self._control)
             try:
-                self._frames[key] = Frames.of(self._by_beginnings(said, messages), len(said))
+                self._frames[key] = ChatFrames.of(self._by_beginnings(said, messages), len(said))
             except DataError:
                 self._frames[key] = None  # the dialogue itself will say what is wrong
         return self._frames.get(key)
@@ -92,7 +94,7 @@ class DialogueRenderer:
                 )
             start, end = len(prompt), len(said.rstrip())
             _check(whole[start:end], messages[i], i)
-            head = whole[start : max(whole.find(_words(messages[i])[:64], start, end), start)]
+            head = whole[start : max(whole.find(_said(messages[i])[:64], start, end), start)]
             if self._control.find(head) is not None and prompt == render(i, False):
                 raise RowError(
                     f"the model's chat template has no opening of the assistant's turn (add_generation_prompt): {head!r} would "
@@ -135,7 +137,7 @@ def _by_blocks(marked: str, turns: Sequence[Turn]) -> Rendered:
     return Rendered("".join([*pieces, marked[before:]]), tuple(spans))
 
 
-def _words(message: Message) -> str:
+def _said(message: Message) -> str:
     content = message["content"]
     text: str = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
     return text.strip()
@@ -143,9 +145,9 @@ def _words(message: Message) -> str:
 
 def _check(learned: str, message: Message, number: int) -> None:
     """What is learned holds what the turn says, but for white space."""
-    words = _words(message)
-    if not learned or (words not in learned and "".join(words.split()) not in "".join(learned.split())):
+    said = _said(message)
+    if not learned or (said not in learned and "".join(said.split()) not in "".join(learned.split())):
         raise RowError(
-            f"the model's chat template changes what turn {number} says ({learned[:60]!r} for {words[:60]!r}): write the turn as "
+            f"the model's chat template changes what turn {number} says ({learned[:60]!r} for {said[:60]!r}): write the turn as "
             f"the template does, or {_WAY_OUT}"
         )

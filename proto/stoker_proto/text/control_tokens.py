@@ -78,20 +78,20 @@ def is_marked(text: str) -> bool:
 
 
 def _compiled(tokens: Iterable[str]) -> re.Pattern[str]:
-    words = sorted(token for token in tokens if token and not token.isspace())
-    return re.compile("|".join(filter(None, [_trie_pattern(words), _ACTION_TOKEN.pattern])))
+    tokens = sorted(token for token in tokens if token and not token.isspace())
+    return re.compile("|".join(filter(None, [_trie_pattern(tokens), _ACTION_TOKEN.pattern])))
 
 
-def _trie_pattern(words: list[str]) -> str:
-    """A pattern of sorted words that shares their beginnings: hundreds of reserved tokens cost what one does.
+def _trie_pattern(tokens: list[str]) -> str:
+    """A pattern of sorted tokens that shares their beginnings: hundreds of reserved tokens cost what one does.
 
     >>> _trie_pattern(["</s>", "<s>"])
     '<(?:/s>|s>)'
     """
-    if not words:
+    if not tokens:
         return ""
     groups: dict[str, list[str]] = {}
-    for word in words:
+    for word in tokens:
         groups.setdefault(word[:1], []).append(word[1:])
     is_end = "" in groups
     groups.pop("", None)

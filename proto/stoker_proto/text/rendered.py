@@ -14,7 +14,7 @@ from stoker_proto.errors import DataError
 from stoker_proto.text.control_tokens import ControlTokens, is_action_token, is_marked
 from stoker_proto.text.tokenizer import Ids, TextTokenizer, int32_array
 
-Spans = Sequence[tuple[int, int]]
+CharSpans = Sequence[tuple[int, int]]
 R = TypeVar("R")
 
 
@@ -30,11 +30,11 @@ class Rendered:
 Labelled = tuple[Ids, NDArray[np.uint8]]
 """(int32[T] ids, uint8[T] labels) of a text."""
 
-Steps = Generator[Sequence[Rendered], Sequence[Labelled], R]
+TextJob = Generator[Sequence[Rendered], Sequence[Labelled], R]
 """What makes an R of texts: it yields those that it needs tokenised, is sent them, and may ask again."""
 
 
-def run_together(tokenizer: TextTokenizer, control: ControlTokens, jobs: Sequence[Steps[R]]) -> list[R | DataError]:
+def run_together(tokenizer: TextTokenizer, control: ControlTokens, jobs: Sequence[TextJob[R]]) -> list[R | DataError]:
     """The result of each job, or the DataError that ended it. Texts of all jobs are tokenised in one call: that leaves the
     interpreter lock alone once, not once for each text, and it is in the way of other threads that much less.
     """
@@ -97,7 +97,7 @@ def _needs_offsets(tokenizer: TextTokenizer, one: Rendered) -> bool:
     return bool(one.spans) and not _is_whole(one.spans, one.text) and not tokenizer.token_bytes.are_known
 
 
-def _is_whole(spans: Spans, text: str) -> bool:
+def _is_whole(spans: CharSpans, text: str) -> bool:
     return len(spans) == 1 and spans[0] == (0, len(text))
 
 
@@ -150,7 +150,7 @@ def _num_opening(tokenizer: TextTokenizer, ids: list[int]) -> int:
 
 
 def _labels(
-    tokenizer: TextTokenizer, ids: Ids, encoding: Encoding | None, spans: Spans, text: str
+    tokenizer: TextTokenizer, ids: Ids, encoding: Encoding | None, spans: CharSpans, text: str
 ) -> NDArray[np.uint8]:
     """1 for each token that holds a character of the spans."""
     labels = np.zeros(len(ids), np.uint8)

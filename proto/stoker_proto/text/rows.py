@@ -148,7 +148,7 @@ class RowWriter:
             raise DataError(f"action code {int(codes.max())}: there are {len(self._id_of_code)} codes") from error
 
     def _answer_ids(self, answer: str) -> Ids:
-        self._check_words("answer", answer)
+        self._check_text("answer", answer)
         ids = int32_array(self._tokenizer.encode(self._dialogue.answer_opening + answer))
         if self._image is not None and (ids == self._image.token_id).any():
             raise DataError(
@@ -167,7 +167,7 @@ class RowWriter:
 
     def _write_prompt(self, instruction: str, num_images: int, state: str | None) -> Ids:
         image, dialogue = self._image, self._dialogue
-        self._check_words("instruction", instruction)
+        self._check_text("instruction", instruction)
         if num_images and image is None:
             raise RowError(
                 f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
@@ -178,7 +178,7 @@ class RowWriter:
             ids = self._placed(image, instruction, num_images, state)
         return self.expand(int32_array(ids), np.zeros(len(ids), np.uint8), num_images).input_ids
 
-    def _check_words(self, name: str, text: str) -> None:
+    def _check_text(self, name: str, text: str) -> None:
         """An instruction is short and written for the robot: a control token in it is a mistake, not something said."""
         found = self._control.find(text)
         if found is not None and (self._image is None or found != self._image.token):  # that one is counted

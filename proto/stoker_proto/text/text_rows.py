@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.text.control_tokens import ControlTokens
-from stoker_proto.text.rendered import Rendered, Steps, run_together
+from stoker_proto.text.rendered import Rendered, TextJob, run_together
 from stoker_proto.text.rows import EncodedRow
 from stoker_proto.text.tokenizer import Ids, TextTokenizer
 
@@ -77,11 +77,11 @@ class TextRows:
                 )
         return self._control.mark(text, written=special_tokens)
 
-    def _make_rows(self, text: str, special_tokens: Collection[str]) -> Steps[list[EncodedRow]]:
+    def _make_rows(self, text: str, special_tokens: Collection[str]) -> TextJob[list[EncodedRow]]:
         [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
         return self._rows(np.append(ids, np.int32(self._end_id)), self._leading) if len(ids) else []
 
-    def _make_count(self, text: str, special_tokens: Collection[str]) -> Steps[tuple[int, int]]:
+    def _make_count(self, text: str, special_tokens: Collection[str]) -> TextJob[tuple[int, int]]:
         [(ids, _)] = yield [Rendered(self._mark(text, special_tokens))]
         return self._count(len(ids) + 1, len(self._leading)) if len(ids) else (0, 0)
 

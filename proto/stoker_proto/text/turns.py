@@ -87,6 +87,6 @@ def _cut(text: str) -> Parts:
     for number, piece in enumerate(text.split(IMAGE)):
         if number:
             parts.append(None)
-        if words := piece.strip():
-            parts.append(words)
+        if text := piece.strip():
+            parts.append(text)
     return tuple(parts)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from stoker_proto.config import AugmentConfig, ImageConfig
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.images.families import read_image_spec
-from stoker_proto.images.geometry import plan
+from stoker_proto.images.geometry import operations_for
 from stoker_proto.images.resize import best_resize, pillow_resize, rust_resize
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.images.transport import ImageCoder
@@ -254,4 +254,4 @@ def test_spec_round_trip(tmp_path: Path) -> None:
     ],
 )
 def test_plan(steps: Any, size: tuple[int, int], operations: list[Any]) -> None:
-    assert list(plan(steps, *size)) == operations
+    assert list(operations_for(steps, *size)) == operations

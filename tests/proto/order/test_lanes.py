@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stoker_proto.config import DataConfig, OrderConfig, SourceConfig
 from stoker_proto.errors import LocalProtocolError
-from stoker_proto.order.lanes import MAX_CELLS, TIME_END, Order, Run, order_fingerprint
+from stoker_proto.order.lanes import MAX_CELLS, TIME_END, LaneRun, Order, order_fingerprint
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=0, max_size=8)
 CELL = st.integers(1, 9)
@@ -27,13 +27,13 @@ def samples(order: Order, start: int, stop: int) -> list[tuple[int, int]]:
 def test_literal_stream() -> None:
     assert [lane for lane, _ in samples(Order([4, 2], 1), 0, 6)] == [0, 1, 0, 0, 1, 0]
     assert Order([7, 0, 4], 3).runs(0, 11) == [
-        Run(0, 0, 3),  # due 1/6
-        Run(2, 0, 3),  # due 1/4
-        Run(0, 3, 3),  # due 1/2
-        Run(2, 3, 1),  # due 3/4, the rest of the lane
-        Run(0, 6, 1),  # due 5/6
+        LaneRun(0, 0, 3),  # due 1/6
+        LaneRun(2, 0, 3),  # due 1/4
+        LaneRun(0, 3, 3),  # due 1/2
+        LaneRun(2, 3, 1),  # due 3/4, the rest of the lane
+        LaneRun(0, 6, 1),  # due 5/6
     ]
-    assert Order([7, 0, 4], 3).runs(2, 5) == [Run(0, 2, 1), Run(2, 0, 2)]
+    assert Order([7, 0, 4], 3).runs(2, 5) == [LaneRun(0, 2, 1), LaneRun(2, 0, 2)]
 
 
 @settings(deadline=None)

@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.order.lanes import Order, Run
-from stoker_proto.order.mixture import MAX_RATE, ONE_PASS, MixedOrder, Part, Span, Turn, Turns, rates, spans
+from stoker_proto.order.lanes import LaneRun, Order
+from stoker_proto.order.mixture import (
+    MAX_RATE,
+    ONE_PASS,
+    MixedOrder,
+    PassRange,
+    PassShare,
+    SourceOrder,
+    SourceRun,
+    pass_shares,
+    rates,
+)
 
 LANES = 3
 Sample = tuple[int, int, int, int]  # source, pass, lane of the stream, position in the lane
@@ -22,7 +32,7 @@ def make_epoch(lengths: list[list[int]], found: list[int], epoch: int, cell: int
     sources = []
     for lanes, rate in zip(lengths, found, strict=True):
         order = Order(lanes, cell)
-        sources.append([Part(span.number, order, *span.cut(order.total)) for span in spans(rate, epoch)])
+        sources.append([PassRange(share.number, order, *share.cut(order.total)) for share in pass_shares(rate, epoch)])
     numbers = [[source * LANES + lane for lane in range(LANES)] for source in range(len(lengths))]
     return MixedOrder(sources, numbers, cell)
 
@@ -97,23 +107,23 @@ def test_any_position_is_found_without_those_before(lengths: list[list[int]], da
 def test_one_source_without_weights_is_its_own_order() -> None:
     lengths = [[9, 14, 7]]
     order = make_epoch(lengths, [ONE_PASS], 2, 4)
-    expected = [Run(run.lane, run.start, run.count, 2) for run in Order(lengths[0], 4).runs(0, 30)]
+    expected = [LaneRun(run.lane, run.start, run.count, 2) for run in Order(lengths[0], 4).runs(0, 30)]
     assert order.runs(0, 30) == expected
 
 
 def test_shares_follow_the_weights() -> None:
     found = rates(["robots", "chats"], [1000, 100], [3, 1])  # an epoch: 1000 of robots, a third of it of chats
     assert found == [ONE_PASS, round(10 * ONE_PASS / 3)]
-    assert [span.number for span in spans(found[1], 1)] == [3, 4, 5, 6]
+    assert [share.number for share in pass_shares(found[1], 1)] == [3, 4, 5, 6]
     order = make_epoch([[400, 300, 300], [50, 50, 0]], found, 1, 8)
     assert order.counts[0] == 1000
     assert abs(order.counts[1] - 333) <= 1
 
 
 def test_neighbouring_spans_meet() -> None:
-    assert Span(0, 0, ONE_PASS).cut(7) == (0, 7)
+    assert PassShare(0, 0, ONE_PASS).cut(7) == (0, 7)
     third = ONE_PASS // 3
-    cuts = [Span(0, begin, end).cut(10) for begin, end in ((0, third), (third, 2 * third), (2 * third, ONE_PASS))]
+    cuts = [PassShare(0, begin, end).cut(10) for begin, end in ((0, third), (third, 2 * third), (2 * third, ONE_PASS))]
     assert cuts == [(0, 3), (3, 7), (7, 10)]
 
 
@@ -133,13 +143,13 @@ def test_turns_are_cells_by_the_time_at_which_their_middle_is_due(counts: list[i
         for low in range(0, count, cell):
             size = min(cell, count - low)
             cells.append((Fraction(2 * low + size, 2 * count), source, low, size))
-    expected = [Turn(source, low, size) for _, source, low, size in sorted(cells)]
-    assert Turns(counts, cell).between(0, sum(counts)) == expected
+    expected = [SourceRun(source, low, size) for _, source, low, size in sorted(cells)]
+    assert SourceOrder(counts, cell).runs(0, sum(counts)) == expected
 
 
 def test_a_source_may_have_more_samples_than_fit_into_32_bits() -> None:
-    turns = Turns([6_000_000_000, 3_000_000_000], 8)
+    turns = SourceOrder([6_000_000_000, 3_000_000_000], 8)
     middle = turns.total // 2
-    found = turns.between(middle, middle + 2400)
+    found = turns.runs(middle, middle + 2400)
     assert sum(turn.count for turn in found if turn.source == 0) == pytest.approx(1600, abs=8)
     assert found[0].start == pytest.approx(3_000_000_000, abs=8)

@@ -11,7 +11,7 @@ import pytest
 
 from stoker_proto.errors import RowError
 from stoker_proto.processor import Processor
-from stoker_proto.text.chat_frames import Frames
+from stoker_proto.text.chat_frames import ChatFrames
 from stoker_proto.text.turns import Turn
 from tests.proto.conftest import words, write_chat_folder
 from tests.proto.text.chat_templates import CHATML, LLAMA_3, QWEN, REASONING, TEMPLATES, plain, tagged
@@ -172,7 +172,7 @@ def test_remembered_frames_give_what_rendering_every_beginning_gives(
     processor = chat_processor(plain(TEMPLATES[name]))
     fitted = [processor.encode_turns(turns) for turns in dialogues]
     assert any(frames is not None for frames in processor._dialogues._renderer._frames.values())
-    monkeypatch.setattr(Frames, "fit", lambda *_: None)
+    monkeypatch.setattr(ChatFrames, "fit", lambda *_: None)
     for turns, row in zip(dialogues, fitted, strict=True):
         full = processor.encode_turns(turns)
         assert row.input_ids.tolist() == full.input_ids.tolist()

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from stoker_proto.errors import DataError
 from stoker_proto.text.control_tokens import ControlTokens
-from stoker_proto.text.rendered import Labelled, Rendered, Steps, encode_all, run_together
+from stoker_proto.text.rendered import Labelled, Rendered, TextJob, encode_all, run_together
 from stoker_proto.text.tokenizer import TextTokenizer
 
 CONTROL = ControlTokens(["<s>", "</s>"])
@@ -70,14 +70,14 @@ def test_jobs_get_their_own_answers_and_their_own_errors(spaced: TextTokenizer) 
     """Some ask twice, some for nothing, one for what cannot be written; all as if each were alone."""
     control = ControlTokens(["<s>", "</s>"], ["<|User|>"])
 
-    def job(*rounds: list[str]) -> Steps[list[list[int]]]:
+    def job(*rounds: list[str]) -> TextJob[list[list[int]]]:
         found = []
         for texts in rounds:
             answers = yield [Rendered(control.mark(text)) for text in texts]
             found += [ids.tolist() for ids, _ in answers]
         return found
 
-    def failing() -> Steps[list[list[int]]]:
+    def failing() -> TextJob[list[list[int]]]:
         yield [Rendered("push")]
         raise DataError("too long")
 

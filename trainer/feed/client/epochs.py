@@ -12,7 +12,7 @@ from typing import NamedTuple
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import TIME_END, Order
-from stoker_proto.order.mixture import ONE_PASS, MixedOrder, Part, rates, spans
+from stoker_proto.order.mixture import ONE_PASS, MixedOrder, PassRange, pass_shares, rates
 from stoker_proto.wire.messages import Lanes
 from trainer.feed.client.options import CoreOptions, Opened
 
@@ -111,7 +111,8 @@ class Epochs:
         """What the consumer is told of a complete epoch."""
         order = self.orders[epoch]
         whole = [
-            self._order_of(spans(rate, epoch)[0].number, source).total for source, rate in enumerate(self._rates or [])
+            self._order_of(pass_shares(rate, epoch)[0].number, source).total
+            for source, rate in enumerate(self._rates or [])
         ]
         return Opened(epoch, order.total, tuple(order.counts), tuple(whole))
 
@@ -126,9 +127,9 @@ class Epochs:
         if self._rates is None:
             return [Pass(0, entry) for entry in range(len(self.options.entries))]
         return [
-            Pass(span.number, entry)
+            Pass(share.number, entry)
             for rate, entries in zip(self._rates, self._entries_of, strict=True)
-            for span in spans(rate, epoch)
+            for share in pass_shares(rate, epoch)
             for entry in entries
         ]
 
@@ -151,12 +152,12 @@ class Epochs:
 
     def _mix(self, epoch: int) -> MixedOrder:
         lanes = self.options.lanes
-        sources: list[list[Part]] = []
+        sources: list[list[PassRange]] = []
         for number, rate in enumerate(self._rates or []):
             parts = []
-            for span in spans(rate, epoch):
-                order = self._order_of(span.number, number)
-                parts.append(Part(span.number, order, *span.cut(order.total)))
+            for share in pass_shares(rate, epoch):
+                order = self._order_of(share.number, number)
+                parts.append(PassRange(share.number, order, *share.cut(order.total)))
             sources.append(parts)
         numbers = [[entry * lanes + lane for entry in entries for lane in range(lanes)] for entries in self._entries_of]
         return MixedOrder(sources, numbers, self.options.cell)

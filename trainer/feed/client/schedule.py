@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from stoker_proto.config import check_batch_arithmetic
 from stoker_proto.errors import LocalProtocolError
-from stoker_proto.order.lanes import Order, Run
+from stoker_proto.order.lanes import LaneRun, Order
 from stoker_proto.order.mixture import MixedOrder
 
 
@@ -33,7 +33,7 @@ class Slice:
     start: int
     num_rows: int
     """Samples; fewer than the micro-batch size only at the epoch's end."""
-    runs: tuple[Run, ...]
+    runs: tuple[LaneRun, ...]
 
 
 @dataclass(slots=True)
