@@ -14,8 +14,8 @@ import pytest
 
 from stoker_proto.config.reader import load_config
 from tests.end_to_end.fleet import Loader, serving, write_config, write_demonstrations
-from trainer.feed.client.hedging import BURST
-from trainer.feed.client.work import Counters
+from trainer.feed.client.pace import BURST
+from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.feed import Feed
 
 SAMPLES, ROWS = 3200, 16
@@ -51,7 +51,7 @@ class Run:
                     fault()
                 if batch.step >= FAULT_AT_STEP:
                     self.longest_wait_s = max(self.longest_wait_s, batch.wait_s)
-            self.counters: Counters = feed.counters()
+            self.counters: TicketCounters = feed.counters()
 
 
 def processes(pid: int) -> Iterator[int]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from stoker_proto.order.mixture import ONE_PASS, MixedOrder
-from tests.faults.substitutes import with_desk, with_epochs
+from tests.faults.substitutes import with_epochs, with_tickets
 from tests.faults.trainer import MakeCore
 from trainer.feed.client.epochs import Epochs, Pass
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.schedule import Slice
-from trainer.feed.client.tickets import Desk
+from trainer.feed.client.tickets import Tickets
 
 
-class _EpochForPass(Desk):
+class _EpochForPass(Tickets):
     """Tickets name the epoch where they should name the pass."""
 
     def add(self, slice_: Slice) -> None:
@@ -54,7 +54,7 @@ class _OneAfterTheOther(Epochs):
 
 
 MIXTURE_MUTANTS: dict[str, MakeCore] = {
-    "epoch-for-pass": with_desk(_EpochForPass),
+    "epoch-for-pass": with_tickets(_EpochForPass),
     "weights-ignored": with_epochs(_WeightsIgnored),
     "whole-passes": with_epochs(_WholePasses),
     "passes-begin-anew": with_epochs(_PassesBeginAnew),

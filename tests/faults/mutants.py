@@ -9,63 +9,62 @@ from stoker_proto.errors import StokerError
 from stoker_proto.wire.messages import Piece
 from tests.faults.mixture_mutants import MIXTURE_MUTANTS
 from tests.faults.straggler_mutants import STRAGGLER_MUTANTS
-from tests.faults.substitutes import with_desk, with_fleet
+from tests.faults.substitutes import with_fleet, with_tickets
 from tests.faults.trainer import MakeCore
-from trainer.feed.client.balance import Balance
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import Fleet
 from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.pace import Pace
 from trainer.feed.client.schedule import Slice
-from trainer.feed.client.tickets import Choices, Desk
-from trainer.feed.client.work import Ask, Job, Work
+from trainer.feed.client.tickets import Attempt, Choices, PendingBatch, PendingTicket, Tickets
 
 
-class _NoDedup(Desk):
+class _NoDedup(Tickets):
     """An answer that comes a second time counts a second time."""
 
-    def __init__(self, options: CoreOptions, balance: Balance) -> None:
-        super().__init__(options, balance)
-        self._done: dict[int, Job] = {}
+    def __init__(self, options: CoreOptions, pace: Pace) -> None:
+        super().__init__(options, pace)
+        self._done: dict[int, PendingBatch] = {}
 
     def deliver(self) -> tuple[list[tuple[Slice, list[Piece]]], StokerError | None]:
-        jobs = list(self.jobs)
+        batches = list(self.batches)
         done, error = super().deliver()
-        self._done |= {work.ticket.ticket: job for job in jobs[: len(done)] for work in job.works}
+        self._done |= {pending.ticket.ticket: batch for batch in batches[: len(done)] for pending in batch.tickets}
         return done, error
 
     def piece(self, loader: int, piece: Piece, now: float) -> str | None:
-        job = self._done.pop(piece.ticket, None)
-        if job is not None:
-            self.jobs.appendleft(job)
-            self._works |= {work.ticket.ticket: work for work in job.works}
+        batch = self._done.pop(piece.ticket, None)
+        if batch is not None:
+            self.batches.appendleft(batch)
+            self._pending |= {pending.ticket.ticket: pending for pending in batch.tickets}
         return super().piece(loader, piece, now)
 
 
-class _NoReissue(Desk):
+class _NoReissue(Tickets):
     """Every ticket is asked for once, whatever becomes of the loader."""
 
-    def _end(self, work: Work, loader: int, why: str, now: float) -> None:
-        super()._end(work, loader, why, now)
-        work.retry_at = float("inf")
+    def _end(self, pending: PendingTicket, loader: int, why: str, now: float) -> None:
+        super()._end(pending, loader, why, now)
+        pending.retry_at = float("inf")
 
-    def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
-        super()._mark_late(work, ask, why)
-        work.retry_at = float("inf")
+    def _mark_late(self, pending: PendingTicket, attempt: Attempt, why: str) -> None:
+        super()._mark_late(pending, attempt, why)
+        pending.retry_at = float("inf")
 
 
-class _HastyPoison(Desk):
+class _HastyPoison(Tickets):
     """Whatever ends an attempt counts as a loader that died of the ticket."""
 
-    def _end(self, work: Work, loader: int, why: str, now: float) -> None:
-        super()._end(work, loader, why, now)
-        work.deaths += 1
+    def _end(self, pending: PendingTicket, loader: int, why: str, now: float) -> None:
+        super()._end(pending, loader, why, now)
+        pending.deaths += 1
 
-    def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
-        super()._mark_late(work, ask, why)
-        work.deaths += 1
+    def _mark_late(self, pending: PendingTicket, attempt: Attempt, why: str) -> None:
+        super()._mark_late(pending, attempt, why)
+        pending.deaths += 1
 
 
-class _NoDeadline(Desk):
+class _NoDeadline(Tickets):
     """A ticket is waited for as long as its loader's connection stands."""
 
     def overdue(self, now: float) -> tuple[set[int], set[int]]:
@@ -74,19 +73,23 @@ class _NoDeadline(Desk):
     def give_up_on(self, silent: set[int], choices: Choices) -> None:
         return
 
-    def next_time(self, now: float, num_jobs: int) -> float:
-        return min((work.retry_at for work in self._works.values() if work.retry_at > now), default=float("inf"))
+    def next_time(self, now: float, num_batches: int) -> float:
+        return min(
+            (pending.retry_at for pending in self._pending.values() if pending.retry_at > now), default=float("inf")
+        )
 
 
-class _NoReorder(Desk):
+class _NoReorder(Tickets):
     """Micro-batches are delivered as they become complete."""
 
     def deliver(self) -> tuple[list[tuple[Slice, list[Piece]]], StokerError | None]:
-        self.jobs = type(self.jobs)(sorted(self.jobs, key=lambda job: any(work.outcome is None for work in job.works)))
+        self.batches = type(self.batches)(
+            sorted(self.batches, key=lambda batch: any(pending.outcome is None for pending in batch.tickets))
+        )
         return super().deliver()
 
 
-class _StaleRetry(Desk):
+class _StaleRetry(Tickets):
     """Numbers begin anew with every session, so that a late answer to an earlier one fits a ticket of this one."""
 
     def clear(self, now: float) -> None:
@@ -94,28 +97,28 @@ class _StaleRetry(Desk):
         self._next_ticket = 0
 
 
-class _MixedUp(Desk):
+class _MixedUp(Tickets):
     """An answer is taken for the oldest open ticket of its loader, whatever number it bears."""
 
-    def _open_work(self, loader: int, number: int) -> Work | None:
-        for work in self._works.values():
-            if work.outcome is None and any(ask.loader == loader for ask in work.asks):
-                return work
-        return super()._open_work(loader, number)
+    def _find_pending(self, loader: int, number: int) -> PendingTicket | None:
+        for pending in self._pending.values():
+            if pending.outcome is None and any(attempt.loader == loader for attempt in pending.attempts):
+                return pending
+        return super()._find_pending(loader, number)
 
 
-class _SizeUnchecked(Desk):
+class _SizeUnchecked(Tickets):
     """A piece with too many samples is taken."""
 
     def piece(self, loader: int, piece: Piece, now: float) -> str | None:
-        work = self._works.get(piece.ticket)
-        if work is not None and work.outcome is None:
-            work.outcome = piece
-            work.asks.clear()
+        pending = self._pending.get(piece.ticket)
+        if pending is not None and pending.outcome is None:
+            pending.outcome = piece
+            pending.attempts.clear()
         return None
 
 
-class _NoTicketLimit(Desk):
+class _NoTicketLimit(Tickets):
     """Open tickets are not counted."""
 
     def room_for(self, count: int) -> bool:
@@ -151,7 +154,9 @@ class _CreditLeak(Core):
     """The credits of what was asked of a loader that went away are not given back."""
 
     def lost(self, loader: int, reason: str, now: float) -> None:
-        self._untaken += sum(ask.loader == loader for work in self.desk._works.values() for ask in work.asks)
+        self._untaken += sum(
+            attempt.loader == loader for pending in self.tickets._pending.values() for attempt in pending.attempts
+        )
         super().lost(loader, reason, now)
 
 
@@ -177,7 +182,7 @@ class _NoDataDeadline(Core):
         return
 
     def next_time(self, now: float) -> float:
-        return min(self.fleet.next_time(now), self.desk.next_time(now, self._num_near()))
+        return min(self.fleet.next_time(now), self.tickets.next_time(now, self._num_near()))
 
 
 class _HastyDeadline(Core):
@@ -193,15 +198,15 @@ class _HastyDeadline(Core):
 MUTANTS: dict[str, MakeCore] = {
     **STRAGGLER_MUTANTS,
     **MIXTURE_MUTANTS,
-    "no-dedup": with_desk(_NoDedup),
-    "no-reissue": with_desk(_NoReissue),
-    "hasty-poison": with_desk(_HastyPoison),
-    "no-deadline": with_desk(_NoDeadline),
-    "no-reorder": with_desk(_NoReorder),
-    "stale-retry": with_desk(_StaleRetry),
-    "mixed-up": with_desk(_MixedUp),
-    "size-unchecked": with_desk(_SizeUnchecked),
-    "no-ticket-limit": with_desk(_NoTicketLimit),
+    "no-dedup": with_tickets(_NoDedup),
+    "no-reissue": with_tickets(_NoReissue),
+    "hasty-poison": with_tickets(_HastyPoison),
+    "no-deadline": with_tickets(_NoDeadline),
+    "no-reorder": with_tickets(_NoReorder),
+    "stale-retry": with_tickets(_StaleRetry),
+    "mixed-up": with_tickets(_MixedUp),
+    "size-unchecked": with_tickets(_SizeUnchecked),
+    "no-ticket-limit": with_tickets(_NoTicketLimit),
     "dead-for-ever": with_fleet(_DeadForEver),
     "asked-once": with_fleet(_AskedOnce),
     "credit-leak": _CreditLeak,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from stoker_proto.wire.messages import Failure, Piece, Ticket
 from tests.faults.reference import LANES, Violation
 from trainer.feed.client.epochs import Pass
-from trainer.feed.client.hedging import BURST
-from trainer.feed.client.peer import State
+from trainer.feed.client.fleet import State
+from trainer.feed.client.pace import BURST
 
 if TYPE_CHECKING:
     from tests.faults.ranks import SimulatedRank
@@ -38,7 +38,7 @@ class AskOracle:
         self._joined_at[loader], self._answers[loader] = now, 0
         if self._failures[loader] >= 2:
             backoff_s = options.first_backoff_s * 2 ** (self._failures[loader] - 2)
-            self._barred_until[loader] = now + min(backoff_s, options.backoff_s)
+            self._barred_until[loader] = now + min(backoff_s, options.feed.backoff_s)
 
     def lost(self, loader: int) -> None:
         """What was asked on a connection is answered no more."""
@@ -69,13 +69,13 @@ class AskOracle:
                 raise Violation("hedges", f"{self.rank.name} hedges {ticket} with {loader}, asked before: {before}")
             if all(self._answers[other] == 0 for other in before):
                 raise Violation("cold start", f"{self.rank.name} hedges {ticket}, though {before} only begins")
-            if self.num_hedges > options.hedge_share * self.num_tickets + BURST + 1e-9:
+            if self.num_hedges > options.feed.hedge_share * self.num_tickets + BURST + 1e-9:
                 raise Violation("hedges", f"{self.rank.name} sent {self.num_hedges} for {self.num_tickets} tickets")
         elif not is_new:
             for silent in [other for other in before if not self._lives(other)]:
                 before[silent] = float("-inf")  # given up on, and so it stays where it says something soon after
             self.num_early += any(now - at < options.shortest_deadline_s for at in before.values())
-            taken_over = self.rank.core.desk.counters.takeovers * max(options.max_tickets, options.micro_batch_size)
+            taken_over = self.rank.core.tickets.counters.takeovers * max(options.max_tickets, options.micro_batch_size)
             if self.num_early > taken_over:
                 raise Violation("hedges", f"{self.rank.name} asked for {ticket} again at once, and calls it no hedge")
         else:
@@ -112,9 +112,9 @@ class AskOracle:
     def ended(self) -> None:
         """All is trained: the core's own books must say the same, and nothing be open in them."""
         core, name = self.rank.core, self.rank.name
-        counters = core.desk.counters
+        counters = core.tickets.counters
         ours = (self.num_tickets, self.num_hedges)
         if (counters.tickets, counters.hedges) != ours or counters.hedges_won > counters.hedges:
             raise Violation("counts", f"{name} counted {counters}; tickets and hedges were {ours}")
-        if any(load.num_open for load in core.balance.load.of):
-            raise Violation("counts", f"{name} has open tickets in its books: {core.balance.load.of}")
+        if any(load.num_open for load in core.pace.load.of):
+            raise Violation("counts", f"{name} has open tickets in its books: {core.pace.load.of}")

@@ -10,8 +10,8 @@ from tests.faults.loaders import SimulatedLoader
 from tests.faults.oracles import AskOracle
 from tests.faults.reference import LANES, Row, Violation, make_piece, picture
 from tests.faults.scenario import GLOBAL_BATCH, TICK
-from trainer.feed.client.options import Deliver, Fail, Opened, Send
-from trainer.feed.client.peer import State
+from trainer.feed.client.commands import Deliver, Fail, Opened, Send
+from trainer.feed.client.fleet import State
 
 if TYPE_CHECKING:
     from tests.faults.trainer import SimulatedTrainer
@@ -243,11 +243,13 @@ class SimulatedRank:
             )
 
     def _check_buffer(self) -> None:
-        desk, options = self.core.desk, self.options
-        if desk.num_tickets > max(options.max_tickets, options.micro_batch_size):
-            raise Violation("buffer", f"{self.name} holds {desk.num_tickets} tickets, at most {options.max_tickets}")
-        if len(desk.jobs) + len(self.ready) > options.window:
-            raise Violation("buffer", f"{self.name} holds {len(desk.jobs)} + {len(self.ready)} of {options.window}")
+        tickets, options = self.core.tickets, self.options
+        if tickets.num_tickets > max(options.max_tickets, options.micro_batch_size):
+            raise Violation("buffer", f"{self.name} holds {tickets.num_tickets} tickets, at most {options.max_tickets}")
+        if len(tickets.batches) + len(self.ready) > options.window:
+            raise Violation(
+                "buffer", f"{self.name} holds {len(tickets.batches)} + {len(self.ready)} of {options.window}"
+            )
 
     def _delivered(self, delivery: Deliver) -> None:
         scenario, options = self.world.scenario, self.options

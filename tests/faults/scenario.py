@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stoker_proto.config import FeedConfig, OrderConfig
 from tests.faults.reference import LANES, LONG_SHAPE, SHAPES, Mixture, Row, lanes_of, rates_of, stream
 from trainer.feed.client.options import CoreOptions
 
@@ -103,31 +104,33 @@ class Scenario:
             sources=self.mixture.sources,
             source_names=tuple(f"source{n}" for n in range(self.mixture.num_sources)),
             weights=self.mixture.weights,
+            weigh_by="samples",
             addresses=tuple(f"tcp://loader{n}" for n in range(self.num_loaders)),
             rank=rank,
             world_size=world_size,
             client=f"rank{rank}.{life}",
-            lanes=LANES,
-            cell=self.cell,
+            order=OrderConfig(lanes=LANES, cell=self.cell),
             global_batch_size=GLOBAL_BATCH,
             micro_batch_size=micro_batch_size,
             window=passes + 1 + self.window_beyond,
             max_tickets=self.max_tickets,
             max_deaths=5,  # half the default, for runs that are shorter too: no more than four faults befall a loader
-            ticket_deadline_s=4 * TICKET_DEADLINE_S if self.straggler else TICKET_DEADLINE_S,
-            data_deadline_s=DATA_DEADLINE_S,
-            connect_deadline_s=DATA_DEADLINE_S,
+            feed=FeedConfig(
+                ticket_deadline_s=4 * TICKET_DEADLINE_S if self.straggler else TICKET_DEADLINE_S,
+                data_deadline_s=DATA_DEADLINE_S,
+                connect_deadline_s=DATA_DEADLINE_S,
+                takeover_ratio=self.takeover_ratio,
+                backoff_s=2.0,
+            ),
             hello_retry_s=0.5,
             ping_interval_s=1.0,
             silence_s=2.5,
-            takeover_ratio=self.takeover_ratio,
             probe_s=0.25,
             shortest_deadline_s=0.25,
             shortest_hedge_s=0.125,
             look_s=0.125 if self.straggler else 0.5,
             hold_s=0.5,
             first_backoff_s=0.25,
-            backoff_s=2.0,
             steady_s=3.0,
         )
 

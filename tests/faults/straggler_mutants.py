@@ -5,31 +5,29 @@ from __future__ import annotations
 import dataclasses
 
 from stoker_proto.wire.messages import Piece, Ticket
-from tests.faults.substitutes import with_desk, with_fleet
+from tests.faults.substitutes import with_fleet, with_tickets
 from tests.faults.trainer import MakeCore
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import Fleet
-from trainer.feed.client.hedging import HedgeBudget
-from trainer.feed.client.latency import Latency
-from trainer.feed.client.load import Load
 from trainer.feed.client.options import CoreOptions
-from trainer.feed.client.tickets import Choices, Desk
+from trainer.feed.client.pace import HedgeBudget, Latency, Load
+from trainer.feed.client.tickets import Choices, Tickets
 
 
 class _HedgeCountedTwice(Core):
     """The second answer to a hedged ticket frees its credit once more."""
 
     def _piece(self, loader: int, piece: Piece, now: float) -> None:
-        dropped = self.desk.counters.duplicates
+        dropped = self.tickets.counters.duplicates
         super()._piece(loader, piece, now)
-        self._untaken -= self.desk.counters.hedges > 0 and self.desk.counters.duplicates > dropped
+        self._untaken -= self.tickets.counters.hedges > 0 and self.tickets.counters.duplicates > dropped
 
 
-class _HedgeUncounted(Desk):
+class _HedgeUncounted(Tickets):
     """Hedges are sent, and no one writes them down."""
 
-    def hedge(self, num_jobs: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
-        hedges = super().hedge(num_jobs, choices, now)
+    def hedge(self, num_batches: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
+        hedges = super().hedge(num_batches, choices, now)
         self.counters.hedges -= len(hedges)
         return hedges
 
@@ -39,7 +37,7 @@ class _NoBudget(Core):
 
     def __init__(self, options: CoreOptions, now: float) -> None:
         super().__init__(options, now)
-        self.balance.budget = HedgeBudget(1e9)
+        self.pace.budget = HedgeBudget(1e9)
 
 
 class _Guessed(Latency):
@@ -51,9 +49,9 @@ class _ColdHedge(Core):
 
     def __init__(self, options: CoreOptions, now: float) -> None:
         super().__init__(options, now)
-        self.balance.latencies.of = [_Guessed() for _ in options.addresses]
-        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
-        self.balance.latencies.measure = lambda loader: 0.0  # type: ignore[method-assign]
+        self.pace.latencies.of = [_Guessed() for _ in options.addresses]
+        self.pace.latencies.forget = lambda loader: None  # type: ignore[method-assign]
+        self.pace.latencies.expected = lambda loader: 0.0  # type: ignore[method-assign]
 
 
 class _NoMeasure(Core):
@@ -61,8 +59,8 @@ class _NoMeasure(Core):
 
     def __init__(self, options: CoreOptions, now: float) -> None:
         super().__init__(options, now)
-        self.balance.latencies.of = [_Unmoved() for _ in options.addresses]
-        self.balance.latencies.forget = lambda loader: None  # type: ignore[method-assign]
+        self.pace.latencies.of = [_Unmoved() for _ in options.addresses]
+        self.pace.latencies.forget = lambda loader: None  # type: ignore[method-assign]
 
 
 class _Unmoved(Latency):
@@ -74,7 +72,8 @@ class _NoBackoff(Core):
     """A loader that comes back is home to its lanes at once, however often it failed."""
 
     def __init__(self, options: CoreOptions, now: float) -> None:
-        super().__init__(dataclasses.replace(options, backoff_s=0.0), now)
+        feed = dataclasses.replace(options.feed, backoff_s=0.0)
+        super().__init__(dataclasses.replace(options, feed=feed), now)
 
 
 class _NoTakeover(Core):
@@ -82,7 +81,7 @@ class _NoTakeover(Core):
 
     def __init__(self, options: CoreOptions, now: float) -> None:
         super().__init__(options, now)
-        self.balance.standings.relieve = lambda loader, level, now: False  # type: ignore[method-assign]
+        self.pace.shares.lower = lambda loader, level, now: False  # type: ignore[method-assign]
 
 
 class _NoReturn(Core):
@@ -90,10 +89,10 @@ class _NoReturn(Core):
 
     def __init__(self, options: CoreOptions, now: float) -> None:
         super().__init__(options, now)
-        self.balance.standings.due_back = lambda now: []  # type: ignore[method-assign]
+        self.pace.shares.ended_holds = lambda now: []  # type: ignore[method-assign]
 
 
-class _NoMove(Desk):
+class _NoMove(Tickets):
     """The open tickets of a lane that was taken over stay where they are, and no deadline is shortened for them."""
 
     def move(self, loader: int, choices: Choices) -> None:
@@ -103,7 +102,7 @@ class _NoMove(Desk):
 class _NoProbe(Fleet):
     """Who owes an answer is not asked whether it is alive."""
 
-    def owing(self, number: int, now: float) -> None:
+    def overdue(self, number: int, now: float) -> None:
         return
 
 
@@ -117,20 +116,20 @@ class _OpenForEver(Load):
 
 def _with_load(options: CoreOptions, now: float) -> Core:
     core = Core(options, now)
-    core.balance.load = _OpenForEver(options, now)
+    core.pace.load = _OpenForEver(options, now)
     return core
 
 
 STRAGGLER_MUTANTS: dict[str, MakeCore] = {
     "hedge-counted-twice": _HedgeCountedTwice,
-    "hedge-uncounted": with_desk(_HedgeUncounted),
+    "hedge-uncounted": with_tickets(_HedgeUncounted),
     "hedge-without-budget": _NoBudget,
     "hedge-at-cold-start": _ColdHedge,
     "latency-never-updated": _NoMeasure,
     "no-backoff": _NoBackoff,
     "no-takeover": _NoTakeover,
     "takeover-without-return": _NoReturn,
-    "takeover-without-its-tickets": with_desk(_NoMove),
+    "takeover-without-its-tickets": with_tickets(_NoMove),
     "no-probe": with_fleet(_NoProbe),
     "open-for-ever": _with_load,
 }

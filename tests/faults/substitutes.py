@@ -7,15 +7,15 @@ from trainer.feed.client.core import Core
 from trainer.feed.client.epochs import Epochs
 from trainer.feed.client.fleet import Fleet
 from trainer.feed.client.options import CoreOptions
-from trainer.feed.client.tickets import Desk
+from trainer.feed.client.tickets import Tickets
 
 
-def with_desk(desk: type[Desk]) -> MakeCore:
-    """Another desk."""
+def with_tickets(tickets: type[Tickets]) -> MakeCore:
+    """Other tickets."""
 
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
-        core.desk = desk(options, core.balance)
+        core.tickets = tickets(options, core.pace)
         return core
 
     return make
@@ -26,7 +26,7 @@ def with_fleet(fleet: type[Fleet]) -> MakeCore:
 
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
-        core.fleet = fleet(options, core._out, core.balance.standings)
+        core.fleet = fleet(options, core._out, core.pace.shares)
         return core
 
     return make

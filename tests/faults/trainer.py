@@ -170,8 +170,10 @@ class SimulatedTrainer:
             raise Violation("order", f"trained {self.trained}, the order is {expected}")
         for rank in self.ranks:
             rank.asks.ended()
-            if rank.core.desk.num_tickets or rank.core.desk.jobs:
-                raise Violation("tickets", f"{rank.name} still holds {rank.core.desk.num_tickets} tickets at the end")
+            if rank.core.tickets.num_tickets or rank.core.tickets.batches:
+                raise Violation(
+                    "tickets", f"{rank.name} still holds {rank.core.tickets.num_tickets} tickets at the end"
+                )
         if scenario.straggler:
             self._check_straggler()
         self.world.say("all is trained")

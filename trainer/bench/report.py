@@ -5,7 +5,7 @@ loader CPU         `cpu_s` of all loaders' PONGs, last minus first: all their pr
 client CPU         this process after all ranks are connected: all threads, with the digest and this report
 records decoded    `records_decoded` of the PONGs over the distinct records seen here; without those read ahead and not asked for
 first batch        from the start of the first `connect` to the slowest rank's first micro-batch
-tickets            of all ranks; `Counters` of `trainer/feed/client/work.py`
+tickets            of all ranks; `TicketCounters` of `trainer/feed/client/tickets.py`
 data wait          blocked in `steps` / time, each after its own first batch; the worst rank
 longest wait       of any rank for one step, the first step left out
 """

@@ -20,16 +20,16 @@ from types import TracebackType
 from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
-from stoker_proto.errors import ConfigError, LocalProtocolError
+from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
+from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
 from trainer.feed.client.core import Core
+from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
-from trainer.feed.client.peer import State
 from trainer.feed.client.schedule import num_steps
-from trainer.feed.client.work import Counters
-from trainer.feed.pins import order_pins
+from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.sockets import SocketDriver
 
@@ -102,19 +102,12 @@ class Feed:
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
-            fingerprints={**({} if processor else _config_pins(config)), **order_pins(config, pins or {})},
-            lanes=config.data.order.lanes,
-            cell=config.data.order.cell,
+            fingerprints={**({} if processor else _config_pins(config)), **_order_pins(config, pins or {})},
+            order=config.data.order,
+            feed=trainer.feed,
             global_batch_size=trainer.global_batch_size,
             micro_batch_size=trainer.micro_batch_size,
             window=max(trainer.feed.prefetch, passes + 1),  # `steps` hands over whole steps: the next must fit in
-            ticket_deadline_s=trainer.feed.ticket_deadline_s,
-            data_deadline_s=trainer.feed.data_deadline_s,
-            connect_deadline_s=trainer.feed.connect_deadline_s,
-            hedge_share=trainer.feed.hedge_share,
-            hedge_multiple=trainer.feed.hedge_multiple,
-            takeover_ratio=trainer.feed.takeover_ratio,
-            backoff_s=trainer.feed.backoff_s,
         )
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
@@ -232,9 +225,9 @@ class Feed:
         loaders = self._driver.call(lambda core, now: list(core.fleet.loaders))
         return {loader.address: dict(loader.first_progress) for loader in loaders if loader.first_progress}
 
-    def counters(self) -> Counters:
+    def counters(self) -> TicketCounters:
         """Tickets, and what it took to have them answered, since the start."""
-        return self._driver.call(lambda core, now: dataclasses.replace(core.desk.counters))
+        return self._driver.call(lambda core, now: dataclasses.replace(core.tickets.counters))
 
     @property
     def bytes_received(self) -> int:
@@ -296,3 +289,14 @@ def _config_pins(config: Config) -> dict[str, str]:
 
     fingerprints = Processor.build(config, None).fingerprints()
     return {name: fingerprints[name] for name in ("tokenizer", "image", "dialogue")}
+
+
+def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
+    """The pins of a checkpoint, and the order that the config says. Raises RefusedError if these differ."""
+    order = order_fingerprint(config.data)
+    if pins.get("order", order) != order:
+        raise RefusedError(
+            "data.order, the sources or their weights are not those of the checkpoint, or its rows were packed or grouped "
+            "otherwise, so its position means another row: set them back, or start anew with trainer.checkpoint.resume=null"
+        )
+    return {**pins, "order": order}

@@ -54,22 +54,22 @@ class Handshake:
     def __init__(self, address: str, key_name: str | None) -> None:
         """key_name: of the key that we show; None: we have none."""
         self._address, self._key_name = address, key_name
-        self._standing = False
+        self._is_connected = False
         self._hung_up = 0  # times in a row
         self._denied = ""
 
     def event(self, event: int, value: int) -> Stands | Lost | Denied | None:
         """What a monitor's event means; None: nothing that is not known already."""
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._standing, self._hung_up, self._denied = True, 0, ""
+            self._is_connected, self._hung_up, self._denied = True, 0, ""
             return Stands()
-        was_standing, self._standing = self._standing, False
+        was_is_connected, self._is_connected = self._is_connected, False
         mismatch = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
         if mismatch or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             text = self._mismatch() if mismatch else self._refused()
             news, self._denied = text != self._denied, text
             return Denied(text, news)
-        if event == zmq.EVENT_DISCONNECTED and not was_standing:
+        if event == zmq.EVENT_DISCONNECTED and not was_is_connected:
             return None  # the failed handshake said why
         if event == zmq.EVENT_CONNECTED and (self._denied or self._hung_up):
             return None  # the next try: what is known stays known until it ends

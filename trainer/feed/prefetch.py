@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import MicroBatch
-from trainer.feed.client.options import Deliver, Opened
+from trainer.feed.client.commands import Deliver, Opened
 from trainer.feed.client.schedule import Slice
 
 

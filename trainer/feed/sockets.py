@@ -22,8 +22,9 @@ from zmq.utils.monitor import recv_monitor_message
 from stoker_proto.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from stoker_proto.wire.encoding import MAX_FRAME_BYTES, decode, encode
 from stoker_proto.wire.keys import Key
+from trainer.feed.client.commands import Command, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.client.core import Core
-from trainer.feed.client.options import Command, CoreOptions, Deliver, Fail, Opened, Send, Warn
+from trainer.feed.client.options import CoreOptions
 from trainer.feed.handshake import EVENTS, GIVEN_UP, Denied, Handshake, Stands
 
 logger = logging.getLogger(__name__)

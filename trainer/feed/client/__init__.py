@@ -1,6 +1,6 @@
 """The client's rules, pure: events in, commands out. No socket, clock, thread or random source.
 
-In: decoded messages and the time. Out: what to send, to deliver, to warn of. `trainer.feed.sockets` drives it.
-Read `options`, `core`, `tickets` and `work`, `fleet` and `peer`, `epochs`, `schedule`, `homes`, the pace of loaders (`balance`,
-`latency`, `load`, `hedging`, `standing`, `judge`), `explain`.
+In: decoded messages, the consumer's calls and the time. Out: commands: what to send, to deliver, to warn of.
+`trainer.feed.sockets` drives it. Read `core`, `options` and `commands`, `tickets`, `fleet`, `epochs` and `schedule` (which rows a
+rank trains), `homes` (which loader is asked first), `pace` (how fast loaders answer), `explain` (error texts).
 """

@@ -1,8 +1,8 @@
-"""What the opened epochs are made of: which passes over which entries, and their streams once the lanes are known. Pure.
+"""The open epochs: which passes over which entries they consist of, and their streams once the lanes are known. Pure.
 
     open(3)  ->  wanted {(3, 0), (3, 1)}  --LANES of (pass 3, entries 0 and 1)-->  orders[3]
 
-With weights the loaders' pass 0 of every entry is wanted first, because rates follow from how many samples a pass has.
+With weights, pass 0 of every entry is wanted first: the rates depend on how many samples a pass has.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import TIME_END, Order
 from stoker_proto.order.mixture import ONE_PASS, MixedOrder, PassRange, pass_shares, rates
 from stoker_proto.wire.messages import Lanes
-from trainer.feed.client.options import CoreOptions, Opened
+from trainer.feed.client.commands import Opened
+from trainer.feed.client.options import CoreOptions
 
 
 class Pass(NamedTuple):
-    """One pass over one entry: what the loaders call an epoch of it."""
+    """One pass over one entry. The loaders call it an epoch of the entry."""
 
     number: int
     entry: int
 
 
 class Epochs:
-    """Fed with LANES by the fleet."""
+    """All open epochs. The fleet passes LANES in."""
 
     def __init__(self, options: CoreOptions) -> None:
         self.options = options
         self.orders: dict[int, MixedOrder] = {}
         self.wanted: frozenset[Pass] = frozenset()
-        """Passes whose lanes are needed by the epochs that are open."""
+        """Passes whose lanes the open epochs need."""
         self._open: set[int] = set()
         self._lengths: dict[Pass, list[int]] = {}
         self._starts: dict[Pass, list[int]] = {}
@@ -46,7 +47,7 @@ class Epochs:
             self._rates = [ONE_PASS] * len(self._entries_of)
 
     def open(self, epoch: int) -> None:
-        """Want what the epoch is made of."""
+        """Want the lanes of the epoch's passes."""
         if epoch not in self._open:
             self._open.add(epoch)
             self._renew()
@@ -64,13 +65,17 @@ class Epochs:
             del self._pass_orders[old]
 
     def take(self, message: Lanes) -> list[list[str]]:
-        """Keep the lanes of wanted passes; what does not fit, as rows [name, theirs, ours], where something does not."""
+        """Keep the lanes of wanted passes. Returns what does not fit, as rows [name, theirs, ours]."""
         rows = []
         for entry, lengths in sorted(message.lengths.items()):
             one = Pass(message.epoch, entry)
             starts = message.starts.get(entry, [])
-            if not 0 <= entry < len(self.options.entries) or len(lengths) != self.options.lanes or min(lengths) < 0:
-                rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.lanes)])
+            if (
+                not 0 <= entry < len(self.options.entries)
+                or len(lengths) != self.options.order.lanes
+                or min(lengths) < 0
+            ):
+                rows.append([f"lanes of entry {entry}", str(len(lengths)), str(self.options.order.lanes)])
             elif len(starts) != len(lengths) or not 0 <= min(starts) <= max(starts) < TIME_END:
                 rows.append([f"starts of entry {entry}", str(starts)[:80], f"{len(lengths)} of them"])
             elif self._lengths.get(one, lengths) != lengths:
@@ -88,7 +93,7 @@ class Epochs:
         return rows
 
     def complete(self) -> list[int]:
-        """Open epochs whose lanes are all known, for the first time now. Raises ConfigError: weights that cannot be met."""
+        """Open epochs of which all lanes became known now. Raises ConfigError for weights that cannot be met."""
         if self._rates is None and self._open and all(one in self._lengths for one in self.wanted):
             self._rates = self._find_rates()
             self._renew()
@@ -108,7 +113,7 @@ class Epochs:
         return sum(self._lengths[one])
 
     def opened(self, epoch: int) -> Opened:
-        """What the consumer is told of a complete epoch."""
+        """The command that tells the consumer of a complete epoch."""
         order = self.orders[epoch]
         whole = [
             self._order_of(pass_shares(rate, epoch)[0].number, source).total
@@ -117,7 +122,7 @@ class Epochs:
         return Opened(epoch, order.total, tuple(order.counts), tuple(whole))
 
     def fingerprints(self) -> dict[str, str]:
-        """`mixture`, of how much an epoch takes of each source, once that is known. Empty without weights: one pass then."""
+        """`mixture`: of the rates, once they are known. Empty without weights, as an epoch is one pass then."""
         return {"mixture": fingerprint(self._rates)} if self.options.weights and self._rates is not None else {}
 
     def _renew(self) -> None:
@@ -151,7 +156,7 @@ class Epochs:
         return rates(options.source_names, samples, weights)
 
     def _mix(self, epoch: int) -> MixedOrder:
-        lanes = self.options.lanes
+        lanes = self.options.order.lanes
         sources: list[list[PassRange]] = []
         for number, rate in enumerate(self._rates or []):
             parts = []
@@ -160,7 +165,7 @@ class Epochs:
                 parts.append(PassRange(share.number, order, *share.cut(order.total)))
             sources.append(parts)
         numbers = [[entry * lanes + lane for entry in entries for lane in range(lanes)] for entries in self._entries_of]
-        return MixedOrder(sources, numbers, self.options.cell)
+        return MixedOrder(sources, numbers, self.options.order.cell)
 
     def _order_of(self, number: int, source: int) -> Order:
         """The stream of pass `number` over a source."""
@@ -168,5 +173,5 @@ class Epochs:
         if key not in self._pass_orders:
             lengths = [length for entry in entries for length in self._lengths[Pass(number, entry)]]
             starts = [start for entry in entries for start in self._starts[Pass(number, entry)]]
-            self._pass_orders[key] = Order(lengths, self.options.cell, starts)
+            self._pass_orders[key] = Order(lengths, self.options.order.cell, starts)
         return self._pass_orders[key]

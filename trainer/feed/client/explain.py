@@ -1,11 +1,10 @@
-"""The texts of what can go wrong with the loaders: the value, the rule, and the way out. Pure."""
+"""Error texts about loaders: the value, the rule, and the way out. Pure."""
 
 from __future__ import annotations
 
-from trainer.feed.client.fleet import Fleet
-from trainer.feed.client.peer import State
-from trainer.feed.client.standing import NO_LANES
-from trainer.feed.client.work import Work
+from trainer.feed.client.fleet import Fleet, State
+from trainer.feed.client.pace import NO_LANES
+from trainer.feed.client.tickets import PendingTicket
 
 _SHOWN = 20  # entries that one message names
 
@@ -18,20 +17,18 @@ def describe(fleet: Fleet, now: float) -> str:
         state = "draining" if loader.draining else loader.state.value
         held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
         note = f" ({loader.note})" if loader.note else ""
-        parts.append(f"{loader.address} {state}{note}{held}, {heard}{_standing(fleet, number, now)}")
+        parts.append(f"{loader.address} {state}{note}{held}, {heard}{_share(fleet, number, now)}")
     return "; ".join(parts)
 
 
-def _standing(fleet: Fleet, number: int, now: float) -> str:
-    """Why it is asked for less than its share."""
-    standing = fleet.standings.of[number]
-    if now < standing.trusted_at:
-        return (
-            f", failed {standing.failures} times in a row: home to no lanes for {standing.trusted_at - now:.1f} s more"
-        )
-    if standing.level:
-        share = "no" if standing.level == NO_LANES else f"1/{2**standing.level} of its"
-        return f", slower than others: home to {share} lanes"
+def _share(fleet: Fleet, number: int, now: float) -> str:
+    """Why the loader has fewer lanes than its full share."""
+    share = fleet.shares.of[number]
+    if now < share.excluded_until:
+        return f", failed {share.failures} times in a row: home to no lanes for {share.excluded_until - now:.1f} s more"
+    if share.level:
+        part = "no" if share.level == NO_LANES else f"1/{2**share.level} of its"
+        return f", slower than others: home to {part} lanes"
     return ""
 
 
@@ -55,24 +52,24 @@ def _entries(fleet: Fleet, numbers: set[int]) -> str:
 
 
 def still_waiting(fleet: Fleet, now: float) -> str:
-    """Said once at the start."""
+    """Warning, once at the start."""
     return f"still waiting{missing(fleet, now)}; loaders: {describe(fleet, now)}"
 
 
 def not_connected(fleet: Fleet, now: float) -> str:
-    """The connect deadline has passed."""
+    """Error: the connect deadline has passed."""
     return (
-        f"no loaders that together hold all the data answered within {fleet.options.connect_deadline_s:g} s "
+        f"no loaders that together hold all the data answered within {fleet.options.feed.connect_deadline_s:g} s "
         f"(trainer.feed.connect_deadline_s){missing(fleet, now)}; loaders: {describe(fleet, now)}; check that loader-serve runs "
         "there, that its --bind is one of these addresses, and that its --shards cover the entry"
     )
 
 
-def no_data(fleet: Fleet, tickets: int, first: Work | None, now: float) -> str:
-    """The data deadline has passed. first: what everything waits for."""
+def no_data(fleet: Fleet, tickets: int, first: PendingTicket | None, now: float) -> str:
+    """Error: the data deadline has passed. first: the ticket that the rank waits for."""
     where = "" if first is None else f", the first of {first}"
     return (
-        f"no data for {fleet.options.data_deadline_s:g} s (trainer.feed.data_deadline_s), {tickets} tickets unanswered"
+        f"no data for {fleet.options.feed.data_deadline_s:g} s (trainer.feed.data_deadline_s), {tickets} tickets unanswered"
         f"{where}{missing(fleet, now)}; loaders: {describe(fleet, now)}; bring a loader back and start again: the run resumes "
         "from its last checkpoint"
     )

@@ -1,67 +1,123 @@
-"""The loaders as the core sees them: handshake, what each holds, lane lengths, who is home to a lane, who is silent.
+"""The loaders as the core sees them: handshake, held entries, lane lengths, the home of each lane, silent loaders.
 
     ABSENT --connected--> GREETING --WELCOME--> READY      any state --lost--> ABSENT
                               `------REFUSE, or a WELCOME that differs, or a bad frame--> REFUSED
 
-Pure: time is an argument, messages go out as commands.
+A lane's home is the loader that is asked for it first. Pure: time is an argument, messages go out as commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.order.mixture import MixedOrder
 from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
+from trainer.feed.client.commands import Command, Send
 from trainer.feed.client.epochs import Epochs, Pass
 from trainer.feed.client.homes import Homes
-from trainer.feed.client.options import Command, CoreOptions, Send
-from trainer.feed.client.peer import Loader, State
-from trainer.feed.client.standing import NO_LANES, Standings
+from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.pace import NO_LANES, LaneShares
+
+
+class State(Enum):
+    """Where a loader is in the handshake."""
+
+    ABSENT = "not connected"
+    GREETING = "connected, no WELCOME yet"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Loader:
+    """One address of the config, and the incarnation that answers there now."""
+
+    address: str
+    state: State = State.ABSENT
+    note: str = "never reached"
+    """Why it is not ready."""
+    name: str = ""
+    """Name of the incarnation that said WELCOME."""
+    last_name: str = ""
+    """The name before the connection was lost."""
+    held: frozenset[int] = frozenset()
+    draining: bool = False
+    answered: set[Pass] = field(default_factory=set)
+    """Passes of which it has sent the lanes."""
+    told_all: frozenset[Pass] | None = None
+    """The wanted passes at the time when it had sent the lanes of all those that it holds."""
+    heard_at: float | None = None
+    waiting_since: float | None = None
+    """When the first PING was sent after which nothing has come."""
+    is_overdue: bool = False
+    """An answer took unusually long, and nothing has come since."""
+    pong_s: float = 0.0
+    """The longest recent time from PING to PONG."""
+    hello_at: float = 0.0
+    ping_at: float = 0.0
+    epoch_at: float = 0.0
+    pong_nonce: int = -1
+    progress: dict[str, float] = field(default_factory=dict)
+    first_progress: dict[str, float] = field(default_factory=dict)
+    """Counters of this incarnation's first PONG, from before its first ticket of this rank."""
+
+    def anew(self, state: State, note: str) -> Loader:
+        """The same address with a new connection, or none: nothing known of the last connection still holds."""
+        last_name = self.name or self.last_name
+        return Loader(self.address, state, note, last_name=last_name, heard_at=self.heard_at)
+
+    def silence_s(self, options: CoreOptions) -> float:
+        """How long a PING may go unanswered before the loader counts as silent."""
+        if not self.is_overdue:
+            return options.silence_s
+        return min(max(options.probe_s, min(4 * self.pong_s, 2 * options.probe_s)), options.silence_s)
 
 
 class Fleet:
-    """All loaders of the config, as far as one rank knows."""
+    """All loaders of the config, as one rank knows them."""
 
-    def __init__(self, options: CoreOptions, out: list[Command], standings: Standings) -> None:
-        """out: where commands are appended; standings: told who joins, asked for everyone's share of the lanes."""
-        self.options, self._out, self.standings = options, out, standings
+    def __init__(self, options: CoreOptions, out: list[Command], shares: LaneShares) -> None:
+        """out: commands are appended here; shares: each loader's share of the lanes; hears of loaders that join."""
+        self.options, self._out, self.shares = options, out, shares
         self.loaders = [Loader(address) for address in options.addresses]
         self.pins = dict(options.fingerprints)
-        self._told = {"order"}  # names of fingerprints that a loader told; the order both sides know
+        self._told = {"order"}  # names of fingerprints that a loader sent; both sides know the order
         self.processor = ""
         self.epochs = Epochs(options)
-        self._homes = Homes(options.addresses, options.lanes)
+        self._homes = Homes(options.addresses, options.order.lanes)
         self._nonce = 0
 
     # -- connection and handshake
 
     def connected(self, number: int, now: float) -> None:
-        """A new connection: greet, whatever was before."""
+        """There is a new connection: send HELLO, whatever was before."""
         loader = self.loaders[number]
         self.loaders[number] = loader.anew(State.GREETING, "no WELCOME yet")
         self._greet(number, now)
 
     def lost(self, number: int, reason: str) -> None:
-        """The connection is gone; what the incarnation held counts no longer."""
+        """The connection is gone, and with it what the loader held."""
         loader = self.loaders[number]
         note = f"{loader.note}; {reason}" if loader.state is State.REFUSED else reason
         self.loaders[number] = loader.anew(State.ABSENT, note)
 
     def refuse(self, number: int, reason: str) -> None:
-        """Nothing of this loader may be used until it connects anew."""
+        """Use nothing of this loader until it connects again."""
         loader = self.loaders[number]
         loader.state, loader.note, loader.held = State.REFUSED, reason, frozenset()
 
     def refused_by_loader(self, number: int, message: Refuse) -> str:
-        """Its REFUSE in words."""
+        """The text of its REFUSE."""
         rows = [[*map(str, row), "?", "?", "?"][:3] for row in message.differences]
         if message.protocol != PROTOCOL_VERSION:
             rows.insert(0, ["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
         return self._differ(number, rows, "refused us")
 
     def welcome(self, number: int, message: Welcome, now: float) -> str | None:
-        """Take a WELCOME in; the differences in words where it must not be mixed into this run."""
+        """Accept a WELCOME. Returns the differences as text where the loader must not be used in this run."""
         loader, split = self.loaders[number], self.options.split
         rows: list[list[str]] = []
         if message.protocol != PROTOCOL_VERSION:
@@ -79,7 +135,7 @@ class Fleet:
             return self._differ(number, rows, "is refused")
         if loader.name != message.loader:
             loader.answered.clear()
-            self.standings.joined(number, now)
+            self.shares.joined(number, now)
         loader.told_all = None
         self.pins.update(message.fingerprints)
         self._told |= message.fingerprints.keys()
@@ -91,14 +147,14 @@ class Fleet:
             held,
             False,
         )
-        self.ping(number, now)  # before EPOCH, so that the first PONG's counters are those of before our work
+        self.ping(number, now)  # before EPOCH, so that the first PONG's counters hold none of our work
         self._ask_lanes(number, now)
         return None
 
     def fingerprints(self) -> dict[str, str]:
-        """Of all that a batch of this run means, known once an epoch is: what the loaders said, the order and the mixture.
+        """What a batch of this run means: fingerprints that loaders sent, the order and the mixture. Known once an epoch is.
 
-        Not what a checkpoint said and no loader did: whoever compares the two must see that it is gone.
+        Without names that only a checkpoint has: the comparison with that checkpoint must show that they are gone.
         """
         found = {name: value for name, value in self.pins.items() if name in self._told}
         return {**found, **self.epochs.fingerprints()}
@@ -114,11 +170,11 @@ class Fleet:
 
     @property
     def orders(self) -> dict[int, MixedOrder]:
-        """Epoch -> its stream, for those that are open and known."""
+        """Epoch -> its stream, for open epochs whose lanes are known."""
         return self.epochs.orders
 
     def open(self, epoch: int, now: float) -> None:
-        """Ask the loaders for the lanes that the epoch is made of, unless that is done already."""
+        """Ask the loaders for the lanes of the epoch, unless that is done already."""
         before = self.epochs.wanted
         self.epochs.open(epoch)
         self._ask_all(before, now)
@@ -126,12 +182,12 @@ class Fleet:
     def close_except(self, epochs: set[int]) -> None:
         """Forget all other epochs."""
         self.epochs.close_except(epochs)
-        for loader in self.loaders:  # an epoch that is opened anew must be answered anew
+        for loader in self.loaders:  # an epoch that is opened again must be answered again
             loader.answered &= self.epochs.wanted
             loader.told_all = None
 
     def lanes(self, number: int, message: Lanes, now: float) -> tuple[list[int], str | None]:
-        """Take LANES in: (epochs that are now complete for the first time, differences in words). Raises ConfigError."""
+        """Accept LANES. Returns (epochs that became complete now, differences as text). Raises ConfigError."""
         if message.split != self.options.split or self.loaders[number].state is not State.READY:
             return [], None
         rows = self.epochs.take(message)
@@ -144,20 +200,20 @@ class Fleet:
         return complete, None
 
     def _ask_all(self, before: frozenset[Pass], now: float) -> None:
-        """Ask every ready loader for what is wanted now and was not before."""
+        """Ask every ready loader for the lanes of passes that are wanted now and were not before."""
         if self.epochs.wanted is not before and self.epochs.wanted - before:
             for number, loader in enumerate(self.loaders):
                 if loader.state is State.READY:
                     self._ask_lanes(number, now)
 
-    # -- who is asked
+    # -- whom to ask
 
     def entry_of(self, lane: int) -> int:
         """The entry that a lane of the stream belongs to."""
-        return lane // self.options.lanes
+        return lane // self.options.order.lanes
 
     def choices(self, lane: int, epoch: int, now: float) -> list[int]:
-        """Loaders that can answer for the lane: its home first, then the others by preference; silent ones last."""
+        """Loaders that can answer for the lane: its home first, then the others by preference, silent ones last."""
         entry = self.entry_of(lane)
         awake: dict[int, int] = {}  # loader -> level
         silent = []
@@ -171,39 +227,39 @@ class Fleet:
                 if self.silent(number, now):
                     silent.append(number)
                 else:
-                    awake[number] = self.standings.level(number, now)
-        return self._homes(entry, awake)[lane % self.options.lanes] + silent
+                    awake[number] = self.shares.level(number, now)
+        return self._homes(entry, awake)[lane % self.options.order.lanes] + silent
 
     def spares(self, lane: int, epoch: int, now: float) -> list[int]:
-        """Of these, those of which a quick answer may be hoped for."""
+        """The loaders of `choices` that will probably answer quickly."""
         return [
             number
             for number in self.choices(lane, epoch, now)
-            if self.standings.level(number, now) < NO_LANES and not self.silent(number, now)
+            if self.shares.level(number, now) < NO_LANES and not self.silent(number, now)
         ]
 
     def helps(self, number: int, other: int, now: float) -> bool:
-        """Whether another loader can do something of what this one does, and is not slow itself."""
+        """Whether the other loader holds some of this one's entries, is ready, and is not the slower one."""
         loader, helper = self.loaders[number], self.loaders[other]
         able = helper.state is State.READY and not helper.draining and not self.silent(other, now)
-        quicker = self.standings.level(other, now) <= self.standings.level(number, now)
+        quicker = self.shares.level(other, now) <= self.shares.level(number, now)
         return number != other and able and quicker and bool(loader.held & helper.held)
 
     def heard(self, number: int, now: float) -> None:
         """Any message shows that a loader is alive."""
         loader = self.loaders[number]
-        loader.heard_at, loader.waiting_since, loader.owing = now, None, False
+        loader.heard_at, loader.waiting_since, loader.is_overdue = now, None, False
 
-    def owing(self, number: int, now: float) -> None:
-        """The loader owes an answer for unusually long: a PING tells whether it is alive."""
+    def overdue(self, number: int, now: float) -> None:
+        """An answer of the loader takes unusually long: a PING shows whether it is alive."""
         loader = self.loaders[number]
         if loader.state is State.READY:
-            loader.owing = True
+            loader.is_overdue = True
             if loader.waiting_since is None:
                 self.ping(number, now)
 
     def silent(self, number: int, now: float) -> bool:
-        """Connected, and a PING has gone unanswered for too long."""
+        """Whether a PING has been unanswered for too long."""
         loader = self.loaders[number]
         return loader.waiting_since is not None and now >= loader.waiting_since + loader.silence_s(self.options)
 
@@ -218,7 +274,7 @@ class Fleet:
     # -- liveness
 
     def ping(self, number: int, now: float) -> int:
-        """Send a PING; its nonce."""
+        """Send a PING; returns its nonce."""
         self._nonce += 1
         loader = self.loaders[number]
         loader.ping_at = now
@@ -231,13 +287,13 @@ class Fleet:
         loader = self.loaders[number]
         if message.nonce > loader.pong_nonce:
             took_s = now - loader.ping_at
-            if took_s < self.options.probe_s:  # longer ones tell of a hang, not of how quick the loader is
+            if took_s < self.options.probe_s:  # longer ones show a hang, not the loader's speed
                 loader.pong_s = max(took_s, 0.9 * loader.pong_s)
             loader.pong_nonce, loader.progress = message.nonce, message.progress
             loader.first_progress = loader.first_progress or message.progress
 
     def tick(self, now: float) -> None:
-        """Send again what was not answered, and the PINGs that are due."""
+        """Send again what has no answer, and the PINGs that are due."""
         for number, loader in enumerate(self.loaders):
             if loader.state is State.GREETING and now >= loader.hello_at + self.options.hello_retry_s:
                 self._greet(number, now)
@@ -249,7 +305,7 @@ class Fleet:
                 self._ask_lanes(number, now)
 
     def next_time(self, now: float) -> float:
-        """When `tick` next has something to do, or a loader begins to count as silent, after now."""
+        """The next time after `now` at which `tick` has something to do or a loader starts to count as silent."""
         times = [float("inf")]
         for loader in self.loaders:
             if loader.state is State.GREETING:
@@ -274,7 +330,7 @@ class Fleet:
         self._send(number, hello)
 
     def _unanswered(self, loader: Loader) -> list[Pass]:
-        """The passes whose lanes it should tell, and has not. Looked for at every event, found at few."""
+        """Passes whose lanes the loader has not sent yet. Called at every event, so the common case, none, is fast."""
         wanted = self.epochs.wanted
         if loader.told_all is wanted:
             return []

@@ -1,9 +1,9 @@
-"""Which loader is home to a lane: rendezvous hashing over the able loaders, with an even share for equals. Pure.
+"""Which loader is home to a lane: rendezvous hashing over the loaders that can answer, with equal shares for equals. Pure.
 
 Plain rendezvous hashing would often give one of two loaders 20 of 32 lanes, and a fleet is as fast as its busiest member. So
 the lanes of an entry choose in turn, and a loader that has its share is passed over. All ranks compute the same homes from
-the same addresses: a window is decoded by one loader only. A share is halved by each level of `standing.py`, which a rank
-finds for itself: while a loader is slow, ranks may differ about its lanes.
+the same addresses, so only one loader decodes a window. Each level of `pace.LaneShares` halves a loader's share. Each rank finds
+the levels by itself, so ranks may disagree about the lanes of a slow loader.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stoker_proto.hashing import key64
-from trainer.feed.client.standing import NO_LANES
+from trainer.feed.client.pace import NO_LANES
 
 _MOST_KNOWN = 256
 
 
 class Homes:
-    """Remembers what it worked out, per entry and levels of the able loaders."""
+    """Remembers its results, by entry and by the levels of the loaders."""
 
     def __init__(self, addresses: tuple[str, ...], lanes: int) -> None:
-        """lanes: of each entry."""
+        """lanes: number of lanes of each entry."""
         self._addresses, self._lanes = addresses, lanes
         self._known: dict[tuple[int, tuple[tuple[int, int], ...]], list[list[int]]] = {}
 
     def __call__(self, entry: int, able: Mapping[int, int]) -> list[list[int]]:
-        """For each lane of the entry the able loaders (numbers of addresses), its home first, the others by hash.
+        """For each lane of the entry the loaders (indices of addresses), its home first, the others by hash.
 
-        able: loader -> level; where all have NO_LANES they share alike.
+        able: loader that can answer -> level; if all have NO_LANES, they get equal shares.
         """
         key = (entry, tuple(able.items()))
         known = self._known.get(key)
@@ -53,7 +53,7 @@ class Homes:
         return preferences
 
     def _shares(self, able: Mapping[int, int]) -> dict[int, int]:
-        """Lanes that each may have: rounded up for those of the best level, down for the others."""
+        """Lanes that each loader may have: rounded up for the best level, down for the others."""
         best = min(able.values(), default=0)
         weights = {n: 0.5 ** (level - best) if level < NO_LANES or level == best else 0.0 for n, level in able.items()}
         total = sum(weights.values())

@@ -1,11 +1,11 @@
-"""Which stream positions a rank trains, as a pure function: no state, any step can be asked for.
+"""Which stream positions a rank trains, as a pure function: no state, any step can be computed.
 
 With G rows per optimizer step, micro-batches of m rows and W ranks, a step has A = G / (m W) passes. Step s of an epoch
 entered at sample `first` trains stream positions first + s G + [0, G), and of these micro-batch a of rank r is
 
-    first + s G + (a W + r) m + [0, m)        clipped at the epoch's end; what is missing are padding rows
+    first + s G + (a W + r) m + [0, m)        clipped at the epoch's end; padding rows fill the rest
 
-so the concatenation over (a, r) is the same rows for every world size and micro-batch size.
+so the concatenation over (a, r) has the same rows for every world size and micro-batch size.
 
     G 8, m 2, W 2, first 0, epoch of 11 samples:   step 0   rank 0: [0,2) [4,6)    rank 1: [2,4) [6,8)
                                                    step 1   rank 0: [8,10) []      rank 1: [10,11) []
@@ -29,7 +29,7 @@ class Slice:
     step: int
     """Counted from the sample at which the epoch was entered."""
     index: int
-    """a: the how-many-th micro-batch of the step on this rank."""
+    """a: which micro-batch of the step on this rank, from 0."""
     start: int
     num_rows: int
     """Samples; fewer than the micro-batch size only at the epoch's end."""
@@ -37,8 +37,8 @@ class Slice:
 
 
 @dataclass(slots=True)
-class Cursor:
-    """The next micro-batch to ask for."""
+class SlicePosition:
+    """The next slice to ask for."""
 
     session: int
     epoch: int
@@ -46,7 +46,7 @@ class Cursor:
     step: int
     index: int
     num_epochs: int
-    """Epochs are entered one after the other up to this one (exclusive)."""
+    """The first epoch that is no longer entered."""
 
 
 def num_steps(num_samples: int, first: int, global_batch_size: int) -> int:

@@ -1,58 +1,116 @@
-"""The tickets of one rank: asked, asked again, answered, and delivered in order. Pure: time is an argument.
+"""The tickets of one rank: sent, sent again, answered, and delivered in order. Pure: time is an argument.
 
-A ticket keeps its number over all attempts, so that whichever answer comes first is the answer, whoever gives it; every
-later one finds the ticket done, or gone, and is dropped. Numbers are never used twice.
+A ticket keeps its number over all attempts, and numbers are never used twice. So the first answer counts, whichever loader
+sends it; later answers find the ticket done or gone and are dropped.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
 from stoker_proto.wire.messages import Failure, Piece, Ticket
-from trainer.feed.client.balance import Balance
 from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.pace import Attempt, Pace
 from trainer.feed.client.schedule import Slice
-from trainer.feed.client.work import Ask, Counters, Job, Work
 
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 8.0
 
 Choices = Callable[[int, int], list[int]]
-"""(lane, epoch) -> able loaders, best first."""
+"""(lane, epoch) -> loaders that can answer, best first."""
 
 
-class Desk:
-    """Tickets in the order in which they are delivered."""
+@dataclass(slots=True)
+class PendingTicket:
+    """A ticket that is not delivered yet."""
 
-    def __init__(self, options: CoreOptions, balance: Balance) -> None:
-        """balance: told of every ask, says how long each is waited for."""
-        self.options, self._balance = options, balance
-        self.jobs: deque[Job] = deque()  # not delivered, in order
-        self._works: dict[int, Work] = {}  # ticket number -> work, in order; those of `jobs`
+    ticket: Ticket
+    attempts: list[Attempt] = field(default_factory=list)
+    """Those that may still be answered."""
+    num_attempts: int = 0
+    tried: set[int] = field(default_factory=set)
+    """Loaders that failed this ticket in this round."""
+    rounds: int = 0
+    """How often all loaders that can answer were tried."""
+    failed: bool = False
+    """A loader of this round answered with a failure; the others only missed their deadlines."""
+    suspects: set[int] = field(default_factory=set)
+    """Loaders that went away while they worked on this. If another incarnation comes back, the first one died."""
+    deaths: int = 0
+    """Loaders and workers that ended while they worked on this."""
+    retry_at: float = 0.0
+    """No new attempt before this time."""
+    history: deque[str] = field(default_factory=lambda: deque(maxlen=3))
+    """How the last attempts ended."""
+    outcome: Piece | StokerError | None = None
+
+    def __str__(self) -> str:
+        """Its place in the stream, and how the last attempts ended."""
+        asked, tried = self.ticket, "; ".join(self.history)
+        samples = f"samples {asked.start} to {asked.start + asked.count - 1}"
+        place = f"lane {asked.lane}, {samples} of {asked.split} epoch {asked.epoch}"
+        return f"{place} ({tried})" if tried else place
+
+
+@dataclass(slots=True)
+class PendingBatch:
+    """A micro-batch that is not delivered yet."""
+
+    slice: Slice
+    tickets: list[PendingTicket]
+
+
+@dataclass(slots=True)
+class TicketCounters:
+    """Of one rank, since its start."""
+
+    tickets: int = 0
+    """Sent, each counted once."""
+    reissued: int = 0
+    """Sent again: the loader went away, failed, or did not answer in time."""
+    hedges: int = 0
+    """Sent to a second loader while the first may still answer."""
+    hedges_won: int = 0
+    """Hedges that the second loader answered first."""
+    takeovers: int = 0
+    """How often other loaders took over lanes of a slow one."""
+    duplicates: int = 0
+    """Answers dropped, because the ticket already had one or is no longer needed."""
+
+
+class Tickets:
+    """All tickets that are not delivered yet, in the order of delivery."""
+
+    def __init__(self, options: CoreOptions, pace: Pace) -> None:
+        """pace: hears of every attempt, and says how long to wait for it."""
+        self.options, self._pace = options, pace
+        self.batches: deque[PendingBatch] = deque()  # not delivered, in order
+        self._pending: dict[int, PendingTicket] = {}  # by ticket number, in order: the tickets of `batches`
         self._next_ticket = 0
-        self._look_at = 0.0  # no ask's time comes before
-        self.counters = Counters()
+        self._look_at = 0.0  # no attempt needs a look before this time
+        self.counters = TicketCounters()
 
     @property
     def num_tickets(self) -> int:
-        """Tickets not yet delivered: the pieces that may be held here and at the loaders."""
-        return len(self._works)
+        """Tickets not yet delivered: bounds the pieces held here and at the loaders."""
+        return len(self._pending)
 
     @property
-    def oldest(self) -> Work | None:
-        """What everything waits for: the first ticket without an answer."""
-        return next((work for work in self._works.values() if work.outcome is None), None)
+    def oldest(self) -> PendingTicket | None:
+        """The first ticket without an answer, for which the whole rank waits."""
+        return next((pending for pending in self._pending.values() if pending.outcome is None), None)
 
     def room_for(self, count: int) -> bool:
-        """Whether so many more tickets may be asked for; an empty desk takes any micro-batch."""
-        return not self._works or self.num_tickets + count <= self.options.max_tickets
+        """Whether `count` more tickets fit below the limit; with none pending, any micro-batch fits."""
+        return not self._pending or self.num_tickets + count <= self.options.max_tickets
 
     def add(self, slice_: Slice) -> None:
-        """Put the tickets of the next micro-batch down."""
-        works = []
+        """Append the tickets of the next micro-batch; `assign` sends them."""
+        tickets = []
         for run in slice_.runs:
             ticket = Ticket(
                 ticket=self._next_ticket,
@@ -63,234 +121,240 @@ class Desk:
                 count=run.count,
             )
             self._next_ticket += 1
-            works.append(Work(ticket))
-            self._works[ticket.ticket] = works[-1]
-        self.jobs.append(Job(slice_, works))
+            tickets.append(PendingTicket(ticket))
+            self._pending[ticket.ticket] = tickets[-1]
+        self.batches.append(PendingBatch(slice_, tickets))
 
     def clear(self, now: float) -> None:
-        """Forget everything asked for; answers still under way will be dropped."""
-        for work in self._works.values():
-            for ask in work.asks:
-                self._balance.ended(ask, now)
-        self.jobs.clear()
-        self._works.clear()
+        """Forget all tickets; answers that come later are dropped."""
+        for pending in self._pending.values():
+            for attempt in pending.attempts:
+                self._pace.ended(attempt, now)
+        self.batches.clear()
+        self._pending.clear()
 
     # -- answers
 
     def piece(self, loader: int, piece: Piece, now: float) -> str | None:
-        """Take a piece in; why the loader must not be asked any more, if it is not what the ticket says."""
-        work = self._open_work(loader, piece.ticket)
-        if work is None:
+        """Accept a piece. Returns what is wrong with it where it does not fit its ticket: the loader must be excluded then."""
+        pending = self._find_pending(loader, piece.ticket)
+        if pending is None:
             return None
-        if piece.num_rows != work.ticket.count:
-            return f"answered a ticket of {work.ticket.count} rows with {piece.num_rows}"
-        work.outcome = piece
-        for ask in work.asks:
-            if ask.loader == loader:
-                self._balance.answered(ask, work.ticket, now)
-                self.counters.hedges_won += ask.is_hedge
+        if piece.num_rows != pending.ticket.count:
+            return f"answered a ticket of {pending.ticket.count} rows with {piece.num_rows}"
+        pending.outcome = piece
+        for attempt in pending.attempts:
+            if attempt.loader == loader:
+                self._pace.answered(attempt, pending.ticket, now)
+                self.counters.hedges_won += attempt.is_hedge
             else:
-                self._balance.beaten(ask, now)
-        work.asks.clear()
+                self._pace.beaten(attempt, now)
+        pending.attempts.clear()
         return None
 
     def failure(self, loader: int, failure: Failure, now: float) -> None:
-        """Take a FAILURE in: the run's error when its turn comes, or another attempt."""
-        work = self._open_work(loader, failure.ticket)
-        if work is None:
+        """Accept a FAILURE: bad data ends the run when the ticket's turn comes; anything else leads to another attempt."""
+        pending = self._find_pending(loader, failure.ticket)
+        if pending is None:
             return
         address = self.options.addresses[loader]
         if failure.reason == "data":
-            work.outcome = DataError(failure.message)
+            pending.outcome = DataError(failure.message)
         elif failure.reason == "rejected":
-            work.outcome = LocalProtocolError(f"the loader at {address} rejects {work.ticket}: {failure.message}")
+            pending.outcome = LocalProtocolError(f"the loader at {address} rejects {pending.ticket}: {failure.message}")
         else:
-            work.denied = True
-            work.deaths += failure.reason == "died"
-            self._end(work, loader, f"{address} {failure.reason}: {failure.message}", now)
+            pending.failed = True
+            pending.deaths += failure.reason == "died"
+            self._end(pending, loader, f"{address} {failure.reason}: {failure.message}", now)
             return
-        for ask in work.asks:
-            self._balance.ended(ask, now)
-        work.asks.clear()
+        for attempt in pending.attempts:
+            self._pace.ended(attempt, now)
+        pending.attempts.clear()
 
     def loader_gone(self, loader: int, why: str, now: float) -> None:
-        """All that was asked of this loader must be asked elsewhere."""
-        for work in self._works.values():
-            if any(ask.loader == loader for ask in work.asks):
-                work.suspects.add(loader)
-                self._end(work, loader, why, now)
-        self._balance.gone(loader)
+        """The loader is gone: its tickets must go to other loaders."""
+        for pending in self._pending.values():
+            if any(attempt.loader == loader for attempt in pending.attempts):
+                pending.suspects.add(loader)
+                self._end(pending, loader, why, now)
+        self._pace.gone(loader)
 
     def loader_back(self, loader: int, now: float, *, died: bool) -> None:
-        """What the loader failed at may be asked of it again, at once. died: it is another incarnation than was there before."""
-        for work in self._works.values():
-            work.deaths += died and loader in work.suspects
-            work.suspects.discard(loader)
-            work.tried.discard(loader)
-            work.retry_at = min(work.retry_at, now)
+        """The loader may be asked again at once for what it failed at. died: this is another incarnation than before."""
+        for pending in self._pending.values():
+            pending.deaths += died and loader in pending.suspects
+            pending.suspects.discard(loader)
+            pending.tried.discard(loader)
+            pending.retry_at = min(pending.retry_at, now)
 
-    def _open_work(self, loader: int, number: int) -> Work | None:
-        work = self._works.get(number)
-        if work is None or work.outcome is not None or all(ask.loader != loader for ask in work.asks):
+    def _find_pending(self, loader: int, number: int) -> PendingTicket | None:
+        pending = self._pending.get(number)
+        if (
+            pending is None
+            or pending.outcome is not None
+            or all(attempt.loader != loader for attempt in pending.attempts)
+        ):
             self.counters.duplicates += 1
             return None
-        return work
+        return pending
 
-    def _end(self, work: Work, loader: int, why: str, now: float) -> None:
-        for ask in [ask for ask in work.asks if ask.loader == loader]:
-            self._balance.ended(ask, now)
-            work.asks.remove(ask)
-        work.tried.add(loader)
-        work.history.append(why)
-        work.retry_at = now
+    def _end(self, pending: PendingTicket, loader: int, why: str, now: float) -> None:
+        for attempt in [attempt for attempt in pending.attempts if attempt.loader == loader]:
+            self._pace.ended(attempt, now)
+            pending.attempts.remove(attempt)
+        pending.tried.add(loader)
+        pending.history.append(why)
+        pending.retry_at = now
 
     # -- asking
 
     def assign(self, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
         """(loader, ticket) to be sent now. Raises DeadlineError."""
         sends = []
-        for work in self._works.values():
-            asks = work.asks
-            if work.outcome is not None or (asks and not asks[-1].late):  # so it is with most
+        for pending in self._pending.values():
+            attempts = pending.attempts
+            if pending.outcome is not None or (attempts and not attempts[-1].late):  # most tickets
                 continue
-            if any(not ask.late for ask in asks) or now < work.retry_at:
+            if any(not attempt.late for attempt in attempts) or now < pending.retry_at:
                 continue
-            able = choices(work.ticket.lane, work.ticket.epoch)
-            fresh = [loader for loader in able if loader not in work.tried]
+            able = choices(pending.ticket.lane, pending.ticket.epoch)
+            fresh = [loader for loader in able if loader not in pending.tried]
             if able and not fresh:
-                if not self._next_round(work, now):
+                if not self._next_round(pending, now):
                     continue
                 fresh = able
             if not fresh:
                 continue
-            if work.attempts:
+            if pending.num_attempts:
                 self.counters.reissued += 1
             else:
                 self.counters.tickets += 1
-                self._balance.budget.ticket()
-            sends.append((fresh[0], self._ask(work, fresh[0], now).ticket))
+                self._pace.budget.ticket()
+            sends.append((fresh[0], self._ask(pending, fresh[0], now).ticket))
         return sends
 
-    def _next_round(self, work: Work, now: float) -> bool:
-        """All able loaders have failed the ticket: whether they may be tried again at once (else after a pause)."""
-        denied, work.denied = work.denied, False
-        work.tried.clear()
-        work.rounds += 1
-        if work.asks and not denied:  # they are late, not failed: nothing is hammered by asking again
+    def _next_round(self, pending: PendingTicket, now: float) -> bool:
+        """All loaders that can answer have failed the ticket: returns whether to try them again at once, else after a pause."""
+        failed, pending.failed = pending.failed, False
+        pending.tried.clear()
+        pending.rounds += 1
+        if pending.attempts and not failed:  # all are only late: asking again puts no load on a loader that fails
             return True
-        pause_s = _FIRST_RETRY_S * 2.0 ** min(work.rounds, 30)
-        work.retry_at = now + min(pause_s, _LONGEST_RETRY_S, self.options.ticket_deadline_s)
+        pause_s = _FIRST_RETRY_S * 2.0 ** min(pending.rounds, 30)
+        pending.retry_at = now + min(pause_s, _LONGEST_RETRY_S, self.options.feed.ticket_deadline_s)
         return False
 
-    def _ask(self, work: Work, loader: int, now: float, *, is_hedge: bool = False) -> Work:
-        again = [ask for ask in work.asks if ask.loader == loader]
-        work.attempts += not again  # who is late works on it still: that is no new attempt
-        if work.deaths >= self.options.max_deaths:
+    def _ask(self, pending: PendingTicket, loader: int, now: float, *, is_hedge: bool = False) -> PendingTicket:
+        again = [attempt for attempt in pending.attempts if attempt.loader == loader]
+        pending.num_attempts += not again  # a late loader still works on it: that is no new attempt
+        if pending.deaths >= self.options.max_deaths:
             raise DeadlineError(
-                f"{work.deaths} loaders or workers ended, one after the other, while they worked on {work}; look into the "
+                f"{pending.deaths} loaders or workers ended, one after the other, while they worked on {pending}; look into the "
                 "loaders' logs for what these samples, or others asked for with them, do to them"
             )
-        for ask in again:
-            self._balance.ended(ask, now)
-            work.asks.remove(ask)
-        ask = self._balance.asked(loader, work.ticket, work.rounds, now)
-        ask.is_hedge = is_hedge
-        work.asks.append(ask)
-        self._look_at = min(self._look_at, ask.look_at)
-        return work
+        for attempt in again:
+            self._pace.ended(attempt, now)
+            pending.attempts.remove(attempt)
+        attempt = self._pace.asked(loader, pending.ticket, pending.rounds, now)
+        attempt.is_hedge = is_hedge
+        pending.attempts.append(attempt)
+        self._look_at = min(self._look_at, attempt.look_at)
+        return pending
 
-    def hedge(self, num_jobs: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
-        """(loader, ticket) to be sent to a second loader, as far as the budget goes: stragglers of the first micro-batches.
+    def hedge(self, num_batches: int, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
+        """(loader, ticket) to be sent to a second loader: late tickets of the first micro-batches, as far as the budget goes.
 
-        choices: here without loaders that may be slow themselves.
+        choices: without loaders that may be slow themselves.
         """
         sends: list[tuple[int, Ticket]] = []
-        if num_jobs <= 0 or not self._balance.budget.has_any:
+        if num_batches <= 0 or not self._pace.budget.has_any:
             return sends
-        for job in islice(self.jobs, num_jobs):
-            for work in job.works:
-                if work.outcome is not None or len(work.asks) != 1 or now < work.asks[0].hedge_at:
+        for batch in islice(self.batches, num_batches):
+            for pending in batch.tickets:
+                if pending.outcome is not None or len(pending.attempts) != 1 or now < pending.attempts[0].hedge_at:
                     continue
-                if work.deaths:  # it may be what they die of: one at a time
+                if pending.deaths:  # perhaps loaders die of this ticket: one at a time
                     continue
-                able = choices(work.ticket.lane, work.ticket.epoch)
-                fresh = [loader for loader in able if loader != work.asks[0].loader and loader not in work.tried]
-                if fresh and not work.asks[0].late and self._balance.budget.spend():
+                able = choices(pending.ticket.lane, pending.ticket.epoch)
+                fresh = [
+                    loader for loader in able if loader != pending.attempts[0].loader and loader not in pending.tried
+                ]
+                if fresh and not pending.attempts[0].late and self._pace.budget.spend():
                     self.counters.hedges += 1
-                    sends.append((fresh[0], self._ask(work, fresh[0], now, is_hedge=True).ticket))
+                    sends.append((fresh[0], self._ask(pending, fresh[0], now, is_hedge=True).ticket))
         return sends
 
     def overdue(self, now: float) -> tuple[set[int], set[int]]:
-        """Loaders that owe an answer for longer than usual, and those whose deadline it is: others are asked what they owe."""
-        owing: set[int] = set()
+        """(loaders with an answer that takes unusually long, loaders that missed a deadline: their tickets may go to others)."""
+        unusual: set[int] = set()
         expired: set[int] = set()
         if now < self._look_at:
-            return owing, expired
+            return unusual, expired
         self._look_at = float("inf")
-        for work in self._works.values():
-            for ask in work.asks:
-                if now >= ask.look_at:
-                    owing.add(ask.loader)
-                    self._balance.owed(ask, work.ticket, work.rounds, now)
-                if not ask.late and now >= ask.deadline:
-                    expired.add(ask.loader)
-                    self._balance.expired(ask, now)
-                    self._mark_late(work, ask, "did not answer in time")
-                self._look_at = min(self._look_at, ask.look_at)
-        return owing, expired
+        for pending in self._pending.values():
+            for attempt in pending.attempts:
+                if now >= attempt.look_at:
+                    unusual.add(attempt.loader)
+                    self._pace.still_open(attempt, pending.ticket, pending.rounds, now)
+                if not attempt.late and now >= attempt.deadline:
+                    expired.add(attempt.loader)
+                    self._pace.expired(attempt, now)
+                    self._mark_late(pending, attempt, "did not answer in time")
+                self._look_at = min(self._look_at, attempt.look_at)
+        return unusual, expired
 
     def give_up_on(self, silent: set[int], choices: Choices) -> None:
-        """Do not wait for silent loaders where another can be asked. choices: silent ones last."""
-        for work in self._works.values():
-            for ask in work.asks:
-                if not ask.late and ask.loader in silent:
-                    able = choices(work.ticket.lane, work.ticket.epoch)
+        """Ask other loaders for the tickets of silent ones, where there are others. choices: silent loaders last."""
+        for pending in self._pending.values():
+            for attempt in pending.attempts:
+                if not attempt.late and attempt.loader in silent:
+                    able = choices(pending.ticket.lane, pending.ticket.epoch)
                     if able and able[0] not in silent:
-                        self._mark_late(work, ask, "is silent")
+                        self._mark_late(pending, attempt, "is silent")
 
     def move(self, loader: int, choices: Choices) -> None:
-        """A loader's open tickets of lanes that it is not home to any more go with the lanes."""
-        for work in self._works.values():
-            for ask in work.asks:
-                if not ask.late and ask.loader == loader:
-                    able = choices(work.ticket.lane, work.ticket.epoch)
+        """Open tickets of lanes that the loader has lost go to the lanes' new homes."""
+        for pending in self._pending.values():
+            for attempt in pending.attempts:
+                if not attempt.late and attempt.loader == loader:
+                    able = choices(pending.ticket.lane, pending.ticket.epoch)
                     if able and able[0] != loader:
-                        self._mark_late(work, ask, "was relieved of the lane")
+                        self._mark_late(pending, attempt, "lost the lane to a faster loader")
 
-    def _mark_late(self, work: Work, ask: Ask, why: str) -> None:
-        ask.late, ask.look_at = True, float("inf")
-        work.tried.add(ask.loader)
-        work.history.append(f"{self.options.addresses[ask.loader]} {why}")
+    def _mark_late(self, pending: PendingTicket, attempt: Attempt, why: str) -> None:
+        attempt.late, attempt.look_at = True, float("inf")
+        pending.tried.add(attempt.loader)
+        pending.history.append(f"{self.options.addresses[attempt.loader]} {why}")
 
-    def next_time(self, now: float, num_jobs: int) -> float:
-        """When a deadline or a pause next ends, or one of the first micro-batches may be hedged, after now."""
+    def next_time(self, now: float, num_batches: int) -> float:
+        """The next time after `now` at which a deadline or a pause ends, or a ticket of the first micro-batches may be hedged."""
         first = self._look_at
-        for work in self._works.values():
-            if now < work.retry_at < first and work.outcome is None:
-                first = work.retry_at
-        if num_jobs > 0 and self._balance.budget.has_any:
-            for job in islice(self.jobs, num_jobs):
-                for work in job.works:
-                    for ask in work.asks:
-                        if now < ask.hedge_at < first and not ask.late:
-                            first = ask.hedge_at
+        for pending in self._pending.values():
+            if now < pending.retry_at < first and pending.outcome is None:
+                first = pending.retry_at
+        if num_batches > 0 and self._pace.budget.has_any:
+            for batch in islice(self.batches, num_batches):
+                for pending in batch.tickets:
+                    for attempt in pending.attempts:
+                        if now < attempt.hedge_at < first and not attempt.late:
+                            first = attempt.hedge_at
         return first
 
     # -- delivery
 
     def deliver(self) -> tuple[list[tuple[Slice, list[Piece]]], StokerError | None]:
-        """The micro-batches that are complete and next in order, and the error of the one after them if it has one."""
+        """The complete micro-batches that are next in order, and the error of the one after them, if it has one."""
         done: list[tuple[Slice, list[Piece]]] = []
-        while self.jobs:
+        while self.batches:
             pieces = []
-            for work in self.jobs[0].works:
-                if isinstance(work.outcome, StokerError):
-                    return done, work.outcome
-                if work.outcome is None:
+            for pending in self.batches[0].tickets:
+                if isinstance(pending.outcome, StokerError):
+                    return done, pending.outcome
+                if pending.outcome is None:
                     return done, None
-                pieces.append(work.outcome)
-            job = self.jobs.popleft()
-            for work in job.works:
-                del self._works[work.ticket.ticket]
-            done.append((job.slice, pieces))
+                pieces.append(pending.outcome)
+            batch = self.batches.popleft()
+            for pending in batch.tickets:
+                del self._pending[pending.ticket.ticket]
+            done.append((batch.slice, pieces))
         return done, None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.config import FeedConfig, OrderConfig
 from stoker_proto.order.lanes import Order
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
 from tests.trainer.feed.fake_loader import CELL, FINGERPRINTS, LANES, LENGTHS, make_piece
+from trainer.feed.client.commands import Deliver, Fail, Send, Warn
 from trainer.feed.client.core import Core
-from trainer.feed.client.options import CoreOptions, Deliver, Fail, Send, Warn
+from trainer.feed.client.options import CoreOptions
 
 EXPECTED = [
     (run.lane // LANES, run.lane, run.start + i)
@@ -20,17 +22,25 @@ EXPECTED = [
 
 
 def make_options(num_loaders: int = 2, **overrides: object) -> CoreOptions:
-    """One rank of one, micro-batches of 4, global batches of 8, over the fake loader's 60 samples."""
+    """One rank of one, micro-batches of 4, global batches of 8, over the fake loader's 60 samples.
+
+    overrides: fields of CoreOptions and of FeedConfig.
+    """
+    of_feed = FeedConfig.__dataclass_fields__.keys() & overrides.keys()
+    feed = {name: overrides.pop(name) for name in of_feed}
     values: dict[str, object] = {
         "split": "train",
         "entries": ("data.train_data_paths[0] (first.jsonl)", "data.train_data_paths[1] (second.jsonl)"),
         "sources": (0, 0),
+        "source_names": ("data",),
+        "weights": (),
+        "weigh_by": "samples",
         "addresses": tuple(f"tcp://loader{n}:5555" for n in range(num_loaders)),
         "rank": 0,
         "world_size": 1,
         "client": "test",
-        "lanes": LANES,
-        "cell": CELL,
+        "feed": FeedConfig(**feed),  # type: ignore[arg-type]
+        "order": OrderConfig(lanes=LANES, cell=CELL),
         "global_batch_size": 8,
         "micro_batch_size": 4,
         "window": 4,

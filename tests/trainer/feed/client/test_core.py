@@ -107,7 +107,7 @@ def test_lost_loader_is_replaced_at_once() -> None:
 def test_late_ticket_goes_to_another_loader_and_either_answer_counts_once() -> None:
     driver = CoreDriver(silence_s=1e9).connect()
     first = driver.forget_tickets()
-    driver.advance(driver.options.ticket_deadline_s + 0.01)
+    driver.advance(driver.options.feed.ticket_deadline_s + 0.01)
     second = driver.forget_tickets()
     assert {ticket.ticket: loader for loader, ticket in second} == {
         ticket.ticket: 1 - loader for loader, ticket in first
@@ -115,7 +115,7 @@ def test_late_ticket_goes_to_another_loader_and_either_answer_counts_once() -> N
     driver.tickets = [pair for pairs in zip(first, second, strict=True) for pair in pairs]
     driver.finish()
     assert driver.keys() == EXPECTED
-    assert driver.core.desk.counters.duplicates == len(first)
+    assert driver.core.tickets.counters.duplicates == len(first)
 
 
 def test_silent_loader_is_passed_over_before_the_ticket_deadline() -> None:
@@ -156,7 +156,7 @@ def test_answer_of_a_dead_incarnation_is_dropped() -> None:
     driver = CoreDriver(1).connect()
     loader, ticket = driver.tickets[0]
     driver.receive(loader, make_piece(ticket, "an earlier name"))
-    assert driver.core.desk.counters.duplicates == 1
+    assert driver.core.tickets.counters.duplicates == 1
     driver.finish()
     assert driver.keys() == EXPECTED
 
@@ -258,7 +258,7 @@ def test_faults_in_any_order_alter_nothing(seed: int) -> None:
         if len(driver.delivered) > taken and rng.random() < 0.5:
             driver.take()
             taken += 1
-        assert len(driver.delivered) - taken + len(driver.core.desk.jobs) <= driver.options.window
+        assert len(driver.delivered) - taken + len(driver.core.tickets.batches) <= driver.options.window
         if len(driver.delivered) == 16:
             break
     assert driver.error is None, f"seed {seed}"
@@ -269,7 +269,7 @@ def test_an_answer_that_was_not_asked_of_that_loader_is_dropped() -> None:
     driver = CoreDriver().connect()
     loader, ticket = driver.tickets[0]
     driver.receive(1 - loader, make_piece(ticket, driver.names[1 - loader]))
-    assert driver.core.desk.counters.duplicates == 1
+    assert driver.core.tickets.counters.duplicates == 1
     driver.finish()
     assert driver.keys() == EXPECTED
 

@@ -30,7 +30,7 @@ def test_loaders_that_cannot_answer_end_the_run_at_the_data_deadline_and_not_bef
         while driver.tickets and driver.error is None:
             driver.fail(0, "unavailable")
 
-    assert until_it_ends(driver, answer) == pytest.approx(driver.options.data_deadline_s, abs=1)
+    assert until_it_ends(driver, answer) == pytest.approx(driver.options.feed.data_deadline_s, abs=1)
     assert isinstance(driver.error, DeadlineError)
     assert "tickets unanswered, the first of lane 1, samples 0 to 2 of train epoch 0 (tcp://loader" in str(driver.error)
     assert "unavailable: because" in str(driver.error)
@@ -39,7 +39,7 @@ def test_loaders_that_cannot_answer_end_the_run_at_the_data_deadline_and_not_bef
 
 def test_loaders_that_are_all_slow_end_the_run_at_the_data_deadline_and_not_before() -> None:
     driver = CoreDriver(12).connect()
-    assert until_it_ends(driver, lambda: None) == pytest.approx(driver.options.data_deadline_s, abs=1)
+    assert until_it_ends(driver, lambda: None) == pytest.approx(driver.options.feed.data_deadline_s, abs=1)
     assert "did not answer in time" in str(driver.error)
 
 
@@ -140,7 +140,7 @@ def test_entry_that_nobody_holds_is_named_after_the_connect_deadline() -> None:
     driver = CoreDriver()
     driver.held = {0: [0], 1: [0]}
     driver.connect()
-    driver.advance(driver.options.connect_deadline_s - 1)
+    driver.advance(driver.options.feed.connect_deadline_s - 1)
     assert driver.error is None
     driver.advance(1)
     assert isinstance(driver.error, DeadlineError)
@@ -150,7 +150,7 @@ def test_entry_that_nobody_holds_is_named_after_the_connect_deadline() -> None:
 def test_nobody_there_says_who_was_looked_for() -> None:
     driver = CoreDriver(1)
     driver.core.lost(0, "nothing listens there", driver.now)
-    driver.advance(driver.options.connect_deadline_s)
+    driver.advance(driver.options.feed.connect_deadline_s)
     assert isinstance(driver.error, DeadlineError)
     assert "tcp://loader0:5555 not connected (nothing listens there), never heard of" in str(driver.error)
 
@@ -159,7 +159,7 @@ def test_no_data_for_too_long_is_an_error_unless_a_loader_returns() -> None:
     driver = CoreDriver(1).connect()
     driver.forget_tickets()
     driver.core.lost(0, "the connection broke", driver.now)
-    driver.advance(driver.options.data_deadline_s - 1)
+    driver.advance(driver.options.feed.data_deadline_s - 1)
     driver.connect(start=False)
     driver.finish()
     assert driver.error is None
@@ -170,7 +170,7 @@ def test_no_data_for_too_long_is_an_error_unless_a_loader_returns() -> None:
     driver.forget_tickets()
     driver.core.lost(0, "the connection broke", driver.now)
     driver.advance()
-    driver.advance(driver.options.data_deadline_s)
+    driver.advance(driver.options.feed.data_deadline_s)
     assert isinstance(driver.error, DeadlineError)
     assert "no data for 120 s" in str(driver.error)
     assert "last heard of 120.0 s ago" in str(driver.error)
@@ -180,7 +180,7 @@ def test_after_a_failure_nothing_is_due_any_more() -> None:
     """The deadline that failed stayed due, and the thread that drives the core turned without a pause until it was closed."""
     driver = CoreDriver(1).connect()
     driver.forget_tickets()
-    driver.advance(driver.options.data_deadline_s)
+    driver.advance(driver.options.feed.data_deadline_s)
     assert isinstance(driver.error, DeadlineError)
     assert driver.core.next_time(driver.now) == float("inf")
 
@@ -190,7 +190,7 @@ def test_lanes_that_never_come_are_no_silent_hang() -> None:
     driver.silent = {0}
     driver.core.open(0, driver.now)
     driver.advance()
-    driver.advance(driver.options.data_deadline_s)
+    driver.advance(driver.options.feed.data_deadline_s)
     assert isinstance(driver.error, DeadlineError)
 
 
@@ -198,7 +198,7 @@ def test_consumer_that_does_not_take_is_no_error() -> None:
     driver = CoreDriver().connect()
     while driver.tickets:
         driver.answer()
-    driver.advance(10 * driver.options.data_deadline_s)
+    driver.advance(10 * driver.options.feed.data_deadline_s)
     assert driver.error is None
     driver.take(driver.options.window)
     driver.finish()

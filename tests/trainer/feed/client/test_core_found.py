@@ -63,9 +63,9 @@ def test_loaders_that_held_everything_one_after_the_other_have_met_the_connect_d
     driver.core.lost(0, "killed", driver.now)
     driver.connect(1, start=False)
     assert [message.lane // 4 for _, message in driver.sent if isinstance(message, Ticket)][:1] == [1]
-    driver.advance(driver.options.connect_deadline_s)
+    driver.advance(driver.options.feed.connect_deadline_s)
     assert driver.error is None
-    driver.advance(driver.options.data_deadline_s - driver.options.connect_deadline_s)
+    driver.advance(driver.options.feed.data_deadline_s - driver.options.feed.connect_deadline_s)
     assert isinstance(driver.error, DeadlineError)
     assert "no data for 120 s" in str(driver.error)
     assert "entry 0, data.train_data_paths[0] (first.jsonl)" in str(driver.error)

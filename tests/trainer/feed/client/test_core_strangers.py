@@ -8,7 +8,7 @@ from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.errors import RefusedError
 from stoker_proto.wire.messages import Hello, Lanes, Refuse, Ticket
 from tests.trainer.feed.client.core_driver import EXPECTED, CoreDriver, asked
-from trainer.feed.client.peer import State
+from trainer.feed.client.fleet import State
 
 
 def test_refusal_names_what_differs() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from stoker_proto import PROTOCOL_VERSION
+from stoker_proto.config import FeedConfig, OrderConfig
 from stoker_proto.wire.messages import Welcome
 from trainer.feed.client import explain
-from trainer.feed.client.fleet import Fleet
+from trainer.feed.client.fleet import Fleet, State
 from trainer.feed.client.options import CoreOptions
-from trainer.feed.client.peer import State
-from trainer.feed.client.standing import Standings
+from trainer.feed.client.pace import LaneShares
 
 
 @pytest.fixture
@@ -20,17 +20,20 @@ def fleet() -> Fleet:
         split="train",
         entries=("data.train_data_paths[0] (a/*.jsonl)", "data.train_data_paths[1] (b/*.jsonl)"),
         sources=(0, 0),
+        source_names=("data",),
+        weights=(),
+        weigh_by="samples",
         addresses=("tcp://one:5555", "tcp://two:5555"),
         rank=0,
         world_size=1,
         client="c",
-        lanes=4,
-        cell=2,
+        feed=FeedConfig(),
+        order=OrderConfig(lanes=4, cell=2),
         global_batch_size=8,
         micro_batch_size=4,
         window=2,
     )
-    fleet = Fleet(options, [], Standings(options))
+    fleet = Fleet(options, [], LaneShares(options))
     for number in range(2):
         fleet.connected(number, 100.0)
         fleet.heard(number, 100.0)
@@ -70,8 +73,8 @@ def test_what_a_hung_loader_holds_is_named_too(fleet: Fleet) -> None:
 
 
 def test_why_a_loader_is_home_to_fewer_lanes_is_said(fleet: Fleet) -> None:
-    assert fleet.standings.relieve(0, 2, 100.0)
-    assert fleet.standings.relieve(1, 99, 100.0)
+    assert fleet.shares.lower(0, 2, 100.0)
+    assert fleet.shares.lower(1, 99, 100.0)
     text = explain.describe(fleet, 100.0)
     assert "last heard of 0.0 s ago, slower than others: home to 1/4 of its lanes; tcp://two" in text
     assert text.endswith("last heard of 0.0 s ago, slower than others: home to no lanes")

@@ -6,13 +6,9 @@ from collections import Counter
 
 from stoker_proto.wire.messages import Ticket
 from tests.trainer.feed.client.core_driver import CoreDriver, make_options
-from trainer.feed.client.balance import Balance
 from trainer.feed.client.explain import describe
-from trainer.feed.client.hedging import BURST, HedgeBudget
 from trainer.feed.client.homes import Homes
-from trainer.feed.client.latency import Latencies
-from trainer.feed.client.load import Load
-from trainer.feed.client.standing import NO_LANES, Standings
+from trainer.feed.client.pace import BURST, NO_LANES, HedgeBudget, LaneShares, Latencies, Load, Pace
 
 TICKET = Ticket(ticket=0, split="train", epoch=0, lane=1, start=0, count=1)
 INF = float("inf")
@@ -35,7 +31,7 @@ def test_waits_follow_what_loaders_take_and_not_what_a_slow_one_takes() -> None:
     answered(latencies, 0, 0.125, 64)
     assert latencies.waits(1, TICKET) == (0.375, 1.0)
     for _ in range(24):
-        latencies.owed(1, 9.0)
+        latencies.gave_up(1, 9.0)
     assert latencies.waits(1, TICKET) == (27.0, 10.0)  # by then it is what this loader usually takes
     latencies.forget(1)
     assert latencies.waits(1, TICKET) == (INF, 4.0)
@@ -61,32 +57,32 @@ def test_hedges_are_a_share_and_a_burst() -> None:
 
 
 def test_backoff_begins_with_the_second_failure_doubles_and_ends() -> None:
-    standings, now, seen = Standings(make_options(1, backoff_s=5.0)), 0.0, []
+    shares, now, seen = LaneShares(make_options(1, backoff_s=5.0)), 0.0, []
     for _ in range(6):
-        standings.joined(0, now)
-        seen.append(standings.of[0].trusted_at - now)
-        standings.failed(0, now)
+        shares.joined(0, now)
+        seen.append(shares.of[0].excluded_until - now)
+        shares.failed(0, now)
     assert seen == [-INF, -INF, 1.0, 2.0, 4.0, 5.0]
-    standings.joined(0, now)
-    assert standings.level(0, now) == NO_LANES
+    shares.joined(0, now)
+    assert shares.level(0, now) == NO_LANES
     now += 60
-    assert standings.level(0, now) == 0
-    standings.failed(0, now)
-    standings.joined(0, now)
-    assert standings.level(0, now) == 0
+    assert shares.level(0, now) == 0
+    shares.failed(0, now)
+    shares.joined(0, now)
+    assert shares.level(0, now) == 0
 
 
 def test_relief_ends_level_by_level_and_lasts_longer_where_it_was_needed_again() -> None:
-    standings = Standings(make_options(1))
-    assert standings.relieve(0, 2, 0.0)
-    assert not standings.relieve(0, 5, 0.1)
-    assert standings.due_back(9.9) == []
-    standings.give_back(0, 10.0, still_slow=True)
-    assert (standings.level(0, 10.0), standings.due_back(19.9)) == (2, [])
-    standings.give_back(0, 20.0, still_slow=False)
-    assert standings.level(0, 20.0) == 1
-    assert standings.relieve(0, 99, 21.0)
-    assert (standings.level(0, 21.0), standings.due_back(40.9), standings.due_back(41.0)) == (NO_LANES, [], [0])
+    shares = LaneShares(make_options(1))
+    assert shares.lower(0, 2, 0.0)
+    assert not shares.lower(0, 5, 0.1)
+    assert shares.ended_holds(9.9) == []
+    shares.restore(0, 10.0, still_slow=True)
+    assert (shares.level(0, 10.0), shares.ended_holds(19.9)) == (2, [])
+    shares.restore(0, 20.0, still_slow=False)
+    assert shares.level(0, 20.0) == 1
+    assert shares.lower(0, 99, 21.0)
+    assert (shares.level(0, 21.0), shares.ended_holds(40.9), shares.ended_holds(41.0)) == (NO_LANES, [], [0])
 
 
 def test_shares_of_lanes_are_halved_by_each_level() -> None:
@@ -129,27 +125,27 @@ def test_only_a_loader_many_times_slower_than_an_idle_one_is_overloaded() -> Non
     assert {loader for loader, _ in run_load((400.0, 4.0), starving=True)} == {1}, "hardly ever busy, and measured yet"
 
 
-def run_balance(balance: Balance, now: float, seconds: float, paces: dict[int, float]) -> tuple[float, list[int]]:
+def run_pace(pace: Pace, now: float, seconds: float, paces: dict[int, float]) -> tuple[float, list[int]]:
     """As `run_load`, where the trainer always waits: the time then, and who was relieved."""
     over, relieved = now + seconds, []
     while now < over:
-        balance.load.starving(True, now)
-        asks = {loader: balance.asked(loader, TICKET, 0, now) for loader in paces}
+        pace.load.starving(True, now)
+        asks = {loader: pace.asked(loader, TICKET, 0, now) for loader in paces}
         for loader in sorted(paces, key=lambda loader: -paces[loader]):
-            balance.answered(asks[loader], TICKET, now + 1 / paces[loader])
+            pace.answered(asks[loader], TICKET, now + 1 / paces[loader])
         now += 1 / min(paces.values())
-        relieved += balance.look(now, lambda loader, other: loader != other)
+        relieved += pace.look(now, lambda loader, other: loader != other)
     return now, relieved
 
 
 def test_a_loader_that_is_given_lanes_again_is_judged_by_its_pace_of_today() -> None:
-    balance = Balance(make_options(2, hold_s=2.0), 0.0)
-    now, relieved = run_balance(balance, 0.0, 6.0, {0: 100.0, 1: 4.0})
+    pace = Pace(make_options(2, hold_s=2.0), 0.0)
+    now, relieved = run_pace(pace, 0.0, 6.0, {0: 100.0, 1: 4.0})
     assert relieved == [1]
-    assert balance.standings.level(1, now) == NO_LANES
-    now, _ = run_balance(balance, now, 2.0, {0: 100.0})  # meanwhile it is asked for nothing
-    assert balance.standings.level(1, now) == NO_LANES - 1
-    now, relieved = run_balance(balance, now, 4.0, {0: 100.0, 1: 34.5})  # 2.9 times slower, and 3 are too much
+    assert pace.shares.level(1, now) == NO_LANES
+    now, _ = run_pace(pace, now, 2.0, {0: 100.0})  # meanwhile it is asked for nothing
+    assert pace.shares.level(1, now) == NO_LANES - 1
+    now, relieved = run_pace(pace, now, 4.0, {0: 100.0, 1: 34.5})  # 2.9 times slower, and 3 are too much
     assert relieved == []
 
 
@@ -171,8 +167,8 @@ def test_a_straggler_near_the_head_is_hedged_once_and_the_first_answer_counts() 
     driver.tickets = hedges + open_before
     for _ in range(len(driver.tickets)):
         driver.answer()
-    assert driver.core.desk.counters.hedges_won == len(hedges)
-    assert driver.core.desk.counters.duplicates == len(hedges)
+    assert driver.core.tickets.counters.hedges_won == len(hedges)
+    assert driver.core.tickets.counters.duplicates == len(hedges)
 
 
 def test_a_loader_that_hangs_is_found_by_a_ping_when_it_owes_something() -> None:
