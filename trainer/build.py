@@ -8,17 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
-from stoker_proto.hashing import key64
 from stoker_proto.processor import Processor
-from trainer.checkpoints.lock import claim_output
+from trainer.checkpoints.lock import lock_output_dir
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor, Saved
-from trainer.engine.zero import Engine, Ranks, deepspeed_settings, join_ranks, wrap
+from trainer.engine.ranks import Ranks, find_differences
+from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
 from trainer.feed.batch import plain_memory
 from trainer.feed.feed import Feed, FeedInfo
 from trainer.loop import Split, Trainer
@@ -39,7 +38,7 @@ def build_trainer(config: Config) -> Trainer:
     model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
     family_of(model_config)  # an impossible model is refused before anybody is waited for
     ranks = join_ranks()
-    claim_output(Path(config.trainer.output_dir), ranks)
+    lock_output_dir(Path(config.trainer.output_dir), ranks)
     checkpoints = Checkpoints(config, ranks)
     saved = checkpoints.find()
     feeds: list[Feed] = []
@@ -88,18 +87,9 @@ def open_split(
 
 
 def check_same_on_all_ranks(fingerprints: dict[str, str], ranks: Ranks) -> None:
-    """Each rank pins what the first loader that answers it says: two that differ must not each win one rank. RefusedError."""
-    names = sorted(fingerprints)
-    keys = [key64(name, fingerprints[name]) >> 1 for name in names]  # >> 1: inside int64
-    least = torch.tensor([len(names), *keys], dtype=torch.int64, device=ranks.device)
-    most = least.clone()
-    dist.all_reduce(least[:1], op=dist.ReduceOp.MIN)
-    dist.all_reduce(most[:1], op=dist.ReduceOp.MAX)
-    if least[0] == most[0]:  # as many names everywhere, so the rest lines up
-        dist.all_reduce(least, op=dist.ReduceOp.MIN)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    differing = [name for name, low, high in zip(names, least[1:], most[1:], strict=True) if low != high]
-    if differing or least[0] != most[0]:
+    """Each rank accepts what the first loader that answers it sends, and all ranks must have accepted the same. RefusedError."""
+    differing = find_differences(fingerprints, ranks)
+    if differing is not None:
         raise RefusedError(
             f"ranks were answered by loaders that differ in {', '.join(differing) or 'what they hold'}: start all loaders with "
             "the same config, data and version"

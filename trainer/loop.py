@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stoker_proto.config import Config
@@ -24,17 +25,16 @@ from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import learning_rate
-from trainer.engine.zero import Ranks, leave_ranks, set_learning_rate
+from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks
+from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.validation import validate
 from trainer.feed.batch import StepBatch
 from trainer.report.bad_samples import Skipped
 from trainer.report.progress import DigestLog, ProgressBar, write_summary
-from trainer.report.skips import over_ranks
 from trainer.report.trackers import Trackers
 from trainer.training.flops import FlopCounter
-from trainer.training.image_counts import images_of_actions, range_over_ranks
 from trainer.training.source_table import SourceTable
-from trainer.training.step import Stepper, StepResult, max_over_ranks
+from trainer.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Trainer:
         # Of later epochs too, give or take a step: with packing or weights they may be a few rows longer or shorter.
         per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
         self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
-        self._skipped_in_a_row = 0
+        self._not_applied_in_a_row = 0
         self._skipped = Skipped()
         self._validated_at = self._saved_at = -1
         self._last: dict[str, float] = {}
@@ -179,7 +179,7 @@ class Trainer:
             epoch=self.cursor.epoch + at_end,
             sample=0 if at_end else batch.next_sample,
             position=self.cursor.position + result.num_rows,
-            skipped_steps=self.cursor.skipped_steps + self._was_skipped(result),
+            skipped_steps=self.cursor.skipped_steps + self._was_not_applied(result),
             bad_samples=self.cursor.bad_samples + result.num_bad,
             num_images=images_of_actions(batch, self.cursor.num_images),
             source_samples=tuple(
@@ -189,7 +189,7 @@ class Trainer:
         )
 
     @staticmethod
-    def _was_skipped(result: StepResult) -> bool:
+    def _was_not_applied(result: StepResult) -> bool:
         return result.num_supervised > 0 and not result.applied
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
@@ -222,17 +222,19 @@ class Trainer:
 
     def _check_budgets(self, result: StepResult) -> None:
         """All ranks hold the same numbers, so that all stop together."""
-        if self._was_skipped(result):
-            self._skipped_in_a_row += 1
-            log.warning("step %d is skipped: its gradient norm is not finite (loss %s)", self.cursor.step, result.loss)
-            if self._skipped_in_a_row > self.config.trainer.max_skipped_steps:
+        if self._was_not_applied(result):
+            self._not_applied_in_a_row += 1
+            log.warning(
+                "step %d is not applied: its gradient norm is not finite (loss %s)", self.cursor.step, result.loss
+            )
+            if self._not_applied_in_a_row > self.config.trainer.max_skipped_steps:
                 raise ConfigError(
-                    f"step {self.cursor.step}: {self._skipped_in_a_row} steps in a row had a gradient norm that is not finite, "
-                    f"more than trainer.max_skipped_steps = {self.config.trainer.max_skipped_steps}: lower trainer.lr "
+                    f"step {self.cursor.step}: {self._not_applied_in_a_row} steps in a row had a gradient norm that is not "
+                    f"finite, more than trainer.max_skipped_steps = {self.config.trainer.max_skipped_steps}: lower trainer.lr "
                     f"({self.config.trainer.lr}), lengthen trainer.warmup_ratio, or look at the data"
                 )
         elif result.applied:
-            self._skipped_in_a_row = 0
+            self._not_applied_in_a_row = 0
         budget = self.config.data.bad_sample_budget
         if self.cursor.bad_samples > budget:
             self._say_skipped()
@@ -243,7 +245,9 @@ class Trainer:
 
     def _say_skipped(self) -> dict[str, int]:
         """Name the bad samples since this start, of all ranks; every rank calls it. Reason -> samples."""
-        skipped = over_ranks(self._skipped, self.ranks)
+        skipped = Skipped()
+        for named, unnamed in gather_json([self._skipped.named, self._skipped.unnamed], self.ranks):
+            skipped.merge(named, unnamed)
         if skipped.num_samples and self.ranks.is_first:
             for line in (f"{skipped.num_samples} bad samples were skipped since this start:", *skipped.lines()):
                 log.warning("%s", line)
@@ -288,3 +292,23 @@ class Trainer:
         if self.ranks.is_first:
             write_summary(self.output_dir / "summary.json", summary)
         return summary
+
+
+def images_of_actions(batch: StepBatch, before: tuple[int, int] | None) -> tuple[int, int] | None:
+    """(fewest, most) images of a sample with an action: `before`, widened to this rank's rows. None while there was none.
+
+    A policy must be given as many images. Counted, not configured: only the samples show what a user's dataset class returns.
+
+        one camera                           (1, 1)
+        two cameras, image_history 3         (6, 6)
+        one source with one, one with two    (1, 2)
+    """
+    for micro_batch in batch.micro_batches:
+        actions = np.asarray(micro_batch.actions)  # [B, K, D]
+        if not actions.size:
+            continue
+        counts = np.asarray(micro_batch.image_counts)[~np.isnan(actions).all(axis=(1, 2))]
+        if counts.size:
+            least, most = before or (int(counts[0]), int(counts[0]))
+            before = min(least, int(counts.min())), max(most, int(counts.max()))
+    return before

@@ -14,7 +14,7 @@ from tests.trainer.feed.fake_loader import FINGERPRINTS, FakeLoader, StandInDeco
 from tests.trainer.support.ranks import run_ranks
 from trainer import build
 from trainer.checkpoints.state import Cursor, Saved, describe
-from trainer.engine.zero import Ranks
+from trainer.engine.ranks import Ranks
 from trainer.feed.feed import Feed
 
 SAME = {"codec": "a", "manifest/train/0": "b"}

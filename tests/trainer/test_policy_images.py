@@ -17,10 +17,11 @@ from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import run
+from trainer.engine.ranks import range_over_ranks
 from trainer.engine.zero import join_ranks
+from trainer.loop import images_of_actions
 from trainer.models.families import family_of, read_model_config
 from trainer.policy import Policy
-from trainer.training.image_counts import Range, images_of_actions, range_over_ranks
 
 FRAME = np.zeros((64, 64, 3), np.uint8)
 
@@ -80,13 +81,13 @@ def test_rows_without_an_action_say_nothing() -> None:
     assert images_of_actions(batch(mixed), (1, 2)) == (1, 3)
 
 
-def say(seen: list[list[Range | None]], rank: int) -> list[Range | None]:
+def say(seen: list[list[tuple[int, int] | None]], rank: int) -> list[tuple[int, int] | None]:
     ranks = join_ranks()
     return [range_over_ranks(of_ranks[rank], ranks) for of_ranks in seen]
 
 
 def test_ranks_put_together_what_they_saw() -> None:
-    seen: list[list[Range | None]] = [[(1, 1), (2, 3)], [None, (0, 0)], [None, None]]
+    seen: list[list[tuple[int, int] | None]] = [[(1, 1), (2, 3)], [None, (0, 0)], [None, None]]
     assert run_ranks(2, partial(say, seen)) == [[(1, 3), (0, 0), None]] * 2
 
 

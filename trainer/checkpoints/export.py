@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from stoker_proto.config import Config
+from stoker_proto.files import whole_folder
 from stoker_proto.processor import Processor
-from trainer.engine.zero import Engine, Ranks
+from trainer.engine.ranks import Ranks, wait_for_all_ranks
+from trainer.engine.zero import Engine
 
 COPIED = (
     "tokenizer.json",
@@ -43,17 +44,13 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
     target = Path(config.trainer.output_dir) / "export"
     state = gather_weights(engine)
     if ranks.is_first:
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        copy_base_files(Path(config.model.base_model_path), partial)
         dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        engine.module.save_pretrained(partial, state_dict=weights)
-        processor.save(partial)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    dist.barrier()
+        with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
+            copy_base_files(Path(config.model.base_model_path), folder)
+            engine.module.save_pretrained(folder, state_dict=weights)
+            processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
+    wait_for_all_ranks()
     return target
 
 

@@ -1,71 +1,65 @@
-"""One run at a time in `output_dir`: two that write and delete checkpoints there would destroy each other's.
+"""One run at a time in `output_dir`: two runs that write and delete checkpoints there would destroy each other's.
 
-Rank 0 holds `{output_dir}/in-use`, locked by flock(2), until its process ends, however that ends; a file that is left over says
-nothing. It holds the owner's process number and host, for the message to the next one.
+Rank 0 locks `{output_dir}/in-use` until its process ends, however that ends. A file that was left over without a lock does not
+matter. The file holds the owner's process number and host, for the error message of a second run.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import socket
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from stoker_proto.errors import ConfigError
-from trainer.engine.zero import Ranks
+from stoker_proto.files import open_lock_file, try_lock
+from trainer.engine.ranks import Ranks, text_of_first_rank
 
 log = logging.getLogger(__name__)
 
 IN_USE = "in-use"
-_MAX_BYTES = 4096
-"""Of the message that goes to all ranks."""
+_MAX_OWNER_BYTES = 4096
 
 
-def claim_output(folder: Path, ranks: Ranks) -> None:
-    """Keep `folder` for this run; every rank calls it. ConfigError, the same one on all ranks, where another run has it."""
+def lock_output_dir(folder: Path, ranks: Ranks) -> None:
+    """Lock `folder` for this run; every rank calls it. Raises ConfigError, the same on all ranks, if another run has it."""
     refusal = ""
     if ranks.is_first:
         try:
-            claim(folder)
+            lock_folder(folder)
         except ConfigError as error:
             refusal = str(error)
-    text = bytearray(refusal.encode()[:_MAX_BYTES].ljust(_MAX_BYTES))
-    message = torch.frombuffer(text, dtype=torch.uint8).to(ranks.device)
-    dist.broadcast(message, src=0)
-    if refusal := bytes(message.tolist()).decode(errors="replace").rstrip():
+    if refusal := text_of_first_rank(refusal, ranks):
         raise ConfigError(refusal)
 
 
-def claim(folder: Path) -> int:
-    """The descriptor that holds the lock; nobody closes it, so that it lasts as long as the process. Raises ConfigError."""
+def lock_folder(folder: Path) -> int:
+    """Descriptor that holds the lock. It is never closed, so the lock lasts as long as the process. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_lock_file(folder / IN_USE)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        is_locked = try_lock(descriptor)
+    except OSError as error:
+        log.warning(
+            "%s cannot be locked (%s): make sure yourself that no other run writes there",
+            folder / IN_USE, error.strerror,
+        )  # fmt: skip
+        is_locked = True
+    if not is_locked:
         owner = _owner(descriptor)
         os.close(descriptor)
         raise ConfigError(
             f"trainer.output_dir is {str(folder)!r}: {owner} is training there, and two runs would destroy each other's "
             "checkpoints; wait for its end or end it, or name another trainer.output_dir"
-        ) from None
-    except OSError as error:
-        log.warning(
-            "%s cannot be locked (%s): see to it yourself that no other run writes there",
-            folder / IN_USE, error.strerror,
-        )  # fmt: skip
+        )
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-    except OSError as error:  # a full disk: the other ranks wait to be told
+    except OSError as error:  # a full disk, say: the other ranks must hear of it
         os.close(descriptor)
         raise _unwritable(folder, error) from error
     return descriptor
@@ -79,9 +73,9 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def _owner(descriptor: int) -> str:
-    """As it wrote itself down; it may be about to."""
+    """Process and host from the file; the owner may not have written them yet."""
     try:
-        found = json.loads(os.pread(descriptor, _MAX_BYTES, 0))
+        found = json.loads(os.pread(descriptor, _MAX_OWNER_BYTES, 0))
         return f"process {int(found['pid'])} on host {found['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

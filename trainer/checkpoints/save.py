@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-
-import torch.distributed as dist
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.files import sync, sync_tree
 from stoker_proto.processor import Processor
-from trainer.checkpoints import durable
 from trainer.checkpoints.state import STATE_FILE, Cursor, Saved, check_resumable, describe, read_saved
+from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, repair_optimizer
-from trainer.engine.zero import Engine, Ranks
+from trainer.engine.zero import Engine
 
 log = logging.getLogger(__name__)
 
 _TAG, _UNIVERSAL = "deepspeed", "universal"
 _PARTIAL = ".partial"
+_DELETED = ".deleted"
+"""Suffix of a folder that is no longer a checkpoint and still has to be removed."""
 
 
 class Checkpoints:
@@ -92,26 +95,26 @@ class Checkpoints:
         if self.ranks.is_first:
             self._sweep()
             partial.mkdir(parents=True)
-        dist.barrier()
+        wait_for_all_ranks()
         engine.save_checkpoint(str(partial), tag=_TAG)
-        dist.barrier()
-        if self.ranks.local_rank == 0:  # of each machine: what its ranks wrote lies in its memory
-            durable.sync_tree(partial)
-        dist.barrier()
+        wait_for_all_ranks()
+        if self.ranks.is_first_of_machine:  # what its ranks wrote may still be in this machine's memory
+            sync_tree(partial)
+        wait_for_all_ranks()
         if self.ranks.is_first:
             processor.save(partial / "processor")
             serial = 1 + max((saved.serial for saved in self._readable()), default=0)
             state = describe(self.config, self.ranks.world_size, serial, cursor, fingerprints)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            durable.sync_tree(partial / "processor")
-            durable.sync(partial / STATE_FILE)
-            durable.sync(partial)
+            sync_tree(partial / "processor")
+            sync(partial / STATE_FILE)
+            sync(partial)
             if target.exists():  # of another lineage, or of a lost run that came this far
-                durable.hide(target)
+                _hide(target)
             partial.rename(target)
-            durable.sync(self.folder)
+            sync(self.folder)
             self._prune()
-        dist.barrier()
+        wait_for_all_ranks()
         self.newest = target
         return target
 
@@ -144,14 +147,28 @@ class Checkpoints:
         newest_first = sorted(self._readable(), key=lambda saved: -saved.serial)
         for saved in newest_first[self.config.trainer.checkpoint.keep :]:
             try:
-                durable.hide(saved.folder)
+                _hide(saved.folder)
             except OSError as error:
                 log.warning("%s is kept, as it cannot be renamed: %s", saved.folder, error)
-        for hidden in self.folder.glob(f"step-*{durable.DELETED}"):
-            durable.remove(hidden)
+        for hidden in self.folder.glob(f"step-*{_DELETED}"):
+            _remove(hidden)
 
     def _sweep(self) -> None:
         """What runs that were killed left half written or half removed."""
-        for suffix in (_PARTIAL, durable.DELETED):
+        for suffix in (_PARTIAL, _DELETED):
             for left in self.folder.glob(f"step-*{suffix}"):
-                durable.remove(left)
+                _remove(left)
+
+
+def _hide(folder: Path) -> None:
+    """Rename a folder away, so that a deletion cut short leaves no half folder under a whole one's name."""
+    hidden = (folder.with_name(f"{folder.name}.{n}{_DELETED}") for n in count())
+    folder.rename(next(path for path in hidden if not path.exists()))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that nobody needs. One that cannot be removed must not end a run."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s cannot be removed (%s): the next checkpoint tries again", folder, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 
 from stoker_proto.errors import DataError, DeadlineError
-from trainer.engine.zero import Engine, Ranks
+from stoker_proto.files import whole_folder
+from trainer.engine.ranks import Ranks
+from trainer.engine.zero import Engine
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,8 @@ def convert(source: Path, target: Path, ranks: Ranks) -> None:
     """Make the universal form in the folder `target`, on the first rank; the others wait for it."""
     if ranks.is_first and not target.is_dir():
         log.info("converting %s for another number of ranks", source)
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        run_conversion(source, partial)
-        partial.rename(target)
+        with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
+            run_conversion(source, folder)
     deadline = time.monotonic() + DEADLINE_S
     while not target.is_dir():
         if time.monotonic() > deadline:

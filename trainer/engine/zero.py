@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError
 from trainer.engine.optimizer import parameter_groups
+from trainer.engine.ranks import Ranks
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the first import of deepspeed
@@ -30,21 +30,6 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its import sets it t
 
 Engine: TypeAlias = Any
 """deepspeed.DeepSpeedEngine, which comes without types."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
-    """Who I am among the processes that train."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        """The one rank that writes logs and files."""
-        return self.rank == 0
 
 
 def join_ranks() -> Ranks:

@@ -5,18 +5,17 @@ Letters of shapes: B rows, P positions with a label in some row, V vocabulary, K
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from numpy.typing import NDArray
 
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from trainer.feed.batch import IGNORED
+from trainer.training.loss import nll_of_tokens, perplexity
 
 _COUNTERS = (
     "samples", "tokens", "nll", "correct", "action_tokens", "action_nll", "violations", "chunks", "undecodable",
@@ -64,20 +63,15 @@ class Sums:
         """perplexity = exp(sum NLL / sum tokens); those of actions only where there are actions."""
         found: dict[str, float] = {"samples": self.samples}
         if self.tokens:
-            found |= {"perplexity": exp(self.nll / self.tokens), "accuracy": self.correct / self.tokens}
+            found |= {"perplexity": perplexity(self.nll / self.tokens), "accuracy": self.correct / self.tokens}
         if self.action_tokens:
-            found["action_perplexity"] = exp(self.action_nll / self.action_tokens)
+            found["action_perplexity"] = perplexity(self.action_nll / self.action_tokens)
             found["action_violations"] = self.violations
             found["action_undecodable"] = self.undecodable
         if self.timesteps:
             found |= {f"action_mae/dim_{i}": value / self.timesteps for i, value in enumerate(self.error.tolist())}
             found["action_mae/mean"] = float(self.error.mean() / self.timesteps)
         return found
-
-
-def exp(value: float) -> float:
-    """e**value; infinite where a float cannot hold it."""
-    return math.exp(value) if value < 700 else math.inf
 
 
 def add_scores(
@@ -91,8 +85,7 @@ def add_scores(
     before it (teacher forcing).
     """
     labelled = targets != IGNORED
-    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    nll = flat.double().view_as(targets)
+    nll = nll_of_tokens(logits, targets).double()
     best = logits.argmax(dim=-1)
     sums.tokens += float(labelled.sum())
     sums.nll += float(nll.sum())

@@ -10,11 +10,12 @@ import torch
 
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
-from trainer.engine.zero import Ranks
+from trainer.engine.ranks import Ranks, sum_over_ranks
 from trainer.evals.scores import Sums, add_scores
 from trainer.feed.batch import StepBatch
+from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
-from trainer.training.step import Stepper, nll_of_rows, row_sums, sum_over_ranks
+from trainer.training.step import Stepper
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evals.scores import exp
+from trainer.training.loss import perplexity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class SourceTable:
         for number, name in enumerate(self.names if len(self) > 1 else ()):
             nll, correct, supervised = sums[3 * number : 3 * number + 3]
             if supervised:
-                found[f"perplexity/{name}"] = exp(nll / supervised)
+                found[f"perplexity/{name}"] = perplexity(nll / supervised)
                 found[f"accuracy/{name}"] = correct / supervised
         return found
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.nn.functional as functional
 
 from stoker_proto.hashing import key64
-from trainer.engine.zero import Engine, Ranks
-from trainer.feed.batch import IGNORED, MicroBatch
+from trainer.engine.ranks import Ranks, sum_over_ranks
+from trainer.engine.zero import Engine
+from trainer.feed.batch import MicroBatch
 from trainer.models.families import takes_positions
 from trainer.training.inputs import InputMaker, Inputs
+from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceResult, SourceTable
 
 
@@ -123,38 +123,6 @@ def count_batch(micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
         "num_images": sum(0 if batch.pixels is None else len(batch.pixels) for batch in micro_batches),
         "num_bad": sum(len(batch.skipped) for batch in micro_batches),
     }
-
-
-def nll_of_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """float32[B]: sum of -log p(target) over the targets of a row that are not ignored.
-
-    logits: float32[B, P, V]; targets: int64[B, P].
-    """
-    flat = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return flat.view_as(targets).sum(dim=1)
-
-
-def row_sums(logits: torch.Tensor, targets: torch.Tensor, nll: torch.Tensor) -> torch.Tensor:
-    """float64[B, 3]: each row's NLL, how many of its targets have the largest logit, and how many targets it has."""
-    labelled = targets != IGNORED
-    correct = (logits.argmax(dim=-1) == targets) & labelled
-    return torch.stack([nll.double(), correct.sum(dim=1).double(), labelled.sum(dim=1).double()], dim=1)
-
-
-def sum_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:
-    """Elementwise, in float64 (exact for counts below 2**53)."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=ranks.device)
-    dist.all_reduce(tensor)
-    sums: list[float] = tensor.tolist()
-    return sums
-
-
-def max_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:
-    """Elementwise: the worst rank's."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=ranks.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    largest: list[float] = tensor.tolist()
-    return largest
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -17,7 +17,7 @@ from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
-from trainer.engine.zero import Ranks
+from trainer.engine.ranks import Ranks
 
 really_remove, really_rename, really_sync = shutil.rmtree, Path.rename, os.fsync
 RANKS = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
@@ -114,7 +114,7 @@ def removal_that(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -
             raise error
         really_remove(folder)
 
-    monkeypatch.setattr("trainer.checkpoints.durable.shutil.rmtree", rmtree)
+    monkeypatch.setattr("trainer.checkpoints.save.shutil.rmtree", rmtree)
 
 
 def test_a_checkpoint_killed_while_it_removes_an_old_one_leaves_nothing_for_ever(

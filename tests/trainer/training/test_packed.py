@@ -21,7 +21,8 @@ from trainer.build import build_engine, build_stepper
 from trainer.checkpoints.export import gather_weights
 from trainer.checkpoints.save import Checkpoints
 from trainer.engine.optimizer import learning_rate, parameter_groups
-from trainer.engine.zero import Ranks, join_ranks, set_learning_rate
+from trainer.engine.ranks import Ranks
+from trainer.engine.zero import join_ranks, set_learning_rate
 from trainer.feed.batch import IGNORED, BatchBuilder, MicroBatch
 from trainer.models.families import check_forward, family_of, read_model_config
 from trainer.training.inputs import InputMaker

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.training.inputs import next_token_targets
-from trainer.training.step import nll_of_rows, row_sums
+from trainer.training.loss import nll_of_rows, row_sums
 
 LN = math.log
 
