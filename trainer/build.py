@@ -1,4 +1,4 @@
-"""Config -> Trainer: the loaders say what a batch means, the base model is loaded to match, a checkpoint is looked for."""
+"""Config -> Trainer: find a checkpoint, connect to the loaders, load the base model, and check that the three fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stoker_proto.errors import ConfigError, DataError, RefusedError
 from stoker_proto.processor import Processor
 from trainer.checkpoints.lock import lock_output_dir
 from trainer.checkpoints.save import Checkpoints
-from trainer.checkpoints.state import Cursor, Saved
+from trainer.checkpoints.state import Checkpoint, Cursor
 from trainer.engine.ranks import Ranks, find_differences
 from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
 from trainer.feed.batch import plain_memory
@@ -34,25 +34,25 @@ log = logging.getLogger(__name__)
 
 
 def build_trainer(config: Config) -> Trainer:
-    """Everything ready to run. Raises ConfigError, RefusedError, DeadlineError, DataError."""
+    """The trainer, ready to run. Raises ConfigError, RefusedError, DeadlineError, DataError."""
     model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
-    family_of(model_config)  # an impossible model is refused before anybody is waited for
+    family_of(model_config)  # rejects an impossible model before waiting for ranks or loaders
     ranks = join_ranks()
     lock_output_dir(Path(config.trainer.output_dir), ranks)
     checkpoints = Checkpoints(config, ranks)
-    saved = checkpoints.find()
+    checkpoint = checkpoints.find()
     feeds: list[Feed] = []
     try:
-        train, info = open_split(config, "train", ranks, feeds, saved)
+        train, info = open_split(config, "train", ranks, feeds, checkpoint)
         fingerprints, val = dict(info.fingerprints), None
         if config.data.paths("val"):
-            val, val_info = open_split(config, "val", ranks, feeds, saved)
+            val, val_info = open_split(config, "val", ranks, feeds, checkpoint)
             fingerprints |= val_info.fingerprints
         check_same_on_all_ranks(fingerprints, ranks)
-        if saved is not None:
-            checkpoints.check(saved, fingerprints)
+        if checkpoint is not None:
+            checkpoints.check(checkpoint, fingerprints)
         processor = Processor.from_json(info.processor_json, Path(config.model.base_model_path) / "tokenizer.json")
-        return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, saved)
+        return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, checkpoint)
     except BaseException:
         for feed in feeds:
             feed.close()
@@ -60,25 +60,25 @@ def build_trainer(config: Config) -> Trainer:
 
 
 def open_split(
-    config: Config, split: Literal["train", "val"], ranks: Ranks, feeds: list[Feed], saved: Saved | None
+    config: Config, split: Literal["train", "val"], ranks: Ranks, feeds: list[Feed], checkpoint: Checkpoint | None
 ) -> tuple[Split, FeedInfo]:
-    """Connect to the loaders of a split; the feed is also appended to `feeds`, to be closed whatever comes.
+    """Connect to the loaders of a split. The feed is also appended to `feeds`, so that the caller can close it after an error.
 
-    saved: what is resumed. The loaders are held against it one by one, so that the one that differs is named, and not those
-    that agree with the run and are answered after it.
+    checkpoint: to resume from. Each loader is compared with it, so that the error names the loader that differs from the
+    checkpoint, not one that differs from the first loader.
     """
     allocate = pinned_memory if ranks.device.type == "cuda" else plain_memory
-    pins = saved.pins if saved is not None else None
+    pins = checkpoint.pins if checkpoint is not None else None
     feed = Feed(config, split, ranks.rank, ranks.world_size, allocate=allocate, pins=pins)
     feeds.append(feed)
     try:
         info = feed.connect()
     except RefusedError as error:
-        if saved is None:
+        if checkpoint is None:
             raise
         raise RefusedError(
-            f"{error}; {saved.folder} is resumed, and loaders must have what it was made with: if that was changed on purpose, "
-            "start anew with trainer.checkpoint.resume=null"
+            f"{error}; {checkpoint.folder} is resumed, and loaders must have what it was made with: if that was changed on "
+            "purpose, start anew with trainer.checkpoint.resume=null"
         ) from error
     if info.num_samples == 0:
         raise DataError(f"the {split} data paths hold no samples: name other files")
@@ -97,7 +97,7 @@ def check_same_on_all_ranks(fingerprints: dict[str, str], ranks: Ranks) -> None:
 
 
 def pinned_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory that the device copies from while it works. Given back to PyTorch's own pool when the array is dropped."""
+    """Pinned memory, from which the device copies while it computes. It returns to PyTorch's pool when the array is dropped."""
     kind = torch.from_numpy(np.empty(0, dtype)).dtype
     array: NDArray[Any] = torch.empty(shape, dtype=kind, pin_memory=True).numpy()
     return array
@@ -111,14 +111,14 @@ def assemble(
     train: Split,
     val: Split | None,
     checkpoints: Checkpoints,
-    saved: Saved | None,
+    checkpoint: Checkpoint | None,
 ) -> Trainer:
-    """The trainer around feeds that are connected."""
-    engine = build_engine(config, ranks, processor, checkpoints, saved)
-    cursor = saved.cursor if saved is not None else Cursor(source_samples=(0,) * len(train.sources))
-    if saved is not None:
+    """The trainer with connected feeds."""
+    engine = build_engine(config, ranks, processor, checkpoints, checkpoint)
+    cursor = checkpoint.cursor if checkpoint is not None else Cursor(source_samples=(0,) * len(train.sources))
+    if checkpoint is not None:
         log.info(
-            "resumed from %s: step %d, epoch %d, sample %d", saved.folder, cursor.step, cursor.epoch, cursor.sample
+            "resumed from %s: step %d, epoch %d, sample %d", checkpoint.folder, cursor.step, cursor.epoch, cursor.sample
         )
     model = engine.module
     return Trainer(
@@ -138,32 +138,32 @@ def assemble(
 
 
 def build_engine(
-    config: Config, ranks: Ranks, processor: Processor, checkpoints: Checkpoints, saved: Saved | None
+    config: Config, ranks: Ranks, processor: Processor, checkpoints: Checkpoints, checkpoint: Checkpoint | None
 ) -> Engine:
-    """The base model inside DeepSpeed, with the checkpoint's weights where there is one."""
+    """The base model inside DeepSpeed, with the checkpoint's weights if there is one."""
     model_config = read_model_config(config.model.base_model_path, config.model.trust_remote_code)
     family = family_of(model_config)
     if family.sees_images and processor.image is None:
         raise ConfigError(
-            f"model.base_model_path is {config.model.base_model_path!r}: it sees images, the loaders send none"
+            f"model.base_model_path is {config.model.base_model_path!r}: the model sees images, but the loaders send none"
         )
-    universal = saved is not None and checkpoints.needs_universal(saved)
-    if saved is not None and universal:
-        checkpoints.convert(saved)
+    universal = checkpoint is not None and checkpoints.needs_universal(checkpoint)
+    if checkpoint is not None and universal:
+        checkpoints.convert(checkpoint)
     settings = deepspeed_settings(
         config, world_size=ranks.world_size, hidden_size=text_width(model_config), universal=universal
     )
-    torch.manual_seed(config.trainer.seed)  # weights that the base model's folder does not have
+    torch.manual_seed(config.trainer.seed)  # for weights that the base model's folder lacks
     model = load_model(config, family, settings, processor.vocab_size_needed)
     log.info("%s: %d parameters", type(model).__name__, count_parameters(model))
     engine = wrap(model, config, settings)
-    if saved is not None:
-        checkpoints.load(engine, saved)
+    if checkpoint is not None:
+        checkpoints.load(engine, checkpoint)
     return engine
 
 
 def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: Ranks, sources: SourceTable) -> Stepper:
-    """Steps of the engine's model. Raises ConfigError where it cannot train packed rows."""
+    """The stepper of the engine. Raises ConfigError for a model that cannot train packed rows."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources)

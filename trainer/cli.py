@@ -1,4 +1,4 @@
-"""The command line of `trainer/main.py`: its flags, its log lines and its errors. Imports nothing heavy."""
+"""The command line of `trainer/main.py`: flags, log lines and error lines. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from stoker_proto.errors import ConfigError, StokerError
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
-    """The checked config that `--config` and `--set` name. Raises ConfigError."""
+    """The checked config from `--config` and `--set`. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="deepspeed trainer/main.py",
-        description="Train a model on what the loaders send (ZeRO-3), validate, save and export it.",
+        description="Train a model on the samples that the loaders send (ZeRO-3), validate, save and export it.",
     )
     add_config_arguments(parser)
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher's
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
+    )  # set by the launcher
     known = parser.parse_args(arguments)
     config = load_config(known.config, known.set)
     check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -31,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
 
 def check_world(config: Config, world_size: int) -> None:
-    """The ranks that the launcher started are those that the config means. Raises ConfigError."""
+    """Check the number of ranks that the launcher started. Raises ConfigError."""
     slots = len(config.cluster.component_placement.trainer)
     if slots and slots != world_size:
         raise ConfigError(
@@ -42,7 +44,7 @@ def check_world(config: Config, world_size: int) -> None:
 
 
 def check_model_path(config: Config) -> None:
-    """The base model is a folder that can be loaded from. Raises ConfigError."""
+    """Check that the base model is a folder with a config.json. Raises ConfigError."""
     folder = Path(config.model.base_model_path)
     for path, what in ((folder, "folder"), (folder / "config.json", "file")):
         if not path.exists():
@@ -61,13 +63,13 @@ def set_up_logging() -> None:
         format=f"%(asctime)s rank {rank} %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    # DeepSpeed still calls collectives by names that PyTorch is renaming: nothing that a user could do about it.
+    # DeepSpeed still calls collectives by names that PyTorch is renaming; a user cannot change that.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
 
 
 def report_error(error: StokerError) -> None:
-    """One line on stderr, with the rank where there are several: then also a line feed in front, as the first rank's progress
-    bar may stand there."""
+    """Print one line on stderr. With several ranks it names the rank and starts with a line feed, as the first rank's progress
+    bar may stand in that line."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
     text = f"\nerror (rank {rank}): {error}" if world_size > 1 else f"error: {error}"
     print(text, file=sys.stderr, flush=True)

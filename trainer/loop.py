@@ -40,35 +40,35 @@ log = logging.getLogger(__name__)
 
 
 class BatchFeed(Protocol):
-    """What the loop needs of `trainer.feed.Feed`."""
+    """The part of `trainer.feed.feed.Feed` that the loop uses."""
 
     @property
     def num_ready(self) -> int:
-        """Micro-batches that lie ready."""
+        """Micro-batches that are decoded or being decoded."""
 
     def begin(self) -> None:
-        """The run has begun, be it with another split."""
+        """Training has begun, perhaps with the other split."""
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
-        """This rank's part of the epoch's global batches from there on."""
+        """This rank's part of the epoch's global batches, from `first_sample` on."""
 
     def close(self) -> None:
-        """Let go of loaders and threads."""
+        """Close connections and threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A feed and how much it gives."""
+    """A feed and its size."""
 
     feed: BatchFeed
     num_samples: int
-    """Of one epoch."""
+    """In one epoch."""
     sources: SourceTable
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything that a run holds; `trainer.build` makes it."""
+    """All objects of a run; `trainer.build` makes it."""
 
     config: Config
     ranks: Ranks
@@ -86,7 +86,7 @@ class Trainer:
     def __post_init__(self) -> None:
         trainer = self.config.trainer
         self.output_dir = Path(trainer.output_dir)
-        # Of later epochs too, give or take a step: with packing or weights they may be a few rows longer or shorter.
+        # An estimate for later epochs: with packing or weights they may be a few rows longer or shorter.
         per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
         self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
         self._not_applied_in_a_row = 0
@@ -97,14 +97,14 @@ class Trainer:
         self._wait_s = self._train_s = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, validate, save, export; gives the summary that is also in `summary.json`."""
+        """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
         trainer, first_step = self.config.trainer, self.cursor.step
         log.info(
             "training from step %d to %d: %d samples an epoch, %d ranks",
             first_step, self.total_steps, self.train.num_samples, self.ranks.world_size,
         )  # fmt: skip
         if self.val is not None:
-            self.val.feed.begin()  # its first ticket may be hours away
+            self.val.feed.begin()  # its first ticket may follow hours later
         started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         digests = DigestLog(self.output_dir, self.ranks.rank)
@@ -125,12 +125,12 @@ class Trainer:
         )  # fmt: skip
         return summary
 
-    def standing(self) -> str:
-        """Where the run is, in words, for whoever interrupts it."""
-        return f"at step {self.cursor.step} of {self.total_steps}: {self.checkpoints.way_back}"
+    def describe_position(self) -> str:
+        """Text: the current step, and from where the same command resumes."""
+        return f"at step {self.cursor.step} of {self.total_steps}: {self.checkpoints.resume_hint}"
 
     def close(self, *, failed: bool = False) -> None:
-        """Let go of everything. After a failure other ranks may be anywhere: nothing waits for them."""
+        """Close everything. After a failure the other ranks may be at any step, so this does not wait for them."""
         for split in (self.train, self.val):
             if split is not None:
                 split.feed.close()
@@ -145,7 +145,7 @@ class Trainer:
         return at_last_step or self.cursor.epoch >= trainer.epochs
 
     def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
-        """The rest of the epoch that the cursor is in."""
+        """Train the rest of the cursor's epoch."""
         trainer, epoch = self.config.trainer, self.cursor.epoch
         steps = self.train.feed.steps(epoch, self.cursor.sample)
         with closing(cast("Any", steps)):
@@ -167,8 +167,8 @@ class Trainer:
                     self._save()
                 if self._is_over:
                     return
-                last = time.monotonic()  # the clock of the next step: waiting for its data counts, validation does not
-        if self.cursor.epoch == epoch:  # nothing was left of it
+                last = time.monotonic()  # the next step's time includes its data wait, but no validation
+        if self.cursor.epoch == epoch:  # no step was left in it
             self.cursor = replace(self.cursor, epoch=epoch + 1, sample=0)
 
     def _advance(self, batch: StepBatch, result: StepResult) -> None:
@@ -221,7 +221,7 @@ class Trainer:
             self.trackers.log(figures, self.cursor.step)
 
     def _check_budgets(self, result: StepResult) -> None:
-        """All ranks hold the same numbers, so that all stop together."""
+        """Stop on too many bad samples or steps that were not applied. All ranks have the same numbers, so all stop together."""
         if self._was_not_applied(result):
             self._not_applied_in_a_row += 1
             log.warning(
@@ -240,11 +240,11 @@ class Trainer:
             self._say_skipped()
             raise DataError(
                 f"step {self.cursor.step}: {self.cursor.bad_samples} bad samples so far, more than data.bad_sample_budget = "
-                f"{budget}: mend the data (the lines above and the loaders' log name it), or raise the budget"
+                f"{budget}: correct the data (the lines above and the loaders' log name it), or raise the budget"
             )
 
     def _say_skipped(self) -> dict[str, int]:
-        """Name the bad samples since this start, of all ranks; every rank calls it. Reason -> samples."""
+        """Log the bad samples of all ranks since this start; every rank calls it. Returns reason -> number of samples."""
         skipped = Skipped()
         for named, unnamed in gather_json([self._skipped.named, self._skipped.unnamed], self.ranks):
             skipped.merge(named, unnamed)
@@ -271,7 +271,7 @@ class Trainer:
         log.info("step %d: checkpoint %s", self.cursor.step, folder)
 
     def _processor_to_keep(self) -> Processor:
-        """It knows how many images the samples with actions had on all ranks, and so does the cursor; every rank calls it."""
+        """The processor with the number of images over all ranks, which the cursor gets too; every rank calls it."""
         self.cursor = replace(self.cursor, num_images=range_over_ranks(self.cursor.num_images, self.ranks))
         return self.processor.with_num_images(self.cursor.num_images)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def use_source_roots() -> None:
-    """Put the repository's source roots where Python put this file's own folder.
+    """Replace this file's own folder on the path by the repository's source roots.
 
-    A script's folder comes first on the path, so that everything under `trainer/` could be imported as a top-level
-    module and hide an installed one; and `stoker_proto` lives under `proto/`.
+    Python puts a script's folder first on the path. Then everything under `trainer/` could be imported as a top-level module
+    and hide an installed one. `stoker_proto` is under `proto/`.
     """
     here = Path(__file__).resolve().parent
     roots = [str(root) for root in (here.parent, here.parent / "proto") if root.is_dir()]
@@ -22,30 +22,32 @@ def use_source_roots() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0; 1 after one line on stderr that says what is wrong and the way out; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 after one line on stderr with the error and the way out; 130 after Ctrl-C."""
     from stoker_proto.descriptors import raise_descriptor_limit
     from stoker_proto.errors import StokerError
     from trainer.cli import parse_arguments, report_error, set_up_logging
-    from trainer.process.parents import Starters
-    from trainer.process.signals import Ending
+    from trainer.process.parents import DeepSpeedParents
+    from trainer.process.signals import StopSignals
 
     set_up_logging()
     raise_descriptor_limit()
-    ending = Ending(Starters.find())
+    stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:
         config = parse_arguments(arguments)
-        from trainer.build import build_trainer  # torch, DeepSpeed: seconds; a typing error shows before them
+        from trainer.build import (
+            build_trainer,  # imports torch and DeepSpeed, which takes seconds: a mistyped option shows first
+        )
 
         trainer = build_trainer(config)
-        ending.standing = trainer.standing
+        stop_signals.describe_run = trainer.describe_position
         trainer.run()
     except StokerError as error:
         if trainer is not None:
             trainer.close(failed=True)
         report_error(error)
         return 1
-    except KeyboardInterrupt:  # `ending` says where the run stood
+    except KeyboardInterrupt:  # `stop_signals` has logged where the run stood
         if trainer is not None:
             trainer.close(failed=True)
         return 130

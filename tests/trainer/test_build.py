@@ -13,7 +13,7 @@ from stoker_proto.errors import RefusedError
 from tests.trainer.feed.fake_loader import FINGERPRINTS, FakeLoader, StandInDecoder, make_config
 from tests.trainer.support.ranks import run_ranks
 from trainer import build
-from trainer.checkpoints.state import Cursor, Saved, describe
+from trainer.checkpoints.state import Checkpoint, Cursor, state_of_run
 from trainer.engine.ranks import Ranks
 from trainer.feed.feed import Feed
 
@@ -63,9 +63,9 @@ def feeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Feed]]:
 def open_resumed(feeds: list[Feed], folder: Path, address: str, fingerprints: dict[str, str]) -> dict[str, str]:
     """The fingerprints of a run that goes on from a checkpoint with these."""
     config = make_config([address])
-    saved = Saved(folder=folder, state=describe(config, 1, 1, Cursor(), fingerprints))
+    checkpoint = Checkpoint(folder=folder, state=state_of_run(config, 1, 1, Cursor(), fingerprints))
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    return build.open_split(config, "train", ranks, feeds, saved)[1].fingerprints
+    return build.open_split(config, "train", ranks, feeds, checkpoint)[1].fingerprints
 
 
 def test_on_a_resume_the_loader_that_differs_is_named_though_it_answers_first(
@@ -80,9 +80,9 @@ def test_on_a_resume_the_loader_that_differs_is_named_though_it_answers_first(
 
 
 def test_a_resume_compares_only_what_matters_and_keeps_what_the_loaders_say(feeds: list[Feed], tmp_path: Path) -> None:
-    saved = {**FINGERPRINTS, "image_libraries": "1", "manifest/val/0": "other", "manifest/train/7": "gone"}
+    fingerprints = {**FINGERPRINTS, "image_libraries": "1", "manifest/val/0": "other", "manifest/train/7": "gone"}
     with FakeLoader(fingerprints={"image_libraries": "2"}) as loader:
-        found = open_resumed(feeds, tmp_path, loader.address, saved)
+        found = open_resumed(feeds, tmp_path, loader.address, fingerprints)
         assert loader.hellos[0].fingerprints.items() >= {**FINGERPRINTS, "manifest/train/7": "gone"}.items()
     assert found["image_libraries"] == "2"
     assert "manifest/train/7" not in found, "the checkpoint's check must see that it is gone"

@@ -36,11 +36,11 @@ COPIED = (
     "chat_template.json",
     "generation_config.json",
 )
-"""Files of the base model that a tokenizer or a processor is made of."""
+"""Files of the base model from which transformers makes a tokenizer or a processor."""
 
 
 def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -> Path:
-    """Write the folder; all ranks call it, the first one writes. An older export is replaced only by a whole new one."""
+    """Write the export folder; all ranks call it, the first one writes. A new export replaces an old one only when whole."""
     target = Path(config.trainer.output_dir) / "export"
     state = gather_weights(engine)
     if ranks.is_first:
@@ -57,15 +57,15 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
 def gather_weights(engine: Engine) -> dict[str, Any]:
     """The whole model's weights, on the first rank (empty on the others under ZeRO-3)."""
     if engine.zero_optimization_stage() == 3:
-        # The public engine.save_16bit_model writes a pickle and wants a flag in the settings; this is what it calls.
-        # Despite its name it gives the parameters in the format they have: float32 in a float32 run.
+        # The public engine.save_16bit_model writes a pickle and needs a flag in the settings; it calls this method.
+        # Despite its name it returns the parameters in their own format: float32 in a float32 run.
         return engine._zero3_consolidated_16bit_state_dict() or {}
     state: dict[str, Any] = engine.module.state_dict()
     return state
 
 
 def copy_base_files(source: Path, target: Path) -> None:
-    """What the base model's tokenizer and processor are made of."""
+    """Copy the files of the base model's tokenizer and processor."""
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

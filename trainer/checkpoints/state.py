@@ -1,11 +1,11 @@
-"""What a checkpoint says of itself: `stoker.json`, and whether a run may go on from it.
+"""The state file of a checkpoint, `stoker.json`, and the rules by which a run may resume from it.
 
     {"format": 2, "serial": 3, "world_size": 2, "global_batch_size": 16, "zero_stage": 3, "precision": "bf16", "seed": 0,
      "cursor": {"step": 500, "epoch": 1, "sample": 1408, "position": 8000, "skipped_steps": 0, "bad_samples": 0,
                 "source_samples": [8000], "num_images": [1, 1]},
      "fingerprints": {"codec": "d45e31a8...", "manifest/train/0": "28146f26...", ...}, "config": {...}, "versions": {...}}
 
-The random generators are a function of (seed, step, rank), see `step.seed_step`: their state is in the cursor.
+The random generators are a function of (seed, step, rank), see `step.seed_step`, so the cursor holds their state too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FORMAT = 2
 STATE_FILE = "stoker.json"
 _NAMES = {"serial", "world_size", "cursor", "fingerprints", "global_batch_size", "zero_stage", "precision", "seed"}
 _HARMLESS = ("image_libraries", "manifest/val/")
-"""Fingerprints that may change between two runs: the first alters a pixel here and there, the second no training row."""
+"""Fingerprints that may change between two runs: the first changes few pixels, the second no training row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """Where the training stands: the only position that is kept anywhere."""
+    """Where the training stands. No other position is kept anywhere."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -49,19 +49,19 @@ class Cursor:
     source_samples: tuple[int, ...] = ()
     """Samples trained of each source since the beginning."""
     num_images: tuple[int, int] | None = None
-    """Fewest and most images of a sample with an action so far; None: there was none, or an older program trained it."""
+    """Fewest and most images of a sample with an action so far; None: there was none, or an older version trained it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A checkpoint that was found, and what its stoker.json says."""
+class Checkpoint:
+    """A checkpoint on disk, and the content of its stoker.json."""
 
     folder: Path
     state: dict[str, Any]
 
     @property
     def cursor(self) -> Cursor:
-        """Where it stands."""
+        """Where its run stood."""
         cursor = self.state["cursor"]
         images = cursor.get("num_images")
         tuples = {"source_samples": tuple(cursor["source_samples"]), "num_images": images and tuple(images)}
@@ -69,7 +69,7 @@ class Saved:
 
     @property
     def pins(self) -> dict[str, str]:
-        """Fingerprints that the loaders of a run that goes on from here must have."""
+        """Fingerprints that the loaders must have when a run resumes from here."""
         found: dict[str, str] = self.state["fingerprints"]
         return {name: value for name, value in found.items() if not name.startswith(_HARMLESS)}
 
@@ -84,10 +84,10 @@ class Saved:
         return int(self.state["world_size"])
 
 
-def describe(
+def state_of_run(
     config: Config, world_size: int, serial: int, cursor: Cursor, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What is written to stoker.json."""
+    """The content of stoker.json."""
     return {
         "format": FORMAT,
         "serial": serial,
@@ -102,7 +102,7 @@ def describe(
     }
 
 
-def read_saved(folder: Path) -> Saved:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises DataError."""
     path = folder / STATE_FILE
     with located(file=str(path)):
@@ -118,28 +118,28 @@ def read_saved(folder: Path) -> Saved:
                 f"format {found}, this program reads {FORMAT}: resume with the version that wrote it, or start anew with "
                 "another trainer.output_dir, or delete its folder to do without it"
             )
-    return Saved(folder=folder, state=state)
+    return Checkpoint(folder=folder, state=state)
 
 
-def check_resumable(saved: Saved, config: Config, world_size: int, fingerprints: Mapping[str, str]) -> None:
-    """A run goes on with what the checkpoint's run did. Raises RefusedError, ConfigError."""
-    _check_fingerprints(saved, fingerprints)
+def check_resumable(checkpoint: Checkpoint, config: Config, world_size: int, fingerprints: Mapping[str, str]) -> None:
+    """Check that a run may resume from the checkpoint. Raises RefusedError, ConfigError."""
+    _check_fingerprints(checkpoint, fingerprints)
     for name, now in _fixed(config).items():
-        if saved.state[name] != now:
+        if checkpoint.state[name] != now:
             raise ConfigError(
-                f"{saved.folder}: made with {name} {saved.state[name]}, this run has {now}: set it back, or start anew with "
-                "trainer.checkpoint.resume=null"
+                f"{checkpoint.folder}: made with {name} {checkpoint.state[name]}, this run has {now}: set it back, or start "
+                "anew with trainer.checkpoint.resume=null"
             )
-    if saved.world_size != world_size and not config.trainer.checkpoint.universal:
+    if checkpoint.world_size != world_size and not config.trainer.checkpoint.universal:
         raise ConfigError(
-            f"{saved.folder}: made by {saved.world_size} ranks, this run has {world_size}: start as many, or convert "
+            f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: start as many, or convert "
             "it with trainer.checkpoint.universal=true"
         )
 
 
-def _check_fingerprints(saved: Saved, ours: Mapping[str, str]) -> None:
-    """Names that only one side has are compared where they name training data: an entry more is other data."""
-    theirs: dict[str, str] = saved.state["fingerprints"]
+def _check_fingerprints(checkpoint: Checkpoint, ours: Mapping[str, str]) -> None:
+    """Compare fingerprints. A name that only one side has counts if it names training data: one entry more is other data."""
+    theirs: dict[str, str] = checkpoint.state["fingerprints"]
     names = (theirs.keys() & ours.keys()) | {
         name for name in theirs.keys() ^ ours.keys() if name.startswith("manifest/")
     }
@@ -148,15 +148,15 @@ def _check_fingerprints(saved: Saved, ours: Mapping[str, str]) -> None:
     grave = [change for name, change in changes.items() if not name.startswith(_HARMLESS)]
     if grave:
         raise RefusedError(
-            f"{saved.folder}: made with other data or another meaning of it ({', '.join(grave)}): give the loaders what they "
-            "had, or start anew with trainer.checkpoint.resume=null"
+            f"{checkpoint.folder}: made with other data or another meaning of it ({', '.join(grave)}): give the loaders what "
+            "they had, or start anew with trainer.checkpoint.resume=null"
         )
     if changes:
-        log.warning("since %s was made: %s", saved.folder, ", ".join(changes.values()))
+        log.warning("since %s was made: %s", checkpoint.folder, ", ".join(changes.values()))
 
 
 def _fixed(config: Config) -> dict[str, Any]:
-    """What may not change within a lineage of checkpoints."""
+    """Settings that must not change within a lineage of checkpoints."""
     trainer = config.trainer
     return {
         "global_batch_size": trainer.global_batch_size,

@@ -1,10 +1,10 @@
-"""Who started this rank, and whether they are still there.
+"""The DeepSpeed processes that started this rank, and whether they still run.
 
     deepspeed (the runner) ── deepspeed.launcher.launch ── ranks
 
-DeepSpeed's runner passes no signal on: killed alone, it leaves its launcher and the ranks training, and the same command
-then starts a second trainer. Only these two programs are watched, and only where they are this rank's parent and its parent's: a
-shell that started the launcher, an ssh or a process 1 may go without a word. Without /proc nothing is watched.
+DeepSpeed's runner does not pass signals on. If it alone is killed, its launcher and the ranks go on training, and the same
+command then starts a second trainer. Only these two programs are watched, and only if they are this rank's parent and
+grandparent: a shell that started the launcher, an ssh or process 1 may end. Without /proc nothing is watched.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ from pathlib import Path
 PROC = Path("/proc")
 _LAUNCHER, _RUNNER = "deepspeed.launcher.launch", "deepspeed.launcher.runner"
 _COMMANDS = ("deepspeed", "ds")
-"""What pip makes of the runner."""
-_NUM_WORDS = 5  # python, its options and the program; what follows are the program's own arguments
+"""Names of the runner's scripts that pip installs."""
+_NUM_ARGUMENTS = 5  # python, its options and the program; the program's own arguments follow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Starters:
-    """Process numbers of the programs that were found at the start."""
+class DeepSpeedParents:
+    """Process numbers of the launcher and the runner, as found at the start."""
 
     launcher: int
     runner: int | None = None
-    """None: the launcher was started by something else, or the runner ended before we looked."""
+    """None: something else started the launcher, or the runner had ended already."""
 
     @classmethod
-    def find(cls) -> Starters | None:
-        """Those of this process; None where DeepSpeed's launcher did not start it, or nothing can be seen."""
+    def find(cls) -> DeepSpeedParents | None:
+        """Those of this process; None if DeepSpeed's launcher did not start it, or without /proc."""
         launcher = os.getppid()
-        if not _is_module(_words(launcher), _LAUNCHER):
+        if not _is_module(_command_line(launcher), _LAUNCHER):
             return None
         runner = parent_of(launcher)
-        return cls(launcher=launcher, runner=runner if runner is not None and _is_runner(_words(runner)) else None)
+        return cls(
+            launcher=launcher, runner=runner if runner is not None and _is_runner(_command_line(runner)) else None
+        )
 
     @property
     def launcher_is_gone(self) -> bool:
-        """Who is orphaned gets another parent."""
+        """Whether this process has another parent now, as an orphan gets."""
         return os.getppid() != self.launcher
 
     @property
     def runner_is_gone(self) -> bool:
-        """Seen by the launcher's new parent, which also tells a process that got the runner's number later."""
+        """Whether the launcher has another parent now. A later process with the runner's number is not taken for it."""
         if self.runner is None:
             return False
         parent = parent_of(self.launcher)
@@ -52,30 +54,32 @@ class Starters:
 
 
 def parent_of(process: int) -> int | None:
-    """Number of a process's parent; None where it cannot be seen."""
+    """Process number of a process's parent; None if it cannot be read."""
     try:
         stat = (PROC / str(process) / "stat").read_bytes()
-        return int(stat.rpartition(b")")[2].split()[1])  # after the name, which may hold blanks and brackets
+        return int(stat.rpartition(b")")[2].split()[1])  # after the name, which may contain spaces and brackets
     except (OSError, IndexError, ValueError):
         return None
 
 
-def _words(process: int) -> list[str]:
-    """The start of its command line; empty where it cannot be seen."""
+def _command_line(process: int) -> list[str]:
+    """The first arguments of its command line; empty if it cannot be read."""
     try:
         line = (PROC / str(process) / "cmdline").read_bytes()
     except OSError:
         return []
-    return [os.fsdecode(word) for word in line.split(b"\0")[:_NUM_WORDS]]
+    return [os.fsdecode(argument) for argument in line.split(b"\0")[:_NUM_ARGUMENTS]]
 
 
-def _is_module(words: list[str], module: str) -> bool:
-    """`python -m module` or `python path/of/the/module.py`."""
+def _is_module(command: list[str], module: str) -> bool:
+    """Whether it is `python -m module` or `python path/of/the/module.py`."""
     path = "/" + module.replace(".", "/") + ".py"
-    return module in words or any(word.endswith(path) for word in words)
+    return module in command or any(argument.endswith(path) for argument in command)
 
 
-def _is_runner(words: list[str]) -> bool:
-    """pip's script comes as `python [-u] .../bin/deepspeed`; a shell whose script mentions it is no runner."""
-    is_python = bool(words) and Path(words[0]).name.startswith("python") and "-c" not in words[:3]
-    return _is_module(words, _RUNNER) or (is_python and any(Path(word).name in _COMMANDS for word in words[1:3]))
+def _is_runner(command: list[str]) -> bool:
+    """Whether it is the runner. pip's script runs as `python [-u] .../bin/deepspeed`; a shell that mentions it is not."""
+    is_python = bool(command) and Path(command[0]).name.startswith("python") and "-c" not in command[:3]
+    return _is_module(command, _RUNNER) or (
+        is_python and any(Path(argument).name in _COMMANDS for argument in command[1:3])
+    )

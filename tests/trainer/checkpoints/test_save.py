@@ -226,12 +226,12 @@ def test_what_to_resume_from(tmp_path: Path, processor: Processor) -> None:
 def test_the_way_back_is_said(resume: str | None, how: str, tmp_path: Path, processor: Processor) -> None:
     checkpoints, dying = Checkpoints(config_of(tmp_path, resume=resume), RANKS), Engine()
     dying.dies = True
-    assert checkpoints.way_back.endswith("the same command starts anew")
+    assert checkpoints.resume_hint.endswith("the same command starts anew")
     save(checkpoints, 5, processor)
     with pytest.raises(KeyboardInterrupt):
         save(checkpoints, 10, processor, dying)
     folder = tmp_path / "checkpoints" / "step-00000005"
-    assert checkpoints.way_back == f"the newest checkpoint is {folder}, and the same command{how} resumes from it"
+    assert checkpoints.resume_hint == f"the newest checkpoint is {folder}, and the same command{how} resumes from it"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 
 from stoker_proto.config import ActionConfig
 from tests.trainer.support.memory import make_config, make_processor
-from trainer.evals.scores import Sums, add_scores, exp
+from trainer.evals.scores import Sums, add_scores
+from trainer.training.loss import perplexity
 
 
 def test_perplexities_accuracy_violations_and_action_error(tiny_causal: Path, tmp_path: Path) -> None:
@@ -82,4 +83,4 @@ def test_sums_add_up_as_vectors() -> None:
 
 
 def test_a_perplexity_beyond_floats_is_infinite() -> None:
-    assert exp(1e6) == math.inf
+    assert perplexity(1e6) == math.inf

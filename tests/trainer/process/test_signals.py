@@ -17,23 +17,23 @@ import pytest
 
 from deploy.node import Plan
 from trainer import main
-from trainer.process import signals as ending
-from trainer.process.parents import Starters, _is_runner
+from trainer.process import signals
+from trainer.process.parents import DeepSpeedParents, _is_runner
 
 ROOT = Path(main.__file__).resolve().parents[1]
 RANK = f"""
 import ctypes, os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "proto")!r}]
 from pathlib import Path
-from trainer.process import signals as ending
+from trainer.process import signals
 from trainer.cli import set_up_logging
-from trainer.process.parents import Starters
+from trainer.process.parents import DeepSpeedParents
 
 signal.alarm(60)  # whatever happens
 set_up_logging()
-found = Starters.find()
-ending._LAUNCHER_GRACE_S = 0.5
-ending.Ending(found).standing = lambda: "at step 7"
+found = DeepSpeedParents.find()
+signals._LAUNCHER_GRACE_S = 0.5
+signals.StopSignals(found).describe_run = lambda: "at step 7"
 folder = Path(__file__).parent
 (folder / "part").mkdir(exist_ok=True)
 name = "rank" + os.environ.get("RANK", "0")
@@ -167,7 +167,7 @@ def test_ranks_without_a_launcher_are_still_there_when_launch_py_looks() -> None
     """DeepSpeed's runner exits with 0 then: only ranks that are left over make the run a failure."""
     (left_over,) = (field.default for field in fields(Plan) if field.name == "left_over_s")
     assert isinstance(left_over, float)
-    assert left_over + 2 < ending._LAUNCHER_GRACE_S
+    assert left_over + 2 < signals._LAUNCHER_GRACE_S
 
 
 @pytest.mark.parametrize("words", [[], ["-m", "deepspeed.launcher.launch"]])
@@ -180,7 +180,7 @@ def test_other_starters_may_go(words: list[str], script: Path, stand_in: dict[st
     try:
         (rank,) = started(script)
         seen = script.with_name("rank0").read_text().partition(" ")[2]
-        assert seen == (f"Starters(launcher={rank.ppid()}, runner=None)" if words else "None")
+        assert seen == (f"DeepSpeedParents(launcher={rank.ppid()}, runner=None)" if words else "None")
         shell.kill()
         shell.wait(10)
         time.sleep(2.5)
@@ -208,4 +208,4 @@ def test_who_is_deepspeeds_runner(words: list[str], expected: bool) -> None:
 
 
 def test_nothing_is_watched_here() -> None:
-    assert Starters.find() is None
+    assert DeepSpeedParents.find() is None

@@ -32,11 +32,11 @@ def build_run(config: Config, *, images: bool = True, fingerprints: dict[str, st
         sources = SourceTable(names, config.data.entry_sources("train"), (count,) * len(names))
         splits.append(Split(feed=feed, num_samples=count, sources=sources))
     checkpoints = Checkpoints(config, ranks)
-    saved = checkpoints.find()
+    checkpoint = checkpoints.find()
     found = fingerprints or FINGERPRINTS
-    if saved is not None:
-        checkpoints.check(saved, found)
-    return assemble(config, ranks, processor, dict(found), splits[0], splits[1], checkpoints, saved)
+    if checkpoint is not None:
+        checkpoints.check(checkpoint, found)
+    return assemble(config, ranks, processor, dict(found), splits[0], splits[1], checkpoints, checkpoint)
 
 
 def run(config: Config, *, fail_at: tuple[int, int] | None = None, images: bool = True, dropout: float = 0.0) -> Any:
@@ -51,7 +51,7 @@ def run(config: Config, *, fail_at: tuple[int, int] | None = None, images: bool 
     try:
         return trainer.run()
     except ConnectionError:
-        return trainer.standing()
+        return trainer.describe_position()
 
 
 def digests(output_dir: Path, rank: int = 0) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from stoker_proto.errors import ConfigError, RefusedError
 from stoker_proto.wire.messages import Lanes
 from tests.trainer.feed.client.core_driver import make_options
 from tests.trainer.feed.fake_loader import make_config
-from trainer.checkpoints.state import Cursor, Saved, check_resumable, describe
+from trainer.checkpoints.state import Checkpoint, Cursor, check_resumable, state_of_run
 from trainer.feed.client.epochs import Epochs, Pass
 from trainer.feed.client.options import CoreOptions
 
@@ -98,10 +98,10 @@ def test_other_rates_are_another_mixture_and_no_checkpoint_goes_on_with_it(
     monkeypatch.setitem(TOKENS, 2, 130)
     now = mixture_of(weigh_by="tokens")
     config = make_config(["tcp://nobody:1"])
-    saved = Saved(folder=tmp_path, state={**describe(config, 1, 1, Cursor(), before)})
-    check_resumable(saved, config, 1, before)
+    checkpoint = Checkpoint(folder=tmp_path, state={**state_of_run(config, 1, 1, Cursor(), before)})
+    check_resumable(checkpoint, config, 1, before)
     with pytest.raises(RefusedError, match=r"another meaning of it \(mixture \w+ -> \w+\)"):
-        check_resumable(saved, config, 1, now)
+        check_resumable(checkpoint, config, 1, now)
 
 
 def test_without_weights_there_is_no_mixture_to_keep() -> None:
