@@ -1,1 +1,1 @@
-"""Lean DeepSpeed trainer ranks: client -> device -> step."""
+"""Lean DeepSpeed trainer: loaders -> feed -> step -> checkpoint, export. `README.md` is the map."""

@@ -3,9 +3,9 @@
     policy = Policy.load("outputs/export")
     actions = policy.act(frame, "push the cube to the goal")   # float32[chunk, D], in action units
 
-Prompt, image transform, vocabulary and decoding are those of `stoker_processor.json`: the object that the loaders made the
-training rows with. Each token is the one with the largest logit (greedy) of the action tokens that still
-fit into the chunk.
+Prompt, image transform, vocabulary and decoding come from `stoker_processor.json`, the object with which the loaders made the
+training rows. Decoding is greedy: each token is the one with the largest logit among the action tokens that still fit into the
+chunk.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from trainer.training.inputs import PixelNormaliser
 
 
 class Policy:
-    """Greedy actions of one model."""
+    """Predicts actions with one model."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor, family: Family) -> None:
         """Raises ConfigError for a model that was not trained on actions."""
         if processor.codec is None or processor.vocabulary is None:
-            raise ConfigError("this model was trained without actions: there is nothing that a policy could do with it")
+            raise ConfigError("this model was trained without actions, so it cannot be used as a policy")
         self.model, self.processor, self.family = model.eval(), processor, family
         self._codec, self._vocabulary = processor.codec, processor.vocabulary
         self._filled = self._places_filled()
@@ -40,7 +40,7 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Policy:
-        """From an export. dtype: by default the one it was trained in. Raises ConfigError."""
+        """Load an export. dtype: default: that of its weights. Raises ConfigError."""
         family = family_of(read_model_config(str(folder)))
         if not (Path(folder) / "stoker_processor.json").is_file():
             raise ConfigError(f"{folder}: there is no stoker_processor.json; name the folder that the trainer exported")
@@ -53,11 +53,11 @@ class Policy:
         instruction: str,
         state: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """float32[chunk, D]. images: uint8[H, W, 3] (a depth frame: uint16[H, W]), one or the several of a sample.
+        """float32[chunk, D]: the predicted actions, in action units.
 
-        state: float32[S] in the dataset's units, for a model that was trained with `data.state: text`, and for no other.
-
-        Raises DataError for another number of images than the model was trained with, or a state where there was none.
+        images: one uint8[H, W, 3] (a depth frame: uint16[H, W]), or a list of them. Pass as many images as in training.
+        state: float32[S] in the dataset's units; only for a model that was trained with `data.state: text`.
+        Raises DataError for another number of images than in training, or a state for a model that was trained without.
         """
         return self.processor.actions_from_ids(self.action_ids(images, instruction, state))
 
@@ -68,7 +68,7 @@ class Policy:
         instruction: str,
         state: NDArray[np.float32] | None = None,
     ) -> NDArray[np.int64]:
-        """int64[tokens]: the tokens that `act` decodes, which fill the chunk exactly."""
+        """int64[tokens]: the tokens that `act` decodes; together they fill the chunk exactly."""
         frames = [images] if isinstance(images, np.ndarray) else list(images)
         self._check_like_training(len(frames), state)
         prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames), state).astype(np.int64))
@@ -91,14 +91,14 @@ class Policy:
         return found
 
     def _check_like_training(self, num_images: int, state: NDArray[np.float32] | None) -> None:
-        """A model that is shown something else than in training answers all the same, and badly: raises DataError."""
+        """Raises DataError for other inputs than in training: the model would answer them, but badly."""
         seen = self.processor.num_images
-        least, most = seen or (int(self.family.sees_images), None)  # earlier versions exported without
+        least, most = seen or (int(self.family.sees_images), None)  # exports of earlier versions do not have the number
         if num_images < least or (most is not None and num_images > most):
             expected = f"{least}" if least == most else f"{least} to {most}" if seen else f"{least} or more"
             raise DataError(
-                f"{num_images} images: the samples that this model learned actions from have {expected} (those of each camera, "
-                "depth included, times the frames of image_history); give the same, in the order of the training data"
+                f"{num_images} images: the samples that this model learned actions from have {expected} (the images of each "
+                "camera, depth included, times the frames of image_history); pass as many, in the order of the training data"
             )
         if state is not None and not self.processor.needs_state:
             raise DataError("a state is given, but this model was trained without (data.state: none): leave it out")
@@ -106,7 +106,7 @@ class Policy:
     def _places_filled(self) -> torch.Tensor:
         """int64[num_codes], in the order of the ids: how many of a chunk's `max_tokens` places each action token fills.
 
-        A codec of variable length knows where a chunk ends from this alone, so what does not fit is never chosen.
+        A codec of variable length finds the end of a chunk from this alone, so a token that does not fit is never chosen.
         """
         lengths = self._codec.code_lengths
         if lengths is None:
@@ -115,7 +115,7 @@ class Policy:
         return torch.from_numpy(lengths[codes].astype(np.int64)).to(self.model.device)
 
     def _seen(self, frames: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-        """uint8[I, H, W, 3]: resized and sent through the transport's loss, as in training."""
+        """uint8[I, H, W, 3]: resized, encoded and decoded as in training, with the same loss."""
         image = self.processor.image
         if image is None:
             raise ConfigError("this model sees images, but its stoker_processor.json describes none: export it again")

@@ -1,9 +1,9 @@
-"""`loader-bench`: a null trainer. Pulls an epoch (or a part) as W ranks would and says what it cost and what it gave.
+"""`loader-bench`: a trainer without a model. Pulls an epoch (or a part) as W ranks would, and reports cost and throughput.
 
     loader-bench --config C --connect tcp://127.0.0.1:5555 --ranks 2 --batches 200 --step-time-ms 50 --json
 
-The ranks are threads of one process, each with its own `Feed`, in lockstep as real ranks are: no one begins a step before
-all have ended the one before. What is measured where is in `trainer/bench/report.py`.
+The ranks are threads of one process, each with its own `Feed`. They run in lockstep as real ranks do: none begins a step before
+all have ended the last one. `trainer/bench/report.py` says what is measured where.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="loader-bench",
-        description="Measure loaders with a null trainer: batches are pulled, decoded to uint8 arrays, and dropped.",
+        description="Measure loaders without training: batches are pulled, decoded to uint8 arrays, and dropped.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -52,7 +52,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=["train", "val"], default="train", help="default: %(default)s")
     parser.add_argument("--epoch", type=int, default=0, metavar="E", help="default: %(default)s")
     parser.add_argument(
-        "--start-sample", type=int, default=0, metavar="S", help="enter the epoch there, as a resume does"
+        "--start-sample", type=int, default=0, metavar="S", help="start the epoch at this sample, as a resume does"
     )
     parser.add_argument("--step-time-ms", type=float, default=0.0, metavar="X", help="sleep this long in each step")
     parser.add_argument("--decode-threads", type=int, default=1, metavar="N", help="per rank; default: %(default)s")
@@ -67,12 +67,12 @@ def check_ranges(arguments: argparse.Namespace) -> None:
     """Raises ConfigError, which names the flag."""
     for name, least in _LEAST.items():
         value = getattr(arguments, name)
-        if value is not None and not value >= least:  # so written, NaN is refused too
+        if value is not None and not value >= least:  # written this way, it rejects NaN too
             raise ConfigError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
 
 
 class NullTrainer:
-    """W ranks that only pull."""
+    """W ranks that only pull micro-batches."""
 
     def __init__(self, config: Config, arguments: argparse.Namespace, report: BenchReport) -> None:
         self._arguments, self._report = arguments, report
@@ -93,7 +93,7 @@ class NullTrainer:
         self._bar: tqdm[Any] | None = None
 
     def run(self) -> None:
-        """Pull everything. Raises what a rank raised first."""
+        """Pull everything. Raises the first error of a rank."""
         threads = [threading.Thread(target=self._rank, args=(rank,), daemon=True) for rank in range(len(self._feeds))]
         with ExitStack() as stack:
             for feed in self._feeds:
@@ -124,7 +124,7 @@ class NullTrainer:
         try:
             self._pull(rank)
         except threading.BrokenBarrierError:
-            return  # another rank failed; its error is the one to show
+            return  # another rank failed first, and its error is shown
         except BaseException as error:  # noqa: BLE001  (the thread's edge: `run` raises it)
             self._errors.append(error)
             self._barrier.abort()
@@ -139,7 +139,7 @@ class NullTrainer:
                 return
 
     def _step_done(self) -> None:
-        """Called by one thread when all ranks have their part of the step."""
+        """Runs in one of the threads when all ranks have their part of the step."""
         self._report.step([batch for batch in self._batches if batch is not None])
         if self._bar is not None:
             self._bar.update()

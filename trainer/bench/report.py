@@ -1,13 +1,13 @@
-"""What `loader-bench` measures, and where.
+"""What `loader-bench` measures, and where it measures it.
 
 samples/s          between the end of the first step and the end of the last, by the wall clock
 loader CPU         `cpu_s` of all loaders' PONGs, last minus first: all their processes, with read-ahead and the epoch's plan
-client CPU         this process after all ranks are connected: all threads, with the digest and this report
-records decoded    `records_decoded` of the PONGs over the distinct records seen here; without those read ahead and not asked for
+client CPU         this process, from when all ranks are connected: all threads, including digest and report
+records decoded    `records_decoded` of the PONGs, without records read ahead for no ticket, per distinct record seen here
 first batch        from the start of the first `connect` to the slowest rank's first micro-batch
 tickets            of all ranks; `TicketCounters` of `trainer/feed/client/tickets.py`
-data wait          blocked in `steps` / time, each after its own first batch; the worst rank
-longest wait       of any rank for one step, the first step left out
+data wait          time blocked in `steps` / time, from each rank's first batch; of the worst rank
+longest wait       of any rank for one step, without the first step
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Progress = Sequence[Mapping[str, Mapping[str, float]]]  # of each rank: address 
 
 
 class BenchReport:
-    """Filled in by the null trainer as it goes; then a table or a line of JSON."""
+    """Collects figures while the ranks pull; then prints a table or a line of JSON."""
 
     def __init__(self, world_size: int) -> None:
         self._world_size = world_size
@@ -46,7 +46,7 @@ class BenchReport:
         self.figures: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """The connection begins now."""
+        """The ranks start to connect now."""
         self._began = time.monotonic()
 
     def connected(self, info: FeedInfo, progress: Progress) -> None:
@@ -72,7 +72,7 @@ class BenchReport:
         self._times.append((time.monotonic(), self._num_samples))
 
     def ended(self, progress: Progress, feeds: Sequence[Feed]) -> None:
-        """All is pulled: work the figures out."""
+        """Everything is pulled: compute the figures."""
         client_cpu = time.process_time() - self._client_cpu
         samples = max(self._num_samples, 1)
         loader = {
@@ -109,7 +109,7 @@ class BenchReport:
         }
 
     def table(self) -> str:
-        """For people."""
+        """A table for users."""
         figures, steady = self.figures, 100 * self.figures["data_wait_frac_steady"]
         rows = [
             ("samples", f"{figures['samples']} in {figures['steps']} steps on {figures['ranks']} ranks"),
@@ -143,12 +143,12 @@ class BenchReport:
         return "\n".join([*lines, f"{'':<16} {' '.join(f'{rate:.0f}' for rate in figures['ramp_samples_per_s'])}"])
 
     def json_line(self) -> str:
-        """For programs: one line."""
+        """One line of JSON for programs."""
         return json.dumps(self.figures)
 
     @staticmethod
     def _counters(feeds: Sequence[Feed]) -> dict[str, float]:
-        """Of all ranks together; the shares are of the tickets."""
+        """Ticket counters of all ranks together; shares are per ticket."""
         total: Counter[str] = Counter()
         for feed in feeds:
             total.update(dataclasses.asdict(feed.counters()))
@@ -163,14 +163,14 @@ class BenchReport:
         return (last - first) / max(last_end - first_end, 1e-9)
 
     def _data_wait_frac(self, after: int) -> float:
-        """Of the worst rank, from the end of step `after` on."""
+        """Data wait of the worst rank, from the end of step `after` on."""
         if len(self._times) < after + 2:
             return 0.0
         worst: float = max(sum(waits) for waits in zip(*self._wait_s[after + 1 :], strict=True))
         return worst / max(self._times[-1][0] - self._times[after][0], 1e-9)
 
     def _ramp(self) -> list[float]:
-        """samples/s in each bin of time from the end of the first step on, as far as the run reaches."""
+        """samples/s in each time bin from the end of the first step, up to the end of the run."""
         if len(self._times) < 2:
             return []
         begin = self._times[0][0]
@@ -183,11 +183,11 @@ class BenchReport:
         return [count / _RAMP_BIN_S for count in counts]
 
 
-_GAUGES = {"records_ahead"}  # these fall too; a counter that fell is that of a restarted loader
+_GAUGES = {"records_ahead"}  # gauges may fall; a counter that fell belongs to a restarted loader
 
 
 def _difference(first: Progress, last: Progress, name: str) -> float:
-    """Growth of a counter over all loaders: the newest reading of any rank minus the oldest; a restarted loader began at 0."""
+    """Growth of a counter over all loaders: the newest value of any rank minus the oldest. A restarted loader began at 0."""
     total = 0.0
     for address in {address for rank in last for address in rank}:
         new = max(rank[address].get(name, 0.0) for rank in last if address in rank)

@@ -1,6 +1,6 @@
-"""The learning rate as a pure function of the step, and the groups of parameters that decay.
+"""The learning rate as a pure function of the step, and the parameter groups with and without weight decay.
 
-No scheduler object: nothing to save, nothing that could drift after a skipped step or a resume.
+There is no scheduler object: nothing to save, and nothing that drifts after a step that was not applied or after a resume.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def learning_rate(config: TrainerConfig, step: int, total_steps: int) -> float:
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: matrices decay, vectors (biases, norms) do not.
 
-    Under ZeRO-3 a parameter is a placeholder of size 0 here; its true shape is `ds_shape`.
+    Under ZeRO-3 a parameter is a placeholder of size 0 here; `ds_shape` holds its true shape.
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": weight_decay},

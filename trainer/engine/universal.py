@@ -1,4 +1,4 @@
-"""A checkpoint of W ranks for another number of ranks, by way of DeepSpeed's universal checkpoint."""
+"""Converts a checkpoint for another number of ranks, through DeepSpeed's universal checkpoint."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from trainer.engine.zero import Engine
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 3600.0
-"""Ranks that wait for the first one to convert give up after this time."""
+"""How long the other ranks wait for the first rank's conversion."""
 
 
 def convert(source: Path, target: Path, ranks: Ranks) -> None:
-    """Make the universal form in the folder `target`, on the first rank; the others wait for it."""
+    """Write the universal form to the folder `target` on the first rank; the others wait. Raises DataError, DeadlineError."""
     if ranks.is_first and not target.is_dir():
         log.info("converting %s for another number of ranks", source)
         with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
@@ -38,7 +38,7 @@ def convert(source: Path, target: Path, ranks: Ranks) -> None:
 
 
 def run_conversion(source: Path, target: Path) -> None:
-    """DeepSpeed's own converter. Raises DataError with the last line of what it said."""
+    """Run DeepSpeed's own converter. Raises DataError with the last line of its output."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(source), "--output_folder", str(target), "--inject_missing_state"]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
@@ -50,13 +50,13 @@ def run_conversion(source: Path, target: Path) -> None:
 
 
 def inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """torch's AdamW inside of DeepSpeed's."""
+    """torch's AdamW inside DeepSpeed's optimizer."""
     optimizer: torch.optim.Optimizer = engine.optimizer.optimizer
     return optimizer
 
 
 def group_values(engine: Engine) -> list[dict[str, Any]]:
-    """Weight decay, betas and the like of each group of parameters."""
+    """Weight decay, betas and the like of each parameter group."""
     return [
         {name: value for name, value in group.items() if name != "params"}
         for group in inner_optimizer(engine).param_groups
@@ -64,10 +64,10 @@ def group_values(engine: Engine) -> list[dict[str, Any]]:
 
 
 def repair_optimizer(engine: Engine, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Undo what DeepSpeed 0.19 mixes up among groups of parameters (decay, no decay) in a universal checkpoint.
+    """Correct the parameter groups (decay, no decay) after DeepSpeed 0.19 has loaded a universal checkpoint.
 
-    All groups get the first one's values, weight decay among them; and one tensor as their count of steps, which then goes
-    up by two per step, so that AdamW's bias correction is another. groups: the values before loading.
+    DeepSpeed gives all groups the first one's values, weight decay among them. It also gives them one shared step counter, which
+    then goes up by two per step and falsifies AdamW's bias correction. groups: the values before loading.
     """
     optimizer = inner_optimizer(engine)
     for group, values in zip(optimizer.param_groups, groups, strict=True):

@@ -1,1 +1,5 @@
-"""What a model is worth: validation over a split (`validation`) on the numbers of `scores`."""
+"""Validation.
+
+In: the stepper and one pass over the validation split. Out: metrics by name, equal on all ranks.
+Read `scores` (sums and metrics of one micro-batch), then `validation` (the pass).
+"""

@@ -1,4 +1,4 @@
-"""Sums over validation samples, and the metrics made of them. Sums add over micro-batches and over ranks.
+"""Sums over validation samples, and the metrics computed from them. Sums add up over micro-batches and over ranks.
 
 Letters of shapes: B rows, P positions with a label in some row, V vocabulary, K timesteps of a chunk, D dimensions.
 """
@@ -24,7 +24,7 @@ _COUNTERS = (
 
 @dataclass(slots=True)
 class Sums:
-    """Everything is a sum, in float64."""
+    """All sums, in float64."""
 
     dim: int
     """D; 0 for sources without actions."""
@@ -35,11 +35,11 @@ class Sums:
     action_tokens: float = 0.0
     action_nll: float = 0.0
     violations: float = 0.0
-    """Action positions where the largest logit of all is no action token."""
+    """Action positions at which the largest logit is not an action token."""
     chunks: float = 0.0
-    """Action chunks that could be decoded ..."""
+    """Action chunks that could be decoded."""
     undecodable: float = 0.0
-    """... and those whose predicted codes mean nothing (codecs of variable length)."""
+    """Action chunks whose predicted codes cannot be decoded (codecs of variable length)."""
     timesteps: float = 0.0
     error: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """float64[D]: sum of |decoded - true| in action units over the timesteps of decoded chunks."""
@@ -60,7 +60,7 @@ class Sums:
         return cls(dim=dim, **counters, timesteps=rest[0], error=np.asarray(rest[1:], dtype=np.float64))
 
     def metrics(self) -> dict[str, float]:
-        """perplexity = exp(sum NLL / sum tokens); those of actions only where there are actions."""
+        """perplexity = exp(sum NLL / sum tokens); action metrics only if there are actions."""
         found: dict[str, float] = {"samples": self.samples}
         if self.tokens:
             found |= {"perplexity": perplexity(self.nll / self.tokens), "accuracy": self.correct / self.tokens}
@@ -80,7 +80,7 @@ def add_scores(
     """Add one micro-batch.
 
     logits: float32[B, P, V]; targets: int64[B, P], -100 where there is no label; actions: float32[B, K, D], the truth, NaN in
-    rows without actions: these may hold the same ids as words (`data.action.vocabulary: reuse_last`).
+    rows without actions, whose text may contain the same ids (`data.action.vocabulary: reuse_last`).
     Actions are decoded from the largest logit among the action tokens at each action position, given the true tokens
     before it (teacher forcing).
     """

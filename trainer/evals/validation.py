@@ -28,9 +28,9 @@ def validate(
     num_samples: int,
     sources: SourceTable,
 ) -> dict[str, float]:
-    """The metrics of `Sums`, the same on every rank; perplexity and accuracy of each source, too, where there are several.
+    """The metrics of `Sums`, the same on every rank; with several sources also each source's perplexity and accuracy.
 
-    Raises DataError where not every sample was seen exactly once.
+    Raises DataError if not every sample was seen exactly once.
     """
     dim = processor.codec.dim if processor.codec is not None else 0
     sums, by_source = Sums(dim), torch.zeros(len(sources), 3, dtype=torch.float64, device=ranks.device)

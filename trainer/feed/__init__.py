@@ -1,1 +1,6 @@
-"""How a rank gets its micro-batches: schedule (which rows), core (from whom), sockets (bytes), prefetch (arrays), feed."""
+"""How a rank gets its micro-batches from the loaders.
+
+In: config, split, rank. Out: `StepBatch`es of numpy arrays, in the order of the epoch's stream.
+Read `feed` (the interface), `batch` (pieces -> arrays), `prefetch` (decode threads), `sockets` and `handshake` (ZeroMQ),
+`digests`; the rules of who is asked for what are in `client/`.
+"""

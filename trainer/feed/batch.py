@@ -1,11 +1,11 @@
-"""Pieces -> one micro-batch of numpy arrays, images decoded straight into the batch's own buffer.
+"""Pieces -> one micro-batch of numpy arrays. Images are decoded directly into the batch's buffer.
 
 Letters of shapes: B rows of the micro-batch, Q samples in them (one each, or several where rows are packed), T tokens of its
 longest row rounded up to a multiple of 8, I images of all rows, K timesteps of an action chunk, D action dimensions.
 
     two samples in a row of 8:   input_ids 5 6 7 8 9 - - -   positions 0 1 2 0 1 0 0 0   labels . 6 7 . 9 . . .
 
-The first token of a sample is no label: only the token before it could predict it, and that is of another sample or none.
+The first token of a sample is never a label: the token before it belongs to another sample, or there is none.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stoker_proto.wire.messages import Piece
 from trainer.feed.digests import digests_of_rows
 
 IGNORED = -100
-"""Label of a position that is not trained: the value that torch's cross-entropy ignores."""
+"""Label of a position that is not trained; torch's cross-entropy ignores this value."""
 TOKEN_MULTIPLE = 8
 MAX_IMAGES = 1 << 16
 """Of one micro-batch."""
 
 
 class ImageSize(Protocol):
-    """What of the processor's image description a batch needs."""
+    """The part of the processor's image description that a batch needs."""
 
     @property
     def height(self) -> int: ...
@@ -40,7 +40,7 @@ class ImageSize(Protocol):
 
 
 class Decoder(Protocol):
-    """What a batch needs of `stoker_proto.processor.Processor`."""
+    """The part of `stoker_proto.processor.Processor` that a batch needs."""
 
     @property
     def pad_id(self) -> int: ...
@@ -49,12 +49,12 @@ class Decoder(Protocol):
     def image(self) -> ImageSize | None: ...
 
     def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
-        """Write the transported image into out: uint8[H, W, 3]."""
+        """Decode an image from the wire into out: uint8[H, W, 3]."""
         ...
 
 
 class Allocate(Protocol):
-    """Gives an uninitialised array; the trainer's may lie in pinned memory."""
+    """Returns an uninitialised array; the trainer passes one that uses pinned memory."""
 
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
 
@@ -66,12 +66,12 @@ def plain_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """What one rank puts through one forward. Always B = micro_batch_size rows; the last ones may be padding rows."""
+    """The input of one forward on one rank. Always B = micro_batch_size rows; the last ones may be padding rows."""
 
     input_ids: NDArray[np.int64]  # [B, T], right padding with the processor's pad id
-    attention_mask: NDArray[np.int64]  # [B, T]; the first token always counts, so that no softmax is empty
+    attention_mask: NDArray[np.int64]  # [B, T]; 1 at the first token also in padding rows, so that no softmax is empty
     labels: NDArray[np.int64]  # [B, T], IGNORED where nothing is trained; not shifted
-    positions: NDArray[np.int64] | None  # [B, T]: begin anew with each sample; 0 in the padding; None without packing
+    positions: NDArray[np.int64] | None  # [B, T]: restart at 0 with each sample; 0 in the padding; None without packing
     pixels: NDArray[np.uint8] | None  # [I, H, W, 3]: images of row b follow those of row b-1; None if I = 0
     image_counts: NDArray[np.int64]  # [B]
     actions: NDArray[
@@ -83,50 +83,50 @@ class MicroBatch:
     num_supervised: int
     """Tokens that are labels, over all rows."""
     num_rows: int
-    """Rows that are samples; the other B - num_rows are padding rows."""
+    """Rows with samples; the other B - num_rows are padding rows."""
     skipped: list[str]
-    """Why a sample came as a row without labels (`data.on_bad_sample: skip`), one text each."""
+    """One reason for each sample that came without labels (`data.on_bad_sample: skip`)."""
     row_digests: list[bytes]
-    """SHA-256 of keys and payload of each row's samples, as they came; empty where digests are switched off."""
+    """SHA-256 of keys and payload of each row's samples, as received; empty if digests are off."""
     digest: bytes
-    """SHA-256 over `row_digests`: does not depend on how the samples were cut into pieces."""
+    """SHA-256 over `row_digests`; does not depend on how samples were divided into pieces."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StepBatch:
-    """What one rank trains in one optimizer step: A = global_batch_size / (micro_batch_size x world_size) micro-batches."""
+    """One rank's part of one optimizer step: A = global_batch_size / (micro_batch_size x world_size) micro-batches."""
 
     micro_batches: list[MicroBatch]
     wait_s: float
-    """Seconds that the consumer was blocked for these micro-batches: the data wait of the step."""
+    """Seconds that the consumer waited for these micro-batches: the data wait of the step."""
     epoch: int
     step: int
     """Counted from the sample at which the epoch was entered."""
     num_steps: int
-    """Steps of the epoch from there."""
+    """Steps from there to the epoch's end."""
     first_sample: int
     """Stream position of the global batch's first row."""
     next_sample: int
-    """The cursor after this step: where `Feed.steps` goes on after a resume."""
+    """Stream position after this step: pass it to `Feed.steps` to resume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchBuilder:
-    """Pieces of one slice -> `MicroBatch`. Thread-safe: holds no state."""
+    """Pieces of one slice -> `MicroBatch`. Thread-safe, as it has no state."""
 
     decoder: Decoder
     num_rows: int
     """B."""
     max_tokens: int
-    """No row may be longer: `data.max_seq_len`."""
+    """Longest row allowed: `data.max_seq_len`."""
     allocate: Allocate = plain_memory
     digests: bool = True
     """Compute `row_digests` and `digest`."""
     packing: bool = False
-    """`data.packing`: rows may hold several samples, and the batch says where each begins."""
+    """`data.packing`: rows may hold several samples; `positions` shows where each begins."""
 
     def __call__(self, pieces: Sequence[Piece]) -> MicroBatch:
-        """Raises RemoteProtocolError where the pieces are not what a batch can be made of."""
+        """Build the batch. Raises RemoteProtocolError if the pieces do not fit together or into the batch."""
         keys = self.allocate((self.num_rows, 3), np.int64)
         image_counts = self.allocate((self.num_rows,), np.int64)
         row_samples = np.zeros(self.num_rows, np.int64)  # [B]
@@ -194,7 +194,7 @@ class BatchBuilder:
         input_ids[:], labels[:] = self.decoder.pad_id, IGNORED
         positions = self.allocate(shape, np.int64) if self.packing else None
         if positions is not None:
-            positions[:] = 0  # each token of the padding begins anew too: it attends to itself alone
+            positions[:] = 0  # in the padding each token restarts at 0, so it attends to itself only
         if pieces:
             begins = np.cumsum(lengths) - lengths  # [Q]: first token of each sample, of all tokens
             ids = np.concatenate([piece.input_ids for piece in pieces]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Digests of what came over the wire, row by row: two runs that trained on the same rows have the same ones."""
+"""Digests of received samples, row by row. Two runs that trained on the same rows have the same digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stoker_proto.wire.messages import Piece
 
 
 def digests_of_rows(piece: Piece) -> list[bytes]:
-    """SHA-256 of each row: its only sample's, or that of its samples' together. Does not depend on how pieces were cut."""
+    """SHA-256 of each row: the digest of its only sample, or the hash over its samples' digests. Independent of piece borders."""
     samples = digests_of_samples(piece)
     if not len(piece.row_samples):
         return samples
@@ -20,7 +20,7 @@ def digests_of_rows(piece: Piece) -> list[bytes]:
 
 
 def digests_of_samples(piece: Piece) -> list[bytes]:
-    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as they travelled."""
+    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as encoded on the wire."""
     tokens = np.concatenate([[0], np.cumsum(piece.lengths, dtype=np.int64)]).tolist()
     images = np.concatenate([[0], np.cumsum(piece.image_counts, dtype=np.int64)]).tolist()
     digests = []

@@ -44,19 +44,19 @@ class FeedInfo:
     processor_json: str
     """`stoker_proto.processor.Processor.to_json()` of the loaders."""
     fingerprints: dict[str, str]
-    """Of all that a batch means: keep them in the checkpoint and hand them in again as `pins`; equal on all ranks."""
+    """Fingerprints of what a batch means, equal on all ranks. The checkpoint keeps them; a resume passes them as `pins`."""
     num_samples: int
     """Samples of the split in the epoch that `connect` asked for."""
     source_samples: tuple[int, ...]
-    """Of these, those of each source."""
+    """Samples of each source in that epoch."""
     pass_samples: tuple[int, ...]
-    """Of one pass over each source: more or fewer than an epoch has of it, where sources have weights."""
+    """Samples of one pass over each source. With weights, an epoch may have more or fewer of a source."""
     loaders: dict[str, str]
-    """Address -> incarnation name of the loaders that are ready."""
+    """Address -> incarnation name of each ready loader."""
 
 
 class Feed:
-    """One rank's stream of micro-batches of one split. Not for use from several threads."""
+    """One rank's stream of micro-batches of one split. Not thread-safe."""
 
     def __init__(
         self,
@@ -72,12 +72,14 @@ class Feed:
         digests: bool = True,
         decode_threads: int = 1,
     ) -> None:
-        """Nothing is connected yet. Raises ConfigError.
+        """Does not connect yet. Raises ConfigError, RefusedError.
 
-        pins: fingerprints that the loaders must have (FeedInfo.fingerprints of the run that is resumed).
-        processor: decodes images; default: made from what the loaders send.
+        pins: fingerprints that the loaders must have: FeedInfo.fingerprints of the run to resume.
+        processor: decodes images; default: the one that the loaders send.
         allocate: makes the arrays of the batches, e.g. in pinned memory.
-        num_epochs: epochs are prefetched across their border up to this one; default: trainer.epochs, for `val` one.
+        num_epochs: the feed fetches the next epoch ahead while it is below this number; default: trainer.epochs, for `val` 1.
+        digests: compute the digests of the batches.
+        decode_threads: threads that decode images.
         """
         paths = config.data.paths(split)
         if not paths:
@@ -107,7 +109,7 @@ class Feed:
             feed=trainer.feed,
             global_batch_size=trainer.global_batch_size,
             micro_batch_size=trainer.micro_batch_size,
-            window=max(trainer.feed.prefetch, passes + 1),  # `steps` hands over whole steps: the next must fit in
+            window=max(trainer.feed.prefetch, passes + 1),  # `steps` yields whole steps: the next one must fit too
         )
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
@@ -115,12 +117,12 @@ class Feed:
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
         self.first_batch_at: float | None = None
-        """`time.monotonic()` when the first micro-batch was there."""
+        """`time.monotonic()` when the first micro-batch was ready."""
 
     def connect(self, epoch: int = 0) -> FeedInfo:
-        """Wait for loaders that together hold all the data, and for the lengths of an epoch.
+        """Wait for loaders that together hold all the data, and for the length of an epoch.
 
-        Raises DeadlineError (nobody there, data missing) or RefusedError (a loader differs from this run or another loader).
+        Raises DeadlineError (no loader answers, or data is missing) or RefusedError (a loader differs from this run).
         """
         self._driver.start()
         self._driver.post(lambda core, now: core.open(epoch, now))
@@ -142,17 +144,17 @@ class Feed:
         )
 
     def begin(self) -> None:
-        """The run has begun, with this split or another: a loader that joins and differs is left out, and ends it no more.
+        """Training has begun: from now on a loader that joins and differs is left out and does not end the run.
 
-        `steps` says so too; a split that is read later needs to hear of it before.
+        `steps` calls this too. Call it for a split that is read later, such as validation, when training begins.
         """
         self._driver.post(lambda core, now: core.begin())
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
-        """This rank's part of the epoch's global batches from a stream position on; after `connect`.
+        """This rank's part of the epoch's global batches, from a stream position on. Call `connect` first.
 
-        The next epoch is fetched ahead at the end of this one. Going on where the last call left costs nothing; going
-        anywhere else drops what was fetched ahead. Raises DataError (bad data), DeadlineError (no data in time).
+        The next epoch is fetched ahead at the end of this one. To continue where the last call ended costs nothing; any other
+        position drops what was fetched ahead. Raises DataError (bad data), DeadlineError (no data in time).
         """
         size = self.global_batch_size
         if self._at != (epoch, first_sample):
@@ -162,7 +164,7 @@ class Feed:
         for step in range(steps):
             first = first_sample + step * size
             last = min(first + size, total)
-            self._at = None  # should this step fail, there is nothing to go on from
+            self._at = None  # if this step fails, there is no position to continue from
             micro_batches, wait_s = self._take_step(epoch, first, total)
             if last < total:
                 self._at = (epoch, last)
@@ -204,11 +206,11 @@ class Feed:
 
     @property
     def processor(self) -> Decoder:
-        """What decodes the images; after `connect`."""
+        """The object that decodes images. Call `connect` first."""
         return self._get_builder().decoder
 
     def progress(self, *, fresh_within_s: float = 0.0) -> dict[str, dict[str, float]]:
-        """Address -> counters of its last PONG (PROTOCOL.md lists them); fresh_within_s > 0: ask now, wait so long."""
+        """Address -> counters of its last PONG (PROTOCOL.md lists them). fresh_within_s > 0: PING first, and wait so long."""
         awaited: dict[int, int] = self._driver.call(lambda core, now: core.ping(now)) if fresh_within_s else {}
         deadline = time.monotonic() + fresh_within_s
         while True:
@@ -221,26 +223,26 @@ class Feed:
         return {loader.address: dict(loader.progress) for loader in loaders if loader.progress}
 
     def first_progress(self) -> dict[str, dict[str, float]]:
-        """Address -> counters of its first PONG, from before it worked for this feed."""
+        """Address -> counters of its first PONG, from before its first ticket of this feed."""
         loaders = self._driver.call(lambda core, now: list(core.fleet.loaders))
         return {loader.address: dict(loader.first_progress) for loader in loaders if loader.first_progress}
 
     def counters(self) -> TicketCounters:
-        """Tickets, and what it took to have them answered, since the start."""
+        """Counts of tickets, repeats and hedges since the start."""
         return self._driver.call(lambda core, now: dataclasses.replace(core.tickets.counters))
 
     @property
     def bytes_received(self) -> int:
-        """Of all frames so far."""
+        """Bytes of all frames so far."""
         return self._driver.bytes_received
 
     @property
     def num_ready(self) -> int:
-        """Micro-batches that lie ready or are being decoded: the queue's depth."""
+        """Micro-batches that are decoded or being decoded: the queue's depth."""
         return self._prefetcher.num_ready
 
     def close(self) -> None:
-        """Close sockets and threads; safe to call twice, and after Ctrl-C."""
+        """Close sockets and threads. Safe to call twice, and after Ctrl-C."""
         self._driver.close()
         self._prefetcher.close()
 
@@ -272,11 +274,13 @@ class Feed:
 
 
 def _processor_of(config: Config, processor_json: str) -> Decoder:
-    """One object for all feeds of this process that are sent the same."""
+    """The processor from the loaders' JSON; one object for all feeds of this process with the same JSON."""
     with _PROCESSORS_LOCK:
         key = (config.model.base_model_path, processor_json)
         if key not in _PROCESSORS:
-            from stoker_proto.processor import Processor  # here: a feed with a processor of its own needs no tokenizers
+            from stoker_proto.processor import (
+                Processor,  # imported here: a feed with its own processor needs no tokenizers
+            )
 
             _PROCESSORS.clear()
             _PROCESSORS[key] = Processor.from_json(processor_json, Path(key[0]) / "tokenizer.json")
@@ -284,15 +288,15 @@ def _processor_of(config: Config, processor_json: str) -> Decoder:
 
 
 def _config_pins(config: Config) -> dict[str, str]:
-    """What this rank's own config and model folder say of a row. Codec and data are the loaders' to know. ConfigError."""
-    from stoker_proto.processor import Processor  # here: a feed with a processor of its own needs no tokenizers
+    """Fingerprints of rows from this rank's config and model folder; only loaders know codec and data. Raises ConfigError."""
+    from stoker_proto.processor import Processor  # imported here: a feed with its own processor needs no tokenizers
 
     fingerprints = Processor.build(config, None).fingerprints()
     return {name: fingerprints[name] for name in ("tokenizer", "image", "dialogue")}
 
 
 def _order_pins(config: Config, pins: Mapping[str, str]) -> dict[str, str]:
-    """The pins of a checkpoint, and the order that the config says. Raises RefusedError if these differ."""
+    """The pins of a checkpoint and the fingerprint of the config's order. Raises RefusedError if they contradict each other."""
     order = order_fingerprint(config.data)
     if pins.get("order", order) != order:
         raise RefusedError(

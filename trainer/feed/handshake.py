@@ -1,10 +1,10 @@
-"""What ZeroMQ says of one connection, in words: stands, lost, or denied because the two sides' keys do not fit. No I/O.
+"""Translates ZeroMQ's events of one connection: connected, lost, or denied because the two sides' keys do not match. No I/O.
 
-CONNECTED .. HANDSHAKE_SUCCEEDED      stands
+CONNECTED .. HANDSHAKE_SUCCEEDED      connected
 CONNECTED .. HANDSHAKE_FAILED_AUTH    denied: our key is not on the loader's list
 CONNECTED .. HANDSHAKE_FAILED_PROTOCOL, mechanism mismatch    denied: one side uses keys, the other none
 CONNECTED .. HANDSHAKE_FAILED_NO_DETAIL    hung up: what a loader does whose public key is not our loader_key,
-                                           but also one that is just ending, or a tunnel to nowhere
+                                           but also one that is just ending, or a tunnel without a loader behind it
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _REASONS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ: is it a loader's port?",
 }
 EVENTS = sum(_REASONS) | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-"""What to have the monitor report."""
+"""Events that the monitor reports."""
 GIVEN_UP = (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 """After these ZeroMQ does not try again by itself."""
 _HUNG_UP_OFTEN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Stands:
+class Connected:
     """A new connection."""
 
 
@@ -41,28 +41,28 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """There will be none as long as the keys stay as they are; ZeroMQ does not try again by itself."""
+    """There is no connection, and will be none with these keys; ZeroMQ does not try again by itself."""
 
     text: str
     news: bool
-    """Not said before of this loader."""
+    """Whether this text is new for this loader."""
 
 
 class Handshake:
-    """The connection to one loader."""
+    """The state of the connection to one loader."""
 
     def __init__(self, address: str, key_name: str | None) -> None:
-        """key_name: of the key that we show; None: we have none."""
+        """key_name: name of this rank's key; None: it has none."""
         self._address, self._key_name = address, key_name
         self._is_connected = False
         self._hung_up = 0  # times in a row
         self._denied = ""
 
-    def event(self, event: int, value: int) -> Stands | Lost | Denied | None:
-        """What a monitor's event means; None: nothing that is not known already."""
+    def event(self, event: int, value: int) -> Connected | Lost | Denied | None:
+        """What a monitor's event means; None if it adds nothing new."""
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._is_connected, self._hung_up, self._denied = True, 0, ""
-            return Stands()
+            return Connected()
         was_is_connected, self._is_connected = self._is_connected, False
         mismatch = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
         if mismatch or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -70,9 +70,9 @@ class Handshake:
             news, self._denied = text != self._denied, text
             return Denied(text, news)
         if event == zmq.EVENT_DISCONNECTED and not was_is_connected:
-            return None  # the failed handshake said why
+            return None  # the event of the failed handshake gave the reason
         if event == zmq.EVENT_CONNECTED and (self._denied or self._hung_up):
-            return None  # the next try: what is known stays known until it ends
+            return None  # the next try: keep the known reason until it ends
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._hung_up += 1
             if self._key_name is not None and self._hung_up >= _HUNG_UP_OFTEN:

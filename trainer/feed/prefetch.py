@@ -1,6 +1,6 @@
-"""Between the driver's thread and the consumer: pieces are decoded by a few threads and handed over in order.
+"""The queue between the socket thread and the consumer: a few threads decode pieces; micro-batches come out in order.
 
-How many micro-batches are in here is bounded by the core's window: the consumer's `take` gives the credit back.
+The core's window bounds how many micro-batches are in here: the feed returns a credit to the core after each `take`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trainer.feed.client.schedule import Slice
 
 
 class Prefetcher:
-    """The `Sink` of a `SocketDriver`; its other end is `take` and `lengths`."""
+    """The `Sink` of a `SocketDriver`; the consumer uses `take` and `epoch`."""
 
     def __init__(self, build: Callable[[Sequence[Piece]], MicroBatch], threads: int) -> None:
-        """build: runs on the decode threads; decoding images releases the interpreter lock."""
+        """build: makes a micro-batch, on the decode threads. Image decoding releases the interpreter lock."""
         self._build = build
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stoker-decode")
         self._changed = threading.Condition()
@@ -34,13 +34,13 @@ class Prefetcher:
     # -- the driver's side
 
     def opened(self, command: Opened) -> None:
-        """Keep what is known of an epoch."""
+        """Keep an epoch's sizes."""
         with self._changed:
             self._opened[command.epoch] = command
             self._changed.notify_all()
 
     def deliver(self, command: Deliver) -> None:
-        """Start to decode the next micro-batch; what an earlier session asked for is dropped."""
+        """Start to decode the next micro-batch; drops one that an earlier session asked for."""
         with self._changed:
             if self._closed or command.session != self._session:
                 return
@@ -48,7 +48,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Raise this in the consumer, after what is ready."""
+        """Raise this error in the consumer, after the micro-batches that are ready."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -56,11 +56,11 @@ class Prefetcher:
     # -- the consumer's side
 
     def warm_up(self, call: Callable[[], object]) -> None:
-        """Have a decode thread do this now, so that the first micro-batch need not wait for it; it says what fails."""
+        """Call this on a decode thread now, so that the first micro-batch need not wait for it. That batch raises its error."""
         self._pool.submit(call)
 
     def begin(self, session: int, epoch: int) -> None:
-        """Drop what is there; from now on only this session's micro-batches, from this epoch on, are taken in."""
+        """Drop all micro-batches; from now on accept only those of this session."""
         with self._changed:
             self._opened = {known: opened for known, opened in self._opened.items() if abs(known - epoch) < 2}
             self._session = session
@@ -69,7 +69,7 @@ class Prefetcher:
             self._ready.clear()
 
     def take(self) -> tuple[Slice, MicroBatch, float]:
-        """The next micro-batch, and the seconds for which it was waited. Raises the feed's error."""
+        """(slice, micro-batch, seconds waited for it). Raises the feed's error."""
         began = time.monotonic()
         with self._changed:
             while not self._ready:
@@ -79,7 +79,7 @@ class Prefetcher:
         return slice_, batch, time.monotonic() - began
 
     def epoch(self, epoch: int) -> Opened:
-        """What is known of the epoch, waited for. Raises the feed's error."""
+        """Wait for an epoch's sizes. Raises the feed's error."""
         with self._changed:
             while epoch not in self._opened:
                 self._wait()
@@ -91,7 +91,7 @@ class Prefetcher:
         return len(self._ready)
 
     def close(self) -> None:
-        """Stop the decode threads; a consumer that still waits gets an error."""
+        """Stop the decode threads. A consumer that still waits gets an error."""
         with self._changed:
             self._closed = True
             self._error = self._error or RuntimeError("the feed is closed")

@@ -25,7 +25,7 @@ from stoker_proto.wire.keys import Key
 from trainer.feed.client.commands import Command, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.client.core import Core
 from trainer.feed.client.options import CoreOptions
-from trainer.feed.handshake import EVENTS, GIVEN_UP, Denied, Handshake, Stands
+from trainer.feed.handshake import EVENTS, GIVEN_UP, Connected, Denied, Handshake
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class SocketDriver:
             change = self._handshakes[number].event(event["event"], event["value"])
             if change is None:
                 continue
-            if isinstance(change, Stands):
+            if isinstance(change, Connected):
                 self._outboxes[number].clear()
                 self._core.connected(number, now)
                 continue

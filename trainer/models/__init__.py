@@ -1,1 +1,5 @@
-"""Models: small random ones for demo and tests (`tiny`), and what a batch is to each family of models."""
+"""Models: loading a base model, and small random ones for demo and tests.
+
+In: a folder with a transformers model. Out: the model, ready for the engine, and its family.
+Read `families` (what differs between models), `loading`, then `tiny` and `tiny_tokenizer`.
+"""

@@ -1,11 +1,11 @@
-"""Families of models: which Auto class loads one, and how images are laid before its forward.
+"""Families of models: which Auto class loads one, and in which shape its forward takes images.
 
     text                 no images
     images               pixel_values [I, 3, H, W]: LLaVA, InternVL and most others
     images with masks    pixel_values [1, I, 3, H, W], pixel_attention_mask [1, I, H, W]: Idefics3, SmolVLM
 
-I: images of the micro-batch in the order of its rows. Idefics3 only flattens [rows, images of a row], so that all images
-may stand in one row, and none of the all-zero images that its own processor pads with is needed.
+I: images of the micro-batch in the order of its rows. Idefics3 only flattens [rows, images of a row], so all images may stand in
+one row, without the all-zero images with which its own processor pads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Family:
     """What differs between the models that Stoker trains."""
 
     auto_class: Any
-    """`from_pretrained` of it loads the model, and loads what is exported."""
+    """transformers' Auto class that loads the base model and the export."""
     layout: PixelLayout | None
     """Pixels -> keyword arguments of forward; None: the model sees no images."""
 
@@ -51,15 +51,15 @@ class Family:
 
 
 LAYOUTS: dict[str, PixelLayout] = {"idefics3": as_one_row, "smolvlm": as_one_row}
-"""model_type -> layout; the others take their images as a batch."""
+"""model_type -> layout; all other models take images as a batch."""
 
 UNSUPPORTED: dict[str, str] = {
-    "paligemma": "its prompt is attended to in both directions, which Stoker's masks do not say",
+    "paligemma": "its prompt needs attention in both directions, which Stoker's masks do not express",
     "qwen2_vl": "its forward needs `image_grid_thw`",
     "qwen2_5_vl": "its forward needs `image_grid_thw`",
     "qwen3_vl": "its forward needs `image_grid_thw`",
 }
-"""model_type -> why it would train wrongly or not at all."""
+"""model_type -> why Stoker cannot train it."""
 
 
 def read_model_config(folder: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -74,7 +74,7 @@ def read_model_config(folder: str, trust_remote_code: bool = False) -> Pretraine
 
 
 def family_of(model_config: PretrainedConfig) -> Family:
-    """The family of a model. Raises ConfigError for one that would not be trained rightly."""
+    """The family of a model. Raises ConfigError for a model that Stoker cannot train."""
     kind = model_config.model_type
     if kind in UNSUPPORTED:
         raise ConfigError(
@@ -86,7 +86,7 @@ def family_of(model_config: PretrainedConfig) -> Family:
 
 
 def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> None:
-    """The model's forward takes what the family gives it. Raises ConfigError."""
+    """Check that the model's forward has the arguments that Stoker passes. Raises ConfigError."""
     names = inspect.signature(model.forward).parameters
     if family.sees_images and "pixel_values" not in names:
         raise ConfigError(f"{type(model).__name__}: its forward takes no `pixel_values`; take a model that does")
@@ -98,5 +98,5 @@ def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> N
 
 
 def takes_positions(model: torch.nn.Module) -> bool:
-    """Whether forward can be told at which positions logits are wanted."""
+    """Whether forward can return the logits of chosen positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

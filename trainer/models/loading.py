@@ -1,4 +1,4 @@
-"""Folder -> model, ready for the engine: partitioned under ZeRO-3, with rows for the tokens that are added."""
+"""Folder -> model, ready for the engine: partitioned under ZeRO-3, with embedding rows for added tokens."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def text_width(model_config: PretrainedConfig) -> int:
 
 
 def grow_embeddings(model: PreTrainedModel, vocab_size_needed: int) -> None:
-    """Rows for ids up to vocab_size_needed, each the mean of the old ones: the same on every rank, without chance.
+    """Add embedding rows up to vocab_size_needed, each the mean of the old rows: deterministic, the same on every rank.
 
-    Nothing is done where the matrices are large enough already (they are often padded beyond the tokenizer's vocabulary).
+    Does nothing if the matrices are large enough (they are often padded beyond the tokenizer's vocabulary).
     """
     old_size = true_shape(model.get_input_embeddings().weight)[0]
     if vocab_size_needed <= old_size:
@@ -59,7 +59,7 @@ def grow_embeddings(model: PreTrainedModel, vocab_size_needed: int) -> None:
     model.resize_token_embeddings(vocab_size_needed, mean_resizing=False)
     output = model.get_output_embeddings()
     layers = [model.get_input_embeddings()] + ([output] if output is not None else [])
-    parameters = list({id(layer.weight): layer.weight for layer in layers}.values())  # one where they are tied
+    parameters = list({id(layer.weight): layer.weight for layer in layers}.values())  # a single one if they are tied
     biases = [layer.bias for layer in layers if getattr(layer, "bias", None) is not None]
     with torch.no_grad(), deepspeed.zero.GatheredParameters(parameters + biases, modifier_rank=0):
         for parameter in parameters:
@@ -69,7 +69,7 @@ def grow_embeddings(model: PreTrainedModel, vocab_size_needed: int) -> None:
 
 
 def true_shape(parameter: torch.Tensor) -> torch.Size:
-    """Shape of a parameter, also where ZeRO-3 has left an empty placeholder of it."""
+    """Shape of a parameter, also if ZeRO-3 has left an empty placeholder of it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 

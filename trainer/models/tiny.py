@@ -2,7 +2,7 @@
 
 About a million parameters each, with the tokenizer of `tiny_tokenizer.py`, the model's own image processor and a chat
 template: AutoProcessor, AutoTokenizer, AutoModelForImageTextToText and AutoModelForCausalLM load it like any other.
-An image is 16 tokens whatever its size: the patches grow with it.
+An image is always 16 tokens: the patch size follows the image size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -> int:
-    """Write a model of the family into the folder `out`; gives its number of parameters. One seed gives one model.
+    """Write a model of the family into the folder `out`; returns its number of parameters. The same seed makes the same model.
 
     image_size: height and width in pixels that the image processor makes. Raises ConfigError.
     """
@@ -66,7 +66,7 @@ def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -
 
 
 def _transformers(submodule: str = "") -> Any:
-    """transformers, which is typed only in parts; imported when it is needed, so that `--help` answers at once."""
+    """The transformers module, imported on first use so that `--help` answers at once. Untyped, as it is typed only in parts."""
     return importlib.import_module(f"transformers{submodule}")
 
 
@@ -160,7 +160,7 @@ def _id(tokenizer: Any, token: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives the exit code."""
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.models.tiny",
         description="Write a small random model (about a million parameters) with its tokenizer and image processor, "
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help=size_help)
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default %(default)s)")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may wait for a network
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # never wait for a network
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would report on accelerators
     _transformers(".utils.logging").disable_progress_bar()
     try:

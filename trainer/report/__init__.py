@@ -1,4 +1,4 @@
-"""What a run tells people: figures, bar, summary, bad samples.
+"""What a run reports to its users: figures, progress bar, summary, bad samples.
 
 In: step results. Out: TensorBoard, WandB, the console and files in `output_dir`.
 Read `trackers`, `progress`, `bad_samples`.

@@ -1,4 +1,4 @@
-"""What `data.on_bad_sample: skip` left out: which records, and how many samples of each. Bounded, whatever the data is like.
+"""The bad samples that `data.on_bad_sample: skip` left out: which records, and how many samples of each. Bounded in size.
 
 {"demos/traj_3/obs.npz, record demos.jsonl:4: its end is missing ...": 4}
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 MAX_NAMED = 1000
-"""Records that are named; of those beyond only the samples are counted."""
+"""Records that are named; for further records only the samples are counted."""
 MAX_SHOWN = 20
 _MAX_TEXT = 400
 
 
 class Skipped:
-    """Samples that came as rows without labels, by the reason that the loader gave; it names file, record and field."""
+    """Samples that came as rows without labels, by the loader's reason, which names file, record and field."""
 
     def __init__(self) -> None:
         self.named: dict[str, int] = {}
@@ -23,22 +23,22 @@ class Skipped:
 
     @property
     def num_samples(self) -> int:
-        """All of them."""
+        """Samples of all records."""
         return sum(self.named.values()) + self.unnamed
 
     def add(self, reasons: Iterable[str]) -> None:
-        """One reason for each sample, as `MicroBatch.skipped` has them."""
+        """Add one reason per sample, as in `MicroBatch.skipped`."""
         for reason in reasons:
             self._count(reason, 1)
 
     def merge(self, named: Mapping[str, int], unnamed: int) -> None:
-        """Those of another rank."""
+        """Add those of another rank."""
         for reason, samples in named.items():
             self._count(reason, samples)
         self.unnamed += unnamed
 
     def lines(self) -> list[str]:
-        """For people: the records with the most samples first, one a line, and how much is not shown."""
+        """Lines for the log: records with the most samples first, and how many samples are not shown."""
         worst = sorted(self.named.items(), key=lambda item: (-item[1], item[0]))
         lines = [f"{samples} samples: {reason}" for reason, samples in worst[:MAX_SHOWN]]
         rest = self.num_samples - sum(samples for _, samples in worst[:MAX_SHOWN])

@@ -1,4 +1,4 @@
-"""What a run says about itself: the live bar, the summary and each rank's list of batch digests."""
+"""Progress of a run: the live bar, the summary, and each rank's list of batch digests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trainer.feed.batch import StepBatch
 
 
 class ProgressBar:
-    """Steps done and to do, with loss, step time and data wait; silent on all ranks but the first."""
+    """A bar of the steps, with loss, step time and data wait; only the first rank shows it."""
 
     def __init__(self, *, total: int, done: int, shown: bool) -> None:
-        pause_s = 0.5 if sys.stderr.isatty() else 15.0  # a log file gets a line now and then
+        pause_s = 0.5 if sys.stderr.isatty() else 15.0  # a log file gets a line every 15 s
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -30,7 +30,7 @@ class ProgressBar:
         )
 
     def advance(self, *, loss: float, step_s: float, wait_s: float) -> None:
-        """One step further."""
+        """One more step is done."""
         self._bar.set_postfix(
             {"loss": f"{loss:.4f}", "step": f"{step_s:.2f}s", "data wait": f"{wait_s:.2f}s"}, refresh=False
         )
@@ -42,7 +42,7 @@ class ProgressBar:
 
 
 class DigestLog:
-    """`{output_dir}/digests-rank{r}.jsonl`: one line per step, to compare runs by. Never cut: a resumed run appends.
+    """`{output_dir}/digests-rank{r}.jsonl`: one line per step, to compare runs. Never truncated: a resumed run appends.
 
     {"step": 7, "epoch": 0, "first_sample": 96, "micro_batches": ["9f0c...", "52aa..."], "loss": 3.1415926}
     """
@@ -52,7 +52,7 @@ class DigestLog:
         self._file: TextIO = (folder / f"digests-rank{rank}.jsonl").open("a", encoding="utf-8")
 
     def add(self, step: int, batch: StepBatch, loss: float) -> None:
-        """step: counted from 1; loss: of the global batch, all its digits."""
+        """Write the line of a step. step: counted from 1; loss: of the global batch, in full precision."""
         line = {
             "step": step,
             "epoch": batch.epoch,
@@ -64,12 +64,12 @@ class DigestLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Close the file."""
         self._file.close()
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """One line of JSON; numbers that JSON does not have become null."""
+    """Write one line of JSON; infinity and NaN become null."""
     path.write_text(json.dumps(finite(summary)) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """One optimizer step: micro-batches -> loss -> gradient -> applied or not.
 
 In: `feed.batch.StepBatch`. Out: `StepResult`.
-Read `inputs` (uint8 -> what the model's forward takes), `step`, then `source_table`, `packed`, `image_counts` and `flops`.
+Read `inputs` (uint8 -> arguments of forward), `loss`, `step`, then `source_table` (figures of each source), `packed` (may this
+model train packed rows?) and `flops` (MFU).
 """

@@ -1,8 +1,8 @@
-"""Model FLOPs utilisation: the share of the device's peak that the model's own arithmetic takes.
+"""Model FLOPs utilisation (MFU): the model's own arithmetic as a share of the device's peak.
 
 Counted as usual (PaLM, appendix B; Chinchilla): 6 FLOPs per parameter and token for forward and backward, for the language
-model over its tokens and for the vision tower over its patches; recomputation by gradient checkpointing is not counted,
-nor is attention over the sequence (small at these lengths), so that the figure is a little low rather than high.
+model over its tokens and for the vision tower over its patches. Neither recomputation by gradient checkpointing nor attention
+over the sequence (small at these lengths) is counted, so the figure is slightly too low.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PEAK_BF16_FLOPS: dict[str, float] = {
     "RTX 4090": 165e12,
     "B200": 2250e12,
 }
-"""Part of the device's name -> dense bf16 FLOP/s by the vendor's data sheet; the first that fits counts."""
+"""Part of the device's name -> dense bf16 FLOP/s from the vendor's data sheet. The first match counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlopCounter:
-    """FLOPs of training on some tokens and images."""
+    """Counts the FLOPs of training on tokens and images."""
 
     language_parameters: int
     vision_parameters: int
@@ -47,7 +47,7 @@ class FlopCounter:
 
 
 def count_flops(model: torch.nn.Module, model_config: PretrainedConfig) -> FlopCounter:
-    """Parameters that multiply: all but the input embedding's (a lookup), vision towers apart."""
+    """A counter from the model's parameters: all but the input embedding (a lookup), vision towers counted apart."""
     vision = language = 0
     lookup = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     tied = getattr(model.get_output_embeddings(), "weight", None) is lookup  # type: ignore[operator]
@@ -62,7 +62,7 @@ def count_flops(model: torch.nn.Module, model_config: PretrainedConfig) -> FlopC
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Of one device at bf16, or None where it is not known."""
+    """FLOP/s of one device at bf16; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

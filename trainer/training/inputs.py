@@ -1,9 +1,9 @@
-"""MicroBatch (host, uint8) -> what the model's forward takes (device, its own number format).
+"""MicroBatch (host, uint8) -> arguments of the model's forward (device, the model's number format).
 
 Letters of shapes: B rows, T tokens of a row, I images, P positions whose logits are wanted.
 
-All ranks must run the same modules: where a model sees images but the micro-batch has none, one more row with a black
-image is appended, which no label refers to.
+All ranks must run the same modules. So where a model sees images but the micro-batch has none, one row with a black image and
+no label is appended.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from trainer.models.families import Family
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One forward."""
+    """Arguments and targets of one forward."""
 
     arguments: dict[str, torch.Tensor]
     """Keyword arguments of forward, without positions."""
     positions: torch.Tensor
-    """int64[P], ascending: where some row has a label for the next token; [0] where none has."""
+    """int64[P], ascending: positions at which some row has a label for the next token; [0] if none has."""
     targets: torch.Tensor
-    """int64[B, P]: the token to be predicted there; -100 where that row has no label."""
+    """int64[B, P]: the token to predict there; -100 where the row has no label."""
     num_rows: int
-    """B of the micro-batch: rows after it were added here and have no targets."""
+    """B of the micro-batch; a row appended here has no targets."""
 
 
 class InputMaker:
@@ -42,12 +42,12 @@ class InputMaker:
             self._normalise = PixelNormaliser(processor.image, device, dtype)
 
     def __call__(self, batch: MicroBatch) -> Inputs:
-        """Copies to the device; pinned buffers are copied while the device works."""
+        """Copy a batch to the device; pinned buffers are copied while the device computes."""
         host = {"input_ids": torch.as_tensor(batch.input_ids)}
         if batch.positions is None:
             host["attention_mask"] = torch.as_tensor(batch.attention_mask)
         else:
-            # Without a mask, transformers begins another sequence wherever positions do not go on by one: in the padding too.
+            # Without a mask, transformers starts a new sequence wherever positions do not increase by one, also in the padding.
             host["position_ids"] = torch.as_tensor(batch.positions)
         pixels = batch.pixels
         if self.family.sees_images and (pixels is None or len(pixels) == 0):
@@ -69,9 +69,11 @@ class InputMaker:
     def _with_dummy(
         self, host: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], np.ndarray[Any, np.dtype[np.uint8]]]:
-        """One row more, which holds the tokens of one image; rows are made longer where it is longer."""
+        """Append a row with the tokens of one image; lengthen the other rows if they are shorter."""
         image = self.processor.image
-        assert image is not None  # a model that sees images has a processor that makes them
+        assert (
+            image is not None
+        )  # checked in build: a model that sees images needs a processor with an image description
         rows, width = host["input_ids"].shape
         length = max(width, image.num_tokens)
         longer = {
@@ -97,7 +99,7 @@ class PixelNormaliser:
         self._dtype = dtype
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """In float32, then in the model's number format."""
+        """Computed in float32, then converted to the model's number format."""
         normal = pixels.to(torch.float32) * self._scale - self._shift
         return normal.permute(0, 3, 1, 2).to(self._dtype).contiguous()
 

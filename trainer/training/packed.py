@@ -1,9 +1,10 @@
-"""Does a model keep the samples of a packed row apart? Tried at the start, because only some models listen to positions.
+"""Checks at the start whether a model keeps the samples of a packed row apart: only some models use position ids for that.
 
     rows  [A B] and [B A]   ->   the logits of B must be the same in both
 
-Told position ids that begin anew, and no mask, most models of transformers attend inside each sample only. Others take position
-ids and attend across all the same (OPT, Falcon), or carry a state from sample to sample; they would train wrongly in silence.
+With position ids that restart at 0 and without a mask, most models of transformers attend within each sample only. Others accept
+position ids and still attend across samples (OPT, Falcon), or carry a state from sample to sample; they would train wrongly
+without any error.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from trainer.feed.batch import BatchBuilder
 from trainer.training.step import Stepper
 
 _LARGEST_DIFFERENCE = 0.05
-"""Mean difference of logits, as a share of their standard deviation: bf16 rounds by a hundredth, a leak changes them by more."""
+"""Mean difference of logits, as a share of their standard deviation: bf16 rounding gives 0.01, a leak gives more."""
 
 
 def check_packing(stepper: Stepper, processor: Processor) -> None:
-    """One forward of two short rows, on all ranks together. Raises ConfigError."""
+    """Run one forward of two short rows, on all ranks together. Raises ConfigError."""
     first = _dialogue(processor, "put the red cube onto the green one", "the red cube is on the green one")
     second = _dialogue(processor, "what do you see?", "a table and two cubes")
     ids = np.concatenate((first, second, second, first))

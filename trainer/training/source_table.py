@@ -1,4 +1,4 @@
-"""What each source of a mixture contributed: to a step, and to the run so far."""
+"""Figures of each source of a mixture: in a step, and in the run so far."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class SourceResult:
     nll: float
     """Sum over its supervised tokens."""
     correct: float
-    """Of these, how many had the largest logit."""
+    """Of these, those that had the largest logit."""
     num_supervised: float
     num_rows: float
 
 
 class SourceTable:
-    """Entry of the data paths -> source, and what is logged of each."""
+    """Maps entries of the data paths to sources, and computes the figures logged for each source."""
 
     def __init__(self, names: Sequence[str], entry_sources: Sequence[int], pass_samples: Sequence[int]) -> None:
-        """names: of the sources; entry_sources: for each entry the number of its source; pass_samples: rows of one pass."""
+        """names: of the sources; entry_sources: source number of each entry; pass_samples: rows of one pass over each source."""
         self.names, self._pass_samples = tuple(names), tuple(pass_samples)
         self._source_of = np.asarray(entry_sources, np.int64)  # [entries]
 
@@ -36,13 +36,13 @@ class SourceTable:
         return len(self.names)
 
     def of_rows(self, entries: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[B]: the source of each row from its entry; of padding rows (-1) the first, to which they add nothing."""
+        """int64[B]: source of each row, from its entry. Padding rows (-1) get source 0; they add nothing to it."""
         return self._source_of[np.maximum(entries, 0)] if len(self) > 1 else np.zeros(len(entries), np.int64)
 
     def figures(self, results: Sequence[SourceResult], so_far: Sequence[float]) -> dict[str, float]:
         """Scalars by name, e.g. `train/loss/chat`; none for a single source. so_far: rows trained since the beginning.
 
-        A source that a step had no label of has no loss and accuracy in it.
+        A source without a label in the step has no loss and no accuracy.
         """
         if len(self) == 1:
             return {}
@@ -56,7 +56,7 @@ class SourceTable:
         return found
 
     def perplexities(self, sums: Sequence[float]) -> dict[str, float]:
-        """`perplexity/chat` and `accuracy/chat` from NLL, right and supervised tokens of each source; none for a single one."""
+        """`perplexity/chat` and `accuracy/chat`, from each source's NLL, correct and supervised tokens; none for one source."""
         found: dict[str, float] = {}
         for number, name in enumerate(self.names if len(self) > 1 else ()):
             nll, correct, supervised = sums[3 * number : 3 * number + 3]

@@ -1,4 +1,4 @@
-"""One optimizer step: the loss of the global batch, its gradient, and the decision whether it is applied.
+"""One optimizer step: the loss of the global batch, its gradient, and whether the step is applied.
 
 Token-weighted over the global batch: loss = sum of NLL over all supervised tokens of all ranks and micro-batches, divided
 by their number. DeepSpeed averages gradients over ranks, so a micro-batch's loss is its NLL sum x ranks / that number
@@ -28,36 +28,36 @@ from trainer.training.source_table import SourceResult, SourceTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step did, over all ranks."""
+    """The outcome of a step, over all ranks."""
 
     loss: float
     """Mean NLL per supervised token; NaN where there was none."""
     accuracy: float
     """Share of supervised tokens that had the largest logit."""
     grad_norm: float
-    """Before clipping; infinite where it was not finite; 0 where there was nothing to learn."""
+    """Before clipping; infinite if it was not finite; 0 if no token was supervised."""
     applied: bool
     """Whether weights changed."""
     num_supervised: int
     num_rows: int
     num_tokens: int
-    """Tokens that are no padding."""
+    """Tokens without padding."""
     num_images: int
     num_bad: int
-    """Samples that came without labels because they are bad (`data.on_bad_sample: skip`)."""
+    """Bad samples, which came without labels (`data.on_bad_sample: skip`)."""
     sources: tuple[SourceResult, ...]
-    """What each source contributed, in the order of the config."""
+    """Each source's part, in the order of the config."""
 
 
 class Stepper:
-    """Runs steps of one engine."""
+    """Runs optimizer steps of one engine."""
 
     def __init__(self, engine: Engine, make_inputs: InputMaker, ranks: Ranks, seed: int, sources: SourceTable) -> None:
         self.engine, self.make_inputs, self.ranks, self.seed, self.sources = engine, make_inputs, ranks, seed, sources
         self._takes_positions = takes_positions(engine.module)
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
-        """float32[B, P, V]: only where a label refers to them."""
+        """float32[B, P, V]: only at the P positions where some row has a label."""
         if self._takes_positions:
             output = self.engine(**inputs.arguments, use_cache=False, logits_to_keep=inputs.positions)
             kept: torch.Tensor = output.logits
@@ -66,11 +66,11 @@ class Stepper:
         return kept[: inputs.num_rows].float()
 
     def step(self, micro_batches: Sequence[MicroBatch], index: int) -> StepResult:
-        """Train on this rank's part of global batch number `index`. Every rank calls it with as many micro-batches."""
+        """Train on this rank's part of global batch `index`. Every rank calls it with the same number of micro-batches."""
         counts = count_batch(micro_batches)
         counts = dict(zip(counts, map(int, sum_over_ranks(list(counts.values()), self.ranks)), strict=True))
         supervised = counts["num_supervised"]
-        if supervised == 0:  # the same on every rank: nobody runs a forward, nothing changes, not even by weight decay
+        if supervised == 0:  # on every rank: no rank runs a forward, and not even weight decay changes a weight
             nothing = self._add_sources(torch.zeros(len(self.sources), 3), micro_batches)
             return StepResult(loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, **counts)
         seed_step(self.seed, index, self.ranks.rank)
@@ -98,7 +98,7 @@ class Stepper:
         return torch.as_tensor(self.sources.of_rows(batch.keys[:, 0]), device=self.ranks.device)
 
     def _add_sources(self, sums: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> tuple[SourceResult, ...]:
-        """This rank's sums float64[S, 3] of NLL, right and supervised tokens, and its rows, added over the ranks."""
+        """Sums over the ranks of: float64[S, 3] NLL, correct and supervised tokens of each source, and its rows."""
         rows = np.zeros(len(self.sources), np.int64)
         for batch in micro_batches:
             rows += np.bincount(self.sources.of_rows(batch.keys[: batch.num_rows, 0]), minlength=len(rows))
@@ -115,7 +115,7 @@ class Stepper:
 
 
 def count_batch(micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
-    """What this rank holds of a global batch, by the names of StepResult."""
+    """Counts of this rank's part of a global batch, named as in StepResult."""
     return {
         "num_supervised": sum(batch.num_supervised for batch in micro_batches),
         "num_rows": sum(batch.num_rows for batch in micro_batches),
@@ -126,9 +126,9 @@ def count_batch(micro_batches: Sequence[MicroBatch]) -> dict[str, int]:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make all randomness of a step (dropout) a function of its number.
+    """Seed all generators, so that the randomness of a step (dropout) is a function of its number.
 
-    So the state of the generators is part of the cursor: a resumed run draws what the uninterrupted one would have drawn.
+    So the cursor determines the generators' state: a resumed run draws the same numbers as an uninterrupted one.
     """
     key = key64("step", seed, step, rank)
     torch.manual_seed(key & ((1 << 63) - 1))

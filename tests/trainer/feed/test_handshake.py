@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from trainer.feed.handshake import Denied, Handshake, Lost, Stands
+from trainer.feed.handshake import Connected, Denied, Handshake, Lost
 
 CONNECTED, DISCONNECTED, CLOSED = zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED
 SUCCEEDED, HUNG_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -14,7 +14,7 @@ MISMATCH = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
 ADDRESS = "tcp://10.0.0.7:5555"
 
 
-def play(handshake: Handshake, *events: int | tuple[int, int]) -> list[Stands | Lost | Denied | None]:
+def play(handshake: Handshake, *events: int | tuple[int, int]) -> list[Connected | Lost | Denied | None]:
     return [handshake.event(*(event if isinstance(event, tuple) else (event, 0))) for event in events]
 
 
@@ -22,7 +22,7 @@ def test_a_connection_that_stands_and_breaks() -> None:
     first, stands, broke, gone = play(Handshake(ADDRESS, None), CONNECTED, SUCCEEDED, DISCONNECTED, CLOSED)
     assert isinstance(first, Lost)
     assert "has not spoken ZeroMQ" in first.reason
-    assert stands == Stands()
+    assert stands == Connected()
     assert broke == Lost("the connection broke")
     assert gone == Lost("nothing listens there")
 
