@@ -146,7 +146,11 @@ class RecordEncoder:
         ]
 
     def _bad(self, error: DataError | FetchError) -> Outcome:
-        if isinstance(error, FetchError) or self.data.on_bad_sample == "fail":
+        if isinstance(error, FetchError):
+            return error
+        if (trouble := host_error(error)) is not None:  # whatever wrapped it
+            return trouble
+        if self.data.on_bad_sample == "fail":
             return error
         logger.warning("skipped: %s", error)
         return EncodedRecord(error=str(error), size_bytes=1000)
