@@ -127,7 +127,7 @@ class RemoteStore:
         for place in list(self._places.values()):
             try:
                 self.files(place)
-            except ConfigError as error:  # not needed where every copy is here already; told where a file is asked for
+            except (ConfigError, FetchError) as error:  # told where a file is asked for; every copy may be here already
                 logger.info("%s", error)
 
     def local(self, path: str) -> str:
