@@ -1,4 +1,10 @@
-"""What must mean the same in the loader and in the trainer: config, messages, order, images, dialogue, actions."""
+"""What must mean the same in the loader and in the trainer.
+
+In: one YAML, a model's folder, observations and text. Out: the config, rows of tokens and labels, messages, the order of samples,
+and actions from tokens. Read upwards, for no file imports what comes later in this list: `errors`, `hashing` and `model_folder`;
+`config` (the YAML); `actions` (codecs); `wire` (messages); `images`; `text` (rows); `order` (which sample comes when);
+`processor` (one object that joins actions, images and text).
+"""
 
 PROTOCOL_VERSION = 3
-"""Version of the wire protocol, stated in `proto/PROTOCOL.md`; loaders and trainers of different versions refuse each other."""
+"""Version of the wire protocol in `proto/PROTOCOL.md`. Loaders and trainers of different versions refuse each other."""

@@ -3,18 +3,18 @@
     StokerError
     ├── ConfigError        the user's YAML, flags or paths: fix the named key
     ├── DataError          a dataset: names file, record and field
-    │   ├── ManifestError  what `loader-prepare` found is missing, stale or of another version
-    │   └── RowError       a sample that this config cannot write as a row: too long, or of a form its dialogue does not have
+    │   ├── ManifestError  the manifest of `loader-prepare` is missing, stale or of another version
+    │   └── RowError       a sample that this config cannot write as a row: too long, or in a form that its template lacks
     ├── ProtocolError      a message
     │   ├── LocalProtocolError   our own code asked for something that the protocol forbids
     │   └── RemoteProtocolError  the other side sent something that the protocol forbids
     ├── RefusedError       a loader and a trainer do not agree on what a batch means; carries the diff
-    ├── FetchError         a file cannot be had as it was scanned, mostly a remote one: names it, and why; it may come later
-    │   └── HostError      trouble of this host (descriptors, memory, room, a failing disk): see `host_trouble`
-    └── DeadlineError      nothing came in time: names loaders, what is missing and the last contact
+    ├── FetchError         a file, mostly a remote one, cannot be read as it was scanned; a retry may succeed
+    │   └── HostError      this host is in trouble (descriptors, memory, room, a failing disk): see `host_trouble`
+    └── DeadlineError      a wait took too long: names the loaders, what is missing and the last contact
 
-All messages are one line: the value, the rule that it breaks, and the way out. Entry points print them without a
-traceback and exit with a non-zero code.
+A message is one line: the value, the rule that it breaks, and the way out. Entry points print it without a traceback and exit
+with a non-zero code.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class StokerError(Exception):
 
 
 class ConfigError(StokerError):
-    """The configuration cannot mean what it says."""
+    """The configuration is not valid."""
 
 
 class DataError(StokerError):
-    """A shard, a record or a sample is not what its format promises."""
+    """A shard, a record or a sample breaks the rules of its format."""
 
     def __init__(self, reason: str, *, file: str = "", record: str = "", field: str = "") -> None:
         self.reason, self.file, self.record, self.field = reason, file, record, field
@@ -46,7 +46,7 @@ class ManifestError(DataError):
 
 
 class RowError(DataError):
-    """A sample is sound, but this config cannot write it as a row: all samples like it will fail, which a start can find."""
+    """A valid sample that this config cannot write as a row. All samples like it will fail, so the start of a run can find it."""
 
 
 class ProtocolError(StokerError):
@@ -54,20 +54,20 @@ class ProtocolError(StokerError):
 
 
 class LocalProtocolError(ProtocolError):
-    """Our own side tried to send or to do what the protocol forbids."""
+    """Our own code tried to send or do something that the protocol forbids."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side sent what the protocol forbids."""
+    """The other side sent something that the protocol forbids."""
 
 
 class RefusedError(StokerError):
-    """Loader and trainer differ in what a batch means (data, tokenizer, codec, transform, plan, protocol)."""
+    """Loader and trainer disagree on what a batch means (data, tokenizer, codec, transform, plan, protocol)."""
 
 
 class FetchError(StokerError):
-    """A remote file could not be fetched, or a shard is not what was scanned. No DataError: the data may be well, so no sample of
-    it is skipped as a bad one."""
+    """A remote file could not be fetched, or a shard changed after its scan. It is not a DataError: the data may be sound, so its
+    samples are not skipped as bad ones."""
 
 
 class HostError(FetchError):
@@ -76,12 +76,12 @@ class HostError(FetchError):
 
 
 class DeadlineError(StokerError):
-    """Something that was waited for did not come in time."""
+    """A wait passed its deadline."""
 
 
 @contextmanager
 def located(*, file: str = "", record: str = "", field: str = "") -> Iterator[None]:
-    """Give a DataError raised inside the place where it happened, unless it already names one."""
+    """Add file, record and field to a DataError raised inside; those that it names already stay."""
     try:
         yield
     except DataError as error:

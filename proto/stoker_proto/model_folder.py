@@ -1,8 +1,8 @@
-"""The JSON files of a model's folder, read without transformers: what a loader needs to know of a model.
+"""The JSON files of a model's folder, read without transformers: all that a loader needs to know about a model.
 
-config.json  tokenizer.json                            must be there
-processor_config.json | preprocessor_config.json       of models that see images
-tokenizer_config.json  special_tokens_map.json  chat_template.jinja | chat_template.json     where the model has them
+config.json  tokenizer.json                            required
+processor_config.json | preprocessor_config.json       required for models that see images
+tokenizer_config.json  special_tokens_map.json  chat_template.jinja | chat_template.json     optional
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ModelFolder:
 
     @property
     def tokenizer_file(self) -> Path:
-        """`tokenizer.json`, which every fast tokenizer writes."""
+        """`tokenizer.json`, which every fast tokenizer has. Raises ConfigError where it is missing."""
         file = self.path / "tokenizer.json"
         if not file.is_file():
             raise ConfigError(
@@ -40,7 +40,7 @@ class ModelFolder:
         return file
 
     def json(self, name: str, *, optional: bool = False) -> dict[str, Any]:
-        """The object in a JSON file; {} where the file is optional and not there."""
+        """The object in a JSON file; {} where an optional file is missing. Raises ConfigError."""
         file = self.path / name
         if optional and not file.is_file():
             return {}
@@ -55,7 +55,9 @@ class ModelFolder:
         return tree
 
     def processor_configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the processor's own values, its image processor's values); older models keep the latter in a file of their own."""
+        """(the processor's own values, its image processor's values). Older models keep the latter in preprocessor_config.json.
+
+        Raises ConfigError where no file describes the image processor."""
         processor = self.json("processor_config.json", optional=True)
         image = processor.get("image_processor")
         if not isinstance(image, dict):
@@ -68,7 +70,7 @@ class ModelFolder:
         return processor, image
 
     def chat_template(self) -> str | None:
-        """The model's jinja2 chat template, wherever it keeps it."""
+        """The model's jinja2 chat template, from the first file that has one; None where none has."""
         file = self.path / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8")

@@ -1,13 +1,13 @@
 """The one object that turns observations and text into tokens, and tokens into actions.
 
-Loaders, evaluation, the policy and the exported model use this and nothing else, so training and running cannot differ:
-`encode(...)` is `prompt(...)` with the answer and its end token behind. Letters: T tokens of a row, K timesteps, D dimensions.
+Loaders, evaluation, the policy and the exported model all use it, so training and use cannot differ: `encode(...)` is
+`prompt(...)` followed by the answer and its end token. Letters: T tokens of a row, K timesteps, D dimensions.
 
     prompt   <s><|User|> <image>x16 Push the cube <|Assistant|>                      not supervised
-    answer   the action's tokens, or " words"                                        supervised
+    answer   the action's tokens, or " a text"                                       supervised
     end      </s>                                                                    supervised
 
-A row longer than `data.max_seq_len` is an error that says how many tokens it needs: neither answer nor instruction is cut.
+A row longer than `data.max_seq_len` raises an error with the number of tokens that it needs: nothing is cut.
 Dialogues of several turns (`encode_turns`) and plain text (`texts`) need no action codec.
 """
 
@@ -43,15 +43,16 @@ from stoker_proto.text.turns import Turn
 __all__ = ["EncodedRow", "ImageSpec", "Processor"]
 
 VERSION = 2
-"""Of the JSON; raised when the same JSON would give other rows, or its tokenizer's fingerprint is made in another way."""
+"""Version of the JSON. Raise it when the same JSON would give other rows, or the tokenizer's fingerprint is computed
+otherwise."""
 FILE, TOKENIZER_FILE = "stoker_processor.json", "tokenizer.json"
 _DIALOGUE = ("dialogue", "end_token", "max_seq_len", "overlong", "needs_state")
-"""Names in the JSON: what decides the text of a row."""
+"""Names in the JSON that determine the text of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorParts:
-    """Plain values and small objects; see `Processor`."""
+    """What a processor is made of besides the tokenizer, and its JSON."""
 
     image: ImageSpec | None
     image_config: ImageConfig
@@ -61,13 +62,13 @@ class ProcessorParts:
     max_seq_len: int
     overlong: str
     needs_state: bool
-    """`data.state` is text ..."""
+    """Whether `data.state` is text."""
     state: StateText | None
-    """... and this writes it, once loader-prepare knows its statistics."""
+    """Writes the state; None until loader-prepare has its statistics."""
     codec: ActionCodec | None
     vocabulary: ActionVocabulary | None
     num_images: tuple[int, int] | None = None
-    """Fewest and most images of a sample with an action, as a trainer saw them; None: not known, and not in the JSON."""
+    """Fewest and most images of a sample with an action in training. None: not known, and not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats exact."""
@@ -89,7 +90,7 @@ class ProcessorParts:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
-        """The parts that `to_json` described. Raises KeyError, TypeError, ValueError or DataError for what is none."""
+        """The parts that `to_json` described. Raises KeyError, TypeError, ValueError or DataError for a damaged tree."""
         return cls(
             image=None if tree["image"] is None else ImageSpec.from_json(tree["image"]),
             image_config=ImageConfig(**tree["image_config"]),
@@ -97,7 +98,7 @@ class ProcessorParts:
             dialogue=Dialogue.from_json(tree["dialogue"]),
             end_token=tree["end_token"],
             max_seq_len=tree["max_seq_len"],
-            overlong=str(tree.get("overlong", "error")),  # these three came later: models were exported without
+            overlong=str(tree.get("overlong", "error")),  # older exported models have none of these three
             needs_state=bool(tree.get("needs_state", False)),
             state=None if tree.get("state") is None else StateText.from_json(tree["state"]),
             codec=None if tree["codec"] is None else codec_from_json(tree["codec"]),
@@ -106,7 +107,7 @@ class ProcessorParts:
         )
 
     def control_tokens(self, tokenizer: TextTokenizer) -> ControlTokens:
-        """What text must not be able to write: special tokens, images, and what else the template opens turns with."""
+        """Tokens that text must not be able to write: special tokens, images, and others that the template opens turns with."""
         special = [*tokenizer.control_tokens(), self.end_token]
         if self.image is not None:
             special.append(self.image.token)
@@ -118,7 +119,7 @@ class ProcessorParts:
 
 
 class Processor:
-    """Made by `build`, `from_json` or `load`. May be used by many threads."""
+    """Observations and text <-> tokens <-> actions. Made by `build`, `from_json` or `load`. Safe to use from many threads."""
 
     def __init__(self, tokenizer: TextTokenizer, parts: ProcessorParts) -> None:
         self._tokenizer, self._parts = tokenizer, parts
@@ -142,14 +143,14 @@ class Processor:
             max_seq_len=length, overlong=parts.overlong,
         )  # fmt: skip
         self.texts = TextRows(tokenizer, control, end_id, length)
-        """Plain text as rows."""
+        """Writes plain text as rows."""
         self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
 
     @classmethod
     def build(cls, config: Config, codec: ActionCodec | None, states: ActionStatistics | None = None) -> Self:
         """From the config and the JSON files of `model.base_model_path`. Raises ConfigError.
 
-        codec, states: what loader-prepare fitted; without them there are no rows with actions, or with states as text.
+        codec, states: from loader-prepare. Without them the processor cannot write rows with actions, or with states as text.
         """
         folder = ModelFolder(config.model.base_model_path)
         tokenizer = TextTokenizer.from_folder(folder)
@@ -176,36 +177,36 @@ class Processor:
         return cls(tokenizer, parts)
 
     def with_num_images(self, seen: tuple[int, int] | None) -> Processor:
-        """The same, which also knows how many images (fewest, most) the samples with actions had: for policies.
+        """The same processor with the fewest and most images of the samples with actions, which policies check.
 
-        It makes the same rows, and no fingerprint tells the two apart.
+        It makes the same rows and has the same fingerprints.
         """
         return type(self)(self._tokenizer, replace(self._parts, num_images=seen))
 
     @property
     def num_images(self) -> tuple[int, int] | None:
-        """Fewest and most images of a sample with an action; None where nobody saw that."""
+        """Fewest and most images of a sample with an action in training; None where not known."""
         return self._parts.num_images
 
     @property
     def needs_state(self) -> bool:
-        """Whether instructions are told with the robot's state (`data.state: text`)."""
+        """Whether instructions include the robot's state (`data.state: text`)."""
         return self._parts.needs_state
 
     @property
     def image_token_id(self) -> int | None:
-        """The id that the model replaces by image features."""
+        """The id that the model replaces by image features; None for a model of text only."""
         return None if self.image is None else self.image.token_id
 
     @property
     def vocab_size_needed(self) -> int:
-        """Rows that the model's embedding must have at least: the largest id + 1."""
+        """Fewest rows that the model's embedding must have: the largest id + 1."""
         return self._tokenizer.size
 
     def prompt(self, instruction: str, num_images: int, state: NDArray[np.float32] | None = None) -> NDArray[np.int32]:
-        """int32[T]: what generation starts from, identical to the beginning of `encode`. Raises DataError.
+        """int32[T]: the prompt that generation starts from, identical to the beginning of `encode`. Raises DataError.
 
-        state: float32[S], where `data.state` is text.
+        state: float32[S], required where `data.state` is text.
         """
         return self._rows.prompt(instruction, num_images, state)
 
@@ -219,55 +220,55 @@ class Processor:
         answer: str | None = None,
         state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
-        """The row of a sample: int32[tokens] codes of its action, or its answer in words. Raises DataError.
+        """The row of a sample with its action's codes int32[tokens], or with a text as answer. Raises DataError.
 
-        is_pad: bool[K], timesteps of the action that are no labels.
+        is_pad: bool[K], timesteps of the action that are not labels.
         """
         hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
         return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
     def encode_turns(self, turns: Sequence[Turn], num_images: int = 0) -> EncodedRow:
-        """The row of a dialogue: its learned turns are labels. Raises DataError; see `chat_rows`."""
+        """The row of a dialogue, whose learned turns are labels. Raises DataError; see `text/chat_rows.py`."""
         [row] = self._dialogues.encode([(turns, num_images)])
         if isinstance(row, DataError):
             raise row
         return row
 
     def encode_dialogues(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
-        """The same of several dialogues, each with its number of images, and quicker; an error stands in its row's place."""
+        """The rows of several (turns, number of images), faster than one by one. An error takes the place of its row."""
         return self._dialogues.encode(dialogues)
 
     def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
-        """A frame, uint8[H, W, 3] or depth uint16[H, W] in mm, as it travels; see `images.ImageCoder.encode`."""
+        """The bytes of a frame, uint8[H, W, 3] or depth uint16[H, W] in mm; see `images.transport.ImageCoder.encode`."""
         return self._image_coder().encode(frame, augment_key)
 
     def image_pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """The model's pixels uint8[height, width, 3] of a frame, without transport: what a policy feeds its model."""
+        """The model's pixels uint8[height, width, 3] of a frame, without the losses of a JPEG. Raises DataError."""
         return self._image_coder().pixels(frame, None)
 
     def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
-        """Write transported bytes into uint8[height, width, 3]. Raises RemoteProtocolError."""
+        """Write the image in the bytes of `encode_image` into uint8[height, width, 3]. Raises RemoteProtocolError."""
         self._image_coder().decode(data, out)
 
     def actions_from_ids(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """int[tokens] -> float32[K, D] in action units; DataError for an id that is no action, or a wrong number of them."""
+        """int[tokens] -> float32[K, D] in action units. Raises DataError for another id or a wrong number of ids."""
         if self.codec is None or self.vocabulary is None:
             raise DataError("this processor has no action codec: tokens cannot become actions")
         actions: NDArray[np.float32] = self.codec.decode(self.vocabulary.to_codes(ids)[None])[0]
         return actions
 
     def token_texts(self, ids: NDArray[np.integer[Any]]) -> list[str]:
-        """The text of each token, special ones by name, a character of several tokens at its last: to be looked at."""
+        """The text of each token, special ones by name, to be shown to a user; see `TextTokenizer.texts_of`."""
         return self._tokenizer.texts_of(ids.tolist())
 
     def to_json(self) -> str:
-        """Canonical JSON of everything but the tokenizer, of which it has the fingerprint."""
+        """Canonical JSON of everything but the tokenizer, of which it contains only the fingerprint."""
         tokenizer = {"tokenizer": self._tokenizer.fingerprint, "special_tokens": self._tokenizer.names}
         return canonical_json({"version": VERSION, **tokenizer, **self._parts.to_json()})
 
     @classmethod
     def from_json(cls, text: str, tokenizer_file: Path) -> Self:
-        """The processor that `to_json` described, with the tokenizer.json that it was made with.
+        """The processor that `to_json` described. tokenizer_file: the tokenizer.json that it was made with.
 
         Raises DataError for another version or damaged text, ConfigError for another tokenizer.
         """
@@ -295,14 +296,14 @@ class Processor:
         return cls(tokenizer, parts)
 
     def save(self, folder: Path) -> None:
-        """Write stoker_processor.json and tokenizer.json (action tokens included) into the folder, made if missing."""
+        """Write stoker_processor.json and tokenizer.json (with action tokens) into the folder, which is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save(folder / TOKENIZER_FILE)
         (folder / FILE).write_text(self.to_json() + "\n", encoding="ascii")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote."""
+        """The processor that `save` wrote. Raises ConfigError or DataError."""
         file = Path(folder) / FILE
         try:
             text = file.read_text(encoding="ascii")
@@ -313,7 +314,7 @@ class Processor:
         return cls.from_json(text, Path(folder) / TOKENIZER_FILE)
 
     def fingerprints(self) -> dict[str, str]:
-        """Name -> fingerprint, "none" where there is no such part; `image_libraries` are those that make its bytes."""
+        """Name -> fingerprint, "none" where the part does not exist. `image_libraries`: those that make the image bytes."""
         tree = json.loads(self.to_json())
         image = {name: tree[name] for name in ("image", "image_config", "augment")}
         dialogue = {name: tree[name] for name in _DIALOGUE}
@@ -329,7 +330,7 @@ class Processor:
 
     @property
     def text_fingerprint(self) -> str:
-        """Of all that decides the rows of dialogues and texts; known before a codec is fitted."""
+        """Fingerprint of everything that determines the rows of dialogues and texts. Known before a codec is fitted."""
         found = self.fingerprints()
         return fingerprint(
             [VERSION, ROWS_VERSION, self._tokenizer.names, found["tokenizer"], found["dialogue"], found["image"]]

@@ -1,4 +1,10 @@
-"""Actions and token ids: statistics, codecs (`vq`, `bins`, `fast`), the ids of their codes, a report on a codec."""
+"""Actions <-> token ids.
+
+In: float32 actions in the units of the dataset. Out: statistics, a fitted codec, its codes, and their token ids; and back.
+Read `statistics` and `chunk_sample` (what a codec is fitted to), `base` (what every codec offers), `registry` (codecs by name and
+their files), then the codecs: `bins`; `vq` with `space`, `kmeans`, `codebook` and `lattice`; `fast` with `cosine` and
+`byte_pairs`. `vocabulary` maps codes to token ids, `report` measures a codec.
+"""
 
 from stoker_proto.actions.base import ActionCodec
 from stoker_proto.actions.chunk_sample import ChunkSample

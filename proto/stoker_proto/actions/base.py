@@ -1,8 +1,6 @@
-"""What every action codec offers: actions -> code values -> actions, fitted once, saved as JSON, named by a
-fingerprint.
+"""The interface of every action codec: actions -> codes -> actions. It is fitted once, saved as JSON and has a fingerprint.
 
-Letters: N samples, D dimensions of an action, M actions in the sample that a codec is fitted to; `chunk` timesteps
-per sample.
+Letters: N samples, D dimensions of an action, M actions that a codec is fitted to; `chunk` timesteps per sample.
 """
 
 import base64
@@ -21,7 +19,7 @@ Int32Array = npt.NDArray[np.int32]
 
 
 class ActionCodec(ABC):
-    """Turns a chunk of actions into code values in [0, num_codes) and back; `vocabulary` gives these token ids."""
+    """A chunk of actions <-> codes in [0, num_codes). `vocabulary` maps the codes to token ids."""
 
     name: ClassVar[str]
     """The key of `stoker_proto.actions.CODECS`."""
@@ -30,12 +28,12 @@ class ActionCodec(ABC):
     """Whether `fit` takes whole chunks float32[M, chunk, D] instead of single actions."""
 
     num_codes: int
-    """Distinct code values."""
+    """Number of distinct codes."""
     max_tokens: int
-    """Tokens of one chunk at most; exactly, for codecs of fixed length."""
+    """Most tokens of one chunk; codecs of fixed length always use this many."""
     code_lengths: Int32Array | None = None
-    """Variable length: int32[num_codes], how much of a chunk's `max_tokens` places each code fills; a chunk is whole when they
-    are all filled. None: one place each, so always `max_tokens` codes."""
+    """Codecs of variable length: int32[num_codes], how many of a chunk's `max_tokens` places each code fills. A chunk is complete
+    when all places are filled. None: each code fills one place, so a chunk always has `max_tokens` codes."""
 
     def __init__(self, statistics: ActionStatistics, chunk: int) -> None:
         if chunk < 1:
@@ -64,30 +62,29 @@ class ActionCodec(ABC):
 
     @abstractmethod
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """How many of the numbers of actions float32[N, chunk, D] lie outside what the codec can express, so that `encode` takes
-        the nearest that it can."""
+        """How many numbers of the actions float32[N, chunk, D] the codec cannot express and so clamps."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs to build the same codec, floats exact."""
+        """Everything that `from_json` needs to build the same codec; floats are exact."""
 
     @classmethod
     @abstractmethod
     def from_json(cls, d: dict[str, Any]) -> Self:
-        """The codec that `to_json` described; for a codec of any name use `stoker_proto.actions.codec_from_json`."""
+        """The codec that `to_json` described. `stoker_proto.actions.codec_from_json` reads a codec of any name."""
 
     @classmethod
     @abstractmethod
     def fit(cls, sample: Float32Array, statistics: ActionStatistics, *, chunk: int, **options: Any) -> Self:
-        """Fit to actions float32[M, D], or to chunks if `fits_chunks`: a pure function, the same bits on every machine."""
+        """Fit to actions float32[M, D], or to chunks if `fits_chunks`. A pure function with the same bits on every machine."""
 
     @property
     def tokens_per_timestep(self) -> int | None:
-        """Of a codec that writes one timestep after the other; None: each token tells of the whole chunk."""
+        """For a codec that writes one timestep after the other; None where each token describes the whole chunk."""
         return self.max_tokens // self.chunk if self.code_lengths is None else None
 
     def tokens_of(self, timesteps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """bool[chunk] -> bool[max_tokens]: the tokens of these timesteps. Raises DataError where they have none of their own."""
+        """bool[chunk] -> bool[max_tokens]: the tokens of these timesteps. Raises DataError where timesteps have no own tokens."""
         count = self.tokens_per_timestep
         if count is None:
             raise DataError(
@@ -99,11 +96,11 @@ class ActionCodec(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON: codecs with equal fingerprints give equal codes."""
+        """SHA-256 (hex) of the canonical JSON. Codecs with equal fingerprints give equal codes."""
         return fingerprint(self.to_json())
 
     def checked_actions(self, actions: npt.ArrayLike) -> Float32Array:
-        """Actions as finite float32[N, chunk, D]."""
+        """The actions as finite float32[N, chunk, D]. Raises DataError."""
         array = np.asarray(actions, dtype=np.float32)
         if array.ndim != 3 or array.shape[1:] != (self.chunk, self.dim):
             raise DataError(
@@ -119,7 +116,7 @@ class ActionCodec(ABC):
         return array
 
     def checked_codes(self, codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Codes as int64[N, max_tokens], each inside [0, num_codes)."""
+        """The codes as int64[N, max_tokens], each in [0, num_codes). Raises DataError."""
         array = np.asarray(codes)
         if array.ndim != 2 or array.shape[1] != self.max_tokens:
             raise DataError(
@@ -147,7 +144,7 @@ def array_to_json(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def array_from_json(d: dict[str, Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """The array that `array_to_json` wrote; DataError where its type, shape or length is not what was promised."""
+    """The array that `array_to_json` wrote. Raises DataError where its type, shape or length is wrong."""
     expected = np.dtype(dtype).newbyteorder("<")
     try:
         data, shape, found = base64.b64decode(d["base64"], validate=True), tuple(d["shape"]), d["dtype"]

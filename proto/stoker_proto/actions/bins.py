@@ -1,9 +1,8 @@
-"""OpenVLA's action bins: every dimension of every timestep becomes one of 256 uniform bins between the quantiles q01
-and q99.
+"""OpenVLA's action bins: each dimension of each timestep becomes one of 256 uniform bins between the quantiles q01 and q99.
 
-Why a code is `digitize - 1` and the last code decodes as the one before it, by example: 256 edges from -1 to 1 bound
-255 bins. `np.digitize` numbers them from 1, so -1.0 gives 1, and 1.0, being on the last edge, gives 256, one more
-than there are bins:
+A code is `digitize - 1`, and the last code decodes like the one before it. The reason: 256 edges from -1 to 1 bound 255 bins.
+`np.digitize` numbers them from 1, so -1.0 gives 1. The value 1.0 lies on the last edge and gives 256, one more than there are
+bins:
 
     value -1.0   digitize 1     code 0     id 32000 - 1   = 31999   decodes as centre 0
     value  0.0   digitize 128   code 127   id 32000 - 128 = 31872   decodes as centre 127
@@ -23,13 +22,13 @@ from stoker_proto.errors import ConfigError
 
 
 class UniformBins(ActionCodec):
-    """One token per dimension; the error is at most 1/255 of half of q01..q99, but what lies outside is clipped."""
+    """One token per dimension. The error is at most 1/255 of half of q01..q99; values outside are clipped."""
 
     name: ClassVar[str] = "bins"
 
     def __init__(self, statistics: ActionStatistics, *, chunk: int, num_bins: int = 256) -> None:
         """Args:
-        num_bins: edges between -1 and 1, hence also code values; there is one bin fewer (see the module).
+        num_bins: number of edges between -1 and 1, and of codes. There is one bin fewer (see the module).
         """
         super().__init__(statistics, chunk)
         if not 2 <= num_bins <= 65_536:
@@ -40,7 +39,7 @@ class UniformBins(ActionCodec):
         self._centres = (self._edges[:-1] + self._edges[1:]) / 2.0
 
     def encode(self, actions: npt.ArrayLike) -> Int32Array:
-        """int32[N, chunk * D]: the dimensions of the first timestep, then of the next."""
+        """int32[N, chunk * D]: the dimensions of the first timestep, then those of the next."""
         normalised = self.statistics.normalise(self.checked_actions(actions))  # [N, chunk, D]
         codes = np.digitize(np.clip(normalised, -1.0, 1.0), self._edges) - 1
         return codes.reshape(len(codes), self.max_tokens).astype(np.int32)
@@ -52,7 +51,7 @@ class UniformBins(ActionCodec):
         return self.statistics.unnormalise(centres.reshape(len(checked), self.chunk, self.dim))
 
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """Numbers outside q01..q99, or -1..1 without the mask; in a dimension that never moved, all but its value."""
+        """Numbers outside q01..q99, or outside -1..1 without the mask. In a constant dimension: all other values."""
         checked, known = self.checked_actions(actions), self.statistics
         is_constant = known.min == known.max
         low = np.where(is_constant, known.min, np.where(known.mask, known.q01, -1.0)).astype(np.float32)
@@ -77,5 +76,5 @@ class UniformBins(ActionCodec):
 
     @classmethod
     def fit(cls, sample: Float32Array, statistics: ActionStatistics, *, chunk: int, **options: Any) -> Self:
-        """Needs the statistics only. Options: `num_bins` (256)."""
+        """Needs only the statistics. Options: `num_bins` (256)."""
         return cls(statistics, chunk=chunk, **options)

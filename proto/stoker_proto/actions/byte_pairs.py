@@ -1,9 +1,9 @@
-"""Byte-pair encoding (Gage 1994) of rows of small whole numbers: which pairs become one token, learned on a sample.
+"""Byte-pair encoding (Gage 1994) of rows of small whole numbers: which pairs become one token is learned on a sample.
 
-The trainer of `tokenizers` promises the same result neither for its next version nor in words; loaders that fit on their own
-must agree to the bit. So the merges are learned here, by a rule that leaves nothing open: the most frequent pair of
-neighbours is merged, of equally frequent ones the one with the smaller (left, right); in a run such as `a a a` the first
-two. Encoding by given merges has one right answer, and `tokenizers` finds it fast.
+Loaders that fit on their own must agree to the bit, but the trainer of `tokenizers` does not document its result and may change
+it in any version. So the merges are learned here by a rule without ties: the most frequent pair of neighbours is merged; of
+equally frequent pairs, the one with the smaller (left, right); in a run such as `a a a`, the first two. Encoding by given merges
+has only one correct result, and `tokenizers` finds it fast.
 
     row 0 0 0 1 0 0, merges (0, 0) -> 2, (2, 0) -> 3      tokens 3 1 2      token 3 expands to 0 0 0
 
@@ -28,8 +28,8 @@ _FIRST_CHARACTER = 0x10000  # symbol 0; from here on there are no surrogates in 
 def learn_merges(rows: npt.NDArray[np.integer], num_symbols: int, vocab_size: int, min_frequency: int) -> list[Merge]:
     """Merges in the order of their rank, from rows int[N, L] of symbols in [0, S).
 
-    It ends with `vocab_size` tokens, or when no pair occurs `min_frequency` times. Merges whose tokens expand to the same
-    symbols share one token, so that there may be more merges than vocab_size - S.
+    Stops at `vocab_size` tokens, or when no pair occurs `min_frequency` times. Merges whose tokens expand to the same symbols
+    share one token, so there may be more merges than vocab_size - S.
     """
     base = vocab_size + 1
     flat: IntArray = np.pad(rows.astype(np.int64), ((0, 0), (0, 1)), constant_values=vocab_size).ravel()  # V: an end
@@ -53,7 +53,7 @@ def learn_merges(rows: npt.NDArray[np.integer], num_symbols: int, vocab_size: in
 
 
 def expand(num_symbols: int, merges: Sequence[Merge]) -> list[tuple[int, ...]]:
-    """The symbols that each token stands for; the first S tokens are the symbols. Raises DataError for damaged merges."""
+    """The symbols that each token stands for. The first S tokens are the symbols. Raises DataError for damaged merges."""
     expansions: list[tuple[int, ...]] = [(symbol,) for symbol in range(num_symbols)]
     known = set(expansions)
     for left, right in merges:
@@ -67,7 +67,7 @@ def expand(num_symbols: int, merges: Sequence[Merge]) -> list[tuple[int, ...]]:
 
 
 class PairEncoder:
-    """Rows of symbols -> tokens, by given merges. May be used by many threads."""
+    """Rows of symbols -> tokens, by given merges. Safe to use from many threads."""
 
     def __init__(self, num_symbols: int, merges: Sequence[Merge]) -> None:
         self.expansions = expand(num_symbols, merges)
@@ -89,7 +89,7 @@ def _text(symbols: Sequence[int]) -> str:
 
 
 def _merge(flat: IntArray, left: int, right: int, token: int, counts: npt.NDArray[np.int32], base: int) -> IntArray:
-    """`flat` with `token` in the place of every (left, right); `counts` of its pairs is kept right."""
+    """`flat` with `token` in place of every (left, right). Updates the pair counts in `counts`."""
     at = np.flatnonzero((flat[:-1] == left) & (flat[1:] == right))
     if left == right:  # in a run of equal symbols every second pair
         starts = np.flatnonzero(np.diff(at, prepend=-2) > 1)
@@ -104,7 +104,7 @@ def _merge(flat: IntArray, left: int, right: int, token: int, counts: npt.NDArra
 
 
 def _count(counts: npt.NDArray[np.int32], flat: IntArray, at: IntArray, base: int, change: int) -> None:
-    """Add `change` for the pairs that begin at these places, each counted once; ends of rows are no part of a pair."""
+    """Add `change` for the pairs that begin at these positions, each once. A row's end is not part of a pair."""
     at = np.unique(at)
     at = at[(at >= 0) & (at < len(flat) - 1)]
     left, right = flat[at], flat[at + 1]

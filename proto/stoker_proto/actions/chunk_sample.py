@@ -1,9 +1,9 @@
 """A sample of whole action chunks, for codecs that are fitted to movements over time rather than to single actions.
 
-As in `statistics`: of all chunks those are kept whose key has the smallest hash, so that the sample does not depend on the
-order in which a source is scanned, nor on the number of processes.
+As in `statistics`, the chunks whose keys have the smallest hashes are kept. So the sample depends neither on the order in which a
+source is scanned nor on the number of processes.
 
-    trajectory a b c, chunk 2:  chunks (a, b), (b, c), (c, c): after the end the last action is repeated, as in training
+    trajectory a b c, chunk 2:  chunks (a, b), (b, c), (c, c): the last action repeats after the end, as in training
     with offsets -1 and 0:      chunks (a, a), (a, b), (b, c)
 
 Letters: N timesteps, D dimensions of an action, K timesteps of a chunk, M chunks in the sample.
@@ -20,17 +20,17 @@ from stoker_proto.errors import DataError
 from stoker_proto.hashing import mix64
 
 CHUNK_CAPACITY = 8_192
-"""M at most."""
-_KEY = np.uint64(0x6368756E6B)  # other timesteps than those of the sample of single actions
+"""Largest M."""
+_KEY = np.uint64(0x6368756E6B)  # so that the timesteps differ from those of the sample of single actions
 
 
 class ChunkSample:
-    """Mergeable: the same chunks, in whatever order trajectories were added and parts merged."""
+    """Mergeable. The chunks do not depend on the order of `add` and `merge`."""
 
     def __init__(self, dim: int, chunk: int, *, capacity: int = CHUNK_CAPACITY) -> None:
         self.dim, self.chunk, self.capacity = dim, chunk, capacity
         self.count = 0
-        """Chunks seen."""
+        """Number of chunks seen."""
         self._hashes = np.empty(0, dtype=np.uint64)
         self._chunks = np.empty((0, chunk, dim), dtype=np.float32)
 
@@ -42,10 +42,11 @@ class ChunkSample:
         ends: npt.NDArray[np.int64],
         offsets: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """The chunks of each of the timesteps of actions float32[N, D]; keys uint64[N] name them.
+        """Count one chunk for each timestep of the actions float32[N, D]; keys uint64[N] identify the timesteps.
 
-        begins, ends: int64[N], where in `actions` the trajectory of each lies; offsets: int64[K], which of its timesteps, from
-        the own one on, a chunk is made of, default: 0, 1, 2 ...
+        Args:
+            begins, ends: int64[N], the range [begin, end) in `actions` of each timestep's trajectory.
+            offsets: int64[K], the timesteps of a chunk relative to its own; default: 0, 1, 2 ...
         """
         offsets = np.arange(self.chunk) if offsets is None else offsets
         if len(offsets) != self.chunk:
@@ -53,7 +54,7 @@ class ChunkSample:
         self.count += len(actions)
         hashes = mix64(keys ^ _KEY)
         starts = np.arange(len(actions))
-        if len(self._hashes) == self.capacity:  # most chunks of a large source stop here
+        if len(self._hashes) == self.capacity:  # most chunks of a large source are dropped here
             near = hashes < self._hashes.max()
             hashes, starts = hashes[near], starts[near]
         hashes, starts = smallest_hashes(hashes, starts, self.capacity)
@@ -61,7 +62,7 @@ class ChunkSample:
         self._keep(hashes, actions[places], self.capacity)
 
     def merge(self, other: "ChunkSample") -> None:
-        """Take in the chunks of another one, which keeps its own."""
+        """Add the chunks of `other`, which stays as it is. Raises DataError where the shapes differ."""
         if (self.dim, self.chunk) != (other.dim, other.chunk):
             raise DataError(
                 f"chunks of {other.chunk} x {other.dim} do not merge into chunks of {self.chunk} x {self.dim}"
@@ -70,11 +71,11 @@ class ChunkSample:
         self._keep(other._hashes, other._chunks, self.capacity)
 
     def finish(self) -> Float32Array:
-        """float32[M, K, D] in the order of the hash, so any part of it is a fair sample."""
+        """float32[M, K, D] in the order of the hashes, so any part of it is a fair sample."""
         return self._chunks[np.argsort(self._hashes, kind="stable")]
 
     def to_arrays(self, keep: int) -> dict[str, npt.NDArray[Any]]:
-        """For a file, with at most `keep` chunks."""
+        """Arrays for a file, with at most `keep` chunks."""
         order = np.argsort(self._hashes, kind="stable")[:keep]
         return {
             "num_chunks": np.array(self.count),
@@ -84,7 +85,7 @@ class ChunkSample:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], keep: int) -> Self | None:
-        """The inverse, with at most `keep` chunks; None if fewer were kept than that, and more were there."""
+        """The inverse, with at most `keep` chunks. None if the file holds fewer than `keep` although more were seen."""
         hashes, chunks, count = arrays["chunk_hashes"], arrays["chunks"], int(arrays["num_chunks"])
         if len(hashes) < min(keep, count):
             return None

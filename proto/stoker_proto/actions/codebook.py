@@ -1,4 +1,4 @@
-"""The first level of `vq`: typical actions, found by k-means within each group of discrete values (see `space`).
+"""The first level of `vq`: typical actions, found by k-means in each group of discrete values (see `space`).
 
 Letters: N points, C continuous dimensions, K codewords, G groups.
 """
@@ -15,17 +15,17 @@ from stoker_proto.errors import DataError
 from stoker_proto.hashing import mix64
 
 ROWS_PER_CODEWORD = 8
-"""A codeword fitted to fewer actions would remember them: its residuals would say nothing of those of other actions."""
+"""A codeword fitted to fewer actions would memorise them, and its residuals would not be those of other actions."""
 _COVER_POINTS = 2_048
 
 
 class Codebook:
-    """K codewords, each of one group; a point is coded by the nearest of its own group."""
+    """K codewords, each of one group. A point's code is the nearest codeword of its own group."""
 
     def __init__(self, codewords: Float32Array, groups: Int64Array, num_groups: int) -> None:
         """Args:
         codewords: float32[K, C].
-        groups: int64[K], each of [0, num_groups), and each of these at least once.
+        groups: int64[K], values in [0, num_groups), each at least once.
         """
         if codewords.ndim != 2 or groups.shape != codewords.shape[:1] or set(groups.tolist()) != set(range(num_groups)):
             raise DataError(
@@ -44,16 +44,16 @@ class Codebook:
         return nearest(points, self._columns, self._offsets, groups)
 
     def residuals(self, points: Float32Array, groups: Int64Array) -> Float32Array:
-        """What is left of the points when their codewords are taken away: float32[N, C]."""
+        """The points minus their codewords: float32[N, C]."""
         return points - self.codewords[self.nearest(points, groups)]
 
     @classmethod
     def fit(cls, points: Float32Array, groups: Int64Array, space: ActionSpace, *, size: int, by_kmeans: bool) -> Self:
         """Fit `size` codewords to points float32[N, C] of groups int64[N].
 
-        A group's share of the codewords grows with its actions, and none has less than a quarter of an equal share.
-        Codewords that there are too few actions to fit (all of them without `by_kmeans`) become a grid over the whole
-        box, so that no action is far from all.
+        A group's share of the codewords grows with its number of actions; it is at least a quarter of an equal share.
+        Where there are too few actions for k-means, or without `by_kmeans`, codewords form a grid over the whole box, so that
+        no action is far from every codeword.
         """
         counts = np.bincount(groups, minlength=space.num_groups)
         least = max(1, size // (4 * space.num_groups))
@@ -80,7 +80,7 @@ class Codebook:
 
 
 def cover(space: ActionSpace) -> tuple[Float32Array, Int64Array]:
-    """Points float32[N, C] all over the box, and groups int64[N]: where actions may be though the sample has none."""
+    """Points float32[N, C] all over the box, and groups int64[N]: actions that are possible but not in the sample."""
     low, high = space.box
     draws = uniform(_COVER_POINTS * len(low), seed=1).reshape(_COVER_POINTS, len(low))
     draws = np.clip(1.25 * draws - 0.125, 0.0, 1.0)  # a tenth of the points on each side of the box

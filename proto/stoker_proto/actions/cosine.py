@@ -1,8 +1,8 @@
 """The orthonormal DCT-II over the timesteps of a chunk, the same bits on every machine.
 
-Loaders on different hosts must give a chunk the same codes, but BLAS chooses its order of summation by the processor. So
-the matrix and the values that it is applied to are rounded to multiples of 2**-20 first: then every product and every sum
-is exact in float64 (at most 8 * 2**20 * 2**20 * 512 = 2**52), and their order is of no matter.
+Loaders on different hosts must give a chunk the same codes, but BLAS chooses its order of summation by the processor. So the
+matrix and its input are first rounded to multiples of 2**-20. Then every product and every sum is exact in float64 (at most
+8 * 2**20 * 2**20 * 512 = 2**52), and the order does not matter.
 
 Letters: N chunks, K timesteps (or frequencies), C dimensions.
 """
@@ -16,12 +16,12 @@ from stoker_proto.actions.statistics import Float64Array
 
 MAX_TIMESTEPS = 512
 MAX_MAGNITUDE = 8.0
-"""Of the values that are transformed."""
+"""Largest magnitude of a value that is transformed."""
 _STEP = 2.0**-20
 
 
 class CosineTransform:
-    """Between a chunk's values over time and their amplitudes over frequency, lowest first.
+    """A chunk's values over time <-> their amplitudes over frequency, the lowest first.
 
     >>> CosineTransform(2).forward(np.array([[[1.0], [1.0]]])).ravel().round(4).tolist()
     [1.4142, 0.0]
@@ -40,7 +40,7 @@ class CosineTransform:
         return amplitudes
 
     def backward(self, amplitudes: npt.NDArray[np.integer]) -> Float64Array:
-        """The inverse, of whole numbers int[N, K, C]: float64[N, K, C]."""
+        """The inverse: whole amplitudes int[N, K, C] -> float64[N, K, C]."""
         values: Float64Array = self._matrix.T @ amplitudes.astype(np.float64)
         return values
 

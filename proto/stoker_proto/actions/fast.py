@@ -5,11 +5,11 @@
 
     chunk 3, one dimension, [0.1 0.2 0.3], scale 10:  amplitudes [3 -1 0], symbols [3+1 -1+1 0+1], tokens e.g. [97]
 
-Movements are smooth, so most amplitudes of high frequencies are 0 and long runs of them become one token: a chunk of 10
-timesteps takes a third of the tokens of `bins`. Constant dimensions take none; discrete ones (a gripper that is -1 or 1) come
-back as one of their values.
+Movements are smooth, so most amplitudes of high frequencies are 0, and long runs of zeros become one token: a chunk of 10
+timesteps takes a third of the tokens of `bins`. Constant dimensions take no tokens. A discrete dimension (a gripper that is -1
+or 1) decodes to one of its values.
 
-What lies outside the range that was fitted is clamped to it; `num_clamped` counts it, and the first times are logged.
+Values outside the fitted range are clamped to it; `num_clamped` counts them, and a warning is logged.
 
 Sources: arXiv 2501.09747; openpi `src/openpi/models/tokenizer.py`; physical-intelligence/fast `processing_action_tokenizer.py`.
 
@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 Int64Array = npt.NDArray[np.int64]
 
 _FIT_SYMBOLS = 1 << 19
-"""Symbols that merges are learned on at most: seconds of work, whatever the chunk."""
+"""Most symbols that merges are learned on, so that a fit takes seconds for any chunk."""
 _MAX_VOCAB = 4_096
 
 
 class FastCodec(ActionCodec):
-    """Frequency-space tokens of whole chunks; the number of tokens varies."""
+    """Tokens of a whole chunk's frequencies; their number varies."""
 
     name: ClassVar[str] = "fast"
     fits_chunks: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class FastCodec(ActionCodec):
     ) -> None:
         """Args:
         scale: amplitudes are rounded to multiples of 1/scale.
-        lowest: the amplitude (times scale) of symbol 0; those above follow, `num_symbols` in all.
+        lowest: the amplitude (times scale) of symbol 0. Symbol s stands for lowest + s.
         """
         super().__init__(statistics, chunk)
         _check_chunk(chunk)
@@ -88,7 +88,7 @@ class FastCodec(ActionCodec):
         return [self._pairs.encode(row) for row in rows]
 
     def decode(self, codes: npt.ArrayLike | Sequence[npt.ArrayLike]) -> Float32Array:
-        """float32[N, K, D] from int[N, n], or from N arrays int[n], inside the range of the data.
+        """Codes int[N, n], or N arrays int[n], -> float32[N, K, D] inside the range of the data.
 
         Raises:
             DataError: a code outside [0, V), or codes that stand for more or for fewer than K * C amplitudes.
@@ -101,7 +101,7 @@ class FastCodec(ActionCodec):
         return self._from_scaled(self._cosine.backward(amplitudes) / self.scale)
 
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """Numbers outside the range of the data, unknown values of discrete dimensions, amplitudes outside the fitted range."""
+        """Numbers outside the data's range, unknown values of discrete dimensions, and amplitudes outside the fitted range."""
         return int(self._amplitudes(self.checked_actions(actions))[1].sum())
 
     def to_json(self) -> dict[str, Any]:
@@ -145,9 +145,9 @@ class FastCodec(ActionCodec):
         """Fit to chunks float32[M, K, D].
 
         Args:
-            vocab_size: V at most. A quarter of it on each side of 0 is the largest range of amplitudes that is fitted: one
-                wild value must not use up the tokens of all.
-            scale: larger is more exact and takes more tokens.
+            vocab_size: largest V. Amplitudes are fitted up to a quarter of it on each side of 0, so that one outlier does not use
+                up all tokens.
+            scale: a larger one is more exact and takes more tokens.
             min_frequency: pairs that occur less often are not merged.
         """
         if not 16 <= vocab_size <= _MAX_VOCAB:
@@ -179,7 +179,7 @@ class FastCodec(ActionCodec):
         )
 
     def _amplitudes(self, actions: Float32Array) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
-        """Of float32[N, K, D]: whole amplitudes int64[N, K, C], and bool[N, K, D + C]: what is outside."""
+        """float32[N, K, D] -> whole amplitudes int64[N, K, C], and bool[N, K, D + C]: what lies outside the fitted range."""
         found = np.rint(self._cosine.forward(_scaled(actions, self.space, self._dims)) * self.scale).astype(np.int64)
         return found, np.concatenate([self.space.outside(actions), found != self._clamp(found) + self.lowest], axis=2)
 
@@ -188,7 +188,7 @@ class FastCodec(ActionCodec):
         return np.clip(amplitudes - self.lowest, 0, self.num_symbols - 1)
 
     def _symbols(self, number: int, codes: npt.NDArray[Any]) -> list[int]:
-        """K * C symbols of the codes of one chunk."""
+        """The K * C symbols of one chunk's codes."""
         if codes.ndim != 1 or (codes.dtype.kind not in "iu" and codes.size):
             raise DataError(f"row {number}: codes of shape {list(codes.shape)}, {codes.dtype}; codes are integers [n]")
         outside = (codes < 0) | (codes >= self.num_codes)
@@ -203,7 +203,7 @@ class FastCodec(ActionCodec):
         return self._pairs.decode(codes.tolist())
 
     def _from_scaled(self, values: npt.NDArray[np.float64]) -> Float32Array:
-        """float64[N, K, C] -> actions float32[N, K, D]: within their range, discrete ones at one of their values."""
+        """float64[N, K, C] -> actions float32[N, K, D] in their range; discrete dimensions take one of their values."""
         space = self.space
         actions = np.empty((*values.shape[:2], self.dim), dtype=np.float32)
         for d, known in enumerate(space.values):
@@ -218,7 +218,7 @@ class FastCodec(ActionCodec):
         return actions
 
     def _note_clamped(self, number: int, num_chunks: int) -> None:
-        """A line in the log for the first clamped number, then for every tenfold."""
+        """Log a warning for the first clamped number, then whenever the count has grown tenfold."""
         self._clamped_seen += number
         if self._clamped_seen >= self._warn_at:
             self._warn_at = 10 * self._clamped_seen
@@ -237,7 +237,7 @@ def _check_chunk(chunk: int) -> None:
 
 
 def _varying(space: ActionSpace) -> list[int]:
-    """The dimensions that are transformed: those with more than one value, or the first where all are constant."""
+    """The dimensions that are transformed: those with more than one value, or the first one if all are constant."""
     return [d for d, values in enumerate(space.values) if len(values) != 1] or [0]
 
 

@@ -1,13 +1,12 @@
 """k-means and nearest-codeword search whose results are the same bits on every machine.
 
-Loaders on different hosts each fit the action codec, and their fingerprints must agree; likewise an action must get
-the same codes wherever it is encoded. Libraries do not promise that: BLAS and threaded reductions choose their order
-of summation by the processor. So only these operations are used here:
+Loaders on different hosts each fit the action codec, and their fingerprints must agree. An action must also get the same codes
+wherever it is encoded. Libraries do not promise that: BLAS and threaded reductions choose their order of summation by the
+processor. So only these operations are used here:
 
-* elementwise IEEE-754 add, subtract, multiply, divide and comparison (a multiply and an add are two calls, so never
-fused),
-* `np.bincount` and `np.cumsum`, which add one after the other in the order of the rows,
-* `argmin` / `argmax`, which give the first of equal values.
+* elementwise IEEE-754 add, subtract, multiply, divide and compare (a multiply and an add are two calls, so never fused),
+* `np.bincount` and `np.cumsum`, which add in the order of the rows,
+* `argmin` / `argmax`, which return the first of equal values.
 
 Letters: N points, K codewords, D dimensions.
 """
@@ -27,7 +26,7 @@ _BLOCK_ELEMENTS = 65_536
 
 
 def uniform(count: int, seed: int) -> npt.NDArray[np.float64]:
-    """`count` numbers of [0, 1) as a pure function of `seed`: float64[count], 53 random bits each."""
+    """float64[count] in [0, 1), a pure function of `seed`, with 53 random bits each."""
     return (keyed_hashes(count, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -42,15 +41,16 @@ def half_squared_norms(codebook: Float32Array) -> Float32Array:
 def nearest(
     points: Float32Array, columns: Float32Array, offsets: Float32Array, groups: Int64Array | None = None
 ) -> Int64Array:
-    """The nearest codeword (Euclidean) of every point; of equally near ones the first: int64[N].
+    """The nearest codeword (Euclidean) of every point, the first of equally near ones: int64[N].
 
     Minimises |c|^2 / 2 - p.c, which orders the codewords as |p - c|^2 does.
 
     Args:
         points: float32[N, D].
         columns: the codebook transposed, float32[D, K], C-contiguous.
-        offsets: `half_squared_norms` of the codebook, float32[K]; with `groups` float32[G, K], +inf where a codeword
-            is not of the group. groups: int64[N], the row of `offsets` that holds for a point.
+        offsets: `half_squared_norms` of the codebook, float32[K]; with `groups` float32[G, K], +inf where a codeword is not
+            in the group.
+        groups: int64[N], each point's row of `offsets`.
     """
     num_points, num_codes = points.shape[0], columns.shape[1]
     used = [d for d in range(columns.shape[0]) if columns[d].any()]  # a column of zeros cannot change the order
@@ -70,7 +70,7 @@ def nearest(
 
 
 def squared_distances(points: Float32Array, centres: Float32Array) -> Float32Array:
-    """|p - c|^2 row by row: float32[N, D] and float32[N, D] (or [D]) -> float32[N]."""
+    """|p - c|^2 of each row: float32[N, D] and float32[N, D] (or [D]) -> float32[N]."""
     total = np.zeros(points.shape[0], dtype=np.float32)
     for d in range(points.shape[1]):
         difference = points[:, d] - centres[..., d]
@@ -79,7 +79,7 @@ def squared_distances(points: Float32Array, centres: Float32Array) -> Float32Arr
 
 
 def _seeds(points: Float32Array, num_codes: int, seed: int) -> Float32Array:
-    """k-means++: each next seed is drawn in proportion to its squared distance from the seeds so far."""
+    """k-means++: each next seed is drawn with a probability proportional to its squared distance from the seeds so far."""
     draws = uniform(num_codes, seed)
     chosen = np.empty(num_codes, dtype=np.int64)
     chosen[0] = int(draws[0] * len(points))
@@ -93,7 +93,7 @@ def _seeds(points: Float32Array, num_codes: int, seed: int) -> Float32Array:
 
 
 def _means(points: Float32Array, labels: Int64Array, codebook: Float32Array) -> Float32Array:
-    """The mean of every cluster; an empty one takes the point farthest from its codeword (the next: next farthest)."""
+    """The mean of every cluster. Empty clusters take the points farthest from their codewords, one each."""
     num_codes = codebook.shape[0]
     counts = np.bincount(labels, minlength=num_codes)
     means = codebook.copy()
@@ -105,16 +105,15 @@ def _means(points: Float32Array, labels: Int64Array, codebook: Float32Array) -> 
     if len(empty):
         distance = squared_distances(points, codebook[labels])
         farthest = np.argsort(-distance, kind="stable")[: len(empty)]
-        farthest = farthest[distance[farthest] > 0]  # no point is left to explain: such a codeword stays where it is
+        farthest = farthest[distance[farthest] > 0]  # a point that is a codeword already needs no other
         means[empty[: len(farthest)]] = points[farthest]
     return means
 
 
 def kmeans(points: Float32Array, num_codes: int, *, seed: int, max_iterations: int = 20) -> Float32Array:
-    """A codebook float32[num_codes, D] for points float32[N, D], N >= 1: k-means++ and at most `max_iterations` of
-    Lloyd's.
+    """A codebook float32[num_codes, D] for points float32[N, D], N >= 1: k-means++, then at most `max_iterations` of Lloyd's.
 
-    Bit-identical on every machine (see the module). Fewer distinct points than codes is allowed: codewords then repeat.
+    Bit-identical on every machine (see the module). With fewer distinct points than codes, codewords repeat.
     """
     codebook = _seeds(points, num_codes, seed)
     labels = None

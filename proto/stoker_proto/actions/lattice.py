@@ -1,15 +1,13 @@
-"""The residual levels of `vq`: a product lattice, finer where residuals are frequent, whose index is written out
-level by level.
+"""The residual levels of `vq`: a product lattice, finer where residuals are frequent. Its index is written level by level.
 
-Every dimension is warped to [0, 1] by a piecewise linear curve, steep where residuals are dense, and cut into equal
-steps there. The step's number is written in mixed radix, the coarsest digit in the first level; a level's code holds
-one digit per dimension. By example, two dimensions, two levels of 8 codes with radices [4, 2] and [2, 4]: steps (5,
-3) of 8 x 8 are the digits 5 = 2*2 + 1 and 3 = 0*4 + 3, hence the codes 2*2 + 0 = 4 and 1*4 + 3 = 7.
+Each dimension is warped to [0, 1] by a piecewise linear curve, steep where residuals are dense, and cut into equal steps there.
+The step's number is written in mixed radix with the coarsest digit in the first level. A level's code holds one digit per
+dimension. Example with two dimensions and two levels of 8 codes, radices [4, 2] and [2, 4]: the steps (5, 3) of 8 x 8 are the
+digits 5 = 2*2 + 1 and 3 = 0*4 + 3, so the codes are 2*2 + 0 = 4 and 1*4 + 3 = 7.
 
-Why no k-means here: residuals of a k-means level are blobs of all shapes, and codebooks fitted to them memorise small
-data sets. Measured on smooth actions of 6 continuous dimensions, held out, with 256 codes: a further k-means level
-divides the error by 1.6 to 2.1, a level of the lattice by 2.4 to 2.6. The warp keeps what matters of the fit (small
-steps where residuals are dense), and its floor bounds the error everywhere else.
+Why not k-means: codebooks fitted to residuals of a k-means level memorise small data sets. Measured on held-out smooth actions of
+6 continuous dimensions with 256 codes: a further k-means level divides the error by 1.6 to 2.1, a level of the lattice by 2.4 to
+2.6. The warp makes steps small where residuals are dense, and its floor bounds the error everywhere else.
 
 Letters: N points, C dimensions, L levels, B pieces of a warp.
 """
@@ -30,9 +28,9 @@ Float64Array = npt.NDArray[np.float64]
 _MAX_PIECES = 64
 _ROWS_PER_PIECE = 8
 _FLOOR = 0.1
-"""The share of the steps spread evenly over the whole range, for values that the sample did not show."""
+"""The share of the steps that is spread evenly over the whole range, for values that are not in the sample."""
 _MAX_STEPS = 65_536
-"""Per dimension: finer than float32 actions can use."""
+"""Most steps per dimension: more than float32 actions can use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +38,11 @@ class ResidualLattice:
     """Residuals float32[N, C] <-> codes int64[N, L]."""
 
     knots: tuple[Float64Array, ...]
-    """Per dimension float64[B + 1], ascending: where the warp's pieces meet."""
+    """Per dimension float64[B + 1], ascending: the ends of the warp's pieces."""
     heights: tuple[Float64Array, ...]
     """Per dimension float64[B + 1], from 0 to 1: the warp at its knots."""
     radices: Int64Array
-    """int64[L, C]: the digits of a dimension in a level; their product over a level is at most the codebook's size."""
+    """int64[L, C]: the number of digits of a dimension in a level. Their product over a level is at most the codebook's size."""
 
     @property
     def num_levels(self) -> int:
@@ -53,7 +51,7 @@ class ResidualLattice:
 
     @classmethod
     def fit(cls, residuals: Float32Array, cover: Float32Array, *, num_levels: int, num_codes: int) -> Self:
-        """Steps small where `residuals` float32[M, C] are dense, reaching over them and over `cover` float32[*, C]."""
+        """Steps are small where `residuals` float32[M, C] are dense, and cover all of them and of `cover` float32[*, C]."""
         curves = [_warp(residuals[:, d], cover[:, d]) for d in range(residuals.shape[1])]
         spread = np.array([s for _, _, s in curves])
         radices = np.ones((num_levels, len(curves)), dtype=np.int64)
@@ -68,7 +66,7 @@ class ResidualLattice:
         return type(self)(knots=self.knots, heights=self.heights, radices=self.radices[:num_levels])
 
     def encode(self, residuals: Float32Array) -> Int64Array:
-        """float32[N, C] -> int64[N, L]; a residual outside the lattice takes its outermost step."""
+        """float32[N, C] -> int64[N, L]. A residual outside the lattice takes the outermost step."""
         total = self.radices.prod(axis=0)
         steps = np.empty(residuals.shape, dtype=np.int64)
         for d, (knots, heights) in enumerate(zip(self.knots, self.heights, strict=True)):
@@ -82,7 +80,7 @@ class ResidualLattice:
         return codes
 
     def decode(self, codes: Int64Array) -> Float64Array:
-        """int64[N, L] -> float64[N, C]: the middles of the steps; a code past a level's last stands for the last."""
+        """int64[N, L] -> float64[N, C]: the middles of the steps. A code beyond a level's last is read as the last."""
         steps = np.zeros((len(codes), len(self.knots)), dtype=np.int64)
         if self.num_levels == 0:
             return steps.astype(np.float64)
@@ -119,12 +117,12 @@ class ResidualLattice:
 def allocate(spread: Float64Array, steps: Int64Array, num_codes: int) -> Int64Array:
     """Radices int64[C] of one level, product at most `num_codes`.
 
-    Of the two ways to give out digits, one more at a time or twice as many, the one with the larger product, unless
-    that costs more than a tenth in error now: an uneven share is made good by the next level, a lost code never.
+    There are two ways to grow the radices: by one or by doubling. The one with the larger product is taken, unless its error is
+    more than a tenth larger: the next level can correct an uneven share, but not a lost code.
 
     Args:
-        spread: float64[C], the error of a dimension with one step; with n steps it is spread / n.
-        steps: int64[C], the steps that a dimension has from earlier levels.
+        spread: float64[C], the error of a dimension with one step; with n steps the error is spread / n.
+        steps: int64[C], the steps of a dimension after the earlier levels.
     """
     one_more = _greedy(spread, steps, num_codes, lambda radix: radix + 1)
     doubled = _greedy(spread, steps, num_codes, lambda radix: 2 * radix)
@@ -134,7 +132,7 @@ def allocate(spread: Float64Array, steps: Int64Array, num_codes: int) -> Int64Ar
 
 
 def _greedy(spread: Float64Array, steps: Int64Array, num_codes: int, grow: Callable[[int], int]) -> Int64Array:
-    """Grow, again and again, the radix of the dimension with the largest error whose growth still fits."""
+    """Repeatedly grow the radix of the dimension with the largest error whose growth still fits."""
     radices = np.ones(len(spread), dtype=np.int64)
     while True:
         for d in np.argsort(-(spread / (steps * radices)), kind="stable").tolist():
@@ -160,8 +158,8 @@ def product_grid(low: Float32Array, high: Float32Array, num_points: int) -> Floa
 def _warp(residuals: Float32Array, cover: Float32Array) -> tuple[Float64Array, Float64Array, float]:
     """(knots, heights, error of one step) of one dimension.
 
-    The mean absolute error is least when steps are as dense as the root of the probability density (Panter and Dite's
-    rule, for the first power of the error).
+    The mean absolute error is smallest when the density of steps is the root of the probability density (Panter and Dite's rule
+    for the first power of the error).
     """
     ordered = np.sort(residuals).astype(np.float64)
     pieces = min(_MAX_PIECES, max(1, len(ordered) // _ROWS_PER_PIECE))
@@ -172,7 +170,7 @@ def _warp(residuals: Float32Array, cover: Float32Array) -> tuple[Float64Array, F
     knots = np.unique(np.concatenate([[low], inner, [ordered[-1], high]]).astype(np.float64)) + 0.0
     width = np.diff(knots)
     counts = np.diff(np.searchsorted(ordered, knots[1:-1], side="right"), prepend=0, append=len(ordered))
-    counts[[0, -1]] += 1  # the next value may well be smaller or larger than all of the sample
+    counts[[0, -1]] += 1  # other values may be smaller or larger than all of the sample
     share = counts / (len(ordered) + 2)
     density = np.sqrt(share * width)  # of steps in a piece: width * sqrt(share / width)
     total = np.cumsum(density)[-1]
@@ -183,7 +181,7 @@ def _warp(residuals: Float32Array, cover: Float32Array) -> tuple[Float64Array, F
 
 
 def _piecewise(x: Float64Array, knots: Float64Array, heights: Float64Array) -> Float64Array:
-    """The piecewise linear curve through (knots, heights), continued outside. (`np.interp` may fuse operations.)"""
+    """The piecewise linear curve through (knots, heights), extrapolated outside. Not `np.interp`, which may fuse operations."""
     piece = np.clip(np.searchsorted(knots, x, side="right") - 1, 0, len(knots) - 2)
     slopes = np.diff(heights) / np.diff(knots)
     result: Float64Array = heights[piece] + (x - knots[piece]) * slopes[piece]
@@ -191,7 +189,7 @@ def _piecewise(x: Float64Array, knots: Float64Array, heights: Float64Array) -> F
 
 
 def _strides(radices: Int64Array) -> Int64Array:
-    """int64[L, C]: what one unit of a dimension's digit adds to a level's code; the last dimension counts fastest."""
+    """int64[L, C]: how much one unit of a dimension's digit adds to a level's code. The last dimension counts fastest."""
     strides = np.ones_like(radices)
     strides[:, :-1] = np.cumprod(radices[:, :0:-1], axis=1)[:, ::-1]
     return strides

@@ -1,4 +1,4 @@
-"""Codecs by name, imported when asked for, and their files.
+"""Codecs by name, imported on first use, and their files.
 
 A codec file is one JSON object, `{"version": 1, "name": "vq", ...}`; nothing in it can execute.
 """
@@ -22,11 +22,11 @@ CODECS: dict[str, str] = {
 """name -> "module:Class"."""
 
 CODEC_VERSION = 1
-"""Of the JSON that codecs write: raised when the same file would decode to other actions."""
+"""Version of the JSON that codecs write. Raise it when the same file would decode to other actions."""
 
 
 def codec_class(name: str) -> type[ActionCodec]:
-    """The class registered under `name`."""
+    """The class registered under `name`. Raises ConfigError."""
     if name not in CODECS:
         raise ConfigError(f"action codec {name!r} is unknown; there are {', '.join(sorted(CODECS))}")
     module, _, attribute = CODECS[name].partition(":")
@@ -50,7 +50,7 @@ def fit_codec(
 
 
 def codec_from_json(d: dict[str, Any]) -> ActionCodec:
-    """The codec that some codec's `to_json` described."""
+    """The codec that any codec's `to_json` described. Raises DataError."""
     version = d.get("version")
     if version != CODEC_VERSION:
         raise DataError(
@@ -66,7 +66,7 @@ def codec_from_json(d: dict[str, Any]) -> ActionCodec:
 
 
 def save_codec(codec: ActionCodec, path: str | Path) -> None:
-    """Write the codec's canonical JSON; a reader sees the old file or the whole new one."""
+    """Write the codec's canonical JSON. A concurrent reader sees either the old file or the whole new one."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     temporary.write_text(canonical_json(codec.to_json()) + "\n", encoding="ascii")
@@ -74,7 +74,7 @@ def save_codec(codec: ActionCodec, path: str | Path) -> None:
 
 
 def load_codec(path: str | Path) -> ActionCodec:
-    """The codec that `save_codec` wrote; DataError, naming the file, for another version or a damaged file."""
+    """The codec that `save_codec` wrote. Raises DataError naming the file for another version or a damaged file."""
     with located(file=str(path)):
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How well a codec does on given actions: tokens, error in the dataset's units, use of the codes."""
+"""Quality of a codec on given actions: tokens, error in the dataset's units, use of the codes."""
 
 from dataclasses import dataclass
 
@@ -21,9 +21,9 @@ class CodecReport:
     tokens_per_action: float
     """Mean tokens per timestep."""
     most_tokens: int
-    """Of one chunk, of those measured."""
+    """Largest number of tokens of a measured chunk."""
     max_tokens: int
-    """Of one chunk, of any."""
+    """Largest possible number of tokens of a chunk."""
     clamped: float
     """Share of the numbers that the codec cannot express (`ActionCodec.num_clamped`)."""
     mean_abs_error: Float64Array
@@ -33,13 +33,13 @@ class CodecReport:
     rms_error: Float64Array
     """float64[D], in the dataset's units."""
     code_use: Float64Array
-    """float64[L]: the fraction of the codes that occur at each place of an action (vq: level; bins: dimension)."""
+    """float64[L]: the fraction of the codes that occur at each position of an action (vq: level; bins: dimension)."""
     code_perplexity: Float64Array
-    """float64[L]: exp of the entropy of the codes at that place: num_codes if all are used alike, 1 if one is."""
+    """float64[L]: exp of the entropy of the codes at that position: num_codes if all are used equally, 1 if only one is used."""
 
     @property
     def rms_error_of_all(self) -> float:
-        """Over all dimensions together."""
+        """Root mean square error over all dimensions."""
         return float(np.sqrt((self.rms_error**2).mean()))
 
     def format(self) -> str:
@@ -47,8 +47,8 @@ class CodecReport:
         lines = [
             f"action codec {self.name}: {self.tokens_per_action:.2f} tokens per action, {self.num_codes} codes, "
             f"chunk {self.chunk}, measured on {self.num_actions:,} actions",
-            f"tokens per chunk: {self.tokens_per_action * self.chunk:.2f} on average, {self.most_tokens} at most here, "
-            f"{self.max_tokens} at most at all; clamped: {self.clamped:.4%} of the numbers",
+            f"tokens per chunk: {self.tokens_per_action * self.chunk:.2f} on average, {self.most_tokens} the most here, "
+            f"{self.max_tokens} the most possible; clamped: {self.clamped:.4%} of the numbers",
             f"{'dimension':>10} {'mean abs error':>15} {'rms error':>15} {'max abs error':>15}",
         ]
         errors = enumerate(zip(self.mean_abs_error, self.rms_error, self.max_abs_error, strict=True))
@@ -62,8 +62,10 @@ class CodecReport:
 
 
 def codec_report(codec: ActionCodec, actions: npt.ArrayLike) -> CodecReport:
-    """Encode and decode chunks float32[N, chunk, D]; or actions float32[M, D], cut into chunks in their order (the last filled
-    up)."""
+    """Encode and decode chunks float32[N, chunk, D], or actions float32[M, D] that are cut into chunks in their order.
+
+    The last chunk is filled up with the last action. Raises DataError where there are no actions.
+    """
     rows = (
         codec.checked_actions(actions).reshape(-1, codec.dim)
         if np.ndim(actions) == 3
@@ -103,7 +105,7 @@ def _decode(codec: ActionCodec, codes: npt.NDArray[np.int32] | list[npt.NDArray[
 def _places(
     codec: ActionCodec, codes: npt.NDArray[np.int32] | list[npt.NDArray[np.int32]]
 ) -> list[npt.NDArray[np.int32]]:
-    """The codes by their place in an action; those of variable length have no places and are taken together."""
+    """The codes by their position in an action. Codes of variable length have no positions: all are one group."""
     if isinstance(codes, np.ndarray):
         return list(codes.reshape(-1, codec.max_tokens // codec.chunk).T)
     return [np.concatenate(codes)]

@@ -1,8 +1,7 @@
-"""The space that vectors are quantised in: continuous dimensions brought to a like scale, discrete ones taken out.
+"""The space that `vq` and `fast` quantise in: continuous dimensions at a similar scale, without the discrete ones.
 
-A gripper that is -1 or 1, and a rotation that is always 0, must come back exactly. They are not quantised: each
-combination of their values is a group with codewords of its own, by example with dimensions x, y (continuous), rz
-(always 0.0), gripper (-1 or 1):
+A gripper that is -1 or 1, and a rotation that is always 0, must come back exactly. They are not quantised: each combination of
+their values is a group with its own codewords. Example with the dimensions x, y (continuous), rz (always 0.0), gripper (-1 or 1):
 
     action [0.2, -0.4, 0.0, 1.0]  ->  scaled point [0.25, -0.5], group 1     (groups: 0 = (0.0, -1.0), 1 = (0.0, 1.0))
 
@@ -22,14 +21,14 @@ from stoker_proto.actions.statistics import ActionStatistics
 _MAX_VALUES = 4
 """A dimension with more distinct values than this is continuous."""
 _SAMPLES_PER_VALUE = 8
-"""So few values are believed only when the sample has this many actions per value."""
+"""A dimension is discrete only if the sample has at least this many actions per value."""
 _REACH = 8.0
-"""Values farther from the middle than this many halves of q01..q99 are clipped: one wild value must not coarsen all."""
+"""Values farther from the middle than this many halves of q01..q99 are clipped, so that one outlier does not coarsen the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionSpace:
-    """Between actions in the dataset's units and (scaled continuous point, group of discrete values)."""
+    """Actions in the dataset's units <-> (scaled continuous point, group of discrete values)."""
 
     centre: Float32Array
     """float32[D]; the middle of q01..q99."""
@@ -39,7 +38,7 @@ class ActionSpace:
     """float32[D]; smaller values are clipped to it."""
     upper: Float32Array
     values: tuple[Float32Array, ...]
-    """Per dimension its distinct values, ascending; empty: continuous."""
+    """Per dimension its distinct values, ascending; empty for a continuous dimension."""
 
     @property
     def continuous(self) -> list[int]:
@@ -48,7 +47,7 @@ class ActionSpace:
 
     @property
     def num_groups(self) -> int:
-        """Combinations of discrete values, whether seen or not."""
+        """Number of combinations of discrete values, seen or not."""
         product = 1
         for values in self.values:
             product *= max(1, len(values))
@@ -65,7 +64,7 @@ class ActionSpace:
         """From a sample float32[M, D] and the statistics of the whole source; at most `max_groups` groups."""
         low, high = statistics.min, statistics.max
         middle, half = (statistics.q01 + statistics.q99) / 2, (statistics.q99 - statistics.q01) / 2
-        flat = half == 0  # nearly always the same value: scaled by its whole range instead
+        flat = half == 0  # nearly always the same value: use its whole range instead
         middle, half = np.where(flat, (low + high) / 2, middle), np.where(flat, (high - low) / 2, half)
         lower, upper = np.maximum(low, middle - _REACH * half), np.minimum(high, middle + _REACH * half)
         return cls(
@@ -101,7 +100,7 @@ class ActionSpace:
         return actions
 
     def outside(self, actions: Float32Array) -> npt.NDArray[np.bool_]:
-        """Which numbers of float32[..., D] cannot come back: beyond lower or upper, or no known value of a discrete dimension."""
+        """bool[..., D]: numbers of float32[..., D] that cannot come back: out of range, or an unknown discrete value."""
         found: npt.NDArray[np.bool_] = (actions < self.lower) | (actions > self.upper)
         for d, values in enumerate(self.values):
             if len(values) > 0:
@@ -122,7 +121,8 @@ class ActionSpace:
 
 
 def _discrete_values(sample: Float32Array, statistics: ActionStatistics, max_groups: int) -> tuple[Float32Array, ...]:
-    """Per dimension its few distinct values, or none; the fewest first, as long as the groups are not too many."""
+    """The distinct values of each discrete dimension, none for a continuous one. Dimensions with the fewest values come first,
+    until there would be more than `max_groups` groups."""
     found = [np.unique(sample[:, d]) + np.float32(0.0) for d in range(sample.shape[1])]  # + 0.0: no -0.0
     chosen = [np.empty(0, dtype=np.float32)] * len(found)
     groups = 1

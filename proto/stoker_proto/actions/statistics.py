@@ -1,8 +1,8 @@
 """Per-dimension statistics of a source's actions, gathered in one pass, in any order, over any number of processes.
 
-Two loaders that scan the same shards in another order must come to the same manifest, bit for bit. So sums are exact:
-a float32 is an integer of 24 bits times a power of two, and integers are added per exponent. Quantiles and the
-codec's fit come from a sample that depends on the actions' keys alone: those with the smallest hash.
+Two loaders that scan the same shards in a different order must write the same manifest, bit for bit. So sums are exact: a float32
+is an integer of 24 bits times a power of two, and integers are added per exponent. Quantiles and the codec's fit use a sample
+that depends only on the actions' keys: the actions whose keys have the smallest hashes.
 
 Letters: N actions, D dimensions of an action, M actions in the sample.
 """
@@ -24,25 +24,25 @@ Number = TypeVar("Number", bound=np.generic)
 
 _SMALLEST_EXPONENT = -149  # the smallest positive float32 is 2**-149
 _NUM_EXPONENTS = 280  # frexp of a float32 gives -148 .. 128
-_BUFFER_ROWS = 16_384  # small adds are gathered, since a numpy call costs as much for 50 actions as for 1,000
+_BUFFER_ROWS = 16_384  # small adds are buffered: a numpy call costs as much for 50 actions as for 1,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionStatistics:
-    """What the actions of a source look like, per dimension, in the units of the dataset."""
+    """Statistics of a source's actions per dimension, in the units of the dataset. All arrays are [D]."""
 
     count: int
-    """Actions (timesteps) seen."""
+    """Number of actions (timesteps) seen."""
     min: Float64Array
     max: Float64Array
     mean: Float64Array
     std: Float64Array
     """Population standard deviation."""
     q01: Float64Array
-    """1st percentile (linear between order statistics), of the sample if the source is larger than it."""
+    """1st percentile (linear between order statistics). If the source is larger than the sample, that of the sample."""
     q99: Float64Array
     mask: npt.NDArray[np.bool_]
-    """True: normalised by q01 and q99. False: left as it is, as OpenVLA leaves the gripper."""
+    """True: normalised by q01 and q99. False: not normalised, as OpenVLA does with the gripper."""
 
     def __post_init__(self) -> None:
         lengths = {f.name: np.shape(getattr(self, f.name)) for f in fields(self) if f.name != "count"}
@@ -57,12 +57,12 @@ class ActionStatistics:
         return len(self.min)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able; every float is written so that it reads back as the same bits."""
+        """Plain values for JSON; floats are exact."""
         return {f.name: self.count if f.name == "count" else getattr(self, f.name).tolist() for f in fields(self)}
 
     @classmethod
     def from_json(cls, d: dict[str, Any]) -> Self:
-        """The statistics that `to_json` wrote; DataError for a missing or unknown name."""
+        """The statistics that `to_json` wrote. Raises DataError for a missing or unknown name."""
         names = {f.name for f in fields(cls)}
         if set(d) != names:
             raise DataError(f"action statistics with the names {sorted(d)}; expected {sorted(names)}")
@@ -70,8 +70,8 @@ class ActionStatistics:
         return cls(count=int(d["count"]), **arrays)
 
     def normalise(self, actions: npt.ArrayLike) -> Float32Array:
-        """OpenVLA's: 2 (x - q01) / (q99 - q01 + 1e-8) - 1, clipped to [-1, 1], where `mask`, else x; a dimension with min = max
-        gives 0. actions: [..., D] in the units of the dataset.
+        """[..., D] in the units of the dataset -> float32[..., D]: 2 (x - q01) / (q99 - q01 + 1e-8) - 1, clipped to [-1, 1],
+        where `mask`, else x. A dimension with min = max becomes 0.
 
         Source: openvla `prismatic/vla/datasets/rlds/utils/data_utils.py`, BOUNDS_Q99.
         """
@@ -81,7 +81,7 @@ class ActionStatistics:
         return result.astype(np.float32)
 
     def unnormalise(self, x: npt.ArrayLike) -> Float32Array:
-        """The inverse of `normalise` on [-1, 1], float32[..., D]; a dimension with min = max gives that value."""
+        """The inverse of `normalise` on [-1, 1], float32[..., D]. A dimension with min = max becomes that value."""
         normalised = np.asarray(x, dtype=np.float64)
         scaled = 0.5 * (normalised + 1.0) * (self.q99 - self.q01) + self.q01
         result = np.where(self.min == self.max, self.min, np.where(self.mask, scaled, normalised))
@@ -99,16 +99,15 @@ def smallest_hashes(
 
 
 class StatisticsAccumulator:
-    """Streaming, mergeable statistics: the same result, bit for bit, in whatever order actions were added and parts
-    merged.
+    """Streaming, mergeable statistics. The order of `add` and `merge` does not change a bit of the result.
 
-    Memory: at most 2 * capacity + 16,384 rows, whatever the source's size.
+    Memory: at most 2 * capacity + 16,384 rows, for a source of any size.
     """
 
     def __init__(self, dim: int, *, capacity: int = 65_536) -> None:
         """Args:
         dim: D.
-        capacity: M, how many actions the sample keeps. All parts that are merged need the same.
+        capacity: M, how many actions the sample keeps. Only accumulators of equal capacity can be merged.
         """
         if dim < 1 or capacity < 1:
             raise DataError(f"actions of {dim} dimensions and a sample of {capacity}: both must be at least 1")
@@ -125,7 +124,7 @@ class StatisticsAccumulator:
         self._buffered = 0
 
     def add(self, actions: npt.ArrayLike, keys: npt.NDArray[np.uint64]) -> None:
-        """Count actions float32[N, D]; keys uint64[N] name each of the source once (e.g. record << 20 | timestep)."""
+        """Count actions float32[N, D]. keys: uint64[N], unique in the source (e.g. record << 20 | timestep)."""
         rows = check_rows(actions, self.dim)
         if len(rows) != len(keys):
             raise DataError(f"{len(rows)} actions with {len(keys)} keys; every action needs one")
@@ -140,7 +139,7 @@ class StatisticsAccumulator:
             self._buffered = end
 
     def merge(self, other: "StatisticsAccumulator") -> None:
-        """Take in what another one has counted; `other` keeps its content."""
+        """Add what `other` has counted; `other` stays as it is. Raises DataError where dimensions or capacities differ."""
         if (self.dim, self.capacity) != (other.dim, other.capacity):
             raise DataError(
                 f"statistics of {other.dim} dimensions with a sample of {other.capacity} do not merge into "
@@ -154,10 +153,10 @@ class StatisticsAccumulator:
         self._keep(other._hashes, other._rows)
 
     def finish(self, mask: npt.ArrayLike | None = None) -> tuple[ActionStatistics, Float32Array]:
-        """The statistics, and the sample float32[M, D] in the order of the hash (so any part of it is a fair sample).
+        """The statistics, and the sample float32[M, D] in the order of the hashes (so any part of it is a fair sample).
 
         Args:
-            mask: bool[D], see `ActionStatistics.mask`; by default every dimension is normalised.
+            mask: bool[D], see `ActionStatistics.mask`; default: every dimension is normalised.
         """
         self._flush()
         if self.count == 0:
@@ -178,7 +177,7 @@ class StatisticsAccumulator:
         return statistics, sample
 
     def to_arrays(self, keep: int) -> dict[str, npt.NDArray[Any]]:
-        """For a file: count; extremes [2, D]; sums of the used exponents; hashes [M] and rows [M, D] with M <= keep."""
+        """Arrays for a file: count; extremes [2, D]; sums of the used exponents; hashes [M] and rows [M, D] with M <= keep."""
         self._flush()
         used = np.flatnonzero(self._sums.any(axis=0))
         hashes, rows = smallest_hashes(self._hashes, self._rows, keep)
@@ -193,7 +192,7 @@ class StatisticsAccumulator:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], keep: int, *, capacity: int = 65_536) -> Self | None:
-        """The inverse, with a sample of at most `keep` actions; None if fewer were kept than that, and more were there."""
+        """The inverse, with a sample of at most `keep` actions. None if too few are in the file although more were seen."""
         hashes, rows, extremes = arrays["hashes"], arrays["rows"], arrays["extremes"]
         count = int(arrays["count"])
         if len(hashes) < min(keep, count):
@@ -215,18 +214,18 @@ class StatisticsAccumulator:
         self._min, self._max = np.minimum(self._min, rows.min(axis=0)), np.maximum(self._max, rows.max(axis=0))
         self._sums += _exponent_sums(rows)
         hashes = mix64(keys)
-        if len(self._hashes) == self.capacity:  # most rows of a large source stop here
+        if len(self._hashes) == self.capacity:  # most rows of a large source are dropped here
             near = hashes < self._hashes.max()
             hashes, rows = hashes[near], rows[near]
         self._keep(hashes, rows)
 
     def _keep(self, hashes: npt.NDArray[np.uint64], rows: Float32Array) -> None:
-        """Of the sample and these, the `capacity` with the smallest hash."""
+        """Keep the `capacity` smallest hashes of the sample and of these rows."""
         hashes, rows = np.concatenate([self._hashes, hashes]), np.concatenate([self._rows, rows])
         self._hashes, self._rows = smallest_hashes(hashes, rows, self.capacity)
 
     def _moments(self) -> tuple[Float64Array, Float64Array]:
-        """Mean and standard deviation from the exact sums, each rounded once (the deviation: once more by the root)."""
+        """Mean and standard deviation from the exact sums, each rounded once; the root rounds the deviation once more."""
         sums = self._sums.reshape(3, self.dim, _NUM_EXPONENTS)
         powers = [Fraction(2) ** (e + _SMALLEST_EXPONENT - 24) for e in range(_NUM_EXPONENTS)]
         mean, std = np.empty(self.dim), np.empty(self.dim)
@@ -242,7 +241,7 @@ class StatisticsAccumulator:
 
 
 def check_rows(actions: npt.ArrayLike, dim: int) -> Float32Array:
-    """Actions as float32[N, D]; DataError that names the row of a wrong width or of a value that is not finite."""
+    """The actions as float32[N, D]. Raises DataError naming the row of a wrong width or of a value that is not finite."""
     try:
         rows = np.asarray(actions, dtype=np.float32)
     except (ValueError, TypeError) as error:
@@ -263,7 +262,7 @@ def check_rows(actions: npt.ArrayLike, dim: int) -> Float32Array:
 def quantile(sample: Float32Array, fraction: float) -> Float64Array:
     """Per dimension, linear between order statistics (numpy's default rule): float32[M, D] -> float64[D].
 
-    Written out, because manifests of different numpy versions must agree to the bit.
+    Implemented here, because manifests of different numpy versions must agree to the bit.
     """
     ordered = np.sort(sample, axis=0).astype(np.float64)
     position = fraction * (len(ordered) - 1)

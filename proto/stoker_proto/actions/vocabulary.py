@@ -1,8 +1,7 @@
-"""Where action codes live among a language model's token ids.
+"""The token ids of action codes.
 
-reuse_last   the last ids of the vocabulary, backwards: vocabulary 32000, code 0 -> 31999, code 255 -> 31744 (as
-OpenVLA) added        new tokens "<action_0>", "<action_1>" ... behind the vocabulary: first id 32064, code 0 ->
-32064, code 255 -> 32319
+reuse_last   the last ids of the vocabulary, backwards (as OpenVLA): of 32000 tokens, code 0 -> 31999, code 255 -> 31744
+added        new tokens "<action_0>" ... behind the vocabulary: from id 32064, code 0 -> 32064, code 255 -> 32319
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionVocabulary:
-    """The bijection between action codes [0, num_codes) and token ids."""
+    """The bijection between action codes in [0, num_codes) and token ids."""
 
     mode: Mode
     num_codes: int
@@ -60,7 +59,7 @@ class ActionVocabulary:
         return self.first_id + self.num_codes
 
     def to_ids(self, codes: npt.ArrayLike) -> Int32Array:
-        """int32[...] -> int32[...]; DataError for a code outside [0, num_codes)."""
+        """Codes int32[...] -> ids int32[...]. Raises DataError for a code outside [0, num_codes)."""
         array = np.asarray(codes, dtype=np.int64)
         outside = (array < 0) | (array >= self.num_codes)
         if outside.any():
@@ -68,7 +67,7 @@ class ActionVocabulary:
         return self._swap(array)
 
     def to_codes(self, ids: npt.ArrayLike) -> Int32Array:
-        """int32[...] -> int32[...]; DataError for an id that is no action token."""
+        """Ids int32[...] -> codes int32[...]. Raises DataError for an id that is no action token."""
         array = np.asarray(ids, dtype=np.int64)
         inside = self.is_action(array)
         if not inside.all():
@@ -77,7 +76,7 @@ class ActionVocabulary:
         return self._swap(array) if self.mode == "reuse_last" else (array - self.anchor_id).astype(np.int32)
 
     def is_action(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Which ids are action tokens: [...] -> bool[...]."""
+        """Ids [...] -> bool[...]: which are action tokens."""
         array = np.asarray(ids)
         result: npt.NDArray[np.bool_] = (array >= self.first_id) & (array < self.end_id)
         return result
@@ -95,7 +94,7 @@ class ActionVocabulary:
             raise DataError(f"an action vocabulary needs mode, num_codes and anchor_id; found {d!r}") from error
 
     def _swap(self, array: npt.NDArray[np.int64]) -> Int32Array:
-        """code -> id; in `reuse_last` it is its own inverse."""
+        """code -> id; with `reuse_last` also id -> code."""
         swapped = self.anchor_id - 1 - array if self.mode == "reuse_last" else self.anchor_id + array
         return swapped.astype(np.int32)
 

@@ -1,9 +1,8 @@
-"""The default codec: a k-means codebook of whole actions, then residual levels that refine what it leaves.
+"""The default codec: a k-means codebook of whole actions, then residual levels that refine it.
 
-Each timestep becomes `levels` codes, all in [0, codebook_size); the place of a code tells its level. The first names
-the nearest of `codebook_size` typical actions (`codebook`), the others divide the residual (`lattice`). Discrete and
-constant dimensions come back exactly (`space`). The fit is bit-identical on every machine (`kmeans`), so loaders that
-fit on their own agree.
+Each timestep becomes `levels` codes in [0, codebook_size), the coarsest level first. The first code selects the nearest of
+`codebook_size` typical actions (`codebook`); the others divide the residual (`lattice`). Discrete and constant dimensions come
+back exactly (`space`). The fit is bit-identical on every machine (`kmeans`), so loaders that fit on their own agree.
 
 Measured against 256 uniform bins (7 tokens per action): tests/proto/actions/test_quality.py.
 
@@ -53,7 +52,7 @@ class VectorQuantizer(ActionCodec):
         self.max_tokens = chunk * self.levels
 
     def encode(self, actions: npt.ArrayLike) -> Int32Array:
-        """int32[N, chunk * L]: the levels of the first timestep, then of the next."""
+        """int32[N, chunk * L]: the levels of the first timestep, then those of the next."""
         checked = self.checked_actions(actions)
         points, groups = self.space.to_scaled(checked.reshape(-1, self.dim))
         codes = np.empty((len(points), self.levels), dtype=np.int32)
@@ -71,11 +70,11 @@ class VectorQuantizer(ActionCodec):
         return actions.reshape(len(checked), self.chunk, self.dim)
 
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """Numbers outside the range that was fitted, and unknown values of discrete dimensions."""
+        """Numbers outside the fitted range, and unknown values of discrete dimensions."""
         return int(self.space.outside(self.checked_actions(actions)).sum())
 
     def with_levels(self, levels: int, *, chunk: int | None = None) -> "VectorQuantizer":
-        """The same codec with its first `levels` levels (coarser), for chunks of `chunk` timesteps."""
+        """The same codec with only its first `levels` levels (coarser), for chunks of `chunk` timesteps."""
         return VectorQuantizer(
             self.statistics,
             chunk=chunk or self.chunk,
@@ -121,9 +120,9 @@ class VectorQuantizer(ActionCodec):
         """Fit to actions float32[M, D].
 
         Args:
-            codebook_size: K, the code values that all levels share.
-            levels: L, tokens per action. None: the fewest whose error is below that of 256 uniform bins, on a part of
-                the sample that the codebook was not fitted to; at most D, the tokens that bins take.
+            codebook_size: K, the number of codes of each level.
+            levels: L, tokens per action. None: the fewest whose error is below that of 256 uniform bins, measured on a part of
+                the sample that the codebook was not fitted to; at most D, the number of tokens of bins.
         """
         if not 2 <= codebook_size <= 65_536:
             raise ConfigError(f"codebook_size {codebook_size}: it must be in [2, 65536]")
@@ -139,7 +138,7 @@ class VectorQuantizer(ActionCodec):
         if levels is not None:
             return codec
         fewest, error = _fewest_levels(codec, held_out)
-        if error > 1.0:  # actions without any structure, such as uniform noise: the cells of a grid serve them better
+        if error > 1.0:  # actions without structure, such as uniform noise: a grid fits them better
             first = Codebook.fit(*space.to_scaled(fitted), space, size=codebook_size, by_kmeans=False)
             grid = _refined(first, fitted, held_out, statistics, space, chunk, statistics.dim)
             grid_fewest, grid_error = _fewest_levels(grid, held_out)
@@ -156,7 +155,7 @@ def _refined(
     chunk: int,
     levels: int,
 ) -> VectorQuantizer:
-    """The codec of this first level; its residual levels are dense where `held_out` is and reach over the whole box."""
+    """The codec with this first level. Its residual levels are dense where `held_out` is and cover the whole box."""
     reach = [codebook.residuals(*space.to_scaled(fitted)), codebook.residuals(*cover(space))]
     lattice = ResidualLattice.fit(
         codebook.residuals(*space.to_scaled(held_out)),
@@ -168,7 +167,7 @@ def _refined(
 
 
 def _split(rows: Float32Array) -> tuple[Float32Array, Float32Array]:
-    """(to fit the codebook to, held out), spread evenly over the sample; both are everything of a tiny one."""
+    """(rows to fit the codebook to, rows held out), spread evenly over the sample. Of a tiny sample both are the whole."""
     if len(rows) < 2 * ROWS_PER_CODEWORD:
         return rows, rows
     held = np.arange(len(rows)) % 4 == 0
@@ -180,10 +179,10 @@ def _thinned(rows: Float32Array, limit: int) -> Float32Array:
 
 
 def _fewest_levels(codec: VectorQuantizer, rows: Float32Array) -> tuple[int, float]:
-    """(the fewest levels, at most all, below the limit on actions float32[N, D]; their error as a part of that limit).
+    """(the fewest levels whose error on actions float32[N, D] is below the limit, or all; their error divided by the limit).
 
-    The limit is the error of 256 bins, less a margin: actions of other trajectories do a little worse than those of the
-    sample, and a comparison on few actions is a guess.
+    The limit is the error of 256 bins minus a margin: actions of other trajectories have a slightly larger error than those of
+    the sample, and a comparison on few actions is inexact.
     """
     margin = 0.95 - 2.0 / float(np.sqrt(max(16, len(rows))))
     bins = _errors(UniformBins(codec.statistics, chunk=1), rows, codec.space)

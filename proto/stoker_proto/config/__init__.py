@@ -5,8 +5,9 @@
     data: {dataset_type: mani_openpi, train_data_paths: [demos/train.jsonl], val_data_paths: [demos/val.jsonl], max_seq_len: 512}
     trainer: {micro_batch_size: 4, global_batch_size: 16, lr: 2e-5, epochs: 3, eval_interval: 100, logger: {wandb: false}}
 
-How text becomes these dataclasses (strictly) is in `reader.py`. `Config.check` holds the rules between keys.
-One module for each section of the file.
+In: the YAML file and `--set` overrides. Out: one frozen `Config`. Read `root` (the sections and the rules between keys), then the
+sections: `cluster` (with `placement` and `security`), `model`, `data` (with `samples`, `order` and `remote`),
+`loader` and `trainer`. `rules` checks the ranges that fields state; `strict` and `reader` turn YAML into the dataclasses.
 """
 
 from stoker_proto.config.cluster import ClusterConfig

@@ -19,5 +19,5 @@ class ClusterConfig:
     """`{trainer: 0-3, dataloader: 4-7}`: accelerator slots over the cluster in node order. One trainer rank per `trainer`
     slot, one loader per `dataloader` slot; a CPU loader takes only the count, so the two may overlap."""
     loader_addresses: tuple[str, ...] = ("tcp://127.0.0.1:5555",)
-    """Where trainer ranks find the loaders (ZeroMQ addresses), one or more. `deploy/launch.py` fills this in."""
+    """ZeroMQ addresses of the loaders, at least one. `deploy/launch.py` fills this in."""
     security: SecurityConfig = field(default_factory=SecurityConfig)

@@ -15,7 +15,7 @@ from stoker_proto.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig:
-    """One of `data.sources`: a dataset, and how much of the mixture it is."""
+    """One of `data.sources`: a dataset and its share of the mixture."""
 
     dataset_type: str
     """As `data.dataset_type`."""
@@ -24,9 +24,9 @@ class SourceConfig:
     val_paths: tuple[str, ...] = ()
     """As `data.val_data_paths`."""
     weight: float | None = None
-    """Its part of the mixture, against the weights of the others; all sources have one, or none has."""
+    """Its share of the mixture, relative to the weights of the others. Either all sources have one or none has."""
     name: str | None = None
-    """What its loss is called in the logs; default: its dataset_type, numbered where two have the same."""
+    """Name of its loss in the logs; default: its dataset_type, numbered where several sources have the same."""
     options: dict[str, Any] = field(default_factory=dict)
     """As `data.options`."""
 
@@ -39,46 +39,47 @@ class DataConfig:
     """`mani_openpi`, `lerobot`, `chat`, `code`, `text`, or `package.module:Class`: a subclass of
     `loader_service.sources.base.BaseSFTDataset`."""
     train_data_paths: tuple[str, ...] = ()
-    """Files, folders or globs, here or behind URLs (`s3://bucket/demos/*.jsonl`, extra `stoker[remote]`). Each entry is a
-    placement group: a loader holds all of it or nothing of it."""
+    """Files, folders or globs, local or behind URLs (`s3://bucket/demos/*.jsonl`, extra `stoker[remote]`). Each entry is a
+    placement group: a loader holds all of it or none of it."""
     val_data_paths: tuple[str, ...] = ()
     """The same, for validation."""
     sources: tuple[SourceConfig, ...] = ()
-    """Several datasets in one run, instead of the three keys above and `options`. Without weights every sample of every source
-    is trained once per epoch; with weights an epoch is one pass over the source that lasts longest, and the others repeat,
-    each pass in a new order."""
+    """Several datasets in one run, instead of the three keys above and `options`. Without weights an epoch trains every sample of
+    every source once. With weights an epoch is one pass over the source that lasts longest; the others repeat, each pass in a
+    new order."""
     weigh_by: Literal["samples", "tokens"] = "samples"
-    """What the weights of `sources` are shares of: rows, or their tokens (of the rows' mean length, source by source)."""
+    """Whether the weights of `sources` are shares of rows or of tokens (rows times the mean row length of the source)."""
     max_seq_len: int = field(metadata=at_least(1))
-    """Tokens per row at most, images counted. A row with one answer is never cut: one that cannot fit is an error. Plain text
+    """Most tokens of a row, images included. A row with one answer is never cut: it is an error if it does not fit. Plain text
     is cut into as many rows as it needs."""
     overlong: Literal["error", "truncate", "drop_turns"] = "error"
-    """Dialogues of several turns that need more than max_seq_len tokens: `error`: bad samples; `truncate`: cut at the end;
-    `drop_turns`: without their oldest exchanges. What would have no label left, or lose an image, is a bad sample even so."""
+    """What happens to dialogues of several turns that need more than max_seq_len tokens. `error`: they are bad samples;
+    `truncate`: they are cut at the end; `drop_turns`: they lose their oldest exchanges. A dialogue that would keep no label, or
+    lose an image, is a bad sample in any case."""
     packing: bool = False
-    """Several samples per row up to max_seq_len, no attention across them; of text whose tokens are counted, not of actions."""
+    """Put several samples into a row, up to max_seq_len, without attention between them. For text; not for actions."""
     group_by_length: bool = False
-    """Without packing: rows of one cell (`data.order.cell`) are of similar length, so that less of a batch is padding."""
+    """Without packing: give the rows of one cell (`data.order.cell`) similar lengths, so that batches hold less padding."""
     state: Literal["none", "text"] = "none"
-    """`text`: the robot's state (joints, gripper) is told with the instruction, each number as one of 256 bins between its 1st
-    and 99th percentile: `Task: push the cube, State: 12 200 128;`; with `custom` it stands where `{state}` does."""
+    """`text`: the instruction includes the robot's state (joints, gripper), each number as one of 256 bins between its 1st and
+    99th percentile: `Task: push the cube, State: 12 200 128;`. With the template `custom` the state replaces `{state}`."""
     state_path: str | None = None
-    """Take this scale of the states (`loader-prepare --state-out FILE`): needed where loaders hold different data."""
+    """File with the statistics of the states (`loader-prepare --state-out FILE`). Needed where loaders hold different data."""
     data_root: str | None = None
-    """Nothing outside this folder is read; default: the folder of the shard that names the file. A URL rules data behind URLs, a
-    folder data that lies here."""
+    """Nothing outside this folder is read; default: the folder of the shard that names the file. A URL limits data behind URLs, a
+    folder limits local data."""
     cache_dir: str | None = None
-    """Where manifests are kept; default: a `.stoker` folder beside the data. Copies of remote files lie in its `remote` folder;
-    default: `~/.cache/stoker`."""
+    """Folder of the manifests; default: a `.stoker` folder beside the data. Copies of remote files are in
+    its `remote` folder; default: `~/.cache/stoker`."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     task_table: str | None = None
-    """YAML file `task id: instruction`, added to (and before) the built-in table."""
+    """YAML file `task id: instruction`. Its entries take precedence over the built-in table."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
-    """`fail`: a bad sample ends the run with its name; `skip`: it keeps its place as a row without labels, and is counted."""
+    """`fail`: a bad sample ends the run with an error that names it; `skip`: it becomes a row without labels, and is counted."""
     bad_sample_budget: int = field(default=1000, metadata=at_least(0))
-    """With `skip`: more bad samples than this in a run end it all the same."""
+    """With `skip`: the run ends when it has met more bad samples than this."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Passed to the dataset as it stands; the dataset says what it takes."""
+    """Passed unchanged to the dataset, which documents its options."""
     image: ImageConfig = field(default_factory=ImageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     action: ActionConfig = field(default_factory=ActionConfig)
@@ -86,7 +87,7 @@ class DataConfig:
     order: OrderConfig = field(default_factory=OrderConfig)
 
     def all_sources(self) -> tuple[SourceConfig, ...]:
-        """`sources`, or the one that the short form names."""
+        """`sources`, or the one source of the short form."""
         if self.sources:
             return self.sources
         return (
@@ -99,16 +100,16 @@ class DataConfig:
         )
 
     def paths(self, split: str) -> tuple[str, ...]:
-        """The entries of a split, source after source: entries are numbered by their place here."""
+        """The entries of a split, source after source. An entry's number is its index here."""
         return tuple(path for source in self.all_sources() for path in _paths_of(source, split))
 
     def entry_sources(self, split: str) -> tuple[int, ...]:
-        """For each entry of a split the number of its source."""
+        """The source number of each entry of a split."""
         return tuple(n for n, source in enumerate(self.all_sources()) for _ in _paths_of(source, split))
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of the sources; empty where they have none."""
+        """The sources' weights; empty where they have none."""
         return tuple(source.weight for source in self.all_sources() if source.weight is not None)
 
     def of_source(self, number: int) -> DataConfig:
@@ -132,7 +133,7 @@ class DataConfig:
         return f"data.sources[{source}].{'paths' if split == 'train' else 'val_paths'}[{entry - first}]"
 
     def source_names(self) -> tuple[str, ...]:
-        """What each source is called, each name once."""
+        """A different name for each source."""
         names = [source.name or source.dataset_type.rpartition(":")[2] for source in self.all_sources()]
         return tuple(
             name if source.name or names.count(name) == 1 else f"{name}_{number}"

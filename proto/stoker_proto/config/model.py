@@ -11,10 +11,10 @@ class ModelConfig:
     """What is trained."""
 
     base_model_path: str
-    """Folder of a model that transformers' Auto classes load; its `tokenizer.json` is read by the loaders too."""
+    """Folder of a model that transformers' Auto classes load. Loaders read its `tokenizer.json`, too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the forward and backward pass."""
     trust_remote_code: bool = False
-    """Run Python code that the model folder brings along. Leave it off unless you have read that code."""
+    """Run Python code from the model folder. Leave it off unless you have read that code."""

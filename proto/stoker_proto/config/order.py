@@ -9,16 +9,16 @@ from stoker_proto.config.rules import at_least
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderConfig:
-    """The epoch's order: a pure function of (manifest, these values, epoch). Changing one makes another order."""
+    """The order of an epoch: a pure function of (manifest, these values, epoch). Another value gives another order."""
 
     seed: int = field(default=0, metadata=at_least(0))
-    """Of the permutations and of the augmentation."""
+    """Seed of the permutations and of the augmentation."""
     lanes: int = field(default=32, metadata=at_least(1))
-    """Fixed streams of records per entry of the data paths; more lanes mix better and spread over more loaders."""
+    """Fixed streams of records per entry of the data paths. More lanes mix better and spread over more loaders."""
     window_records: int = field(default=8, metadata=at_least(1))
-    """Consecutive records of a lane whose samples are shuffled among themselves; they are decoded once, together."""
+    """Consecutive records of a lane whose samples are shuffled together. Each record is decoded once per window."""
     cell: int = field(default=8, metadata=at_least(1))
-    """Consecutive rows of one lane before the next lane has its turn."""
+    """Consecutive rows of one lane before the stream moves on to the next lane."""
     window_rows: int = field(default=128, metadata=at_least(1))
-    """With `data.packing` or `data.group_by_length`: about so many rows are packed, or sorted by length, together, and then
-    shuffled among themselves. It takes the place of `window_records`."""
+    """With `data.packing` or `data.group_by_length`: about this many rows are packed or sorted by length together, and then
+    shuffled. It replaces `window_records`."""

@@ -12,14 +12,14 @@ from stoker_proto.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Slots counted over the cluster in node order. Empty `trainer`: whatever the launcher starts."""
+    """Slots, counted over the cluster in node order. With no `trainer` slots the launcher decides how many ranks start."""
 
     trainer: tuple[int, ...] = ()
     dataloader: tuple[int, ...] = ()
 
 
 def parse_slots(value: object, key: str) -> tuple[int, ...]:
-    """Slots of `4-7`, `0,2-3` or a plain `4` (YAML reads the last as a number). Raises ConfigError.
+    """The slots in `4-7`, `0,2-3` or a plain `4` (which YAML reads as a number). Raises ConfigError.
 
     >>> parse_slots("0,2-3", "trainer"), parse_slots([0, 1], "trainer")
     ((0, 2, 3), (0, 1))

@@ -1,7 +1,7 @@
-"""YAML text -> `Config`, strictly: an unknown key or a wrong type is an error with its path and the way out.
+"""YAML text -> `Config`, strictly: an unknown key or a wrong type is an error that names the key and the way out.
 
 YAML 1.1 reads `2e-5` as text, `010` as eight, `1:30` as ninety, a date as a date, and lets the last of two equal keys win.
-Here numbers are what they look like, a path such as `007` stays text, and a key that stands twice is an error.
+Here numbers are what they look like, a path such as `007` stays text, and a repeated key is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stoker_proto.errors import ConfigError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--config FILE` and `--set a.b=value`, the same in every program: `load_config(arguments.config, arguments.set)`."""
+    """Add `--config FILE` and `--set a.b=value`, the arguments of `load_config`, the same in every program."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML that loaders and trainers share")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=V", help="override one key of it; repeatable"
@@ -32,7 +32,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read FILE, apply `a.b=value` overrides in order (values are YAML), check everything. Raises ConfigError."""
+    """Read the file, apply `a.b=value` overrides in order (values are YAML) and check everything. Raises ConfigError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,14 +51,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from_tree(tree: Any) -> Config:
-    """The config of `config_to_tree`. Raises ConfigError where this version reads it differently."""
+    """The inverse of `config_to_tree`. Raises ConfigError where the tree is not valid for this version."""
     config = typing.cast(Config, _read(Config, tree, ""))
     config.check()
     return config
 
 
 def config_to_tree(value: Any) -> Any:
-    """The plain lists, dicts and numbers of a config: what is stored in a checkpoint and compared."""
+    """A config as plain lists, dicts and numbers, as checkpoints store and compare it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: config_to_tree(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
@@ -82,7 +82,7 @@ def _parse_yaml(text: str, name: str) -> Any:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's plain decimal numbers, without dates, and with each key at most once."""
+    """SafeLoader with YAML 1.2's decimal numbers, without dates; a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -1,10 +1,10 @@
-"""`data.remote`: how files behind URLs in the data paths are fetched and kept.
+"""`data.remote`: how files behind URLs in the data paths are fetched and cached.
 
     data:
       train_data_paths: [s3://robots/bridge/*.jsonl]
       remote: {cache_gb: 500, storage_options: {s3: {endpoint_url: https://objects.example.org}}}
 
-Credentials never stand here: the file systems' libraries take them from the environment or from their own files.
+This section never holds credentials: the file systems' libraries take them from the environment or from their own files.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _USER_IN_URL = re.compile(r"://[^/@]*@")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteConfig:
-    """Files behind URLs. Nothing here changes what is in a batch."""
+    """How remote files are fetched and cached. Nothing here changes the content of a batch."""
 
     cache_gb: float = field(default=100.0, metadata=above(0))
-    """Copies kept in a cache folder, in GB (10**9 bytes), over all loaders that share it; the oldest in use go first."""
+    """Size of the cache folder in GB (10**9 bytes), over all loaders that share it. The least recently used copies go first."""
     min_free_gb: float = field(default=5.0, metadata=at_least(0))
-    """Copies give way, too, rather than leave less than this free on the disk, in GB."""
+    """Copies are deleted, too, when less than this is free on the disk, in GB."""
     concurrency: int = field(default=16, metadata=allowed("1 to 256 are possible", lambda number: 1 <= number <= 256))
-    """Files that one process fetches at the same time."""
+    """Most files that one process fetches at the same time."""
     deadline_s: float = field(default=60.0, metadata=above(0))
-    """A file of which nothing has come for this long, over all retries, is given up."""
+    """A fetch fails when no byte has arrived for this long, over all retries."""
     recheck_hours: float = field(default=24.0, metadata=at_least(0))
-    """A copy older than this is compared with its original before it is used (shards: at every start). 0: each time."""
+    """A copy older than this is compared with its original before use (shards: at every start). 0: before each use."""
     storage_options: dict[str, Any] = field(default_factory=dict)
     """Protocol -> options of its fsspec file system, e.g. {s3: {endpoint_url: https://objects.example.org}}; no credentials."""
 
     def check(self) -> None:
-        """The file systems' options hold no credentials. Raises ConfigError."""
+        """Check that `storage_options` is well formed and holds no credentials. Raises ConfigError."""
         for protocol, options in self.storage_options.items():
             if not isinstance(options, dict):
                 raise ConfigError(

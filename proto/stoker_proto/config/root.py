@@ -1,4 +1,4 @@
-"""The whole file, and the rules between its keys."""
+"""The whole file: its sections, and the rules between keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Config:
     trainer: TrainerConfig
 
     def check(self) -> None:
-        """Rules between keys. Raises ConfigError with the values, the rule and the way out."""
+        """Check ranges and the rules between keys. Raises ConfigError with the values, the rule and the way out."""
         check_ranges(self)
         self.data.check_sources()
         self.data.remote.check()

@@ -13,7 +13,7 @@ class ImageConfig:
     """How a camera frame becomes the model's pixels."""
 
     transport: Literal["base64", "jpeg", "pixels"] = "base64"
-    """What travels: Base64 text of a JPEG, the JPEG's bytes, or raw uint8 pixels (lossless, about ten times the bytes)."""
+    """What is sent: the Base64 text of a JPEG, the JPEG's bytes, or raw uint8 pixels (lossless, about ten times the bytes)."""
     quality: int = field(
         default=95, metadata=allowed("JPEG quality lies in 1-100", lambda quality: 1 <= quality <= 100)
     )
@@ -21,19 +21,19 @@ class ImageConfig:
     depth: bool = False
     """Add the depth frame as a second image (see `stoker_proto.images.transport.depth_to_rgb`)."""
     depth_max_mm: int = field(default=2000, metadata=at_least(1))
-    """Depth in mm that maps to white; what is farther is clipped."""
+    """Depth in mm that maps to white; larger depths are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training images, the same for a given (seed, epoch, sample); never applied to validation."""
+    """Random changes of training images, a function of (seed, epoch, sample); never applied to validation."""
 
     enabled: bool = False
     """Switch them on."""
     crop_area: float = field(
         default=0.9, metadata=both(above(0), allowed("a share of the image, at most 1", lambda share: share <= 1))
     )
-    """Share of the image's area that a random crop keeps (OpenVLA: 0.9); 1 turns cropping off."""
+    """Share of the image's area that a random crop keeps (OpenVLA: 0.9). 1: no cropping."""
     brightness: float = field(default=0.2, metadata=between(0, 1))
     """Largest relative change of brightness."""
     contrast: float = field(default=0.2, metadata=between(0, 1))
@@ -48,36 +48,36 @@ class ActionConfig:
 
     codec: Literal["vq", "bins", "fast"] = "vq"
     """`vq`: k-means codebook with residual levels, fitted by `loader-prepare`; `bins`: OpenVLA's 256 uniform bins; `fast`: cosine
-    transform of the whole chunk and byte-pair encoding, a variable number of tokens, fewest for chunks of 5 and more."""
+    transform of the whole chunk, then byte-pair encoding: a variable number of tokens, the fewest for chunks of 5 and more."""
     chunk: int = field(default=1, metadata=at_least(1))
-    """Consecutive actions predicted at each timestep; the last ones of a trajectory repeat its final action."""
+    """Consecutive actions predicted at each timestep. Chunks that reach beyond a trajectory repeat its final action."""
     vocabulary: Literal["reuse_last", "added"] = "reuse_last"
     """`reuse_last`: actions take the last ids of the tokenizer's vocabulary, as OpenVLA does; `added`: new tokens."""
     codec_path: str | None = None
-    """Take this fitted codec (`loader-prepare --codec-out FILE`) and do not fit: needed where loaders hold different data."""
+    """Use this fitted codec (`loader-prepare --codec-out FILE`) and do not fit one. Needed where loaders hold different data."""
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Passed to the codec's fit: `{codebook_size: 256, levels: 4}` (vq), `{num_bins: 256}` (bins), `{vocab_size: 1024, scale: 10,
     min_frequency: 2}` (fast)."""
     statistics_path: str | None = None
-    """Normalise by the statistics in this file (LeRobot's `meta/stats.json`, OpenVLA's `dataset_statistics.json`) instead of by
-    those of the train data."""
+    """Normalise by the statistics in this file (LeRobot's `meta/stats.json`, OpenVLA's `dataset_statistics.json`) instead of the
+    statistics of the train data."""
     unmasked: tuple[int, ...] = (6,)
-    """Dimensions that are not normalised by their quantiles (7-DoF: the gripper, as OpenVLA does)."""
+    """Dimensions that are not normalised by their quantiles. The default is the gripper of a 7-DoF arm, as in OpenVLA."""
     learn_padding: bool = True
-    """Whether timesteps of a chunk beyond the trajectory's ends, which repeat its last (or first) action, are labels of training
-    like the others; false needs a codec with tokens of their own for each timestep (`vq`, `bins`)."""
+    """Whether a chunk's timesteps beyond the trajectory's ends, which repeat its last (or first) action, are labels. `false`
+    needs a codec with separate tokens for each timestep (`vq`, `bins`)."""
     drop_noops: bool = False
-    """Leave out timesteps whose action moves nothing (|dxyz| <= 0.01 and |drot| <= 0.06) and keeps the gripper's state."""
+    """Leave out timesteps whose action moves nothing (|dxyz| <= 0.01 and |drot| <= 0.06) and does not change the gripper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogueConfig:
-    """How a sample is written down."""
+    """How a sample is written as text."""
 
     template: Literal["stoker", "openvla", "chat_template", "custom"] = "stoker"
     """`stoker`: `<|User|> {image} {instruction} <|Assistant|> {answer}`; `openvla`: `In: What action ...? Out: {answer}`;
-    `chat_template`: the model's own; `custom`: the keys below. Dialogues of several turns need `stoker` or `chat_template`."""
+    `chat_template`: the model's own; `custom`: `user` below. Dialogues of several turns need `stoker` or `chat_template`."""
     user: str | None = None
-    """With `custom`: text before the answer; `{image}`, `{instruction}` and `{state}` are filled in."""
+    """With `custom`: the text before the answer, in which `{image}`, `{instruction}` and `{state}` are replaced."""
     end: str | None = None
-    """Token that ends the answer and is trained; default: the tokenizer's end-of-sequence token."""
+    """Token that ends the answer and is a label; default: the tokenizer's end-of-sequence token."""

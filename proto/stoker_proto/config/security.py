@@ -1,4 +1,4 @@
-"""`cluster.security`: which key files make the wire between loaders and ranks encrypted and authenticated.
+"""`cluster.security`: the key files that encrypt and authenticate the wire between loaders and ranks.
 
     security:
       loader_secret: keys/loader.key_secret    # on the loaders' hosts
@@ -6,7 +6,7 @@
       loader_key: keys/loader.key              # on the ranks' hosts
       rank_secret: keys/rank.key_secret
 
-One YAML for both sides: each opens its own files only (`keys.py`), so that a rank's host need not hold the loaders' secret.
+Both sides share the YAML, but each opens only its own files (`wire/keys.py`): a rank's host does not need the loaders' secret.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from stoker_proto.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecurityConfig:
-    """CURVE keys of the wire, made by `loader-keys`. Without any, a loader serves the loopback only (or `--insecure`)."""
+    """CURVE keys, made by `loader-keys`. Without keys a loader serves only the loopback, unless started with `--insecure`."""
 
     loader_secret: str | None = None
     """Loaders: file of their secret key (`*.key_secret`, mode 0600). All loaders of a run share one pair."""
     allowed_ranks: tuple[str, ...] = ()
-    """Loaders: public keys of the ranks that may connect: `*.key` files, or folders of them. Read once, at the start."""
+    """Loaders: public keys of the ranks that may connect: `*.key` files or folders of them, read once at the start."""
     loader_key: str | None = None
-    """Ranks: file of the loaders' public key (`*.key`): nobody else is believed to be a loader."""
+    """Ranks: file of the loaders' public key (`*.key`). A rank accepts only loaders that have its secret half."""
     rank_secret: str | None = None
     """Ranks: file of their secret key (`*.key_secret`, mode 0600). All ranks may share one pair."""
 
     def check(self) -> None:
-        """Rules between the keys. Raises ConfigError."""
+        """Check the rules between the keys. Raises ConfigError."""
         if (self.loader_secret is None) != (not self.allowed_ranks):
             raise ConfigError(
                 f"cluster.security.loader_secret is {self.loader_secret!r} and allowed_ranks is {list(self.allowed_ranks)!r}: a "

@@ -1,4 +1,4 @@
-"""`trainer`: how it is trained, fed and kept."""
+"""`trainer`: training, feeding the ranks, checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from stoker_proto.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggerConfig:
-    """Where figures go."""
+    """Where metrics are logged."""
 
     tensorboard: bool = True
     """Write TensorBoard event files to `{output_dir}/tensorboard`."""
     wandb: bool = False
     """Log the same to Weights & Biases (extra `stoker[wandb]`; WANDB_MODE=offline works)."""
     wandb_project: str = "stoker"
-    """Project name there."""
+    """Project name in Weights & Biases."""
     log_interval: int = field(default=1, metadata=at_least(1))
-    """Steps between two lines."""
+    """Optimizer steps between two log lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,45 +28,46 @@ class FeedConfig:
     """How a rank pulls its micro-batches."""
 
     prefetch: int = field(default=8, metadata=at_least(1))
-    """Micro-batches asked for ahead of the one that trains: the credit window."""
+    """Micro-batches requested ahead of the one that trains: the credit window."""
     ticket_deadline_s: float = field(default=10.0, metadata=above(0))
-    """A piece not here after this time is asked from another loader; sooner, down to 1 s, once the loaders' latency is known."""
+    """After this time a missing piece is requested from another loader. Once the loaders' latency is known the deadline is
+    shorter, but at least 1 s."""
     hedge_share: float = field(default=0.05, metadata=between(0, 1))
-    """Of the tickets, how many may be asked of a second loader because the first is unusually slow; 0: none."""
+    """Share of the tickets that may go to a second loader because the first is unusually slow. 0: none."""
     hedge_multiple: float = field(default=3.0, metadata=at_least(1))
-    """Unusually slow: so many times the latency to be expected, and 0.2 s at least."""
+    """A loader is unusually slow after this many times the expected latency, and after at least 0.2 s."""
     takeover_ratio: float = field(
         default=3.0, metadata=allowed("it must be above 1, or 0 for no takeover", lambda ratio: ratio == 0 or ratio > 1)
     )
-    """An idle loader so many times faster takes lanes over from an overloaded one, for a time; 0: never."""
+    """An idle loader takes over lanes of an overloaded one, for a time, if it is this many times faster. 0: never."""
     backoff_s: float = field(default=60.0, metadata=at_least(0))
-    """A loader that comes and goes is home to no lanes for up to this time after it came back; 0: for none."""
+    """A loader that fails repeatedly gets no lanes for up to this time after its return. 0: it gets them at once."""
     data_deadline_s: float = field(default=120.0, metadata=above(0))
-    """A rank without data for this long ends with a message and a non-zero exit."""
+    """A rank that gets no data for this long ends with an error and a non-zero exit code."""
     connect_deadline_s: float = field(default=60.0, metadata=above(0))
-    """Loaders that together hold all the data must have answered after this time."""
+    """Within this time, loaders that together hold all the data must have answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept for a resume."""
+    """Checkpoints, and how a run resumes."""
 
     interval: int = field(default=500, metadata=at_least(0))
-    """Optimizer steps between two checkpoints; one is always written at the end. 0: only at the end."""
+    """Optimizer steps between two checkpoints. The last step always writes one. 0: only the last step."""
     keep: int = field(default=2, metadata=at_least(1))
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     resume: str | None = "auto"
-    """`auto`: the newest in `output_dir`, if there is one; a checkpoint folder; or null to start anew."""
+    """`auto`: the newest checkpoint in `output_dir`, if there is one; a checkpoint folder; or null: start a new run."""
     universal: bool = False
     """Resume on another number of ranks, through DeepSpeed's universal checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
-    """How it is trained."""
+    """The training itself."""
 
     micro_batch_size: int = field(metadata=at_least(1))
-    """Rows of one forward on one rank."""
+    """Rows of one forward pass on one rank."""
     global_batch_size: int = field(metadata=at_least(1))
     """Rows of one optimizer step over all ranks: micro_batch_size x ranks x accumulation."""
     lr: float = field(metadata=above(0))
@@ -78,27 +79,27 @@ class TrainerConfig:
     )
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
     eval_interval: int = field(default=500, metadata=at_least(0))
-    """Optimizer steps between two validations; one is always made at the end. 0: never."""
+    """Optimizer steps between two validations. The last step is always followed by one. 0: no validation."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine down to `min_lr_ratio` of lr at the last step, or constant."""
+    """After the warm-up: a cosine from lr down to `min_lr_ratio` of it at the last step, or constant."""
     warmup_ratio: float = field(default=0.03, metadata=between(0, 1))
-    """Share of all steps during which the rate rises linearly from 0."""
+    """Share of all steps in which the learning rate rises linearly from 0."""
     min_lr_ratio: float = field(default=0.0, metadata=between(0, 1))
-    """Where the cosine ends, as a share of lr."""
+    """Learning rate at the end of the cosine, as a share of lr."""
     weight_decay: float = field(default=0.0, metadata=at_least(0))
-    """AdamW's, on matrices only (not on biases and norms)."""
+    """Weight decay of AdamW, on matrices only (not on biases and norms)."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's."""
+    """Betas of AdamW."""
     grad_clip: float = field(default=1.0, metadata=at_least(0))
     """Largest gradient norm over all parameters; 0: no clipping."""
     max_skipped_steps: int = field(default=20, metadata=at_least(0))
-    """Steps in a row with a non-finite gradient norm (skipped, counted) after which the run ends."""
+    """The run ends after this many consecutive steps whose gradient norm is not finite; such steps are not applied."""
     seed: int = 0
-    """Of dropout and of newly made weights."""
+    """Seed of dropout and of newly initialised weights."""
     output_dir: str = "outputs"
-    """Checkpoints, logs and the exported model."""
+    """Folder for checkpoints, logs and the exported model."""
     export: bool = True
-    """Write a model that transformers loads to `{output_dir}/export` at the end."""
+    """At the end, write a model that transformers loads to `{output_dir}/export`."""
     zero_stage: Literal[1, 2, 3] = 3
     """DeepSpeed ZeRO stage."""
     offload: bool = False
@@ -109,7 +110,7 @@ class TrainerConfig:
 
 
 def check_batch_arithmetic(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro-batches that a rank accumulates per step; ConfigError where the global batch does not divide.
+    """The micro-batches that a rank accumulates per step. Raises ConfigError where the global batch does not divide.
 
     >>> check_batch_arithmetic(64, 4, 8)
     2

@@ -1,11 +1,11 @@
-"""Random changes of a training image, each a pure function of a 64-bit key: the same on every machine, in whole numbers only.
+"""Random changes of a training image, each a pure function of a 64-bit key. They use whole numbers, so all machines agree.
 
-A crop of the frame keeps `crop_area` of it and its aspect ratio; the model's resize then makes it the model's size. After
-that brightness, contrast and saturation are scaled by factors in [1 - value, 1 + value]. In sequence they would be
+A crop keeps `crop_area` of the frame and its aspect ratio; the model's resize then scales it to the model's size. After that
+brightness, contrast and saturation are scaled by factors in [1 - value, 1 + value]. One after the other they are
 
     x1 = b x        x2 = s x1 + (1 - s) grey(x1)        x3 = c x2 + (1 - c) mean(grey(x2))
 
-which is one sum, rounded and clipped once:  x3 = c s b x + c (1 - s) b grey(x) + (1 - c) b mean(grey(x)).
+which equals one sum, rounded and clipped once:  x3 = c s b x + c (1 - s) b grey(x) + (1 - c) b mean(grey(x)).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RED, _GREEN, _BLUE = 77, 150, 29  # of 256: the weights of ITU-R BT.601
 
 
 def crop_box(height: int, width: int, area: float, key: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the part of a frame that is kept."""
+    """(top, left, height, width) of the part of a frame to keep, in pixels."""
     side = math.sqrt(area)
     kept_height, kept_width = max(1, round(height * side)), max(1, round(width * side))
     down, right = (int(value) for value in keyed_hashes(2, key))
@@ -34,7 +34,7 @@ def crop_box(height: int, width: int, area: float, key: int) -> tuple[int, int, 
 
 
 def jitter(pixels: Pixels, config: AugmentConfig, key: int) -> Pixels:
-    """uint8[H, W, 3] with other brightness, contrast and saturation; the input is left as it is."""
+    """uint8[H, W, 3] with changed brightness, contrast and saturation. The input is not modified."""
     hashes = keyed_hashes(5, key)[2:]  # the first two are the crop's
     brightness, contrast, saturation = (
         _factor(value, int(number))

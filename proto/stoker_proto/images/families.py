@@ -1,10 +1,10 @@
 """From a model's folder to its ImageSpec, one function per family of vision-language models.
 
-Read from config.json and the processor's JSON; what a file leaves out has the default of the class that it names
-(transformers `models/{clip,siglip,llava,idefics3}/image_processing_pil_*.py`). Idefics3 and SmolVLM can cut an image into
-tiles; Stoker never does: an image is one square, as with `do_image_splitting=False`. Where such a model's `size` is larger
-than its `max_image_size`, its processor scales up first and then down; so do we, at 10-20 ms an image: set both to the same
-in the model's processor_config.json and it costs 0.5 ms.
+The values come from config.json and the processor's JSON. Missing values have the defaults of the image processor's class
+(transformers `models/{clip,siglip,llava,idefics3}/image_processing_pil_*.py`). Idefics3 and SmolVLM can cut an image into tiles;
+Stoker never does: an image is one square, as with `do_image_splitting=False`. Where such a model's `size` is larger than its
+`max_image_size`, its processor scales up first and then down, and so does Stoker. That takes 10-20 ms an image; with both set to
+the same value in the model's processor_config.json it takes 0.5 ms.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer) -> ImageSpec | None:
-    """The model's ImageSpec; None for a model that takes text only. Raises ConfigError for what is not known."""
+    """The model's ImageSpec; None for a model that takes text only. Raises ConfigError for an unknown family or value."""
     family = str(folder.config.get("model_type"))
     if family not in FAMILIES:
         if "vision_config" in folder.config:
@@ -53,7 +53,7 @@ def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer) -> ImageSpec | No
 
 
 class _Reader:
-    """The values of one folder, with the defaults of the image processor that it names."""
+    """The values in one model's folder, with the defaults of its image processor."""
 
     def __init__(self, folder: ModelFolder, tokenizer: Tokenizer) -> None:
         self.folder, self.tokenizer = folder, tokenizer
@@ -70,7 +70,7 @@ class _Reader:
         return ConfigError(f"model.base_model_path is {str(self.folder.path)!r}: {reason}")
 
     def spec(self, family: str, steps: list[Step], num_tokens: int, **more: Any) -> ImageSpec:
-        """The values that all families share. The last step is `fixed` or `crop`, so it gives the size."""
+        """The ImageSpec, from values that all families share. The last step is `fixed` or `crop` and so defines the size."""
         token_id = self.folder.config.get("image_token_id", self.folder.config.get("image_token_index"))
         token = None if token_id is None else self.tokenizer.id_to_token(int(token_id))
         if token_id is None or token is None:
@@ -111,7 +111,7 @@ class _Reader:
             )
 
     def size_steps(self) -> list[Step]:
-        """The steps of a processor that scales to `size` and may cut out the centre."""
+        """The steps of a processor that scales to `size` and may crop the centre."""
         image = self.image
         size = {"shortest_edge": image["size"]} if isinstance(image["size"], int) else image["size"]
         steps: list[Step] = []
@@ -204,4 +204,4 @@ FAMILIES: dict[str, Callable[[_Reader], ImageSpec]] = {
     "smolvlm": _idefics3,
     "paligemma": _paligemma,
 }
-"""`model_type` of config.json -> how its images are read."""
+"""`model_type` of config.json -> the function that reads its ImageSpec."""

@@ -1,9 +1,9 @@
-"""From a camera frame's size to the model's: the resizing, padding and cropping steps of image processors, as arithmetic.
+"""From a frame's size to the model's size: the resizing, padding and cropping steps of image processors, as arithmetic.
 
     steps ("shortest", 224, 0), ("crop", 224, 224) and a frame of 480 x 640
     ->  ("resize", 0, 0, 224, 298), ("crop", 0, 37, 224, 224)
 
-The rounding of each step is that of transformers' processors (`image_transforms.py`, `image_processing_pil_idefics3.py`).
+Each step rounds as transformers' processors do (`image_transforms.py`, `image_processing_pil_idefics3.py`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 Step = tuple[Literal["square", "shortest", "longest", "fixed", "crop"], int, int]
-"""`square`: pad to a square; `shortest`, `longest`: scale this edge to so many pixels; `fixed`, `crop`: height, width."""
+"""`square`: pad to a square; `shortest`, `longest`: scale this edge to a number of pixels; `fixed`, `crop`: height, width."""
 Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
-"""What to do, top, left, height, width."""
+"""(name, top, left, height, width), in pixels."""
 
-_MAX_EDGE = 4096  # what Idefics3 scales to at most
+_MAX_EDGE = 4096  # the largest that Idefics3 scales to
 
 
 def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Operation, ...]:
-    """The operations that a frame of this size needs; none where it fits already."""
+    """The operations that turn a frame of this size into the model's; none where it already fits."""
     operations: list[Operation] = []
     for name, first, second in steps:
         if name == "square":
@@ -54,7 +54,7 @@ def _scaled(name: str, first: int, second: int, height: int, width: int) -> tupl
 
 
 def _longest_edge(edge: int, height: int, width: int) -> tuple[int, int]:
-    """Idefics3: the longest edge to `edge`, the other one rounded down and then up to an even number; 4096 at most."""
+    """Idefics3: the longest edge becomes `edge`; the other is rounded down, then up to an even number. At most 4096 each."""
     ratio = width / height
     if width >= height:
         height, width = int(edge / ratio), edge

@@ -1,12 +1,12 @@
-"""Antialiased resizing as Pillow does it, by fast_image_resize (Rust, SIMD, drops the GIL) where its wheel is installed.
+"""Antialiased resizing as in Pillow, by fast_image_resize (Rust, SIMD, drops the GIL) where its wheel is installed.
 
-The rule is Pillow's: all rows are filtered and rounded, then all columns. One call of the Rust library rounds elsewhere and
-differs by up to 50 levels of 255; two calls, width first, agree with Pillow within 2 levels, and within 0.1 on average
-(measured: 0.003-0.02 for bicubic and Lanczos, up to 0.08 for bilinear upscaling), in a fifth of its time.
+The rule is Pillow's: filter and round all rows, then all columns. One call of the Rust library rounds at another point and
+differs by up to 50 levels of 255. Two calls, width first, agree with Pillow within 2 levels, and within 0.1 on average (measured:
+0.003-0.02 for bicubic and Lanczos, up to 0.08 for bilinear upscaling), and take a fifth of its time.
 
-From Pillow 13 on, an image whose height shrinks more than its width may be filtered by columns first, which shows at hard
-edges (up to 25 levels in noise). Both functions here keep the order that Pillow had until then, and that models were trained
-with: pixels must not depend on the version installed.
+From version 13 on, Pillow may filter the columns first where the height shrinks more than the width, which changes hard edges (up
+to 25 levels in noise). Both functions here keep Pillow's earlier order, with which models were trained: pixels must not depend on
+the installed version.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pillow_resize() -> ResizeFunction:
 
 
 def rust_resize() -> ResizeFunction:
-    """The same by fast_image_resize; the array given back is read-only."""
+    """The same by fast_image_resize. The returned array is read-only."""
     library = importlib.import_module("cykooz_resizer")
     make_image, rgb = library.ImageData, library.PixelType.U8x3
     options = {
@@ -69,7 +69,7 @@ def rust_resize() -> ResizeFunction:
 
 
 def best_resize() -> tuple[ResizeFunction, str]:
-    """The faster one that is installed, with its name and version."""
+    """(the faster installed function, its name and version)."""
     if importlib.util.find_spec("cykooz_resizer") is not None:
         return rust_resize(), f"cykooz-resizer {version('cykooz-resizer')}"
     return pillow_resize(), f"pillow {version('pillow')}"

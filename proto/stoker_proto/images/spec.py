@@ -1,4 +1,4 @@
-"""What one model wants of its images, as plain values: size, resampling, normalisation, tokens."""
+"""What one model needs of its images, as plain values: size, resampling, normalisation, tokens."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from stoker_proto.images.geometry import Step
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 
 MAX_EDGE = 1 << 14
-"""Pixels of a model's image in one direction, at most."""
+"""Largest height and width of a model's image, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
-    """The model's input: uint8[height, width, 3], then (pixel * rescale - mean) / std on the device."""
+    """The model's input: uint8[height, width, 3], which the device turns into (pixel * rescale - mean) / std."""
 
     family: str
-    """The model's kind: llava, idefics3, paligemma."""
+    """llava, idefics3 or paligemma."""
     height: int
     width: int
     steps: tuple[Step, ...]
-    """How a frame of any size gets there, see `stoker_proto.images.geometry`."""
+    """How a frame of any size becomes the model's size, see `stoker_proto.images.geometry`."""
     resample: Resample
-    """Antialiased, as Pillow does it."""
+    """The filter; antialiased as in Pillow."""
     pad_colour: tuple[int, int, int] = (0, 0, 0)
     """RGB of the step `square`."""
     rescale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     num_tokens: int
-    """Tokens `token` per image: as many as the vision tower gives features."""
+    """How many times `token` stands for one image: once per feature of the vision tower."""
     token: str
-    """The placeholder that the model replaces by a feature, e.g. "<image>"."""
+    """The placeholder that the model replaces by one feature, e.g. "<image>"."""
     token_id: int
     before: str = ""
-    """Text in front of an image's placeholders."""
+    """Text before an image's placeholders."""
     after: str = ""
-    """Text behind them."""
+    """Text after them."""
     before_bos: bool = False
-    """All images stand in front of the whole text, also of its begin-of-sequence token (PaliGemma)."""
+    """All images come before the whole text and its begin-of-sequence token (PaliGemma)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats exact."""
@@ -49,7 +49,7 @@ class ImageSpec:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
-        """The spec that `to_json` described."""
+        """The spec that `to_json` described. Raises DataError."""
         names = {item.name for item in fields(cls)}
         if set(tree) != names:
             odd = ", ".join(sorted(map(str, set(tree) ^ names)))

@@ -1,4 +1,4 @@
-"""A camera frame -> the model's pixels -> the bytes that travel, and back.
+"""A camera frame -> the model's pixels -> the bytes on the wire, and back.
 
     uint8[480, 640, 3] --crop, resize as the model's processor, jitter--> uint8[224, 224, 3] --JPEG 4:2:0, Base64--> b"/9j/4A..."
 
@@ -31,20 +31,20 @@ _MAX_SIZES = 1024
 def depth_to_rgb(depth: NDArray[np.uint16], max_mm: int) -> Pixels:
     """Depth in mm, uint16[H, W] -> grey uint8[H, W, 3]: linear, 0 mm (no reading) is black, max_mm and beyond are white.
 
-    One level is max_mm / 255 (7.8 mm for 2,000): a JPEG keeps grey well and packed bits not at all.
+    One level is max_mm / 255 (7.8 mm for 2,000). Grey, because a JPEG would destroy depth packed into bits.
     """
     return np.repeat(_grey_levels(max_mm).take(depth), 3).reshape(*depth.shape, 3)
 
 
 @cache
 def _grey_levels(max_mm: int) -> Pixels:
-    """uint8[65536]: the grey of each depth in mm, rounded."""
+    """uint8[65536]: the grey level of each depth in mm, rounded."""
     depth = np.minimum(np.arange(1 << 16, dtype=np.int64), max_mm)
     return ((depth * 255 + max_mm // 2) // max_mm).astype(np.uint8)
 
 
 class ImageCoder:
-    """Frames to transported bytes and back, for one model and one config. May be used by many threads."""
+    """Frames <-> bytes on the wire, for one model and one config. Safe to use from many threads."""
 
     def __init__(self, spec: ImageSpec, image: ImageConfig, augment: AugmentConfig) -> None:
         self.spec, self.image, self.augment = spec, image, augment
@@ -57,14 +57,14 @@ class ImageCoder:
 
     @property
     def libraries(self) -> str:
-        """What the exact bytes depend on beside the spec."""
+        """Names and versions of the libraries that determine the exact bytes."""
         return f"simplejpeg {version('simplejpeg')}, {self._resizer_name}"
 
     def encode(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
-        """A frame, uint8[H, W, 3] or depth uint16[H, W] in mm, as it travels.
+        """The bytes of a frame, uint8[H, W, 3] or depth uint16[H, W] in mm. Raises DataError for another shape or type.
 
-        augment_key: 64 bits that decide on the augmentation; None leaves it out. One key gives depth the same crop as
-        its colour frame; depth keeps its levels. Raises DataError for another shape or type.
+        augment_key: 64 bits that determine the augmentation; None: no augmentation. With the same key a depth frame gets the
+        crop of its colour frame; its levels stay.
         """
         pixels = self.pixels(frame, augment_key)
         if self.transport == "pixels":
@@ -73,7 +73,7 @@ class ImageCoder:
         return pybase64.b64encode(jpeg) if self.transport == "base64" else jpeg
 
     def pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> Pixels:
-        """The model's pixels, C-contiguous uint8[height, width, 3]; the frame itself where nothing changes it."""
+        """The model's pixels, C-contiguous uint8[height, width, 3]; the frame itself where nothing changes. Raises DataError."""
         is_depth = frame.ndim == 2 and frame.dtype == np.uint16
         if not is_depth and (frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8):
             raise DataError(
@@ -91,9 +91,9 @@ class ImageCoder:
         return np.ascontiguousarray(pixels)
 
     def decode(self, data: bytes, out: Pixels) -> None:
-        """Write the image of transported bytes into `out`, C-contiguous uint8[height, width, 3].
+        """Write the image in the bytes `data` into `out`, C-contiguous uint8[height, width, 3].
 
-        Raises RemoteProtocolError for anything else than an image of exactly this size; nothing larger is allocated.
+        Raises RemoteProtocolError for anything but an image of exactly this size. Allocates nothing larger.
         """
         if out.shape != self._shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype}{list(out.shape)}: C-contiguous uint8{list(self._shape)} is expected")
@@ -117,7 +117,7 @@ class ImageCoder:
             )
 
     def _fit(self, pixels: Pixels) -> Pixels:
-        """Pad, resize and crop as the model's own processor."""
+        """Pad, resize and crop as the model's own processor does."""
         size = pixels.shape[:2]
         operations = self._operations.get(size)
         if operations is None:

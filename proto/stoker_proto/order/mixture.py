@@ -1,14 +1,14 @@
-"""Several sources in one stream: whose turn it is, and what a run's epoch takes of a source's passes.
+"""Several sources in one stream: which source comes when, and which passes over a source an epoch of the run contains.
 
-Within a source the order of a *pass* is that of `order.py` over the lanes of all its entries. Between sources: source s gives n
-samples to the epoch, in cells of `data.order.cell`, and a cell is due when its middle sample i would be, at i / n of the
-epoch. So each source is within half a cell of its line from (0, 0) to (end, n) at any time.
+Within a source the order of a *pass* is that of `lanes.py` over the lanes of all its entries. Between sources: a source gives n
+samples to the epoch, in cells of `data.order.cell`. A cell is due at the time of its middle sample i, which is i / n of the
+epoch. So at any time each source is within half a cell of its even share.
 
     epoch 1, rate 2.5 passes:   second half of pass 2, pass 3, pass 4     (epoch 0 took passes 0, 1 and the first half of 2)
 
-Without weights every epoch is one pass over everything. With weights the source that lasts longest is passed over once per
-epoch, another one `rate` times; rates are fractions of 2**32, so that all ranks agree, and what an epoch leaves of a pass the
-next one takes: every pass of every source is trained exactly once, whatever the rates.
+Without weights every epoch is one pass over all sources. With weights an epoch is one pass over the source that lasts longest and
+`rate` passes over another. Rates are whole multiples of 2**-32, so all ranks agree. An epoch begins a source where the epoch
+before stopped, so every pass of every source is trained exactly once, at any rate.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _SCALE = 32  # bits of a fraction of a pass
 _TIME = 1 << 48  # the end of the epoch; whole numbers, so that all machines agree
 ONE_PASS = 1 << _SCALE
 MAX_RATE = 100
-"""Passes of one source in an epoch at most: each has to be planned."""
+"""Most passes over one source in an epoch: each needs a plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassShare:
-    """What an epoch takes of one pass: the fraction [begin, end) in units of 2**-32."""
+    """The part of one pass that an epoch contains: the fraction [begin, end) of it in units of 2**-32."""
 
     number: int
-    """Of the pass, from 0."""
+    """Number of the pass, from 0."""
     begin: int
     end: int
 
     def cut(self, num_samples: int) -> tuple[int, int]:
-        """The positions [first, last) of a pass of so many samples; neighbouring spans meet."""
+        """The positions [first, last) in a pass of `num_samples`. Neighbouring shares meet without gap or overlap."""
         half = ONE_PASS // 2  # to the nearest: a rate of 2.4 passes is not exactly that in binary
         return (num_samples * self.begin + half) >> _SCALE, (num_samples * self.end + half) >> _SCALE
 
 
 def pass_shares(rate: int, epoch: int) -> list[PassShare]:
-    """The passes of one epoch at `rate` (in units of 2**-32 passes an epoch).
+    """The passes of one epoch at `rate` (in units of 2**-32 passes per epoch).
 
     >>> [(share.number, share.begin / ONE_PASS, share.end / ONE_PASS) for share in pass_shares(5 * ONE_PASS // 2, 1)]
     [(2, 0.5, 1.0), (3, 0.0, 1.0), (4, 0.0, 1.0)]
@@ -59,12 +59,12 @@ def pass_shares(rate: int, epoch: int) -> list[PassShare]:
 
 
 def rates(names: Sequence[str], num_samples: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """For each source its passes per epoch, in units of 2**-32; 2**32 for the one that lasts longest.
+    """The passes per epoch of each source, in units of 2**-32: 2**32 for the source that lasts longest.
 
     Args:
         names: for messages.
-        num_samples: of one pass.
-        weights: the shares of samples; need not add up to 1.
+        num_samples: samples of one pass over each source.
+        weights: shares of samples; they need not add up to 1.
 
     Raises:
         ConfigError: a source would repeat more than `MAX_RATE` times.
@@ -86,9 +86,9 @@ class PassRange:
     """Positions [first, last) of one pass over a source."""
 
     number: int
-    """Of the pass."""
+    """Number of the pass."""
     order: Order
-    """Of the pass."""
+    """Order of the pass."""
     first: int
     last: int
 
@@ -99,12 +99,12 @@ class SourceRun:
 
     source: int
     start: int
-    """Counted from the source's first sample of the epoch."""
+    """Position among the source's samples of the epoch."""
     count: int
 
 
 class SourceOrder:
-    """Whose turn it is, at any stream position; found by bisection over time, without those before."""
+    """The source at any stream position, found by bisection over time without computing the positions before."""
 
     def __init__(self, counts: Sequence[int], cell: int) -> None:
         """counts: samples of each source in the epoch."""
@@ -112,7 +112,7 @@ class SourceOrder:
         self.total = sum(counts)
 
     def runs(self, start: int, stop: int) -> list[SourceRun]:
-        """Stream positions [start, stop) as turns, in stream order."""
+        """Stream positions [start, stop) as runs of sources, in stream order. Raises LocalProtocolError outside the epoch."""
         if not 0 <= start <= stop <= self.total:
             raise LocalProtocolError(f"stream positions [{start}, {stop}) of an epoch of {self.total} samples")
         runs: list[SourceRun] = []
@@ -135,16 +135,16 @@ class SourceOrder:
         return min(cells * self.cell, self.counts[source])
 
     def _due(self, source: int, cell: int) -> int:
-        """When the middle of a cell is due; beyond the epoch where there is no such cell."""
+        """The due time of a cell's middle; a time beyond the epoch where there is no such cell."""
         low, high = self._samples(source, cell), self._samples(source, cell + 1)
         return (low + high) * _TIME // (2 * self.counts[source]) if low < high else 2 * _TIME
 
     def _cells_before(self, source: int, time: int) -> int:
-        """How many cells of the source are due before a time."""
+        """Number of the source's cells that are due before a time."""
         count, cell = self.counts[source], self.cell
         if not count:
             return 0
-        full = count // cell  # cell k of these is due at (2k + 1) cell / 2 count
+        full = count // cell  # cell k < full is due at (2k + 1) cell / 2 count
         cells = -(-(2 * count * time - cell * _TIME) // (2 * cell * _TIME))
         if cells < full:
             return max(cells, 0)
@@ -167,11 +167,14 @@ class SourceOrder:
 
 
 class MixedOrder:
-    """The stream of one epoch of the run: `total` samples; `runs(a, b)` gives stream positions [a, b) as runs of lanes."""
+    """The stream of one epoch of the run: `total` samples. `runs(a, b)` returns stream positions [a, b) as runs of lanes."""
 
     def __init__(self, sources: Sequence[Sequence[PassRange]], lanes: Sequence[Sequence[int]], cell: int) -> None:
-        """sources: for each its parts of this epoch, in order; lanes: for each the stream's lane numbers, in the order of the
-        lengths in its `PassRange.order`; cell: consecutive samples of one source before the next has its turn."""
+        """Args:
+        sources: of each source the ranges of passes that this epoch contains, in order.
+        lanes: of each source the stream's numbers of its lanes, in the order of the lengths in `PassRange.order`.
+        cell: consecutive samples of one source before the stream moves on to the next source.
+        """
         self._sources, self._lanes = sources, lanes
         self._ends = [list(accumulate(part.last - part.first for part in parts)) for parts in sources]
         self._source_order = SourceOrder([ends[-1] if ends else 0 for ends in self._ends], cell)
@@ -179,7 +182,7 @@ class MixedOrder:
 
     @property
     def counts(self) -> list[int]:
-        """Samples of each source in this epoch."""
+        """Number of samples of each source in this epoch."""
         return self._source_order.counts
 
     def runs(self, start: int, stop: int) -> list[LaneRun]:
@@ -188,7 +191,7 @@ class MixedOrder:
         return [run for turn in turns for run in self._of_source(turn.source, turn.start, turn.start + turn.count)]
 
     def _of_source(self, source: int, start: int, stop: int) -> list[LaneRun]:
-        """Positions [start, stop) of what this epoch takes of a source."""
+        """Positions [start, stop) among a source's samples of this epoch, as runs of its lanes."""
         ends, lanes, runs = self._ends[source], self._lanes[source], []
         number = bisect.bisect_right(ends, start)
         while start < stop:

@@ -1,13 +1,13 @@
-"""Dialogues of several turns as rows: what the learned turns say, and the token that ends them, are labels.
+"""Dialogues of several turns as rows: the text of learned turns, and the token that ends each, are labels.
 
     stoker          You are a robot. <|User|> Hi <|Assistant|> Hello</s><|User|> Bye <|Assistant|> Bye</s>
     learned                                                    ^^^^^^^^^^                          ^^^^^^^^
-    chat_template   what the model's own template writes, tokenised as a whole; see `chat_spans`
+    chat_template   the text of the model's own template, tokenised as a whole; see `chat_spans`
 
-With `stoker` a system turn stands in front of the next turn, in plain words; what a tool says is a turn of the user's. Each
-answer begins behind a prompt that is tokenised by itself, as generation would; so one question with one answer gives the ids
-that `instruction` and `answer` give. The other templates have exactly that: one turn of the user's, one of the assistant's.
-Where all turns are learned, so is what the template writes around them: every token but those in front of the text and images.
+With `stoker` the text of a system turn comes before the next turn, and a tool's turn is written as the user's. The prompt before
+each answer is tokenised separately, as in generation, so one question with one answer has the same ids as `instruction` and
+`answer`. The other templates can only write that: one user turn and one assistant turn. Where all turns are learned, every token
+is a label except the leading tokens and images.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DialogueRows:
             self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
 
     def encode(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
-        """The row of each dialogue with so many images, or a DataError: RowError where it is the config that has no row."""
+        """The row of each (turns, number of images), or a DataError; a RowError where the config cannot write the dialogue."""
         return run_together(self._tokenizer, self._control, [self._encode(*dialogue) for dialogue in dialogues])
 
     def _encode(self, turns: Sequence[Turn], num_images: int) -> TextJob[EncodedRow]:
@@ -95,7 +95,7 @@ class DialogueRows:
 
     def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> TextJob[EncodedRow]:
         whole = is_learned_whole(turns)
-        if whole:  # nothing has to be told apart
+        if whole:  # every token is a label: no turn needs its own spans
             turns = [replace(turn, learned=False) for turn in turns]
         by = self._by_template if self._dialogue.template == "chat_template" else self._by_turns
         ids, supervised = yield from by(turns, parts)
@@ -112,7 +112,7 @@ class DialogueRows:
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         pieces: list[Rendered] = []
-        ends: list[tuple[int, bool]] = []  # behind which pieces an end token stands, and whether it is learned
+        ends: list[tuple[int, bool]] = []  # (number of pieces before an end token, whether it is learned)
         prompt = ""
         for turn, of_turn in zip(turns, parts, strict=True):
             text = " ".join(
@@ -160,7 +160,7 @@ class DialogueRows:
     def _with_fewer_turns(
         self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
     ) -> TextJob[EncodedRow]:
-        """Without the fewest oldest exchanges that make it fit. What the system says stays, and so do images."""
+        """The row after dropping as few of the oldest exchanges as possible. System turns stay, and so do images."""
         system = [i for i, turn in enumerate(turns) if turn.role == "system"]
         exchanges = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
         starts = [first for first in exchanges if sum(of_turn.count(None) for of_turn in parts[first:]) == num_images]
@@ -172,7 +172,7 @@ class DialogueRows:
             return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images))
 
         low, high, best = 0, len(starts) - 1, None
-        while low <= high:  # fewer turns never need more tokens, so the first that fits is found by halving
+        while low <= high:  # fewer turns never need more tokens, so bisection finds the first that fits
             middle = (low + high) // 2
             row = yield from without(starts[middle])
             if row is None or len(row.input_ids) <= self._max_seq_len:

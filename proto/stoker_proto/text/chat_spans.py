@@ -1,15 +1,15 @@
-"""Which characters of a dialogue that a chat template wrote are learned.
+"""Finds the characters that are learned in a dialogue that a chat template wrote.
 
-A template with `{% generation %}` blocks says so. Of any other this is known: what it writes for the turns before, with the
-opening of an assistant's turn, is the prompt that the model will see; what it writes for one turn more is what the model shall
-have said. Both must be beginnings of the whole text, or training would differ from use:
+A template with `{% generation %}` blocks marks them. For any other template: the text of the turns before, with the opening of an
+assistant's turn, is the prompt that the model will see; the text with one more turn is what the model should have written. Both
+must be beginnings of the whole text, or training would differ from use:
 
     whole    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n<|im_start|>user ...
     prompt   <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n
     and turn <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n
     learned                                                         Hello<|im_end|>
 
-White space at the end is not learned: it belongs to what follows.
+White space at the end is not learned: it belongs to the next turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, 
 from stoker_proto.text.rendered import Rendered
 from stoker_proto.text.turns import Parts, Turn
 
-_MAX_FRAMES = 1024  # sequences of roles that are remembered
+_MAX_FRAMES = 1024  # most cached sequences of roles
 _BLOCK = re.compile(f"{GENERATION_OPEN}|{GENERATION_CLOSE}")
 _WAY_OUT = (
     "learn the last turn only, or give the model's chat_template.jinja {% generation %} ... {% endgeneration %} around what the "
@@ -34,17 +34,17 @@ _WAY_OUT = (
 
 
 class DialogueRenderer:
-    """Renders dialogues with one template."""
+    """Renders dialogues with one template, and finds what is learned."""
 
     def __init__(self, template: ChatTemplate, control: ControlTokens, finish: Callable[[str], str]) -> None:
-        """finish: done to everything that is rendered (images)."""
+        """finish: applied to every rendered text; it writes what the model has around images."""
         self._template, self._control, self._finish = template, control, finish
         self._frames: dict[tuple[tuple[str, bool], ...], ChatFrames | None] = {}
 
     def __call__(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Rendered:
-        """The whole text and what of it is learned.
+        """The whole text and its learned spans.
 
-        Raises DataError where the template refuses the dialogue, RowError where it does not show what is learned.
+        Raises DataError where the template rejects the dialogue, RowError where the learned text cannot be found.
         """
         messages = self._template.messages(turns, parts, self._control)
         if self._template.marks_generation:
@@ -68,7 +68,7 @@ class DialogueRenderer:
             try:
                 self._frames[key] = ChatFrames.of(self._by_beginnings(said, messages), len(said))
             except DataError:
-                self._frames[key] = None  # the dialogue itself will say what is wrong
+                self._frames[key] = None  # rendering the dialogue itself will raise the error
         return self._frames.get(key)
 
     def _by_beginnings(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Rendered:
@@ -105,8 +105,8 @@ class DialogueRenderer:
 
 
 def _by_blocks(marked: str, turns: Sequence[Turn]) -> Rendered:
-    """The template's own blocks: the n-th is the n-th turn of the assistant's."""
-    if not any(turn.learned for turn in turns):  # nothing has to be told apart
+    """The template's own blocks: the n-th block is the n-th turn of the assistant."""
+    if not any(turn.learned for turn in turns):  # no label depends on a block
         return Rendered(_BLOCK.sub("", marked))
     pieces, spans, start = [], [], -1
     position = before = 0
@@ -144,7 +144,7 @@ def _said(message: Message) -> str:
 
 
 def _check(learned: str, message: Message, number: int) -> None:
-    """What is learned holds what the turn says, but for white space."""
+    """Check that the learned text contains the turn's text, apart from white space. Raises RowError."""
     said = _said(message)
     if not learned or (said not in learned and "".join(said.split()) not in "".join(learned.split())):
         raise RowError(

@@ -1,6 +1,6 @@
 """A model's own jinja2 chat template, rendered as transformers renders it, in a sandbox.
 
-The date (`strftime_now`) is left undefined, for which templates have a fixed one: a prompt must not change overnight.
+The date (`strftime_now`) is undefined, so that templates use their fixed date: a prompt must not change overnight.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROBE = "probe words"
 
 
 class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` says what the assistant's words are: they are put between two marks."""
+    """Puts the text of `{% generation %} ... {% endgeneration %}`, which is the assistant's, between two marks."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's own interface)
 
@@ -54,9 +54,9 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             self._template.globals = dict(
                 self._template.globals
-            )  # a ChainMap, which is copied slowly for each rendering
+            )  # was a ChainMap, which is slow to copy for each rendering
             self.marks_generation = environment.parse(source).find(nodes.ExtensionAttribute) is not None
-            """Whether it says by itself what the assistant's words are."""
+            """Whether the template marks the assistant's text itself."""
         except TemplateError as error:
             raise ConfigError(f"the model's chat template is not valid ({error}); use another template") from error
         self._takes_strings = _PROBE in self._probe(_PROBE)
@@ -64,9 +64,10 @@ class ChatTemplate:
             raise ConfigError("the model's chat template leaves out what the user says; use another template")
 
     def prompt(self, instruction: str, num_images: int, image: str) -> str:
-        """A user's turn with images and words, and the opening of the assistant's.
+        """A user turn with images and text, and the opening of the assistant's turn.
 
-        `image` is what stands for an image in the rendered text; DataError where the template leaves images out.
+        image: the placeholder of an image in the rendered text. Raises DataError where the template leaves images out,
+        ConfigError where it fails.
         """
         parts = (None,) * num_images + (instruction,)
         try:
@@ -84,9 +85,9 @@ class ChatTemplate:
         return text
 
     def messages(self, turns: Sequence[Turn], parts: Sequence[Parts], control: ControlTokens) -> list[Message]:
-        """What the template is given: control tokens in the turns' text are marked.
+        """The input of the template. Control tokens in the turns' text are marked.
 
-        Models that see images take content as a list of parts, those of text only as a string: so do their templates.
+        Templates of vision-language models take content as a list of parts, those of text models as a string.
         """
         as_string = self._takes_strings and not any(None in of_turn for of_turn in parts)
         return [
@@ -95,7 +96,7 @@ class ChatTemplate:
         ]
 
     def render(self, messages: Sequence[Message], *, opening: bool) -> str:
-        """The text; opening: with the beginning of an assistant's turn behind it. DataError where the template refuses."""
+        """The text. opening: followed by the beginning of an assistant's turn. Raises DataError where the template fails."""
         try:
             return self._render(messages, opening)
         except (TemplateError, TypeError, ValueError) as error:
@@ -112,7 +113,7 @@ class ChatTemplate:
             return self._render([{"role": "user", "content": content}], True)
         except (TemplateError, TypeError, ValueError) as error:
             if isinstance(content, str) and not isinstance(error, TemplateError):
-                return ""  # it wants parts, and says so in its own way
+                return ""  # the template takes a list of parts
             raise ConfigError(
                 f"the model's chat template fails on one user's turn ({error}); use another template"
             ) from error

@@ -1,10 +1,10 @@
-"""What a text says is text: the tokens that give rows their structure cannot be written by it.
+"""Text from data cannot write control tokens, the tokens that give rows their structure.
 
-A user may type `<|im_end|>`, a web page hold `</s>`. Tokenised as it stands this would end a turn, or forge one. So such
-strings are marked in what comes from data, before the template puts its own tokens around it, and what is marked is encoded as
+A user may type `<|im_end|>`, and a web page may contain `</s>`. Tokenised as they are, such strings would end a turn or forge
+one. So they are marked in text from data, before the template puts its own tokens around it, and marked strings are encoded as
 plain text: the rule of transformers' `apply_chat_template(sanitize_control_tokens=True)`.
 
-Control tokens are all special tokens of the tokenizer, our action tokens, and those others that the template opens turns with.
+Control tokens are all special tokens of the tokenizer, our action tokens, and other tokens that the template opens turns with.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import re
 from collections.abc import Collection, Iterable
 
 OPEN, CLOSE = "\U000f0000", "\U000f0001"
-"""Around a control token that stands in data. Private-use characters, and transformers' own choice."""
+"""Marks around a control token found in data: private-use characters, the same as in transformers."""
 GENERATION_OPEN, GENERATION_CLOSE = "\U000f0002", "\U000f0003"
-"""Around what a chat template says is the assistant's; see `chat_template`."""
+"""Marks around the assistant's text in a chat template; see `chat_template`."""
 _MARKS = re.compile("[\U000f0000-\U000f0003]")
 _ACTION_TOKEN = re.compile(r"<action_\d+>")
-"""Ours, also where they are not in the vocabulary (yet): a row must not depend on when it was written."""
+"""Our action tokens are control tokens even before they are in the vocabulary, so that rows do not depend on that moment."""
 
 
 class ControlTokens:
     """The control tokens of one tokenizer and template."""
 
     def __init__(self, special: Iterable[str], openers: Iterable[str] = ()) -> None:
-        """openers: what turns begin with beside special tokens; the assistant's own words may hold them (`<think>`)."""
+        """openers: tokens that begin turns and are not special. The assistant's own text may contain them (`<think>`)."""
         special = set(special)
         self._own = _compiled(special)
         self._all = _compiled(special | set(openers))
@@ -33,29 +33,29 @@ class ControlTokens:
         self._pieces = re.compile(f"{OPEN}({self._all.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
 
     def find(self, text: str) -> str | None:
-        """The first control token that stands in the text."""
+        """The first control token in the text; None where there is none."""
         found = self._all.search(text)
         return None if found is None else found[0]
 
     def mark(self, text: str, *, of_assistant: bool = False, written: Collection[str] = ()) -> str:
-        """The text with marks around each; unchanged where there is none.
+        """The text with marks around each control token; unchanged where there is none.
 
-        written: tokens that the dataset itself put there, and that are meant.
+        written: tokens that the dataset itself put there, which stay unmarked.
         """
         if text.isascii():
             for first in self._firsts:
                 if first in text:
                     break
             else:
-                return text  # nearly all text; much faster than a pattern
+                return text  # true for nearly all text, and much faster than a pattern
         pattern = self._own if of_assistant else self._all
-        text = _MARKS.sub("", text)  # else they could be forged, too
+        text = _MARKS.sub("", text)  # marks in the data would be forged ones
         if pattern.search(text) is None:
             return text
         return pattern.sub(lambda found: found[0] if found[0] in written else f"{OPEN}{found[0]}{CLOSE}", text)
 
     def pieces(self, marked: str) -> list[tuple[int, str, bool]]:
-        """(where it begins in the marked text, text, whether it is plain) of what lies between and inside the marks."""
+        """(start in the marked text, text, whether it was marked) of each piece between and inside the marks."""
         found: list[tuple[int, str, bool]] = []
         position = 0
         for match in self._pieces.finditer(marked):
@@ -73,7 +73,7 @@ def is_action_token(token: str) -> bool:
 
 
 def is_marked(text: str) -> bool:
-    """Whether `mark` found something."""
+    """Whether `mark` found a control token."""
     return OPEN in text
 
 
@@ -83,7 +83,7 @@ def _compiled(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def _trie_pattern(tokens: list[str]) -> str:
-    """A pattern of sorted tokens that shares their beginnings: hundreds of reserved tokens cost what one does.
+    """A pattern of sorted tokens that shares their beginnings, so that hundreds of reserved tokens take the time of one.
 
     >>> _trie_pattern(["</s>", "<s>"])
     '<(?:/s>|s>)'

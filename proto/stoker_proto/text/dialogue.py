@@ -1,16 +1,16 @@
-"""How a sample is written down: the text before the answer, by `data.dialogue.template`.
+"""How a sample is written as text: the text before the answer, by `data.dialogue.template`.
 
     stoker          <|User|> {image} {instruction} <|Assistant|>              then the answer, then the end token
     openvla         In: What action should the robot take to {instruction, lower case}?\\nOut:_     (_: one space)
     chat_template   the model's own: one user turn, then the opening of the assistant's
     custom          data.dialogue.user, with {image}, {instruction} and {state}
 
-Where images go: `stoker`, `custom` and `chat_template` have them where they stand in the text; with `openvla` they follow
-the begin-of-sequence token, as OpenVLA puts its patches; PaliGemma has all of them in front of everything and a line feed
-behind the prompt, whatever the template (but the chat template). Without images `{image}` vanishes with the space behind it.
+Places of images: `stoker`, `custom` and `chat_template` have them in the text; `openvla` has them after the begin-of-sequence
+token, like OpenVLA's patches. PaliGemma has all of them before everything and a line feed after the prompt, with every template
+except the chat template. Without images `{image}` and the space after it are removed.
 
-With `data.state: text` the instruction is told together with the robot's state, as openpi tells it: see `STATE`. Dialogues of
-several turns are in `chat_rows`.
+With `data.state: text` the instruction includes the robot's state, as in openpi: see `STATE`. Dialogues of several turns are in
+`chat_rows`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TEMPLATES = {
 }
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 STATE = "Task: {instruction}, State: {state};"
-"""What `{instruction}` becomes with a state, except in `custom`, which has its own place for it."""
-_SPACED = ("stoker",)  # templates that have a space between the prompt and an answer in words
+"""The instruction with a state, except in `custom`, which has its own `{state}`."""
+_SPACED = ("stoker",)  # templates with a space between the prompt and a text answer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Dialogue:
 
     @classmethod
     def build(cls, config: DialogueConfig, chat_template: str | None, names: dict[str, str]) -> Self:
-        """From the config and what the model brings. Raises ConfigError."""
+        """From the config, the model's chat template and its special tokens by name. Raises ConfigError."""
         if config.template == "custom":
             if not config.user or "{instruction}" not in config.user:
                 raise ConfigError(
@@ -59,33 +59,33 @@ class Dialogue:
                     "use stoker, openvla or custom"
                 )
             dialogue = cls("chat_template", chat_template, names)
-            dialogue.prompt("probe", 0, "")  # an impossible template is found here
+            dialogue.prompt("probe", 0, "")  # raises ConfigError for a template that does not work
             return dialogue
         return cls(config.template, TEMPLATES[config.template], {})
 
     @property
     def writes_bos(self) -> bool:
-        """The text has its own begin-of-sequence token: none is put in front."""
+        """Whether the text has its own begin-of-sequence token, so that none is put before it."""
         return self.template == "chat_template"
 
     @property
     def images_after_bos(self) -> bool:
-        """Images stand behind the begin-of-sequence token, not in the text."""
+        """Whether images come right after the begin-of-sequence token, not in the text."""
         return self.template == "openvla"
 
     @property
     def answer_opening(self) -> str:
-        """What stands between the prompt and an answer in words; actions follow the prompt at once."""
+        """The text between the prompt and a text answer. Actions follow the prompt directly."""
         return " " if self.template in _SPACED else ""
 
     @property
     def takes_turns(self) -> bool:
-        """Dialogues of several turns can be written."""
+        """Whether the template can write dialogues of several turns."""
         return self.template in ("stoker", "chat_template")
 
     @property
     def openers(self) -> tuple[str, ...]:
-        """Text that opens turns and that a turn's own text must not hold."""
+        """Texts that open turns, which a turn's own text must not contain."""
         return (USER, ASSISTANT) if self.template == "stoker" else ()
 
     @cached_property
@@ -93,7 +93,7 @@ class Dialogue:
         return ChatTemplate(self.text, self.names)
 
     def prompt(self, instruction: str, num_images: int, image: str, state: str | None = None) -> str:
-        """The text before the answer; `image` stands for each image, "" where the caller places them itself."""
+        """The text before the answer. image: the text for each image, "" where the caller places the images. Raises DataError."""
         if state is not None and self.template != "custom":
             instruction, state = STATE.replace("{state}", state).replace("{instruction}", instruction), None
         if self.template == "chat_template":
@@ -110,7 +110,7 @@ class Dialogue:
             text = text.replace("{image} ", "").replace("{image}", "")
         if state is not None:
             text = text.replace("{state}", state)
-        # Split, not replaced in turn: an instruction may hold braces.
+        # Split, not replaced one after the other: an instruction may contain braces.
         return instruction.join(part.replace("{image}", images, 1) for part in text.split("{instruction}"))
 
     def to_json(self) -> dict[str, Any]:

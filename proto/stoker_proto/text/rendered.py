@@ -1,4 +1,4 @@
-"""Text of which some characters are learned -> token ids and labels; many rows' texts in one call of the tokenizer."""
+"""Text with learned spans -> token ids and labels. One call of the tokenizer encodes the texts of many rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text as it is tokenised, control tokens that stand in its data marked (see `control_tokens`)."""
+    """A text to be tokenised, in which control tokens from data are marked (see `control_tokens`)."""
 
     text: str
     spans: tuple[tuple[int, int], ...] = ()
@@ -31,12 +31,14 @@ Labelled = tuple[Ids, NDArray[np.uint8]]
 """(int32[T] ids, uint8[T] labels) of a text."""
 
 TextJob = Generator[Sequence[Rendered], Sequence[Labelled], R]
-"""What makes an R of texts: it yields those that it needs tokenised, is sent them, and may ask again."""
+"""Makes an R from texts: it yields the texts to tokenise, receives them back as ids and labels, and may yield more."""
 
 
 def run_together(tokenizer: TextTokenizer, control: ControlTokens, jobs: Sequence[TextJob[R]]) -> list[R | DataError]:
-    """The result of each job, or the DataError that ended it. Texts of all jobs are tokenised in one call: that leaves the
-    interpreter lock alone once, not once for each text, and it is in the way of other threads that much less.
+    """The result of each job, or the DataError that it raised.
+
+    The texts of all jobs are tokenised in one call. So the interpreter lock is released and taken once, not once per text, which
+    disturbs other threads less.
     """
     results: dict[int, R | DataError] = {}
     asked: dict[int, Sequence[Rendered]] = {}
@@ -69,9 +71,10 @@ def run_together(tokenizer: TextTokenizer, control: ControlTokens, jobs: Sequenc
 def encode_all(
     tokenizer: TextTokenizer, control: ControlTokens, rendered: Sequence[Rendered]
 ) -> list[Labelled | DataError]:
-    """Each text tokenised by itself, as a whole; a token that holds a learned character is a label.
+    """The ids and labels of each text. A token that contains a learned character is a label.
 
-    Text with marks is tokenised piece by piece, what is marked as plain text; a DataError where that is not possible.
+    Text with marks is tokenised piece by piece, and marked pieces as plain text. The result is a DataError where that is
+    impossible.
     """
     in_batch = [not is_marked(one.text) and not _needs_offsets(tokenizer, one) for one in rendered]
     batch = [one.text for one, is_in in zip(rendered, in_batch, strict=True) if is_in]
@@ -125,11 +128,11 @@ def _encode_marked(tokenizer: TextTokenizer, control: ControlTokens, rendered: R
 
 
 _OPENING = "\n"
-"""In front of a piece from the middle: tokenizers put a space in front of what begins a text, and this is no beginning."""
+"""Put before a piece from the middle of a text, because tokenizers put a space before the beginning of a text."""
 
 
 def encode_as_text(tokenizer: TextTokenizer, word: str) -> list[int]:
-    """The ids of a control token's letters. Raises DataError where that is what the dialogue writes, too."""
+    """The ids of a control token as plain text. Raises DataError where they are the ids that the dialogue itself writes."""
     if tokenizer.id_of(word) is None and not is_action_token(word):
         raise DataError(
             f"the text holds {word!r}, which opens a turn of this dialogue and is no token of the tokenizer, so the two could "
@@ -144,7 +147,7 @@ def encode_as_text(tokenizer: TextTokenizer, word: str) -> list[int]:
 
 
 def _num_opening(tokenizer: TextTokenizer, ids: list[int]) -> int:
-    """How many of the ids are those of `_OPENING`; 0 where it has none of its own."""
+    """The number of ids that belong to `_OPENING`; 0 where it has no separate ids."""
     opening = tokenizer.encode(_OPENING)
     return len(opening) if ids[: len(opening)] == opening else 0
 
@@ -152,11 +155,11 @@ def _num_opening(tokenizer: TextTokenizer, ids: list[int]) -> int:
 def _labels(
     tokenizer: TextTokenizer, ids: Ids, encoding: Encoding | None, spans: CharSpans, text: str
 ) -> NDArray[np.uint8]:
-    """1 for each token that holds a character of the spans."""
+    """uint8[T]: 1 for each token that contains a character of the spans."""
     labels = np.zeros(len(ids), np.uint8)
     if not spans:
         return labels
-    if _is_whole(spans, text):  # also a token of no character, which some tokenizers begin a text with
+    if _is_whole(spans, text):  # includes a token without characters, with which some tokenizers begin a text
         labels.fill(1)
         return labels
     ends = tokenizer.token_bytes.ends(ids, text) if tokenizer.token_bytes.are_known else None
@@ -166,7 +169,7 @@ def _labels(
     else:
         if not text.isascii():
             spans = [(len(text[:start].encode()), len(text[:end].encode())) for start, end in spans]
-        # The first token that ends behind the span's beginning, to the one in which its last byte lies.
+        # From the first token that ends after the span's start to the token that contains its last byte.
         places = [(int(ends.searchsorted(a, "right")), int(ends.searchsorted(b)) + 1) for a, b in spans]
     for first, after in places:
         labels[first:after] = 1
@@ -174,7 +177,7 @@ def _labels(
 
 
 def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:
-    """[first, after) of the tokens that hold a character of [start, end) of a text of `length` characters."""
+    """[first, after) of the tokens that contain a character of [start, end), in a text of `length` characters."""
     first = _token_at(encoding, start, end)
     if first is None:
         return 0, 0
@@ -186,7 +189,7 @@ def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[i
 
 
 def _token_at(encoding: Encoding, char: int, stop: int) -> int | None:
-    """The first token that holds a character of [char, stop): a normaliser may have dropped some of them."""
+    """The first token that contains a character of [char, stop), some of which a normaliser may have dropped."""
     for position in range(char, stop):
         token: int | None = encoding.char_to_token(position)
         if token is not None:

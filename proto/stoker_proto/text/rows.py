@@ -1,4 +1,4 @@
-"""Prompt and answer as token ids: the row that is trained, and the prefix that generation starts from.
+"""Prompt and answer as token ids: the row for training, and the prompt that generation starts from.
 
 Dialogues of several turns are in `chat_rows`, plain text in `text_rows`.
 """
@@ -19,12 +19,12 @@ from stoker_proto.text.dialogue import Dialogue
 from stoker_proto.text.state_text import StateText
 from stoker_proto.text.tokenizer import Ids, TextTokenizer, int32_array
 
-_MAX_PROMPTS = 8192  # remembered: instructions repeat, and a dict hit costs a thousandth of tokenising
+_MAX_PROMPTS = 8192  # most cached prompts: instructions repeat, and a look-up takes a thousandth of tokenising
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedRow:
-    """One row of training."""
+    """One row for training."""
 
     input_ids: Ids  # [T]
     supervised: NDArray[np.uint8]  # [T]: 1 where the token is a label
@@ -46,22 +46,22 @@ class RowWriter:
         state: StateText | None,
         needs_state: bool,
     ) -> None:
-        """needs_state: instructions are told with the robot's state; `state` is None until its statistics are known."""
+        """needs_state: whether instructions include the robot's state. state: None until its statistics are known."""
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._max_seq_len, self._state, self._needs_state = max_seq_len, state, needs_state
         self._end = np.array([end_id], np.int32)
-        # A table, because turning codes into ids one row at a time costs more by arithmetic.
+        # A table, because computing the ids row by row takes longer.
         self._id_of_code: Ids | None = None
         if vocabulary is not None:
             self._id_of_code = vocabulary.to_ids(np.arange(vocabulary.num_codes))
         self._prompts: dict[tuple[str, int], Ids] = {}
 
     def prompt(self, instruction: str, num_images: int, state: NDArray[np.float32] | None = None) -> Ids:
-        """int32[T], read-only: what generation starts from, and the beginning of `encode`'s row. Raises DataError.
+        """int32[T]: the prompt that generation starts from, which is the beginning of `encode`'s row. Raises DataError.
 
-        state: float32[S]; needed with `data.state: text`, and of no matter without.
+        state: float32[S], required with `data.state: text` and ignored without. The array may be shared and read-only.
         """
-        if self._needs_state:  # another one at each timestep: nothing to remember
+        if self._needs_state:  # differs at each timestep: nothing to cache
             return self._write_prompt(instruction, num_images, self._state_text(state))
         key = (instruction, num_images)
         ids = self._prompts.get(key)
@@ -83,11 +83,11 @@ class RowWriter:
         answer: str | None = None,
         state: NDArray[np.float32] | None = None,
     ) -> EncodedRow:
-        """The row of an instruction with its images and its answer: int32[tokens] codes of an action, or words.
+        """The row of an instruction with its images and its answer: an action's codes int32[tokens], or a text.
 
-        not_learned: bool[tokens], codes that are no labels.
+        not_learned: bool[tokens], codes that are not labels.
 
-        Raises RowError where the row needs more than `data.max_seq_len` tokens, DataError where the answer is not one of the two.
+        Raises RowError where the row needs more than `data.max_seq_len` tokens, DataError unless there is exactly one answer.
         """
         prompt = self.prompt(instruction, num_images, state)
         if codes is not None and answer is None:
@@ -110,17 +110,17 @@ class RowWriter:
 
     @property
     def image_frame(self) -> str:
-        """What one image is in a text: its placeholder, and what the model has around it."""
+        """One image in a text: its placeholder, and what the model has around it."""
         return "" if self._image is None else f"{self._image.before}{self._image.token}{self._image.after}"
 
     def with_image_frames(self, text: str) -> str:
-        """The text of a chat template, which writes placeholders alone; those that are marked as a user's words stay."""
+        """The text of a chat template, with the model's text around each placeholder. Marked placeholders, from data, stay."""
         if self._image is None or self.image_frame == self._image.token:
             return text
         return re.sub(f"(?<!{OPEN}){re.escape(self._image.token)}", lambda _: self.image_frame, text)
 
     def expand(self, ids: Ids, supervised: NDArray[np.uint8], num_images: int) -> EncodedRow:
-        """Each image's one placeholder becomes `num_tokens` of them. Raises DataError where there are not `num_images`."""
+        """Repeat each image's placeholder `num_tokens` times. Raises DataError where there are not `num_images` placeholders."""
         image = self._image
         if image is None:
             return EncodedRow(ids, supervised)
@@ -141,7 +141,7 @@ class RowWriter:
         try:
             return self._id_of_code[
                 codes.astype(np.uint32)
-            ]  # unsigned: a negative code is out of range, not the last one
+            ]  # unsigned: a negative code is out of range, not counted from the end
         except IndexError as error:
             if int(codes.min()) < 0:
                 raise DataError(f"action code {int(codes.min())} is negative") from error
@@ -179,13 +179,13 @@ class RowWriter:
         return self.expand(int32_array(ids), np.zeros(len(ids), np.uint8), num_images).input_ids
 
     def _check_text(self, name: str, text: str) -> None:
-        """An instruction is short and written for the robot: a control token in it is a mistake, not something said."""
+        """Raises DataError for a control token: instructions are short and written for the robot, so it is a mistake."""
         found = self._control.find(text)
-        if found is not None and (self._image is None or found != self._image.token):  # that one is counted
+        if found is not None and (self._image is None or found != self._image.token):  # `expand` counts the image's
             raise DataError(f"the {name} holds {found!r}, which gives rows their structure: take it out of the text")
 
     def _inline(self, instruction: str, num_images: int, state: str | None) -> list[int]:
-        """Of models without images, and of chat templates, which write the begin-of-sequence token themselves."""
+        """The ids for models without images, and for chat templates, which write the begin-of-sequence token themselves."""
         image, dialogue = self._image, self._dialogue
         text = self.with_image_frames(
             dialogue.prompt(instruction, num_images, "" if image is None else image.token, state)
@@ -193,7 +193,7 @@ class RowWriter:
         return [*([] if dialogue.writes_bos else self._tokenizer.leading), *self._tokenizer.encode(text)]
 
     def _placed(self, image: ImageSpec, instruction: str, num_images: int, state: str | None) -> list[int]:
-        """Images in the text, behind the begin-of-sequence token, or in front of everything: see `dialogue`."""
+        """The ids with images in the text, after the begin-of-sequence token, or before everything: see `dialogue`."""
         encode, leading = self._tokenizer.encode, self._tokenizer.leading
         piece = self.image_frame
         if image.before_bos:  # PaliGemma, whose tokenizer leaves that token to its processor

@@ -1,9 +1,9 @@
-"""The robot's state (joints, gripper) as words, as pi0.5 is told it: one whole number of 0-255 per dimension.
+"""The robot's state (joints, gripper) as text, as in pi0.5: one whole number of 0-255 per dimension.
 
     [0.31, -1.2, 0.04]   ->   "168 0 133"
 
-A dimension is normalised by its 1st and 99th percentile over the train data to [-1, 1], clipped, and cut into 256 equal bins;
-one that never moves is 128. Source: openpi `models/tokenizer.py` (discrete state input), which does not clip.
+A dimension is normalised by its 1st and 99th percentile over the train data to [-1, 1], clipped, and divided into 256 equal bins.
+A constant dimension is 128. Source: openpi `models/tokenizer.py` (discrete state input), which does not clip.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _EDGES = np.linspace(-1, 1, NUM_BINS + 1)[:-1]
 
 @dataclass(frozen=True, slots=True)
 class StateText:
-    """Writes states of one source."""
+    """Writes the states of one data set."""
 
     statistics: ActionStatistics
-    """Of the states of the train data."""
+    """Statistics of the states in the train data."""
 
     def write(self, state: ArrayLike) -> str:
-        """state: float32[S], in the units of the dataset. Raises DataError."""
+        """The text of a state float32[S] in the units of the dataset. Raises DataError."""
         values = np.asarray(state, np.float32)
         if values.shape != (self.statistics.dim,):
             raise DataError(
@@ -46,7 +46,7 @@ class StateText:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
-        """What `to_json` described. Raises DataError."""
+        """The object that `to_json` described. Raises DataError."""
         if tree.get("num_bins") != NUM_BINS:
             raise DataError(f"a state of {tree.get('num_bins')} bins: this program writes {NUM_BINS}; build it anew")
         return cls(ActionStatistics.from_json(tree["statistics"]))

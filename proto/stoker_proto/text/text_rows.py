@@ -1,17 +1,17 @@
-"""Plain text as rows: every token is a label, and what is too long for one row becomes several.
+"""Plain text as rows: every token is a label, and a text that is too long for one row becomes several rows.
 
     text     ids of the text, then the end token:   a b c d e f g </s>
     rows     max_seq_len 4, with <s> in front:      <s> a b c | <s> d e f | <s> g </s>
 
-Every row begins with the tokenizer's leading tokens (begin-of-sequence), as every text does that the model meets; they are no
-labels. Where there are none, a row begins with the last token of the one before: so each token is a label once, except the
-text's very first, before which nothing stands:
+Every row begins with the tokenizer's leading tokens (begin-of-sequence), like every text that the model sees; they are not
+labels. A tokenizer may have none: then a row begins with the last token of the row before. So each token is a label once, except
+the first token of the text, which has no context:
 
                                                     a b c d | d e f g | g </s>      labels: bcd, efg, </s>
 
-A text without a token gives no row. `input_ids` are taken as they are, for they may be a piece of a stream: an end token is
-learned where they have one, none is put behind them; rows begin with the leading tokens where the ids do, and overlap by one
-where not. So a piece of `max_seq_len` ids is one row.
+A text without tokens gives no row. `input_ids` are used unchanged, because they may be a piece of a stream: an end token in them
+is learned, and none is added. Rows begin with the leading tokens if the ids do; otherwise they overlap by one token. So a piece
+of `max_seq_len` ids is one row.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from stoker_proto.text.rows import EncodedRow
 from stoker_proto.text.tokenizer import Ids, TextTokenizer
 
 Marked = tuple[str, Collection[str]]
-"""A text, and the special tokens in it that are meant as such; any other is plain text."""
+"""(a text, the special tokens that the dataset wrote into it). Any other special token in it is plain text."""
 
 
 ROWS_VERSION = 2
-"""Raise it when the same text, ids or turns give other rows, so that earlier counts no longer hold."""
+"""Version of the rows. Raise it when the same text, ids or turns give other rows: earlier counts are then invalid."""
 
 
 class TextRows:
-    """Cuts texts into rows for one tokenizer."""
+    """Divides texts into rows, for one tokenizer."""
 
     def __init__(self, tokenizer: TextTokenizer, control: ControlTokens, end_id: int, max_seq_len: int) -> None:
         self._tokenizer, self._control, self._end_id, self._max_seq_len = tokenizer, control, end_id, max_seq_len
@@ -50,19 +50,19 @@ class TextRows:
         return rows
 
     def of_texts(self, texts: Sequence[Marked]) -> list[list[EncodedRow] | DataError]:
-        """The rows of each text, or a DataError."""
+        """The rows of each text, or the DataError that it causes."""
         return run_together(self._tokenizer, self._control, [self._make_rows(*text) for text in texts])
 
     def of_ids(self, input_ids: NDArray[np.integer]) -> list[EncodedRow]:
-        """The rows of int[T] ids. Raises DataError for one that the tokenizer does not have."""
+        """The rows of ids int[T]. Raises DataError for an id that the tokenizer does not have."""
         return self._rows(*self._parted(input_ids))
 
     def count_texts(self, texts: Sequence[Marked]) -> list[tuple[int, int] | DataError]:
-        """(rows, tokens in them) of each text: of what `of_texts` gives."""
+        """(number of rows, number of tokens in them) of each text, as `of_texts` makes them, or a DataError."""
         return run_together(self._tokenizer, self._control, [self._make_count(*text) for text in texts])
 
     def _room(self, num_leading: int) -> int:
-        """Tokens that one row adds, beside what stands in front of them."""
+        """Tokens that one row adds to those before it. Raises ConfigError where there is no room for any."""
         room = self._max_seq_len - max(num_leading, 1)
         if room < 1:
             raise ConfigError(f"data.max_seq_len is {self._max_seq_len}: no token of a text fits into a row")
@@ -86,7 +86,7 @@ class TextRows:
         return self._count(len(ids) + 1, len(self._leading)) if len(ids) else (0, 0)
 
     def _parted(self, input_ids: NDArray[np.integer]) -> tuple[Ids, Ids]:
-        """The ids that rows are made of, and the leading tokens in front of each; none where the ids begin without them."""
+        """(the ids that rows are made of, the leading tokens of each row). No leading tokens where the ids begin without them."""
         ids = np.asarray(input_ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise DataError(
@@ -103,14 +103,14 @@ class TextRows:
         return (ids[:0] if len(ids) == 1 and ids[0] == self._end_id else ids), leading  # an empty text
 
     def _count(self, num_ids: int, num_leading: int) -> tuple[int, int]:
-        added = num_ids - (num_leading == 0)  # without leading tokens the first one stands in front of the others
+        added = num_ids - (num_leading == 0)  # without leading tokens the first token is context only
         if added < 1:
             return 0, 0
         rows = -(-added // self._room(num_leading))
         return rows, added + rows * max(num_leading, 1)
 
     def _rows(self, ids: Ids, leading: Ids) -> list[EncodedRow]:
-        context = 0 if len(leading) else 1  # ids in front of what a row adds
+        context = 0 if len(leading) else 1  # ids before those that a row adds
         room = self._room(len(leading))
         rows = []
         for start in range(context, len(ids), room):

@@ -1,12 +1,13 @@
-"""Which bytes of a text each of its tokens stands for, without the tokenizer's own offsets.
+"""The bytes of a text that each of its tokens stands for, without the tokenizer's own offsets.
 
     text     Hi there</s>
     tokens   Hi | Ġthere | </s>
     bytes    Hi | " there" | </s>        ends 2, 8, 12
 
-Encoding with offsets takes a fifth to a third longer than without. A byte-level vocabulary does not need them: tokens whose bytes
-give the text again, one after the other, stand for just those. That is looked at for every text, so nothing is assumed of the
-tokenizer; where it is not so (a normaliser changed something, or SentencePiece put a space in front), the offsets are asked for.
+Encoding with offsets takes a fifth to a third longer than without. A byte-level vocabulary does not need them: if the bytes of
+the tokens, joined, are the text, then each token stands for its own bytes. This is checked for every text, so nothing is assumed
+about the tokenizer. Where it does not hold (a normaliser changed the text, or SentencePiece put a space in front), offsets are
+used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PROBE = "a b\n c 1"
 
 
 class TokenBytes:
-    """Of one tokenizer; each token is looked up once, when it is first met."""
+    """The bytes of one tokenizer's tokens. Each token is looked up once, on first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -33,19 +34,19 @@ class TokenBytes:
         pipeline: Any = tokenizer
         found = pipeline.encode_batch_fast([_PROBE], add_special_tokens=False)[0].ids
         self.are_known = self.ends(np.array(found, np.int32), _PROBE) is not None
-        """Whether the vocabulary is byte-level; otherwise `ends` is of no use."""
+        """Whether the vocabulary is byte-level. Otherwise `ends` returns None."""
 
     def ends(self, ids: NDArray[np.int32], text: str) -> NDArray[np.int64] | None:
-        """int64[T]: where each token ends in the text's UTF-8, in bytes; None where the tokens' bytes are not the text."""
+        """ids: int32[T]. Returns int64[T], each token's end in bytes of the text's UTF-8; None where they do not match."""
         try:
             found = b"".join(self._bytes[ids].tolist())
-        except TypeError:  # None among them: tokens that were not met before
+        except TypeError:  # None among them: tokens that were not looked up yet
             for number in set(ids.tolist()):
                 if self._bytes[number] is None:
                     of_token = self._look_up(number)
                     self._lengths[number] = len(
                         of_token
-                    )  # first: another thread may read it as soon as the bytes are there
+                    )  # before the bytes: another thread may read it as soon as they are there
                     self._bytes[number] = of_token
             found = b"".join(self._bytes[ids].tolist())
         if found != text.encode():
@@ -65,7 +66,7 @@ class TokenBytes:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level vocabularies (GPT-2's and all since) write for each byte, to the byte."""
+    """Letter -> the byte that byte-level vocabularies (GPT-2 and later) write as this letter."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {**{chr(byte): byte for byte in shown}, **{chr(256 + i): byte for i, byte in enumerate(hidden)}}

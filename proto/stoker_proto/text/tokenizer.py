@@ -1,9 +1,8 @@
 """A model's tokenizer without transformers: `tokenizer.json` through `tokenizers`, and the names of its special tokens.
 
-Rules: a text's leading special tokens (begin-of-sequence) are those that tokenizer.json's own post-processor puts there,
-none where it puts none; trailing ones are left out. `<|User|>` and the like are special tokens where the tokenizer has
-them and plain text, tokenised as such, where it has not: nothing is added, except the action tokens of
-`data.action.vocabulary: added`.
+Rules: the special tokens before a text (begin-of-sequence) are those that tokenizer.json's own post-processor puts there, if any.
+Those that it puts after a text are left out. `<|User|>` and the like are special tokens where the tokenizer has them, and plain
+text where it does not. Nothing is added to the vocabulary, except the action tokens of `data.action.vocabulary: added`.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ from stoker_proto.text.token_bytes import TokenBytes
 Ids = NDArray[np.int32]
 """int32[T]."""
 
-_MOST_PARTS = 4  # bytes that a character has at most
+_MOST_PARTS = 4  # largest number of bytes, and so of tokens, of a character
 _PROBES = (
     "Pick up the red cube and place it on the plate.",
     "  In: What action\tshould the robot take?\nOut: \n\n",
     "x = [1234567, -0.5e-3]  # 50% of $20; (see) <|User|><image></s><|im_end|> e-mail@example.org",
     "Der Würfel fällt — «déjà vu», 机器人把方块推到目标。 ロボット Привет مرحبا 🤖",
-    "ne\u0301e nu\u0308 \u212b \u2126 \u1100\u1161",  # what NFC composes ...
-    "caf\u00e9 \u0439 \ud55c",  # ... and NFD takes apart
+    "ne\u0301e nu\u0308 \u212b \u2126 \u1100\u1161",  # characters that NFC composes ...
+    "caf\u00e9 \u0439 \ud55c",  # ... and NFD decomposes
     "\ufb01n x\u00b2 \u00bd \u2460 \uff21\uff22\uff43\uff11 \uff76\uff9e \u2026 \u2122",  # NFKC and NFKD
-    "a\u00a0b\u2003c\u3000d\u200be\u00adf\ufeffg\r\nh\u0085i \u0000\u0007",  # blanks, what is not seen, control characters
+    "a\u00a0b\u2003c\u3000d\u200be\u00adf\ufeffg\r\nh\u0085i \u0000\u0007",  # white space, invisible and control characters
     "STRASSE Straße ẞ İstanbul ΣΊΣΥΦΟΣ",  # case and accents
     "\u201cquoted\u201d \u2018it\u2019s\u2019 ``so'' ٣ ३ Ⅷ",  # quotes and digits
 )
-"""Encoded for the fingerprint: what the vocabulary does not show of a tokenizer (how it normalises, where it cuts) shows here."""
+"""Encoded for the fingerprint, to cover what the vocabulary does not show: how a tokenizer normalises and where it cuts."""
 
 
 def int32_array(ids: Sequence[int]) -> Ids:
-    """int32[T], read-only, of Python's integers: in a quarter of the time that `np.array` takes."""
+    """int32[T], read-only, from Python integers, in a quarter of the time of `np.array`."""
     return np.frombuffer(struct.pack(f"{len(ids)}i", *ids), np.int32)
 
 
@@ -54,13 +53,13 @@ class TextTokenizer:
     """Text <-> token ids for one model."""
 
     def __init__(self, tokenizer: Tokenizer, names: dict[str, str]) -> None:
-        """names: e.g. {"eos_token": "</s>"}. The tokenizer is this object's own from now on."""
+        """names: e.g. {"eos_token": "</s>"}. This object takes over the tokenizer and changes it."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer, self.names = tokenizer, names
         plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
         self.leading: list[int] = full[: next((i for i, token in enumerate(full) if [token] == plain[:1]), 0)]
-        """Ids in front of every text, e.g. [bos]."""
+        """Ids before every text, e.g. [bos]."""
         self._fingerprint: str | None = None
         self._bytes: TokenBytes | None = None
 
@@ -70,7 +69,7 @@ class TextTokenizer:
         names = folder.special_tokens()
         tokenizer = load_tokenizer(folder.tokenizer_file)
         text_config = folder.config.get("text_config") or {}
-        for kind in ("bos", "eos", "pad"):  # where the tokenizer does not say, config.json may
+        for kind in ("bos", "eos", "pad"):  # config.json may name what the tokenizer does not
             number = folder.config.get(f"{kind}_token_id", text_config.get(f"{kind}_token_id"))
             number = number[0] if isinstance(number, list) and number else number
             token = tokenizer.id_to_token(number) if isinstance(number, int) and number >= 0 else None
@@ -79,29 +78,29 @@ class TextTokenizer:
         return cls(tokenizer, names)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without leading ones; special tokens in it are recognised."""
+        """The ids of a text, without leading tokens. Special tokens in it are recognised."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
-        """int32[T] of each of many texts, on several cores where TOKENIZERS_PARALLELISM lets it."""
+        """int32[T] of each text, as `encode`. Uses several cores where TOKENIZERS_PARALLELISM allows it."""
         pipeline: Any = self.tokenizer
         return [int32_array(found.ids) for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encoding(self, text: str) -> Encoding:
-        """The same with the characters that each token stands for."""
+        """As `encode`, together with the characters that each token stands for."""
         found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return found
 
     @property
     def token_bytes(self) -> TokenBytes:
-        """The bytes that each token stands for, in texts of which `encode_batch` gave the ids."""
+        """The bytes that each token stands for in texts encoded by `encode_batch`."""
         if self._bytes is None:
             self._bytes = TokenBytes(self.tokenizer)
         return self._bytes
 
     def encode_without_added(self, text: str) -> list[int]:
-        """The ids of a text in which added tokens, special ones among them, are only letters."""
+        """The ids of a text in which added tokens, including special ones, are read as plain text."""
         pipeline: Any = self.tokenizer
         if pipeline.normalizer is not None:
             text = pipeline.normalizer.normalize_str(text)
@@ -111,7 +110,7 @@ class TextTokenizer:
         return [token.id for split in splits for token in pipeline.model.tokenize(split)]
 
     def control_tokens(self) -> list[str]:
-        """The special tokens: text must not be able to write them."""
+        """The special tokens, which text from data must not be able to write."""
         added = self.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special]
 
@@ -121,8 +120,8 @@ class TextTokenizer:
         return [token.content for token in added if not token.special]
 
     def texts_of(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones by name. A character of several tokens stands at the last of them, "" before; what
-        is no whole character is shown by the vocabulary's letters."""
+        """The text of each token, special ones by name. A character of several tokens is the text of the last one; the others
+        have "". A token that completes no character is shown as the vocabulary writes it."""
         texts: list[str] = []
         parts: list[int] = []
         for number in ids:
@@ -141,25 +140,25 @@ class TextTokenizer:
         return text if text and "\ufffd" not in text else self.tokenizer.id_to_token(number) or f"<id {number}>"
 
     def id_of(self, token: str) -> int | None:
-        """The id of one token, None where there is no such token."""
+        """The id of a token; None where there is no such token."""
         number: int | None = self.tokenizer.token_to_id(token)
         return number
 
     def named_id(self, name: str) -> int | None:
-        """The id of e.g. "eos_token"."""
+        """The id of a token by its role, e.g. "eos_token"; None where there is none."""
         token = self.names.get(name)
         return None if token is None else self.id_of(token)
 
     @property
     def size(self) -> int:
-        """Largest id + 1."""
+        """The largest id + 1."""
         added = self.tokenizer.get_added_tokens_decoder()
         return max([self.tokenizer.get_vocab_size(with_added_tokens=True), *(number + 1 for number in added)])
 
     @property
     def fingerprint(self) -> str:
-        """Of vocabulary, merges and the ids of some texts: the same for every version of `tokenizers` and for a file
-        that was saved again, with or without our action tokens."""
+        """Fingerprint of the vocabulary, the merges and the ids of some texts. It is the same for every version of `tokenizers`,
+        and for a file that was saved again with or without our action tokens."""
         if self._fingerprint is None:
             self._fingerprint = self._make_fingerprint()
         return self._fingerprint
@@ -174,7 +173,7 @@ class TextTokenizer:
         return fingerprint([digest.hexdigest(), self.leading, [self.encode(text) for text in _PROBES]])
 
     def add_actions(self, mode: str, num_codes: int) -> ActionVocabulary:
-        """Give action codes their ids; `added` adds tokens, unless they are there. Raises ConfigError."""
+        """Choose the ids of action codes; the mode `added` adds tokens that are not there yet. Raises ConfigError."""
         if mode == "added":
             tokens = action_tokens(num_codes)
             self.tokenizer.add_tokens(tokens)
@@ -198,7 +197,7 @@ class TextTokenizer:
         return ActionVocabulary.reuse_last(vocab_size=size, num_codes=num_codes)
 
     def save(self, file: Path) -> None:
-        """Write tokenizer.json, action tokens included."""
+        """Write tokenizer.json, including action tokens."""
         file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
@@ -211,6 +210,6 @@ def load_tokenizer(file: Path) -> Tokenizer:
         raise ConfigError(f"{file}: the tokenizer cannot be read ({error}); check model.base_model_path") from error
     try:
         tokenizer: Tokenizer = loading.from_str(text)
-    except Exception as error:  # the Rust library raises nothing narrower
+    except Exception as error:  # the Rust library raises no narrower type
         raise ConfigError(f"{file}: not a tokenizer ({error}); copy the model folder again") from error
     return tokenizer

@@ -1,9 +1,9 @@
-"""The turns of a dialogue, as data gives them, and where its images stand.
+"""The turns of a dialogue as they are in the data, and the places of its images.
 
     Turn("user", "<image>\\nWhat is this?"), Turn("assistant", "A red cube.", learned=True)
 
-`<image>` in a turn of the user's or of a tool's is where an image goes, if there are as many of them as images; the white space
-around it is the template's to write. Without any, all images stand in front of the first user's turn. What others say is text.
+`<image>` in a turn of the user or of a tool is the place of an image, if there are as many of them as images. The template writes
+the white space around it. Without any `<image>`, all images come before the first user turn. In other turns it is plain text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from stoker_proto.text.control_tokens import ControlTokens
 
 IMAGE = "<image>"
 IMAGE_ROLES = ("user", "tool")
-"""Whose turns show images."""
+"""Roles whose turns may contain images."""
 
 Parts = tuple[str | None, ...]
-"""A turn's text, cut at its images, which are None."""
+"""A turn's text, split at its images. None stands for an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,11 @@ class Turn:
     role: Literal["system", "user", "assistant", "tool"]
     text: str
     learned: bool = False
-    """Whether its words (and the token that ends them) are labels: of the assistant's turns, or of all turns."""
+    """Whether its text, and the token that ends it, are labels. Either only turns of the assistant are learned, or all turns."""
 
 
 def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
-    """Each turn's parts. Raises DataError where nothing says which image stands where.
+    """Each turn's parts. Raises DataError where the number of `<image>` fits neither rule of the module.
 
     >>> place_images([Turn(role="user", text="<image>\\nWhat is this?")], 1)
     [(None, 'What is this?')]
@@ -54,15 +54,15 @@ def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
 
 
 def mark_parts(turn: Turn, parts: Parts, control: ControlTokens) -> Parts:
-    """The parts with the control tokens in them marked."""
+    """The parts with their control tokens marked."""
     of_assistant = turn.role == "assistant"
     return tuple(None if part is None else control.mark(part, of_assistant=of_assistant) for part in parts)
 
 
 def is_learned_whole(turns: Sequence[Turn]) -> bool:
-    """Whether everything that the dialogue writes is a label, not only what the assistant says.
+    """Whether every token of the dialogue is a label, not only the assistant's text.
 
-    Raises DataError where turns of others are learned and some turn is not: what stands between them belongs to none.
+    Raises DataError where a turn of another role is learned and some turn is not: the text between two turns belongs to neither.
     """
     others = [number for number, turn in enumerate(turns) if turn.learned and turn.role != "assistant"]
     if not others:

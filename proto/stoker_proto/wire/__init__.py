@@ -1,5 +1,5 @@
 """Messages between loader and rank.
 
-In: the dataclasses of `messages`. Out: one frame of bytes per message, and back (`encoding`); key files for CURVE (`keys`).
-`proto/PROTOCOL.md` is the authority. Read `messages`, then `encoding`, then `keys`.
+In: the dataclasses of `messages`. Out: one frame of bytes per message, and back (`encoding`). The connection is encrypted with
+the keys in `keys`. `proto/PROTOCOL.md` is the authority. Read `messages`, then `encoding`, then `keys`.
 """

@@ -2,8 +2,8 @@
 
     b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8})
 
-`decode` trusts nothing: sizes are capped before anything is allocated for them, no extension type or object is ever made,
-and whatever is wrong raises RemoteProtocolError.
+`decode` trusts nothing: it checks sizes before it allocates memory for them, makes no extension type or object, and raises
+RemoteProtocolError for every fault.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from stoker_proto.wire.messages import (
 )
 
 MAX_FRAME_BYTES = 256 << 20
+"""Largest PIECE."""
 MAX_CONTROL_BYTES = 16 << 20
-"""Of every other frame from a loader."""
+"""Largest frame from a loader, other than a PIECE."""
 MAX_QUESTION_BYTES = 1 << 20
-"""Of every frame from a rank. The largest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
+"""Largest frame from a rank. The longest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
 MAX_ROWS = 1 << 16
-"""Of one piece or ticket."""
+"""Most rows of one piece or ticket."""
 MAX_SAMPLES = 1 << 20
-"""Of one piece, whose rows may be packed."""
+"""Most samples of one piece, whose rows may be packed."""
 _MAX_ITEMS = 1 << 20  # of all msgpack arrays and maps of a frame together
 
 KINDS: dict[bytes, type[Any]] = {
@@ -72,13 +73,13 @@ _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def encode(message: Message) -> bytes:
-    """The frame of a message. Raises LocalProtocolError for what a rank may not send, as loaders hang up on it."""
+    """The frame of a message. Raises LocalProtocolError for a rank's message that is too long for a loader."""
     body = {name: getattr(message, name) for name, _, _ in _FIELDS[type(message)]}
     if isinstance(message, Piece):
         for name, dtype in _PIECE_DTYPES.items():
             body[name] = np.ascontiguousarray(body[name], dtype=dtype).tobytes()
         body["action_shape"] = list(message.actions.shape[1:])
-    # A small number packs to its own byte, so kind and map are written into one buffer, and a piece is copied once less.
+    # A small number packs to its own byte: so kind and map share one buffer, which saves a copy of the piece.
     packer = msgpack.Packer(autoreset=False, use_bin_type=True, buf_size=_buffer_size(message))
     packer.pack(_KIND_OF[type(message)][0])
     packer.pack(body)
@@ -92,14 +93,14 @@ def encode(message: Message) -> bytes:
 
 
 def _buffer_size(message: Message) -> int:
-    """Bytes that the frame needs at most, or about: what is missing costs a reallocation."""
+    """About as many bytes as the frame needs. Too few cost a reallocation."""
     if not isinstance(message, Piece):
         return 4096
     return sum(map(len, message.images)) + message.actions.nbytes + 8 * message.input_ids.size + 4096
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """The message of a frame; RemoteProtocolError if it is not one."""
+    """The message of a frame. Raises RemoteProtocolError where it is not one."""
     view = memoryview(frame)
     if len(view) < 2:
         raise RemoteProtocolError(f"a frame of {len(view)} bytes: a kind byte and a msgpack map are expected")
@@ -118,7 +119,7 @@ def decode(frame: bytes | memoryview) -> Message:
 
 
 class _Budget:
-    """Ends an unpacking that makes too many objects: a megabyte of empty maps would take 64 of memory."""
+    """Stops unpacking after too many objects: a megabyte of empty maps would take 64 MB of memory."""
 
     def __init__(self) -> None:
         self.left = _MAX_ITEMS
@@ -180,7 +181,7 @@ def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_rows(row_samples: NDArray[np.uint16], num_samples: int) -> None:
-    """row_samples: uint16[N], or [0] where each sample is a row."""
+    """row_samples: uint16[N], or [0] where each sample is a row. Raises RemoteProtocolError."""
     num_rows = len(row_samples) or num_samples
     if num_rows > MAX_ROWS or (len(row_samples) and int(row_samples.min()) < 1):
         raise RemoteProtocolError(f"a Piece of {num_rows} rows: at most {MAX_ROWS}, each of at least one sample")
@@ -248,7 +249,7 @@ _FIELDS: dict[type[Any], list[tuple[str, str, Callable[[Any], bool]]]] = {
 
 
 def peek_ticket(frame: bytes | memoryview) -> int:
-    """The ticket number of a PIECE or FAILURE frame of our own making, without decoding the rest of it."""
+    """The ticket number of a PIECE or FAILURE frame that our own code encoded, without decoding the rest."""
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(bytes(memoryview(frame)[1:64]))
     unpacker.read_map_header()

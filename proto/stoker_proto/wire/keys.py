@@ -1,4 +1,4 @@
-"""Key files of the encrypted wire (CURVE): one line of JSON each, written once and read with suspicion.
+"""Key files of the encrypted wire (CURVE): one line of JSON each, never overwritten, and checked when read.
 
     loader.key          {"format": "stoker-curve-1", "name": "loader", "public": "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"}
     loader.key_secret   {"format": "stoker-curve-1", "name": "loader", "secret": "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs"}
@@ -30,13 +30,13 @@ _Kind = Literal["public", "secret"]
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One half of a pair, with the name it was given when it was made."""
+    """One half of a key pair, with its name."""
 
     name: str
     value: bytes
 
     def __repr__(self) -> str:
-        """Without the key: a secret must not end in a log."""
+        """Without the key, so that no log shows a secret."""
         return f"Key({self.name!r})"
 
 
@@ -55,7 +55,10 @@ def rank_keys(security: SecurityConfig) -> tuple[Key, Key] | None:
 
 
 def write_pair(folder: Path, name: str, public: bytes, secret: bytes) -> tuple[Path, Path]:
-    """Write NAME.key and NAME.key_secret (0600) into the folder (made with 0700); never over a file. Raises ConfigError."""
+    """Write NAME.key and NAME.key_secret (mode 0600) into the folder, made with mode 0700 if missing. Never overwrites a file.
+
+    Raises ConfigError.
+    """
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"--name {name!r}: at most 64 letters, digits, dots, dashes and underscores, a letter or digit first"
@@ -89,7 +92,7 @@ def read_secret(path: str | Path) -> Key:
 
 
 def read_allowed(paths: Iterable[str]) -> dict[bytes, str]:
-    """Public key -> name, of files and of all `*.key` files in folders. Raises ConfigError where a folder has none."""
+    """Public key -> name, from files and from all `*.key` files in folders. Raises ConfigError where a folder has none."""
     allowed: dict[bytes, str] = {}
     for path in map(Path, paths):
         files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
@@ -140,7 +143,7 @@ def _read(path: str | Path, *, secret: bool) -> bytes:
 
 
 def _mode_allowed(path: str | Path) -> int:
-    """0700; for systemd's credentials 0740: the group bits of a file with an access list are its mask, not a group's right."""
+    """0700; for systemd's credentials 0740, because the group bits of a file with an access list are the list's mask."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return 0o740 if folder and Path(path).absolute().is_relative_to(folder) else 0o700
 

@@ -1,4 +1,4 @@
-"""The messages of `proto/PROTOCOL.md`, one frozen dataclass each. How they become bytes is in `codec.py`.
+"""The messages of `proto/PROTOCOL.md`, one frozen dataclass each. `encoding.py` turns them into bytes.
 
 Letters of shapes: N rows of a piece, Q their samples together (Q = N unless rows are packed), S the tokens of these, I their
 images, K timesteps of an action chunk, D action dimensions.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Rank -> loader, first message of a connection: who I am and what I believe a batch means."""
+    """Rank -> loader, first message of a connection: who I am, and what a batch means to me."""
 
     protocol: int
     client: str
@@ -23,18 +23,18 @@ class Hello:
     rank: int
     world_size: int
     fingerprints: dict[str, str]
-    """What the rank knows already (tokenizer, image, dialogue, plan ...); compared where both sides have the name."""
+    """What the rank already knows (tokenizer, image, dialogue, plan ...). Compared where both sides have the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
-    """Loader -> rank: we agree; this is what I hold."""
+    """Loader -> rank: we agree, and this is the data that I hold."""
 
     protocol: int
     loader: str
     """Random name of this incarnation of the loader, shown with its address."""
     fingerprints: dict[str, str]
-    """Of everything: also `codec` and `manifest/<split>/<entry>` for the entries held."""
+    """All fingerprints, including `codec` and `manifest/<split>/<entry>` for the entries held."""
     held: dict[str, list[int]]
     """split -> indices of the entries of its data paths that this loader holds."""
     num_entries: dict[str, int]
@@ -47,7 +47,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Loader -> rank: we differ; nothing of me may be mixed into your run."""
+    """Loader -> rank: we disagree, so you may not use my data."""
 
     protocol: int
     differences: list[list[str]]
@@ -56,13 +56,13 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """Rank -> loader: how long are your lanes in this pass over the entries?"""
+    """Rank -> loader: how long are the lanes of these entries in this pass?"""
 
     split: str
     epoch: int
-    """Number of the pass; which passes an epoch of the run is made of is the rank's to know (`stoker_proto.order.mixture`)."""
+    """Number of the pass. The rank knows which passes make an epoch of the run (`stoker_proto.order.mixture`)."""
     entries: list[int]
-    """Those that are asked for."""
+    """The entries that the rank asks about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +72,19 @@ class Lanes:
     split: str
     epoch: int
     lengths: dict[int, list[int]]
-    """entry asked for and held -> rows of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
+    """entry asked about and held -> rows of each of its lanes. Lane number of the stream = entry * lanes per entry + index."""
     starts: dict[int, list[int]]
     """entry -> time, in units of 2**-32 of the epoch, at which each of its lanes begins (`stoker_proto.order.lanes`)."""
     tokens: dict[int, int]
-    """entry -> tokens of all its samples, images counted; an estimate where nobody counted them, 0 where there is none."""
+    """entry -> tokens of all its samples, images included; an estimate where they were not counted, 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """Rank -> loader: rows [start, start + count) of one lane, please. It is also one credit."""
+    """Rank -> loader: send rows [start, start + count) of one lane. A ticket is also one credit."""
 
     ticket: int
-    """Number chosen by the rank; the answer bears it."""
+    """Number chosen by the rank, repeated in the answer."""
     split: str
     epoch: int
     lane: int
@@ -106,7 +106,7 @@ class Piece:
     images: list[bytes]  # [I]: what `data.image.transport` says
     actions: NDArray[np.float32]  # [Q, K, D] in action units; [Q, 0, 0] where the source has none
     skipped: dict[int, str] = field(default_factory=dict)
-    """sample -> why it is without labels (policy `skip`)."""
+    """sample -> why it has no labels (policy `skip`)."""
     row_samples: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     """[N]: samples of each row, at least 1; [0] without packing, where each row is one sample."""
 
@@ -118,18 +118,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Loader -> rank: no piece for this ticket."""
+    """Loader -> rank: there is no piece for this ticket."""
 
     ticket: int
     reason: str
-    """`data`: the same from every loader, ends the run; `unavailable`: not held or draining, ask another; `died`: a worker did
-    with the ticket in work, ask another; `rejected`: the ticket itself is impossible."""
+    """`data`: every loader would fail the same way, so the run ends; `unavailable`: not held, or draining: ask another loader;
+    `died`: the worker died while it built the piece: ask another loader; `rejected`: the ticket is not valid."""
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Rank -> loader: are you there, and how are you?"""
+    """Rank -> loader: are you alive, and what is your progress?"""
 
     nonce: int
 
@@ -144,7 +144,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """Loader -> rank: I am leaving. What you asked for still comes; ask others from now on."""
+    """Loader -> rank: I am leaving. I still answer open tickets; send new ones to other loaders."""
 
     loader: str
 
@@ -153,7 +153,7 @@ Message = Hello | Welcome | Refuse | Epoch | Lanes | Ticket | Piece | Failure | 
 
 
 def piece_payload(piece: Piece) -> list[Any]:
-    """What of a piece is determined by its ticket, in a fixed order: the bytes that G2 promises to be identical."""
+    """The parts of a piece that its ticket determines, in a fixed order: the bytes that guarantee G2 promises to be identical."""
     return [
         piece.keys.tobytes(),
         piece.lengths.tobytes(),

@@ -36,7 +36,9 @@ def test_rows_of_real_demonstrations(tmp_path: Path) -> None:
     assert report is not None
     assert report.num_actions == 8 * prepared.entries["train"][0].total_samples  # every timestep begins a chunk
     text = "\n".join(summary_lines(prepared, report))
-    assert f"{report.most_tokens} at most here, {prepared.codec.max_tokens} at most at all; clamped: 0.0000%" in text
+    assert (
+        f"{report.most_tokens} the most here, {prepared.codec.max_tokens} the most possible; clamped: 0.0000%" in text
+    )
     tree = summary_tree(prepared, report)["codec"]
     assert (tree["max_tokens_per_chunk"], tree["clamped"]) == (prepared.codec.max_tokens, 0.0)
     processor = Processor.build(config, prepared.codec)

@@ -18,7 +18,7 @@ def test_the_report_on_four_actions_worked_out_by_hand(summary):
     assert report.code_perplexity == pytest.approx([2.0, 1.0])
     assert report.format() == (
         "action codec bins: 2.00 tokens per action, 3 codes, chunk 1, measured on 4 actions\n"
-        "tokens per chunk: 2.00 on average, 2 at most here, 2 at most at all; clamped: 0.0000% of the numbers\n"
+        "tokens per chunk: 2.00 on average, 2 the most here, 2 the most possible; clamped: 0.0000% of the numbers\n"
         " dimension  mean abs error       rms error   max abs error\n"
         "         0        0.187500        0.279508        0.500000\n"
         "         1        0.000000        0.000000        0.000000\n"
