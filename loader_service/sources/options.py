@@ -1,4 +1,4 @@
-"""`data.options` -> a dataset's own frozen dataclass, strictly: unknown names and wrong types are errors that say what is possible."""
+"""`data.options` -> a dataset's own frozen dataclass, strictly: unknown names and wrong types are errors with the way out."""
 
 from __future__ import annotations
 
