@@ -6,8 +6,10 @@ compiles C++ for minutes; a plain `{"type": "AdamW"}` compiles `fused_adam`).
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -53,8 +55,37 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized() and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    elif not dist.is_initialized() and _is_loopback(os.environ["MASTER_ADDR"]):
+        _meet_on_loopback(backend, rank, world_size)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether ranks that meet there are all on this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _meet_on_loopback(backend: str, rank: int, world_size: int) -> None:
+    """Nobody else can reach the ranks: torch's own store listens on all interfaces, gloo and NCCL on that of the host's name."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+    port, listener = int(os.environ["MASTER_PORT"]), None
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        listener = socket.create_server(("127.0.0.1", port), backlog=2048).detach()  # the store closes it
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1",
+        port,
+        world_size,
+        is_master=listener is not None,
+        timeout=deepspeed.constants.default_pg_timeout,
+        master_listen_fd=listener,
+    )
+    named = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=named, rank=rank, world_size=world_size)
 
 
 def leave_ranks() -> None:
