@@ -57,7 +57,7 @@ class Clients:
         return iter(list(self._clients.items()))
 
     def admit(self, address: bytes) -> list[bytes]:
-        """It said HELLO, perhaps again; the addresses that are forgotten for it."""
+        """It said HELLO and agreed, perhaps again; the addresses that are forgotten for it."""
         self._clients.setdefault(address, Client())
         self._gone.pop(address, None)
         return [self._clients.popitem(last=False)[0] for _ in range(len(self._clients) - _MAX_CLIENTS)]
@@ -74,7 +74,7 @@ class Clients:
         return self._clients.get(address)
 
     def forget(self, address: bytes) -> None:
-        """It is gone. What it had asked before may still be in the queue, and is no stranger's."""
+        """It is gone, or differs. What it had asked before may still be in the queue, and is no stranger's."""
         if self._clients.pop(address, None) is not None:
             self._gone[address] = None
             if len(self._gone) > _MAX_GONE:

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import zmq
 
+from loader_service.listening import is_loopback, parse_bind
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
@@ -155,11 +155,8 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
 
 def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
     """Refuse to be reachable from other machines without keys, unless told so."""
-    if not address.startswith("tcp://"):
-        raise ConfigError(f"--bind {address}: write tcp://HOST:PORT, e.g. tcp://127.0.0.1:5555")
-    host = urlsplit(address.replace("*", "0")).hostname or ""
-    loopback = host in ("localhost", "::1") or host.startswith("127.")
-    if not (loopback or authenticated or insecure):
+    host, _ = parse_bind(address)
+    if not (is_loopback(host) or authenticated or insecure):
         raise ConfigError(
             f"--bind {address} is reachable from other machines, and without keys ranks are not authenticated: make keys with "
             "loader-keys and name them in cluster.security, or bind tcp://127.0.0.1:PORT, or say --insecure on a network that "

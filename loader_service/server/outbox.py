@@ -7,7 +7,7 @@ that all before it was taken too. Bytes up to the newest mark that are not known
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import zmq
@@ -17,6 +17,10 @@ _MARK_EVERY = 1 << 20
 
 _SMALL = 4096
 """Bytes of a frame that is no piece, or nearly none: the high-water mark is enough for these, and a FAILURE should arrive."""
+
+
+_MAX_ACCOUNTS = 32_768
+"""Connections end without a word; more accounts than this are kept only of those that leave something unread."""
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class Outbox:
     def __init__(self, socket: zmq.Socket[bytes], limit_bytes: int) -> None:
         """limit_bytes: unread over all connections; one of them may have a quarter of it, or a single frame."""
         self._socket, self._limit = socket, limit_bytes
-        self._accounts: dict[bytes, _Account] = {}
+        self._accounts: OrderedDict[bytes, _Account] = OrderedDict()  # the one sent to last is the last
         self._unread = 0
         self.bytes_sent = 0
         self.dropped = 0
@@ -52,7 +56,7 @@ class Outbox:
 
     def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
         """Send, or drop and count. False where the connection is gone."""
-        account = self._accounts.setdefault(address, _Account())
+        account = self._account(address)
         if len(frame) > _SMALL and not self._has_room(account, len(frame)):
             self.dropped += 1
             return True
@@ -66,7 +70,7 @@ class Outbox:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self.forget(address)
+            self._forget(address)
             return False
         self.bytes_sent += len(frame)
         account.unmarked += len(frame)
@@ -77,11 +81,26 @@ class Outbox:
             account.unmarked = 0
         return True
 
-    def forget(self, address: bytes) -> None:
+    def _account(self, address: bytes) -> _Account:
+        account = self._accounts.get(address)
+        if account is None:
+            if len(self._accounts) >= _MAX_ACCOUNTS:
+                self._close_one()
+            account = self._accounts[address] = _Account()
+        self._accounts.move_to_end(address)
+        return account
+
+    def _close_one(self) -> None:
+        """Of the connection that was not sent to for longest among those that have read all; most of these are gone."""
+        for address, account in self._accounts.items():
+            self._unread -= account.settle()
+            if not account.unread:
+                del self._accounts[address]
+                return
+
+    def _forget(self, address: bytes) -> None:
         """The connection is gone, and with it what it had not read."""
-        account = self._accounts.pop(address, None)
-        if account is not None:
-            self._unread -= account.unread
+        self._unread -= self._accounts.pop(address).unread
 
     def _has_room(self, account: _Account, size: int) -> bool:
         self._unread -= account.settle()

@@ -15,6 +15,7 @@ from pathlib import Path
 import zmq
 
 from loader_service.connections import Connections, descriptor_of
+from loader_service.listening import listen
 from loader_service.manifest import EntryManifest
 from loader_service.server.clients import Clients
 from loader_service.server.counters import progress
@@ -26,18 +27,20 @@ from loader_service.server.pool import Pool, has_message
 from loader_service.server.waiting import Awaiting
 from stoker_proto.config import Config
 from stoker_proto.descriptors import raise_descriptor_limit
-from stoker_proto.errors import RemoteProtocolError, StokerError
+from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.shown import shown
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
 
 logger = logging.getLogger(__name__)
 
+MAX_UNHEARD = 16
+"""Messages of one connection that came and are not looked at yet; what comes after waits with the rank. Connections are looked at
+in turns, one message each."""
 MAX_UNREAD_FRAMES = 256
 """Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline.
 `loader.unread_mb` bounds the same in bytes."""
-MAX_UNHEARD = 64
-"""Messages of one connection that came and are not looked at yet; what comes after waits with the rank."""
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
@@ -80,9 +83,10 @@ class LoaderServer:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.MAXMSGSIZE, codec.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
-            (zmq.HEARTBEAT_IVL, 500),
-            (zmq.HEARTBEAT_TIMEOUT, 1500),
-            (zmq.HEARTBEAT_TTL, 3000),
+            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
+            (zmq.HEARTBEAT_IVL, 1000),
+            (zmq.HEARTBEAT_TIMEOUT, 5000),
+            (zmq.TCP_MAXRT, 60_000),  # ms; for who is gone while so much is on its way to it that no heartbeat fits
         ):
             self._socket.setsockopt(option, value)
         self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)
@@ -104,10 +108,10 @@ class LoaderServer:
 
     def bind(self, address: str) -> str:
         """Bind and return the real address (a port of `*` is chosen)."""
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            raise StokerError(f"--bind {address}: {error}; choose a free port, or tcp://127.0.0.1:* for any") from error
+        listener = listen(address)
+        self._socket.setsockopt(zmq.USE_FD, listener.fileno())
+        self._socket.bind(address)
+        listener.detach()  # ZeroMQ closes it
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
 
@@ -211,7 +215,7 @@ class LoaderServer:
         try:
             if more:
                 raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
-            message = codec.decode(frame)
+            message = codec.decode_question(frame)
             self._handle(address, message, frame)
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
@@ -233,20 +237,21 @@ class LoaderServer:
             self._answer_epoch(address, message)
         elif isinstance(message, Ticket):
             self._forward(address, message, frame)
-        else:
-            raise RemoteProtocolError(f"{type(message).__name__} is for ranks, not for loaders")
 
     def _greet(self, address: bytes, hello: Hello) -> None:
         answer = self._greeter.answer(hello)
-        forgotten = self._clients.admit(address) if isinstance(answer, Welcome) else [address]
-        self._send(address, answer)
+        if isinstance(answer, Welcome):
+            forgotten = self._clients.admit(address)
+        else:
+            self._clients.forget(address)  # also one that agreed before: nothing more may be mixed into its run
+            forgotten = [address]
+        self._send(address, answer)  # what it has not read stays counted, whatever it says, until its connection ends
         for other in forgotten:
-            self._outbox.forget(other)
             self._connections.forget(other)
 
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:
-            raise RemoteProtocolError(f"EPOCH of split {message.split!r}, epoch {message.epoch}")
+            raise RemoteProtocolError(f"EPOCH of split {shown(message.split)}, epoch {message.epoch}")
         manifests = self._entries.get(message.split, {})
         held = [entry for entry in dict.fromkeys(message.entries) if entry in manifests]
         asked = Epoch(split=message.split, epoch=message.epoch, entries=held)
@@ -261,7 +266,7 @@ class LoaderServer:
         if client is None or ticket.ticket in client.in_work:
             return None  # asked again while it is being built: the answer is on its way
         if ticket.split not in ("train", "val") or ticket.epoch < 0:
-            raise RemoteProtocolError(f"TICKET of split {ticket.split!r}, epoch {ticket.epoch}")
+            raise RemoteProtocolError(f"TICKET of split {shown(ticket.split)}, epoch {ticket.epoch}")
         if self._drain_deadline is not None:
             return self._fail(address, ticket, "unavailable", "the loader is draining")
         if refusal := client.refusal(ticket):

@@ -35,7 +35,8 @@ _LONGEST_SLEEP_S = 1.0
 _STALL_S = 0.25
 """What a turn takes longer than it meant to sleep and this was spent stopped or starved: it is not held against the loaders,
 whose answers may lie unread."""
-_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 500, 1500
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _TIME_TO_LIVE_MS = 500, 1500, 10_000
+"""The last: after what silence of ours a loader ends the connection, which it cannot learn otherwise while answers are stuck."""
 _REDIAL_S = 5.0
 """Where ZeroMQ gives an address up (keys that do not fit), it is dialled again: the loader there may be replaced."""
 
@@ -254,6 +255,11 @@ class SocketDriver:
             (zmq.HANDSHAKE_IVL, 10_000),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
+            (zmq.HEARTBEAT_TTL, _TIME_TO_LIVE_MS),
+            (
+                zmq.RCVHWM,
+                0,
+            ),  # libzmq aborts where an input stands still and heartbeats are sent; tickets bound what comes
             (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 1000),
             (zmq.CONNECT_TIMEOUT, 3000),

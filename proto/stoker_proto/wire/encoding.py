@@ -2,12 +2,14 @@
 
     b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8})
 
-`decode` trusts nothing: it checks sizes before it allocates memory for them, makes no extension type or object, and raises
-RemoteProtocolError for every fault.
+`decode` and `decode_question` trust nothing: they check sizes before they allocate memory for them, make no extension type or
+object, and raise RemoteProtocolError for every fault. A loader uses `decode_question`: its work for a frame that it rejects is
+bounded by the limits of the kinds that ranks send.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
+from stoker_proto.shown import shown
 from stoker_proto.wire.messages import (
     Drain,
     Epoch,
@@ -39,6 +42,12 @@ MAX_CONTROL_BYTES = 16 << 20
 """Largest frame from a loader, other than a PIECE."""
 MAX_QUESTION_BYTES = 1 << 20
 """Largest frame from a rank. The longest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
+QUESTION_BYTES: dict[type[Any], int] = {Hello: MAX_QUESTION_BYTES, Epoch: 256 << 10, Ticket: 256, Ping: 64}
+"""Largest frames from a rank, by kind."""
+MAX_FINGERPRINTS = 16_384
+"""Most fingerprints of one HELLO."""
+MAX_ENTRIES = 1 << 16
+"""Most entries of one EPOCH."""
 MAX_ROWS = 1 << 16
 """Most rows of one piece or ticket."""
 MAX_SAMPLES = 1 << 20
@@ -58,7 +67,6 @@ KINDS: dict[bytes, type[Any]] = {
     b"O": Pong,
     b"D": Drain,
 }
-_QUESTIONS = (Hello, Epoch, Ticket, Ping)
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
@@ -84,9 +92,10 @@ def encode(message: Message) -> bytes:
     packer.pack(_KIND_OF[type(message)][0])
     packer.pack(body)
     frame: bytes = packer.bytes()
-    if len(frame) > MAX_QUESTION_BYTES and isinstance(message, _QUESTIONS):
+    limit = QUESTION_BYTES.get(type(message))
+    if limit is not None and len(frame) > limit:
         raise LocalProtocolError(
-            f"a {type(message).__name__} of {len(frame)} bytes: at most {MAX_QUESTION_BYTES} travel to a loader; name folders "
+            f"a {type(message).__name__} of {len(frame)} bytes: at most {limit} travel to a loader; name folders "
             "in the data paths rather than thousands of files"
         )
     return frame
@@ -101,14 +110,10 @@ def _buffer_size(message: Message) -> int:
 
 def decode(frame: bytes | memoryview) -> Message:
     """The message of a frame. Raises RemoteProtocolError where it is not one."""
-    view = memoryview(frame)
-    if len(view) < 2:
-        raise RemoteProtocolError(f"a frame of {len(view)} bytes: a kind byte and a msgpack map are expected")
-    kind = bytes(view[:1])
-    cls = KINDS.get(kind)
-    if cls is None:
-        raise RemoteProtocolError(f"a frame of kind {kind!r}: known are {b''.join(KINDS)!r}")
-    limit = MAX_FRAME_BYTES if cls is Piece else MAX_QUESTION_BYTES if cls in _QUESTIONS else MAX_CONTROL_BYTES
+    view, cls = _open(frame)
+    if cls in QUESTION_BYTES:
+        return _question(view, cls)
+    limit = MAX_FRAME_BYTES if cls is Piece else MAX_CONTROL_BYTES
     if len(view) > limit:
         raise RemoteProtocolError(f"a {cls.__name__} frame of {len(view)} bytes: at most {limit}")
     body = _unpack(view[1:], cls.__name__)
@@ -116,6 +121,74 @@ def decode(frame: bytes | memoryview) -> Message:
         body = _piece_arrays(body)
     message: Message = _build(cls, body)
     return message
+
+
+def decode_question(frame: bytes | memoryview) -> Message:
+    """The message of a frame from a rank; RemoteProtocolError for any other frame, of which only the first byte is read."""
+    view, cls = _open(frame)
+    if cls not in QUESTION_BYTES:
+        raise RemoteProtocolError(f"{cls.__name__} is for ranks, not for loaders")
+    return _question(view, cls)
+
+
+def _open(frame: bytes | memoryview) -> tuple[memoryview, type[Any]]:
+    view = memoryview(frame)
+    if len(view) < 2:
+        raise RemoteProtocolError(f"a frame of {len(view)} bytes: a kind byte and a msgpack map are expected")
+    kind = bytes(view[:1])
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise RemoteProtocolError(f"a frame of kind {kind!r}: known are {b''.join(KINDS)!r}")
+    return view, cls
+
+
+def _question(view: memoryview, cls: type[Any]) -> Message:
+    """Reads field by field and stops at the first that is wrong, so that nothing inside an unknown field is ever parsed."""
+    name, limit = cls.__name__, QUESTION_BYTES[cls]
+    if len(view) > limit:
+        raise RemoteProtocolError(f"a {name} frame of {len(view)} bytes: at most {limit}")
+    size = len(view) - 1
+    # A container within a value would be one too many: the limits of 0 reject it at its header.
+    unpacker = msgpack.Unpacker(
+        raw=False, read_size=size, max_buffer_size=size, max_array_len=0, max_map_len=0, max_ext_len=0
+    )
+    unpacker.feed(view[1:])
+    try:
+        body = _fields_of_question(unpacker, cls)
+        end = unpacker.tell()
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise RemoteProtocolError(f"a {name} frame is not msgpack: {type(error).__name__}: {error}") from error
+    if end != size:
+        raise RemoteProtocolError(f"a {name} frame goes on for {size - end} bytes after its map")
+    message: Message = _build(cls, body)
+    return message
+
+
+def _fields_of_question(unpacker: msgpack.Unpacker, cls: type[Any]) -> dict[str, Any]:
+    kinds = {name: kind for name, kind, _ in _FIELDS[cls]}
+    if (num_fields := unpacker.read_map_header()) != len(kinds):
+        raise RemoteProtocolError(f"a {cls.__name__} frame has {num_fields} fields: {len(kinds)} are expected")
+    body: dict[str, Any] = {}
+    for _ in range(num_fields):
+        name = unpacker.unpack()
+        kind = kinds.get(name) if isinstance(name, str) else None
+        if kind is None or name in body:
+            raise RemoteProtocolError(f"a {cls.__name__} frame has an unknown or repeated field {shown(name)}")
+        if kind == "dict[str, str]":
+            count = _bounded(unpacker.read_map_header(), MAX_FINGERPRINTS, cls, name)
+            body[name] = {unpacker.unpack(): unpacker.unpack() for _ in range(count)}
+        elif kind == "list[int]":
+            count = _bounded(unpacker.read_array_header(), MAX_ENTRIES, cls, name)
+            body[name] = [unpacker.unpack() for _ in range(count)]
+        else:
+            body[name] = unpacker.unpack()
+    return body
+
+
+def _bounded(count: int, limit: int, cls: type[Any], name: str) -> int:
+    if count > limit:
+        raise RemoteProtocolError(f"{cls.__name__}.{name} has {count} items: at most {limit}")
+    return count
 
 
 class _Budget:
@@ -197,12 +270,11 @@ def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
 def _build(cls: type[Any], body: dict[str, Any]) -> Any:
     names = {name for name, _, _ in _FIELDS[cls]}
     if body.keys() != names:
-        odd = sorted(map(str, set(body) ^ names))
-        raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {', '.join(odd)[:200]}")
+        odd = ", ".join(shown(name) for name in heapq.nsmallest(8, body.keys() ^ names, key=str))
+        raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {odd}")
     for name, kind, check in _FIELDS[cls]:
         if not check(body[name]):
-            shown = repr(body[name])[:80]
-            raise RemoteProtocolError(f"{cls.__name__}.{name} is {shown}: {kind} is expected")
+            raise RemoteProtocolError(f"{cls.__name__}.{name} is {shown(body[name])}: {kind} is expected")
     return cls(**body)
 
 

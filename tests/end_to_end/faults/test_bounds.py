@@ -11,9 +11,9 @@ import zmq
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire import encoding as codec
-from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Refuse, Ticket, Welcome
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
-from tests.end_to_end.faults.zmtp import PING, RawPeer
+from tests.end_to_end.faults.zmtp import PING, PING_TO_LIVE, RawPeer
 from tests.end_to_end.fleet import pull, wait_until, write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
 
@@ -110,6 +110,45 @@ def test_a_client_that_never_reads_small_pieces(crew: Crew) -> None:
     assert 120 - 20 <= dropped <= 120 - 11
 
 
+def test_a_client_that_is_refused_in_between_and_never_reads(crew: Crew) -> None:
+    """What it has not read stays counted: of six pieces of 23 MiB, one for each time that it agrees anew, one is kept."""
+    refused = codec.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
+    with ExitStack() as stack:
+        reader = Reader(stack, crew.addresses[0])
+        before = reader.counters()
+        peer = stack.enter_context(RawPeer(crew.addresses[0]))
+        peer.shake_hands()
+        for number in range(6):
+            peer.send(HELLO, *tickets(1, first=number))
+
+            def answered(number: int = number) -> bool:
+                peer.socket.sendall(PING)
+                now = reader.counters()
+                return now["bytes_sent"] + now["dropped"] * PIECE_BYTES >= (
+                    before["bytes_sent"] + before["dropped"] * PIECE_BYTES + (number + 1) * PIECE_BYTES
+                )
+
+            wait_until(answered, 30, f"an answer to ticket {number}")
+            peer.send(refused)
+        after = reader.counters()
+    assert after["dropped"] - before["dropped"] == 5
+    assert after["bytes_sent"] - before["bytes_sent"] < 2 * PIECE_BYTES
+
+
+def test_a_rank_that_is_refused_gets_no_more(crew: Crew) -> None:
+    with ExitStack() as stack:
+        reader = Reader(stack, crew.addresses[0])
+        reader.socket.send(
+            codec.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
+        )
+        reader.socket.send(tickets(1, samples=1)[0])
+        assert isinstance(reader.receive(), Refuse)
+        reader.socket.send(HELLO)
+        assert isinstance(reader.receive(), Welcome), "and nothing for the ticket"
+        reader.socket.send(tickets(1, samples=1)[0])
+        assert isinstance(reader.receive(), Piece)
+
+
 def test_many_clients_that_never_read(crew: Crew) -> None:
     """Together they hold loader.unread_mb, not a quarter each."""
     grown_mib, dropped = peak_while_not_reading(crew, 24, 10)
@@ -124,6 +163,7 @@ def test_afterwards_memory_and_descriptors_are_given_back_and_honest_ranks_are_s
         peer = RawPeer(crew.addresses[0])
         peer.shake_hands()
         peer.send(HELLO, *tickets(4, samples=8))
+        peer.socket.sendall(PING_TO_LIVE)
         peer.vanish()
     wait_until(lambda: num_fds(pid) <= fds, 20, "closing the connections of ranks that are gone")
     assert len(pull(config, crew.addresses).keys) == sum(LENGTHS)

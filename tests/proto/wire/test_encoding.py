@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+import tracemalloc
 
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
+from stoker_proto.shown import plain, shown
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
 from tests.proto.wire.make_golden import MESSAGES
@@ -116,17 +118,23 @@ TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "co
         (b"", "0 bytes"),
         (b"T", "1 bytes"),
         (b"Z\x80", "kind b'Z'"),
-        (b"T\x90", "holds a list"),
+        (b"L\x90", "holds a list"),
         (b"T" + msgpack.packb({**TICKET, "lane": None}), "Ticket.lane is None: int is expected"),
         (b"T" + msgpack.packb({**TICKET, "lane": True}), "Ticket.lane is True"),
         (b"T" + msgpack.packb({**TICKET, "lane": 1 << 63}), "Ticket.lane"),
-        (b"T" + msgpack.packb({**TICKET, "more": 1}), "unknown fields: more"),
-        (b"T" + msgpack.packb({"ticket": 7}), "missing or unknown fields"),
-        (b"T" + msgpack.packb(TICKET) + b"\x00", "not msgpack: ExtraData"),
+        (b"T" + msgpack.packb({**TICKET, "more": 1}), "a Ticket frame has 7 fields: 6 are expected"),
+        (
+            b"L" + msgpack.packb({"more\n": 1}),
+            "unknown fields: 'epoch', 'lengths', 'more\\n', 'split', 'starts', 'tokens'",
+        ),
+        (b"T" + msgpack.packb({"ticket": 7}), "a Ticket frame has 1 fields: 6 are expected"),
+        (b"I" + msgpack.packb({"nunce": 7}), "a Ping frame has an unknown or repeated field 'nunce'"),
+        (b"T" + msgpack.packb(TICKET) + b"\x00", "goes on for 1 bytes after its map"),
+        (b"W\x80\x00", "not msgpack: ExtraData"),
         (b"T" + msgpack.packb(TICKET)[:-1], "not msgpack"),
-        (b"T\x81\x90\x01", "not msgpack: TypeError"),
-        (b"T\x81\xa1\xff\x01", "not msgpack: UnicodeDecodeError"),
-        (b"T" + b"\x91" * 5000, "not msgpack: StackError"),
+        (b"L\x81\x90\x01", "not msgpack: TypeError"),
+        (b"I\x81\xa1\xff\x01", "not msgpack: UnicodeDecodeError"),
+        (b"L" + b"\x91" * 5000, "not msgpack: StackError"),
         (b"T\xd6\xff\x00\x00\x00\x00", "not msgpack"),  # a timestamp
         (b"I\x81\xa5nonce\xc7\x08\x01" + b"\x00" * 8, "not msgpack"),  # an extension type
     ],
@@ -173,7 +181,7 @@ def test_control_frames_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["hello", "epoch", "ticket", "ping"])
 def test_questions_are_smaller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = codec.encode(MESSAGES[name])
-    monkeypatch.setattr(codec, "MAX_QUESTION_BYTES", len(frame) - 1)
+    monkeypatch.setitem(codec.QUESTION_BYTES, type(MESSAGES[name]), len(frame) - 1)
     with pytest.raises(RemoteProtocolError, match=f"at most {len(frame) - 1}"):
         codec.decode(frame)
     with pytest.raises(
@@ -203,3 +211,45 @@ def test_small_frames_cannot_take_much_memory() -> None:
 def test_peek_ticket() -> None:
     assert codec.peek_ticket(codec.encode(MESSAGES["piece"])) == 7
     assert codec.peek_ticket(codec.encode(MESSAGES["failure"])) == 7
+
+
+FINGERPRINTS = {f"name{number:05d}": "value" for number in range(57_000)}
+HELLO = {"protocol": 3, "client": "c", "rank": 0, "world_size": 1, "fingerprints": {}}
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"H" + msgpack.packb(FINGERPRINTS), "a Hello frame has 57000 fields: 5 are expected"),
+        (
+            b"H" + msgpack.packb({**HELLO, "fingerprints": FINGERPRINTS}),
+            "Hello.fingerprints has 57000 items: at most 16384",
+        ),
+        (b"E\x83\xa7entries\xdd\x00\x10\x00\x00", "Epoch.entries has 1048576 items: at most 65536"),
+        (b"E\x83\xa7entries\x91\xdd\x00\x00\xff\xff", "exceeds max_array_len(0)"),
+        (b"E\x83\xa5split\xdd\x00\x00\xff\xff", "exceeds max_array_len(0)"),
+        (b"H\x85\xacfingerprints\x91", "not msgpack: ValueError"),
+        (b"T" + bytes(300), "a Ticket frame of 301 bytes: at most 256"),
+        (b"W" + bytes(1000), "Welcome is for ranks, not for loaders"),
+    ],
+)
+def test_a_loader_stops_reading_a_question_at_what_is_wrong(frame: bytes, message: str) -> None:
+    """Reading on would cost up to 0.3 s and hundreds of MB a frame."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError) as caught:
+            codec.decode_question(frame)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert message in str(caught.value)
+    assert peak < 3 * len(frame) + 200_000
+
+
+def test_what_a_peer_said_is_shown_on_one_short_line() -> None:
+    forged = "x\n2026-01-01 loader-serve INFO all is well\x1b[2J\u202e" + "y" * (1 << 20)
+    assert shown(forged) == r"'x\n2026-01-01 loader-serve INFO all is well\x1b[2J\u202e" + "y" * 23
+    assert plain(forged, 60) == r"x\n2026-01-01 loader-serve INFO all is well\x1b[2J\u202ey..."
+    assert plain("Straße 東京") == "Straße 東京"
+    assert len(shown(list(range(1 << 20)))) <= 80
+    assert shown({"a\n": 1}) == r"{'a\n': 1}"

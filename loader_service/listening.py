@@ -1,0 +1,85 @@
+"""The loader's listening socket: bound to what was checked, and deaf to resets.
+
+libzmq aborts its process when a connection whose input stands still (the ROUTER's high-water mark is reached) is reset, and then
+a heartbeat is due or a PING is answered on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops TCP
+segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such connections
+by a timer, which libzmq bears in every state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import re
+import socket
+import struct
+
+from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.shown import plain
+
+_ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
+_BACKLOG = 100
+_SO_ATTACH_FILTER = 26  # Linux; Python has no name for it
+_DROP_RESETS = (
+    (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
+    (0x45, 0, 1, 4),  # is RST among them?
+    (0x06, 0, 0, 0),  # yes: drop the segment
+    (0x06, 0, 0, 0xFFFFFFFF),  # no: keep all of it
+)
+"""Classic BPF: code, jump if true, jump if false, operand. Connections inherit it from the listening socket."""
+
+
+def parse_bind(address: str) -> tuple[str, int]:
+    """Host ("" for any) and port (0 for any) of exactly one tcp://HOST:PORT. Raises ConfigError for anything else."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or (match[2] != "*" and int(match[2]) > 65_535):
+        raise ConfigError(
+            f"--bind {plain(address)}: write one tcp://HOST:PORT, e.g. tcp://127.0.0.1:5555; HOST is a name, an IPv4 address, an "
+            "IPv6 address in brackets, or * for all interfaces; PORT is a number up to 65535, or * for a free one"
+        )
+    host = "" if match[1] == "*" else match[1].strip("[]")
+    return host, 0 if match[2] == "*" else int(match[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it. A name is not, but `localhost`: what it resolves to may change."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(address: str) -> socket.socket:
+    """A listening socket at tcp://HOST:PORT. Raises ConfigError for another form, StokerError where it cannot be bound."""
+    host, port = parse_bind(address)
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            "127.0.0.1" if host == "localhost" else host or "0.0.0.0",
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise StokerError(f"--bind {address}: {error}; name an interface of this machine") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _drop_resets(listener)
+        listener.bind(place)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StokerError(
+            f"--bind {address}: {error.strerror}; choose a free port, or tcp://127.0.0.1:* for any"
+        ) from error
+    return listener
+
+
+def _drop_resets(listener: socket.socket) -> None:
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_RESETS)
+    instructions = ctypes.create_string_buffer(program, len(program))
+    listener.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_RESETS), ctypes.addressof(instructions))
+    )
