@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from loader_service.manifest import EntryManifest
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.config import Config
+from stoker_proto.shown import plain
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Greeter:
     def answer(self, hello: Hello) -> Welcome | Refuse:
         """What to say to it."""
         differences = [
-            [name, self._fingerprints[name], theirs[:_SHOWN]]
+            [name, self._fingerprints[name], plain(theirs, _SHOWN)]
             for name, theirs in sorted(hello.fingerprints.items())
             if self._fingerprints.get(name, theirs) != theirs
         ]
@@ -53,6 +54,6 @@ class Greeter:
             return self._welcome
         self._refused += 1
         if self._refused < 20 or self._refused % 1000 == 0:  # a hostile peer must not fill the log
-            client = hello.client[:_SHOWN]
+            client = plain(hello.client, _SHOWN)
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
         return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

@@ -14,6 +14,7 @@ from enum import Enum
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.order.mixture import MixedOrder
+from stoker_proto.shown import plain
 from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
 from trainer.feed.client.commands import Command, Send
 from trainer.feed.client.epochs import Epochs, Pass
@@ -76,6 +77,9 @@ class Loader:
         return min(max(options.probe_s, min(4 * self.pong_s, 2 * options.probe_s)), options.silence_s)
 
 
+_MAX_DIFFERENCES = 20  # of a loader's REFUSE that are shown
+
+
 class Fleet:
     """All loaders of the config, as one rank knows them."""
 
@@ -111,7 +115,7 @@ class Fleet:
 
     def refused_by_loader(self, number: int, message: Refuse) -> str:
         """The text of its REFUSE."""
-        rows = [[*map(str, row), "?", "?", "?"][:3] for row in message.differences]
+        rows = [[*map(plain, row[:3]), "?", "?", "?"][:3] for row in message.differences[:_MAX_DIFFERENCES]]
         if message.protocol != PROTOCOL_VERSION:
             rows.insert(0, ["protocol", str(message.protocol), str(PROTOCOL_VERSION)])
         return self._differ(number, rows, "refused us")

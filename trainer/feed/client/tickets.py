@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
+from stoker_proto.shown import plain
 from stoker_proto.wire.messages import Failure, Piece, Ticket
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import Attempt, Pace
 from trainer.feed.client.schedule import Slice
 
+_MAX_MESSAGE = 2000  # characters of what a loader says of bad data
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 8.0
 
@@ -159,13 +161,15 @@ class Tickets:
             return
         address = self.options.addresses[loader]
         if failure.reason == "data":
-            pending.outcome = DataError(failure.message)
+            pending.outcome = DataError(plain(failure.message, _MAX_MESSAGE))
         elif failure.reason == "rejected":
-            pending.outcome = LocalProtocolError(f"the loader at {address} rejects {pending.ticket}: {failure.message}")
+            pending.outcome = LocalProtocolError(
+                f"the loader at {address} rejects {pending.ticket}: {plain(failure.message)}"
+            )
         else:
             pending.failed = True
             pending.deaths += failure.reason == "died"
-            self._end(pending, loader, f"{address} {failure.reason}: {failure.message}", now)
+            self._end(pending, loader, f"{address} {plain(failure.reason, 40)}: {plain(failure.message)}", now)
             return
         for attempt in pending.attempts:
             self._pace.ended(attempt, now)
