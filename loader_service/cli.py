@@ -11,6 +11,7 @@ from collections.abc import Callable
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
 from stoker_proto.host_trouble import host_error
+from stoker_proto.interrupts import heed_interrupts
 
 
 def serve(argv: list[str] | None = None) -> int:
@@ -55,6 +56,7 @@ def keys(argv: list[str] | None = None) -> int:
 def _guarded(program: str, run: Callable[[], object]) -> int:
     """0, or 1 after printing a StokerError as one line, or where nobody reads on; 130 after Ctrl-C."""
     raise_descriptor_limit()
+    heed_interrupts()
     try:
         run()
     except StokerError as error:

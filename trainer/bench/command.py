@@ -24,6 +24,7 @@ from stoker_proto.config import Config
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.interrupts import heed_interrupts
 from trainer.bench.report import BenchReport
 from trainer.feed.batch import StepBatch
 from trainer.feed.feed import Feed
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     raise_descriptor_limit()
+    heed_interrupts()
     try:
         check_ranges(arguments)
         config = load_config(arguments.config, arguments.set)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from stoker_proto.interrupts import heed_interrupts
 from trainer.process.parents import DeepSpeedParents
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class StopSignals:
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        heed_interrupts()
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_term)  # without a handler nothing is written to the pipe
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
