@@ -5,7 +5,10 @@ CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-sim test-images test-faults lint clean install bench bench-prepare soak soak-sim help
+# What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
+QUICK = not (cluster or simulator or browser or images or gpu or slow)
+
+.PHONY: demo test test-fast test-all test-busy test-sim test-images test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -20,8 +23,17 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
 	$(BIN)/python deploy/demo.py
 
-test: $(INSTALLED)  ## the whole test suite
+test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
+	$(BIN)/python -m pytest -m "$(QUICK)"
+
+test-fast: $(INSTALLED)  ## only tests that start no process: under a minute
+	$(BIN)/python -m pytest -m "$(QUICK) and not process"
+
+test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot is skipped with the reason
 	$(BIN)/python -m pytest
+
+test-busy: $(INSTALLED)  ## `make test` beside five busy loops per core
+	$(BIN)/python -m tests.support.busy $(BIN)/python -m pytest -m "$(QUICK)"
 
 test-sim: $(VENV)/.installed-sim  ## the collector in the real simulator (needs the renderer: trainer/sim/install_renderer.sh)
 	$(BIN)/python -m pytest tests/trainer/sim
@@ -31,10 +43,10 @@ $(VENV)/.installed-sim: $(INSTALLED)
 	touch $@
 
 test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them (root, buildah; minutes)
-	$(BIN)/python -m pytest -m images tests/deploy/images
+	$(BIN)/python -m pytest tests/deploy/images
 
-test-faults: $(INSTALLED)  ## every fault on real processes, the long ones too (a DeepSpeed run that is killed; as root: pulled cables)
-	STOKER_LONG_TESTS=1 $(BIN)/python -m pytest tests/end_to_end/faults
+test-faults: $(INSTALLED)  ## every fault on real processes, the slow ones too (a DeepSpeed run that is killed; as root: pulled cables)
+	$(BIN)/python -m pytest tests/end_to_end/faults
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

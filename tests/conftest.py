@@ -3,8 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.started import Started
 
 # Ranks are forked from this process. A thread pool that torch's OpenMP started here would not exist in a rank, which would
 # then wait for it for ever; and the ranks share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same for tokenizers, which else warns after a fork
+
+# `nohup`, `&` in a script and many CI runners start their commands with SIGINT ignored, and whatever those start inherits it.
+# Tests interrupt what they started as a terminal does: with a handler here, all processes below this one have the default.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PROCESS_FOLDERS = [Path(__file__).parent / name for name in ("deploy", "end_to_end")]
+"""Nearly each of their tests starts a launcher or a fleet; elsewhere the tests that start a process are marked one by one."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark those folders, before `-m` selects."""
+    for item in items:
+        if any(folder in item.path.parents for folder in PROCESS_FOLDERS):
+            item.add_marker(pytest.mark.process)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch what tests start."""
+    config.pluginmanager.register(Started(), "started")

@@ -25,7 +25,7 @@ from trainer.feed.batch import MicroBatch
 from trainer.feed.feed import Feed
 
 ROOT = Path(__file__).resolve().parents[2]
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 120.0
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ class Loader:
     def end(self, sign: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit code."""
         self.process.send_signal(sign)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -69,19 +69,19 @@ def serving(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
 
 
-def run_cli(*arguments: str, cwd: Path = ROOT, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """`python -m loader_service.cli ...`."""
     return run_program("loader_service.cli", *arguments, cwd=cwd, timeout=timeout)
 
 
 def run_program(
-    module: str, *arguments: str, cwd: Path = ROOT, timeout: float = 60, **env: str
+    module: str, *arguments: str, cwd: Path = ROOT, timeout: float = 120, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ...` to its end."""
     command = [sys.executable, "-m", module, *arguments]
@@ -187,7 +187,7 @@ def pull(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
         assert not thread.is_alive(), "a rank hangs"
     if errors:
         raise errors[0]

@@ -48,7 +48,7 @@ def pull_all(config: Path, loader: Loader, *overrides: str) -> Pulled:
 
 def said(log: Path, *words: str) -> None:
     """Wait until one of these stands in the loader's log."""
-    wait_until(lambda: any(word in log.read_text() for word in words), 20, f"{words} in {log.read_text()!r}")
+    wait_until(lambda: any(word in log.read_text() for word in words), 60, f"{words} in {log.read_text()!r}")
 
 
 def test_the_command_makes_files_for_their_owner_alone(keys: Path) -> None:

@@ -219,7 +219,7 @@ def test_stopping_leaves_nothing_behind(config: Path, tmp_path: Path) -> None:
 def test_a_killed_loaders_folder_is_removed_by_the_next_one(config: Path, tmp_path: Path) -> None:
     with serving(config, TMPDIR=str(tmp_path)) as loader:
         loader.process.kill()
-        loader.process.wait(10)
+        loader.process.wait(60)
     (left,) = tmp_path.glob("stoker-loader-*")
     with serving(config, TMPDIR=str(tmp_path)):
         assert not left.exists()

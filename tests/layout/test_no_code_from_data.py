@@ -91,6 +91,7 @@ def test_only_its_own_format_imports_what_unpickles() -> None:
     assert set(unpicklers) == {"rl4vla.py"}
 
 
+@pytest.mark.process
 def test_no_loader_and_no_trainer_ever_loads_it() -> None:
     """Everything that a loader consists of, imported in a fresh process."""
     program = (

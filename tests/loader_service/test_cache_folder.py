@@ -71,11 +71,12 @@ def test_a_second_loader_waits_and_finds_the_work_done(
         thread.join(0.3)
         assert thread.is_alive()
         assert scanned == []
-    thread.join(30.0)
+    thread.join(60.0)
     assert len(found) == 1
     assert scanned == ["a.jsonl"]
 
 
+@pytest.mark.process
 def test_two_processes_at_once_scan_the_data_once(
     make_config: MakeConfig, write_shard: WriteShard, tmp_path: Path
 ) -> None:
@@ -90,7 +91,7 @@ def test_two_processes_at_once_scan_the_data_once(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, str(config)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1]
     assert not [path for path in (shard.parent / ".stoker").rglob("*") if path.suffix == ".tmp"]

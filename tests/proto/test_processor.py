@@ -301,6 +301,7 @@ def test_a_chat_template_that_leaves_images_out_is_refused(tmp_path: Path) -> No
         processor.prompt("Push", 1)
 
 
+@pytest.mark.process
 def test_loading_needs_neither_torch_nor_transformers(tmp_path: Path, codec: ActionCodec) -> None:
     build(tmp_path, codec).save(tmp_path / "saved")
     code = (

@@ -7,11 +7,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """`-m "not end_to_end"` leaves out what starts several ranks."""
-    config.addinivalue_line("markers", "end_to_end: starts processes that train together; seconds to a minute each")
-
-
 def _build(family: str, factory: pytest.TempPathFactory) -> Path:
     from trainer.models.tiny import build_tiny
 

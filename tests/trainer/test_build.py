@@ -36,6 +36,7 @@ def _refusals(of_ranks: list[dict[str, str]]) -> list[str]:
     return run_ranks(2, work)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("other", "expected"),
     [

@@ -48,7 +48,7 @@ def begin(tmp_path: Path, model: Path, *overrides: str, **environment: str) -> s
 def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code and the lines on stderr."""
     try:
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
     assert stdout == ""
@@ -56,6 +56,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, stderr.strip().splitlines()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -78,6 +79,7 @@ def test_a_mistake_in_the_config_is_one_line(override: str, message: str, tiny_c
     assert message in lines[0]
 
 
+@pytest.mark.process
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     code, lines = start(tmp_path, tmp_path)
     assert (code, len(lines)) == (1, 1)
@@ -85,7 +87,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
                              "(config.json, weights, tokenizer.json)")  # fmt: skip
 
 
-@pytest.mark.end_to_end
+@pytest.mark.process
 def test_no_loader_is_one_line_after_the_deadline(tiny_causal: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,7 +100,7 @@ def test_no_loader_is_one_line_after_the_deadline(tiny_causal: Path, tmp_path: P
     assert address in errors[0]
 
 
-@pytest.mark.end_to_end
+@pytest.mark.process
 def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_ends_the_first(
     tiny_causal: Path, tmp_path: Path
 ) -> None:
@@ -106,11 +108,11 @@ def test_a_second_run_in_the_same_folder_is_refused_and_ctrl_c_ends_the_first(
         silent.bind(("127.0.0.1", 0))  # nobody listens: the first run waits for its loader
         patient = (
             f"cluster.loader_addresses=[tcp://127.0.0.1:{silent.getsockname()[1]}]",
-            "trainer.feed.connect_deadline_s=100",
+            "trainer.feed.connect_deadline_s=600",
         )
         first = begin(tmp_path, tiny_causal, *patient)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while not (tmp_path / "out" / "in-use").exists():
                 assert first.poll() is None
                 assert time.monotonic() < deadline

@@ -86,6 +86,7 @@ def say(seen: list[list[tuple[int, int] | None]], rank: int) -> list[tuple[int, 
     return [range_over_ranks(of_ranks[rank], ranks) for of_ranks in seen]
 
 
+@pytest.mark.process
 def test_ranks_put_together_what_they_saw() -> None:
     seen: list[list[tuple[int, int] | None]] = [[(1, 1), (2, 3)], [None, (0, 0)], [None, None]]
     assert run_ranks(2, partial(say, seen)) == [[(1, 3), (0, 0), None]] * 2
@@ -96,6 +97,7 @@ def export_after_resume(config: Any, config_resumed: Any, rank: int) -> None:
     run(config_resumed)
 
 
+@pytest.mark.process
 def test_export_and_checkpoint_know_the_number(tiny_llava: Path, tmp_path: Path) -> None:
     """The resumed run trains no step: what it exports, it knows from the checkpoint."""
     keys: dict[str, Any] = {"max_steps": 1, "lr_schedule": "constant"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,6 @@ from tests.end_to_end.faults.crew import Crew
 from tests.end_to_end.fleet import Pulled, pull, run_cli, write_config, write_demonstrations
 
 _GAPS: list[tuple[str, float]] = []
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """`make test-faults` runs those too."""
-    config.addinivalue_line("markers", "long: runs with STOKER_LONG_TESTS=1 only (make test-faults)")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the long ones out, visibly."""
-    if os.environ.get("STOKER_LONG_TESTS") != "1":
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: make test-faults runs it (STOKER_LONG_TESTS=1)"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,6 +16,7 @@ from typing import Self
 import psutil
 
 from tests.end_to_end.fleet import ROOT, Loader, serving
+from tests.support.started import STARTED_BY
 
 
 def unused_port() -> int:
@@ -31,6 +32,7 @@ class Crew:
     def __init__(self, config: Path, count: int, *arguments: str, log: Path | None = None) -> None:
         self.addresses = [f"tcp://127.0.0.1:{unused_port()}" for _ in range(count)]
         self.config, self._arguments, self._log = config, arguments, log
+        self._owner = {name: os.environ[name] for name in (STARTED_BY,) if name in os.environ}  # also of later starts
         self._running: dict[int, tuple[ExitStack, Loader]] = {}
         self._lock = threading.Lock()
         for number in range(count):
@@ -50,7 +52,9 @@ class Crew:
             stack = ExitStack()
             bind = "--bind", self.addresses[number]
             loader = stack.enter_context(
-                serving(config or self.config, *self._arguments, *more, *bind, cwd=cwd, log=self._log, **env)
+                serving(
+                    config or self.config, *self._arguments, *more, *bind, cwd=cwd, log=self._log, **self._owner, **env
+                )
             )
             self._running[number] = stack, loader
 
@@ -131,7 +135,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(120)
+        thread.join(300)
     assert not thread.is_alive()
     if errors:
         raise errors[0]

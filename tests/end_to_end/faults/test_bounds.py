@@ -64,7 +64,7 @@ class Reader:
         assert isinstance(self.receive(), Welcome)
 
     def receive(self) -> Message:
-        assert self.socket.poll(20_000), "no answer"
+        assert self.socket.poll(60_000), "no answer"
         return codec.decode(self.socket.recv())
 
     def counters(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ def test_afterwards_memory_and_descriptors_are_given_back_and_honest_ranks_are_s
         peer.send(HELLO, *tickets(4, samples=8))
         peer.socket.sendall(PING_TO_LIVE)
         peer.vanish()
-    wait_until(lambda: num_fds(pid) <= fds, 20, "closing the connections of ranks that are gone")
+    wait_until(lambda: num_fds(pid) <= fds, 60, "closing the connections of ranks that are gone")
     assert len(pull(config, crew.addresses).keys) == sum(LENGTHS)
 
 

@@ -89,7 +89,7 @@ class Dealer:
         self.socket.connect(target.crew.addresses[0])
         self.nonce = 1 << 40
         self.socket.send(HELLO)
-        assert self.socket.poll(20_000)
+        assert self.socket.poll(60_000)
         assert isinstance(codec.decode(self.socket.recv()), Welcome)
 
     def send_all(self, frames: list[bytes]) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Dealer:
         self.nonce += 1
         self.socket.send(codec.encode(Ping(nonce=self.nonce)))
         while True:  # some mutants are honest questions: their answers come before
-            assert self.socket.poll(20_000), "the loader does not answer any more"
+            assert self.socket.poll(60_000), "the loader does not answer any more"
             answer = codec.decode(self.socket.recv())
             if isinstance(answer, Pong) and answer.nonce == self.nonce:
                 return answer.progress
@@ -123,7 +123,7 @@ def nothing_grows(target: Target, arena: Arena) -> Iterator[None]:
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
     rss, fds = rss_bytes(pid), num_fds(pid)
     yield
-    wait_until(lambda: num_fds(pid) <= fds + 1, 20, "closing what was opened")
+    wait_until(lambda: num_fds(pid) <= fds + 1, 60, "closing what was opened")
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
     assert rss_bytes(pid) - rss < 16 * MIB
 

@@ -46,7 +46,7 @@ def test_a_pulled_cable_beside_a_healthy_loader(
     check_run(paced(arena.config, [far, crew.addresses[0]], {20: link.down, 50: link.up}, ranks=2), 0.5 + SLACK_S)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pulled_cable_of_the_only_loader_is_plugged_in_again(
     arena: Arena, link: Link, far: str, check_run: Check
 ) -> None:

@@ -61,8 +61,8 @@ FAULTS: dict[str, Callable[[FaultyProxy], object]] = {
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param("delay", marks=pytest.mark.long),
-        pytest.param("throttle", marks=pytest.mark.long),
+        pytest.param("delay", marks=pytest.mark.slow),
+        pytest.param("throttle", marks=pytest.mark.slow),
         "half-open",
         "truncate",
         "corrupt",
@@ -88,10 +88,10 @@ def test_a_sick_connection_beside_a_healthy_one(
     "fault",
     [
         "cut",
-        pytest.param("unreachable", marks=pytest.mark.long),
-        pytest.param("half-open", marks=pytest.mark.long),
-        pytest.param("duplicate", marks=pytest.mark.long),
-        pytest.param("corrupt", marks=pytest.mark.long),
+        pytest.param("unreachable", marks=pytest.mark.slow),
+        pytest.param("half-open", marks=pytest.mark.slow),
+        pytest.param("duplicate", marks=pytest.mark.slow),
+        pytest.param("corrupt", marks=pytest.mark.slow),
     ],
 )
 def test_the_only_connection_is_sick_and_heals(

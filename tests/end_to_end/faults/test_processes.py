@@ -45,7 +45,7 @@ def test_sigstop_of_a_loader(arena: Arena, crew: Crew, check_run: Check) -> None
     check_run(paced(arena.config, crew.addresses, events, ranks=2), DEADLINE_S + SLACK_S)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_loader_at_a_tenth_of_its_speed(arena: Arena, crew: Crew, check_run: Check) -> None:
     with slowed(crew.pid(0), share=0.1):
         check_run(paced(arena.config, crew.addresses, {}), DEADLINE_S + SLACK_S)
@@ -71,7 +71,7 @@ def test_a_rolling_restart_of_the_whole_fleet_costs_no_time_out(arena: Arena, cr
     begun, ended = threading.Event(), threading.Event()
 
     def roll() -> None:
-        assert begun.wait(60)
+        assert begun.wait(300)
         for number in range(2):
             assert crew.drain(number) == 0
             crew.start(number)
@@ -79,7 +79,7 @@ def test_a_rolling_restart_of_the_whole_fleet_costs_no_time_out(arena: Arena, cr
         ended.set()
 
     def hold() -> None:
-        assert ended.wait(60), "the run was over before the fleet was restarted"
+        assert ended.wait(300), "the run was over before the fleet was restarted"
 
     with meanwhile(roll):
         pulled = paced(

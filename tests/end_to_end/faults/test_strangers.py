@@ -65,7 +65,7 @@ STRANGERS: dict[str, tuple[Callable[[Arena, Path], Path], str]] = {
 
 @pytest.mark.parametrize(
     "stranger",
-    ["data", pytest.param("tokenizer", marks=pytest.mark.long), pytest.param("codec", marks=pytest.mark.long)],
+    ["data", pytest.param("tokenizer", marks=pytest.mark.slow), pytest.param("codec", marks=pytest.mark.slow)],
 )
 def test_a_loader_that_differs_joins(
     stranger: str,
@@ -82,7 +82,7 @@ def test_a_loader_that_differs_joins(
 
     def join() -> None:
         crew.start(1, config=other)
-        wait_until(lambda: name in caplog.text, 20, f"a warning of {name}")
+        wait_until(lambda: name in caplog.text, 60, f"a warning of {name}")
 
     with caplog.at_level(logging.WARNING):
         check_run(paced(arena.config, crew.addresses, {10: join}), SLACK_S)
@@ -108,7 +108,7 @@ def test_a_loader_of_another_protocol_version_joins(
 
     def join() -> None:
         crew.start(1, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{tmp_path / 'proto'}")
-        wait_until(lambda: solo in caplog.text, 20, "a warning")
+        wait_until(lambda: solo in caplog.text, 60, "a warning")
 
     with caplog.at_level(logging.WARNING):
         check_run(paced(arena.config, crew.addresses, {10: join}), SLACK_S)

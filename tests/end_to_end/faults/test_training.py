@@ -22,8 +22,8 @@ from tests.end_to_end.faults.conftest import Arena
 from tests.end_to_end.faults.crew import Crew
 from tests.end_to_end.fleet import environment, wait_until
 
-START_S = 90.0
-pytestmark = pytest.mark.long
+START_S = 300.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7 * START_S)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def training(config: Path, output: Path, crew: Crew) -> Iterator[subprocess.Pope
     finally:
         for each in [*ranks_of(process), process]:
             each.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -100,7 +100,7 @@ def ended(launcher: subprocess.Popen[str], within_s: float) -> int:
     """The exit code; with the launcher all ranks must be gone."""
     ranks = ranks_of(launcher)
     code = launcher.wait(within_s)
-    wait_until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
+    wait_until(lambda: not any(rank.is_running() for rank in ranks), 60, "the end of all ranks")
     return code
 
 
@@ -116,14 +116,14 @@ def test_a_killed_rank_and_vanished_loaders_cost_nothing_that_was_trained(
         with training(config, disturbed, crew) as launcher:
             until_step(disturbed, 13)
             ranks_of(launcher)[1].send_signal(signal.SIGKILL)
-            assert ended(launcher, 60) != 0
+            assert ended(launcher, START_S) != 0
 
         with training(config, disturbed, crew) as launcher:
             until_step(disturbed, 27)
             crew.kill(0)
             crew.kill(1)
             began = time.monotonic()
-            assert ended(launcher, 60) != 0
+            assert ended(launcher, START_S) != 0
             print(f"all ranks had ended {time.monotonic() - began:.1f} s after the loaders (data_deadline_s: 3)")
         said = [line for line in (disturbed / "log").read_text().splitlines() if line.startswith("error (rank ")]
         assert said, (disturbed / "log").read_text()[-3000:]

@@ -246,6 +246,7 @@ def test_bad_episodes_of_maniskill_are_left_out(tmp_path: Path, capsys: pytest.C
             assert_same(found, episodes[number], "push the cube to the goal")
 
 
+@pytest.mark.process
 def test_cut_tfrecord_files_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One in the middle of a record, one between two of them, which only dataset_info.json tells."""
     episodes = [record(3, number) for number in range(6)]

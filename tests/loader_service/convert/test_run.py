@@ -41,6 +41,7 @@ def source(tmp_path: Path) -> RL4VLA:
     return RL4VLA(inputs=(str(tmp_path / "in"),))
 
 
+@pytest.mark.process
 def test_the_result_does_not_depend_on_the_processes(source: RL4VLA, tmp_path: Path) -> None:
     one = convert(source, tmp_path / "one", jobs=1)
     three = convert(source, tmp_path / "three", jobs=3)
@@ -67,6 +68,7 @@ def test_what_is_done_is_not_done_again(source: RL4VLA, tmp_path: Path, monkeypa
     assert convert(source, out, jobs=1, limit=6).num_new == 0
 
 
+@pytest.mark.process
 def test_killed_in_mid_run_it_goes_on(tmp_path: Path) -> None:
     """kill -9 of the parent while its processes write; nothing is half there, and nobody stays behind."""
     for number in range(40):
@@ -76,7 +78,7 @@ def test_killed_in_mid_run_it_goes_on(tmp_path: Path) -> None:
     command += ["--jobs", "2", "--trust-pickle"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(list(out.glob("traj_*"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
@@ -108,6 +110,7 @@ def _session(process: int) -> int:
         return -1
 
 
+@pytest.mark.process
 def test_a_bad_episode_is_named_and_the_others_are_kept(source: RL4VLA, tmp_path: Path) -> None:
     bad = tmp_path / "in" / "e5.npz"
     good = bad.read_bytes()
@@ -120,6 +123,7 @@ def test_a_bad_episode_is_named_and_the_others_are_kept(source: RL4VLA, tmp_path
     assert before < 12
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_bad_episodes_are_left_out_where_asked(source: RL4VLA, tmp_path: Path, jobs: int) -> None:
     """Also where the estimate looks at them: at the first one."""

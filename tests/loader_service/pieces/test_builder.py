@@ -44,10 +44,10 @@ class Watched(RecordEncoder):
         return super().encode_all(places, epoch)
 
 
-def chats(folder: Path, *, bad: range = range(0), image: bool = False, words: int = 6) -> Path:
+def chats(folder: Path, *, bad: range = range(0), image: bool = False, words: int = 6, num: int = NUM) -> Path:
     shard = folder / "chats.jsonl"
     with shard.open("w") as lines:
-        for number in range(NUM):
+        for number in range(num):
             roles = ("user", "assistant") if number not in bad else ("user", "nobody")
             messages = [{"role": role, "content": f"{role} {number} " + "word " * words} for role in roles]
             lines.write(json.dumps({"messages": messages, **({"images": ["a.png"]} if image else {})}) + "\n")
@@ -104,7 +104,7 @@ def whole_epoch(config: Config, **options: bool | int) -> tuple[dict[int, Messag
                 number += 1
         found: dict[int, Message] = {}
         for _ in range(number):
-            answer = answers.get(timeout=30)
+            answer = answers.get(timeout=60)
             assert isinstance(answer, (Piece, Failure))
             assert answer.ticket not in found
             found[answer.ticket] = answer
@@ -124,7 +124,7 @@ def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> Non
 
 
 def test_large_ones_are_not_kept_waiting_for_each_other(tmp_path: Path) -> None:
-    shard = chats(tmp_path, words=8000)  # 80 KB each
+    shard = chats(tmp_path, words=8000, num=100)  # 80 KB each
     _, turns = whole_epoch(chat_config(tmp_path, shard, max_seq_len=1 << 16))
     assert max(map(len, turns)) == 7  # more than 512 KiB
 

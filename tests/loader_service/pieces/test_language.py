@@ -151,6 +151,7 @@ def test_it_is_counted_again_only_for_another_tokenizer_or_rule(
     assert weighed.num_tokens.tolist() == [length] * 3
 
 
+@pytest.mark.process
 def test_several_processes_find_the_same(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_pool, "MIN_POOL_BYTES", 0)
     monkeypatch.setattr("loader_service.prepare.run.MIN_POOL_BYTES", 0)

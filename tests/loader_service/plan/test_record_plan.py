@@ -138,7 +138,7 @@ def test_lanes_begin_within_the_epoch_however_their_lengths_differ(lengths: list
     assert all(0 <= start < TIME_END for start in starts)
     assert used == sorted(used)
     assert used[:4] == [0] * len(used[:4])
-    order = Order(lengths, 8, starts)
+    order = Order(lengths, 128, starts)
     assert sum(run.count for run in order.runs(0, order.total)) == sum(lengths)
 
 

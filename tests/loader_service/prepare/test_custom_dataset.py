@@ -85,6 +85,7 @@ def test_what_it_raises_is_a_problem_of_each_record(captions: Path, make_config:
     assert problems == [f"{file}: record {n}: Careless failed: KeyError: 'word'" for n in (0, 1)]
 
 
+@pytest.mark.process
 def test_other_processes_find_it_too(captions: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_pool, "MIN_POOL_BYTES", 0)
     prepared = prepare(make_config(captions, dataset_type="my_captions:Captions"), processes=2)

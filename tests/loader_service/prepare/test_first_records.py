@@ -84,6 +84,7 @@ def test_no_more_than_the_first_records_are_read(config_file: Path, monkeypatch:
     assert len(opened) == 3
 
 
+@pytest.mark.process
 def test_a_live_loader_tells_ranks(config_file: Path) -> None:
     expected = tokens_of(load_config(config_file, []))
     with serving(config_file) as loader, peer_of(loader) as peer:

@@ -93,7 +93,7 @@ def test_of_loaders_that_start_together_one_fits(
         return kept(path)
 
     def slow(*arguments: Any, **options: Any) -> ActionCodec:
-        wait_until(lambda: len(looks) > 4, 20, "all have looked, and the one that fits twice")
+        wait_until(lambda: len(looks) > 4, 60, "all have looked, and the one that fits twice")
         return fit(*arguments, **options)
 
     monkeypatch.setattr(fit_module, "_kept", looking)

@@ -15,6 +15,8 @@ import pytest
 
 from loader_service.prepare import scan_pool
 
+pytestmark = pytest.mark.process
+
 SLOW = """
 import os
 import time
@@ -74,13 +76,13 @@ def test_the_scanning_processes_end_with_it(number: signal.Signals, tmp_path: Pa
         start_new_session=True,
     )
     try:
-        assert wait_for(lambda: len(list(data.glob("*.pid"))) == 2, 60), "nobody scans"
+        assert wait_for(lambda: len(list(data.glob("*.pid"))) == 2, 120), "nobody scans"
         workers = [int(file.read_text()) for file in data.glob("*.pid")]
         assert process.pid not in workers
         process.send_signal(number)
-        assert process.wait(10) == -number  # 128 + number in a shell
-        assert wait_for(lambda: not any(map(is_running, workers)), 5), "scanning processes are left"
+        assert process.wait(60) == -number  # 128 + number in a shell
+        assert wait_for(lambda: not any(map(is_running, workers)), 60), "scanning processes are left"
     finally:
         with contextlib.suppress(ProcessLookupError):  # the group is empty, as it should be
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)

@@ -57,6 +57,7 @@ def test_records_are_episodes_and_the_fit_sees_their_actions(root: Path, make_co
     assert (root / ".stoker").is_dir()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("root", ["v2.1"], indirect=True)
 def test_other_processes_scan_the_same(root: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(root, val=[root], dataset_type="lerobot", options={"episodes": "0-2", "val_episodes": "3-4"})

@@ -215,6 +215,7 @@ def test_a_damaged_cache_is_made_anew(make_config: MakeConfig, write_shard: Writ
     assert result(prepare(make_config(shard))) == before
 
 
+@pytest.mark.process
 def test_the_number_of_processes_and_parts_changes_nothing_but_the_speed(
     make_config: MakeConfig, write_shard: WriteShard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_the_number_of_processes_and_parts_changes_nothing_but_the_speed(
     assert whole.statistics.to_json() == one.statistics.to_json()
 
 
+@pytest.mark.process
 def test_of_several_errors_the_first_is_told(
     make_config: MakeConfig, write_shard: WriteShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_what_is_used_now_and_then_stays(make_config: MakeConfig, write_shard: W
     assert scanned == []
 
 
+@pytest.mark.process
 def test_nothing_is_removed_while_another_process_uses_the_folder(
     make_config: MakeConfig, write_shard: WriteShard
 ) -> None:
@@ -115,7 +116,7 @@ def test_nothing_is_removed_while_another_process_uses_the_folder(
         prepare(make_config(shard, action={"chunk": 2}))
         assert before - files(root, "") == set()
         user.stdin.close()
-        user.wait(20)
+        user.wait(60)
     end_process()
     age(root)
     prepare(make_config(shard, action={"chunk": 2}))

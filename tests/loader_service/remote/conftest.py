@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp  # noqa: F401  (early, as it takes longer than the deadlines of some tests)
+import fsspec.implementations.http  # noqa: F401
 import pytest
 
 from loader_service.remote import eviction

@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         if is_head:
             return
         if fault == "hang":
-            files.released.wait(60)
+            files.released.wait(600)
             self.close_connection = True
         elif fault == "cut":
             self.wfile.write(body[: len(body) // 2])

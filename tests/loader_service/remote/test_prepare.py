@@ -212,6 +212,7 @@ def test_a_users_own_class(config: MakeConfig, tmp_path: Path, monkeypatch: pyte
     sys.modules.pop("my_remote_captions", None)
 
 
+@pytest.mark.process
 def test_local_data_imports_nothing_of_it(bucket: Path) -> None:
     program = (
         "import sys; import loader_service.server.command, loader_service.sources.lerobot.dataset\n"
@@ -221,7 +222,7 @@ def test_local_data_imports_nothing_of_it(bucket: Path) -> None:
         "print([name for name in ('fsspec', 'aiohttp', 'sqlite3', 'loader_service.remote.store') if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 

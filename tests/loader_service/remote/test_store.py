@@ -46,6 +46,7 @@ def test_a_file_is_fetched_once_whoever_asks(served: HttpFiles, make_store: Make
     assert list((stores[0].folder / ".parts").iterdir()) == []
 
 
+@pytest.mark.process
 def test_two_processes_fetch_each_file_once(served: HttpFiles, make_store: MakeStore, tmp_path: Path) -> None:
     names = [f"{i}.bin" for i in range(20)]
     for name in names:
@@ -58,7 +59,7 @@ def test_two_processes_fetch_each_file_once(served: HttpFiles, make_store: MakeS
     )
     command = [sys.executable, "-c", program, str(tmp_path / "cache" / "remote"), served.url_of()]
     processes = [subprocess.Popen(command, env=environment()) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert served.gets == dict.fromkeys(names, 1)
 
 
@@ -137,7 +138,7 @@ def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: Mak
         assert not read.is_set()
         served.released.set()  # and now it comes, too; but only one works at a time
         assert not read.wait(0.2)
-    thread.join(10)
+    thread.join(60)
     assert read.is_set()
 
 

@@ -27,9 +27,9 @@ class Asked:
 
     def ask(self, *credentials: bytes, mechanism: bytes = b"CURVE") -> list[bytes]:
         self.peer.send_multipart([b"1.0", b"7", b"stoker", b"10.0.0.9", b"", mechanism, *credentials])
-        assert self.gate.zap.poll(5000)
+        assert self.gate.zap.poll(20_000)
         self.gate.look()
-        assert self.peer.poll(5000)
+        assert self.peer.poll(20_000)
         return self.peer.recv_multipart()
 
 

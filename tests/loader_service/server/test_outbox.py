@@ -37,7 +37,7 @@ class Peers:
         socket = self._socket(zmq.DEALER)
         socket.connect(f"tcp://127.0.0.1:{self._port}")
         socket.send(b"hello")
-        assert self.router.poll(5000)
+        assert self.router.poll(20_000)
         return socket, self.router.recv_multipart()[0]
 
 
@@ -70,6 +70,6 @@ def test_what_a_peer_that_is_gone_had_not_read_is_given_back(peers: Peers) -> No
     for socket, _ in joined:
         socket.close(0)
     for _, address in joined:
-        wait_until(lambda address=address: not outbox.send(address, b"small"), 10, "the connection's end")
+        wait_until(lambda address=address: not outbox.send(address, b"small"), 60, "the connection's end")
     _, address = peers.join()
     assert fill(outbox, address) >= 4.0

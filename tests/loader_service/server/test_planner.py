@@ -40,7 +40,7 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     planner = Planner(tmp_path, entries, make_data(lanes=4), woken.set)  # type: ignore[arg-type]
 
     def planned(split: str, epoch: int) -> PlannedLanes:
-        wait_until(lambda: planner.plan(split, epoch, 0) is not None, 10, f"the plan of {split} {epoch}")
+        wait_until(lambda: planner.plan(split, epoch, 0) is not None, 60, f"the plan of {split} {epoch}")
         lanes = planner.plan(split, epoch, 0)
         assert lanes is not None
         return lanes
@@ -49,7 +49,7 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     assert woken.is_set()
     assert sum(first.lengths) == 60
     assert any(first.starts) is False  # four lanes all begin with the epoch
-    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 10, "the plan of the next epoch, unasked")
+    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 60, "the plan of the next epoch, unasked")
     assert sum(planned("val", 0).lengths) == 60
     for epoch in range(1, 40):
         planned("train", epoch)
@@ -63,12 +63,12 @@ def test_the_next_epoch_of_a_large_set_waits_until_this_one_runs(tmp_path: Path)
     entries = {"train": {0: Manifest(np.full(40_960, 1, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
     planner._request("train", 0, 0)  # not counted, however soon the plan is there
-    wait_until(lambda: planner._plans["train", 0][0].done(), 10, "the first plan")
+    wait_until(lambda: planner._plans["train", 0][0].done(), 60, "the first plan")
     for _ in range(10):
         planner.plan("train", 0, 0)
     assert len(planner._plans["train", 0]) == 1
     planner.plan("train", 0, 0)
-    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 10, "the plan of the next epoch")
+    wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 60, "the plan of the next epoch")
     planner.close()
 
 
@@ -100,7 +100,7 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
         waiting[:] = [e for e in waiting if None in [planner.lanes("train", e, entry) for entry in (0, 1)]]
         return not waiting
 
-    wait_until(all_answered, 30, "the lanes of all passes")
+    wait_until(all_answered, 60, "the lanes of all passes")
     assert set(made.values()) == {1}
     assert len(list(tmp_path.glob("plan-train-*-ends.npy"))) <= 2 * 40
     planner.close()
@@ -113,7 +113,7 @@ def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
 
     def passes(first: int, last: int) -> set[int]:
         for epoch in range(first, last):
-            wait_until(lambda: planner.plan("train", epoch, 0) is not None, 10, f"the plan of {epoch}")  # noqa: B023
+            wait_until(lambda: planner.plan("train", epoch, 0) is not None, 60, f"the plan of {epoch}")  # noqa: B023
         return {int(path.name.split("-")[2]) for path in tmp_path.glob("plan-train-*-ends.npy")}
 
     assert 0 in passes(0, 20)

@@ -31,7 +31,7 @@ socket.recv_multipart()
 """
 """A worker that says that it is ready, and ends with the first message."""
 TICKET = Ticket(ticket=0, split="train", epoch=0, lane=0, start=0, count=1)
-HANGS = "import time; time.sleep(60)"
+HANGS = "import time; time.sleep(600)"
 DIES = "raise SystemExit(3)"
 
 
@@ -58,7 +58,7 @@ def pool(tmp_path: Path) -> Iterator[ScriptedPool]:
 
 def replaced(pool: ScriptedPool) -> int:
     """Looks, as the front does, until a worker was replaced; its exit code."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         pool.receive()
         process = pool._processes[0]
@@ -73,28 +73,31 @@ def all_replaced(pool: ScriptedPool, count: int) -> list[int]:
     return [replaced(pool) for _ in range(count)]
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_before_it_is_ready_again_is_replaced(pool: ScriptedPool) -> None:
     pool.programs = [_with_path(READY), DIES, DIES, _with_path(READY)]
-    pool.start(30)
+    pool.start(60)
     assert pool.send(0, b"rank", TICKET, b"ends it")
     assert all_replaced(pool, 3) == [0, 3, 3]
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not pool.send(0, b"rank", TICKET, b"ticket"):
         pool.receive()
         assert time.monotonic() < end
 
 
+@pytest.mark.process
 def test_a_restarted_worker_that_hangs_is_replaced(pool: ScriptedPool) -> None:
     pool.programs = [_with_path(READY), HANGS, DIES]
-    pool.start(30)
+    pool.start(60)
     pool._start_deadline_s = 0.3
     assert pool.send(0, b"rank", TICKET, b"ends it")
     assert all_replaced(pool, 3) == [0, -9, 3]
 
 
+@pytest.mark.process
 def test_workers_that_die_again_and_again_end_the_loader(pool: ScriptedPool) -> None:
     pool.programs = [_with_path(READY), DIES]
-    pool.start(30)
+    pool.start(60)
     assert pool.send(0, b"rank", TICKET, b"ends it")
     with pytest.raises(StokerError, match="workers died 21 times, the last with code 3: giving up"):
         all_replaced(pool, 30)

@@ -13,6 +13,8 @@ import pytest
 
 from loader_service.server.run_directory import run_directory
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -48,7 +50,7 @@ def test_loaders_that_start_together_after_a_crash_all_start(base: Path) -> None
     owner, together, failures = dead_process(), threading.Barrier(4), []
 
     def start() -> None:
-        together.wait(30)
+        together.wait(60)
         try:
             with run_directory():
                 pass

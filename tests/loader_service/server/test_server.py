@@ -18,6 +18,8 @@ from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Lanes, Mess
 from tests.end_to_end.fleet import Loader, serving, write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
 
+pytestmark = pytest.mark.process
+
 HELLO = Hello(protocol=PROTOCOL_VERSION, client="test", rank=0, world_size=1, fingerprints={})
 TICKET = Ticket(ticket=5, split="train", epoch=0, lane=0, start=0, count=1)
 
@@ -34,7 +36,7 @@ class Peer:
         self.socket.send(message if isinstance(message, bytes) else codec.encode(message))
 
     def receive(self) -> Message:
-        assert self.socket.poll(20_000), "no answer"
+        assert self.socket.poll(60_000), "no answer"
         return codec.decode(self.socket.recv())
 
     def ask(self, message: Message) -> Message:
@@ -180,4 +182,4 @@ def test_sigterm_says_drain_and_ends(tmp_path: Path) -> None:
         peer.ask(HELLO)
         loader.process.send_signal(signal.SIGTERM)
         assert isinstance(peer.receive(), Drain)
-        assert loader.process.wait(20) == 0
+        assert loader.process.wait(60) == 0

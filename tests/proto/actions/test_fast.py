@@ -171,6 +171,7 @@ print(codec.fingerprint, len(codec.merges), [row.tolist() for row in codec.encod
 """
 
 
+@pytest.mark.process
 def test_processes_with_other_numbers_of_threads_and_other_hash_seeds_agree():
     outputs = []
     for threads, seed, parallel in (("1", "0", "false"), ("4", "1", "true"), ("2", "77", "true")):

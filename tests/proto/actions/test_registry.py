@@ -34,6 +34,7 @@ def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path, smo
     assert load_codec(tmp_path / "codec.json").fingerprint == codec.fingerprint
 
 
+@pytest.mark.process
 def test_codecs_are_imported_when_asked_for():
     program = "import sys, stoker_proto.actions; print('stoker_proto.actions.vq' in sys.modules)"
     environment = {"PYTHONPATH": ":".join(sys.path)}

@@ -44,6 +44,7 @@ def test_the_fit_is_the_pinned_one(codec):
     assert codec.fingerprint == PINNED
 
 
+@pytest.mark.process
 def test_the_fit_is_the_pinned_one_without_vector_instructions(tmp_path, smooth_actions):
     """Another processor takes other loops in numpy: with all of them switched off the same bits must come out."""
     np.save(tmp_path / "actions.npy", smooth_actions(2_000, seed=11))
@@ -63,7 +64,7 @@ def test_the_fit_is_the_pinned_one_without_vector_instructions(tmp_path, smooth_
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

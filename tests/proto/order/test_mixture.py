@@ -45,7 +45,7 @@ def samples(order: MixedOrder, start: int, stop: int) -> list[Sample]:
     ]
 
 
-SOURCES = st.lists(st.lists(st.integers(0, 40), min_size=LANES, max_size=LANES).filter(any), min_size=1, max_size=4)
+SOURCES = st.lists(st.lists(st.integers(0, 25), min_size=LANES, max_size=LANES).filter(any), min_size=1, max_size=4)
 
 
 @given(lengths=SOURCES, data=st.data(), cell=st.integers(1, 9))

@@ -23,7 +23,7 @@ from trainer.feed.batch import BatchBuilder
 from trainer.policy import Policy
 from trainer.training.inputs import InputMaker
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 
 FRESH = """
 import json, sys, torch, transformers

@@ -29,18 +29,19 @@ def other_run(folder: Path) -> Iterator[BaseProcess]:
     def hold() -> None:
         lock_folder(folder)
         locked.set()
-        context.Event().wait(60)
+        context.Event().wait(600)
 
     process = context.Process(target=hold)
     process.start()
     try:
-        assert locked.wait(20)
+        assert locked.wait(60)
         yield process
     finally:
         process.kill()
         process.join()
 
 
+@pytest.mark.process
 def test_the_other_run_is_named_and_its_end_frees_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "run"
     with other_run(folder) as other:
@@ -53,6 +54,7 @@ def test_the_other_run_is_named_and_its_end_frees_the_folder(tmp_path: Path) -> 
     os.close(lock_folder(folder))  # the killed run's file is still there
 
 
+@pytest.mark.process
 def test_all_ranks_are_told_what_the_first_one_found(tmp_path: Path) -> None:
     def refused(rank: int) -> str:
         try:
@@ -68,6 +70,7 @@ def test_all_ranks_are_told_what_the_first_one_found(tmp_path: Path) -> None:
     assert run_ranks(2, refused) == ["locked", "locked"]
 
 
+@pytest.mark.process
 def test_an_owner_that_has_not_written_itself_down_yet(tmp_path: Path) -> None:
     with other_run(tmp_path):
         (tmp_path / "in-use").write_bytes(b"")

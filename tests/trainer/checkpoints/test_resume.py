@@ -16,7 +16,7 @@ from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import FINGERPRINTS, build_run, digests, run, weights
 
 CHECKPOINT = {"interval": 3, "keep": 10}
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")

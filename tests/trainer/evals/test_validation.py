@@ -19,7 +19,7 @@ from trainer.feed.batch import IGNORED
 from trainer.models.families import family_of, read_model_config
 from trainer.training.inputs import InputMaker
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 
 
 def validate_on(rank: int, config: Config) -> tuple[dict[str, float], str]:

@@ -230,7 +230,7 @@ def unused_port() -> int:
         return socket.bind_to_random_port("tcp://127.0.0.1")
 
 
-def wait_for(condition: object, deadline_s: float = 10.0) -> None:
+def wait_for(condition: object, deadline_s: float = 60.0) -> None:
     """Wait until the callable gives true; AssertionError after the deadline."""
     end = time.monotonic() + deadline_s
     while not condition():  # type: ignore[operator]

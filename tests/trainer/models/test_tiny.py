@@ -74,6 +74,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "918,400 parameters" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_help_needs_no_torch() -> None:
     code = "import sys; from trainer.models import tiny; print('torch' in sys.modules or 'transformers' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,7 +14,7 @@ from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import NUM_TRAIN, build_run
 from trainer.feed.batch import IGNORED
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 BAD = {3: "traj_1/obs.npz: cut short", 4: "traj_1/obs.npz: cut short", 17: "traj_9/obs.npz: cut short"}
 
 

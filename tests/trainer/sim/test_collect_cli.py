@@ -63,6 +63,7 @@ def test_missing_renderer_names_the_installer(monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("dpkg") is None, reason="the installer's check compares versions with dpkg (Debian)")
 @pytest.mark.parametrize(
     ("installed", "python", "exit_code", "message"),

@@ -21,6 +21,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "data" / "maniskill"
 Collector = Callable[..., subprocess.Popen[str]]
 
 pytestmark = [
+    pytest.mark.process,
+    pytest.mark.simulator,
     pytest.mark.usefixtures("simulator"),
     # The simulator's own libraries warn (deprecations); what they warn about is not ours to mend.
     pytest.mark.filterwarnings("ignore"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 _WANTED = (  # what DeepSpeed and transformers import only when an engine is made: 2 s of CPU in every rank otherwise
     "deepspeed.runtime.zero.muon.muon_optimizer",

@@ -279,7 +279,7 @@ def train_plain(config: Config) -> Any:
     return losses, {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.end_to_end
+@pytest.mark.process
 def test_two_zero3_ranks_train_packed_rows_as_one_process_trains_the_samples(tiny_causal: Path, tmp_path: Path) -> None:
     config = make_config(tiny_causal, tmp_path, data={"packing": True}, weight_decay=0.1, gradient_checkpointing=True)
     losses, weights = train_plain(config)

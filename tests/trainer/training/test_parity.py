@@ -28,7 +28,7 @@ from trainer.training.source_table import SourceTable
 from trainer.training.step import StepResult
 
 STEPS = 10
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 Figures = list[tuple[float, float]]
 Weights = dict[str, np.ndarray[Any, Any]]
 

@@ -15,7 +15,7 @@ from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run
 from trainer.feed.batch import IGNORED
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 
 
 def state_of(engine: Any) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ SOURCES = (
 NUM_TEXTS = sum(number % 3 == 2 for number in range(NUM_TRAIN))
 
 
-@pytest.mark.end_to_end
+@pytest.mark.process
 def test_each_source_has_its_loss_accuracy_and_counts(tiny_llava: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -169,6 +169,7 @@ def test_an_entry_may_hold_several_data_sets(tmp_path: Path) -> None:
         samples(tmp_path / "robots/leg-*")
 
 
+@pytest.mark.process
 def test_a_loader_without_the_libraries_starts_and_says_what_is_missing(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['av'] = None\n"
@@ -180,5 +181,5 @@ def test_a_loader_without_the_libraries_starts_and_says_what_is_missing(tmp_path
         "make_dataset(DataConfig(dataset_type='lerobot', train_data_paths=('x',), max_seq_len=8))\n"
     )
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
     assert done.stderr.strip().splitlines()[-1].endswith("needs the library av: run `pip install 'stoker[lerobot]'`")

@@ -132,6 +132,7 @@ def _plain(shard: str) -> str:
     return str(plain_file(Path(shard), None))
 
 
+@pytest.mark.process
 def test_processes_that_start_together_share_one_copy(tmp_path: Path) -> None:
     shard = pack(tmp_path / "a.jsonl.gz", CONTENT * 500)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
