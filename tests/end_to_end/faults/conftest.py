@@ -10,6 +10,7 @@ import pytest
 
 from tests.end_to_end.faults.crew import Crew
 from tests.end_to_end.fleet import Pulled, pull, run_cli, write_config, write_demonstrations
+from tests.support.slowness import slowness
 
 _GAPS: list[tuple[str, float]] = []
 
@@ -58,12 +59,13 @@ def crew(shared_crew: Crew) -> Crew:
 
 @pytest.fixture
 def check_run(arena: Arena, request: pytest.FixtureRequest) -> Callable[[Pulled, float], None]:
-    """The run was the undisturbed one, and no step was waited for longer than this."""
+    """The run was the undisturbed one, and no step was waited for longer than this on a quiet machine."""
+    before = slowness()
 
     def check(pulled: Pulled, most_s: float) -> None:
         _GAPS.append((request.node.name, pulled.longest_wait_s))
         assert pulled.keys == arena.expected.keys
         assert pulled.steps == arena.expected.steps
-        assert pulled.longest_wait_s < most_s
+        assert pulled.longest_wait_s < most_s * max(before, slowness())
 
     return check

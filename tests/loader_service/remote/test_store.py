@@ -18,7 +18,7 @@ from loader_service.remote.index import FILE, Index
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import parse_url
 from stoker_proto.errors import ConfigError, DataError, FetchError
-from tests.end_to_end.fleet import environment
+from tests.end_to_end.fleet import environment, wait_until
 from tests.loader_service.remote.http_files import HttpFiles
 
 MakeStore = Callable[..., RemoteStore]
@@ -131,8 +131,7 @@ def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: Mak
 
     thread = threading.Thread(target=read_a)
     thread.start()
-    while not served.gets["a.bin"]:
-        pass
+    wait_until(lambda: served.gets["a.bin"], 60, "the request that hangs")
     with store.pins.reading():
         assert local(store, served, "b.bin").read_bytes() == b"b" * 1000
         assert not read.is_set()
