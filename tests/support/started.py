@@ -22,7 +22,7 @@ import pytest
 
 STARTED_BY = "STOKER_TEST_PROCESS_OF"
 """`SESSION OWNER`: of this pytest process, and the test or fixture that started it."""
-GRACE_S = 20.0
+GRACE_S = 60.0
 """For processes that are about to end when their test is over."""
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 

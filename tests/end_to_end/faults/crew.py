@@ -152,6 +152,11 @@ def num_fds(pid: int) -> int:
     return psutil.Process(pid).num_fds()
 
 
+def num_connections(pid: int) -> int:
+    """TCP connections that the process has now."""
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process(pid).net_connections("tcp"))
+
+
 def peak_rss(pid: int, over: threading.Event) -> list[int]:
     """Samples of `rss_bytes` every 20 ms until the event is set; run it in a thread."""
     found = []
