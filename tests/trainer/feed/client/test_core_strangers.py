@@ -22,6 +22,18 @@ def test_refusal_names_what_differs() -> None:
     assert "tcp://loader0:5555" in str(driver.error)
 
 
+def test_a_refusal_cannot_forge_lines_of_the_log() -> None:
+    driver = CoreDriver(1)
+    driver.silent = {0}
+    driver.connect(start=False)
+    forged = ["codec\nstep 9 loss 0.0", "\x1b[2J", "x" * 1000]
+    driver.receive(0, Refuse(protocol=PROTOCOL_VERSION, differences=[forged] * 1000))
+    driver.advance()
+    assert str(driver.error).isprintable()
+    assert r"codec\nstep 9 loss 0.0: the loader has \x1b[2J, this rank xxx" in str(driver.error)
+    assert len(str(driver.error)) < 20 * 300
+
+
 def test_second_loader_that_differs_from_the_first_is_refused() -> None:
     driver = CoreDriver()
     driver.fingerprints[1]["tokenizer"] = "other"
