@@ -82,8 +82,6 @@ class Buildah:
     def build(self, dockerfile: str, tag: str, arguments: Mapping[str, str]) -> None:
         """Build from the repository's root; `dockerfile` is relative to it."""
         options = ["--format", "docker", "--pull-never", "--network", "host"]  # the other format drops HEALTHCHECK
-        if self.driver == "overlay":
-            options.append("--layers")  # steps that did not change are not run again; in `vfs` each is a full copy
         for name, value in arguments.items():
             options += ["--build-arg", f"{name}={value}"]
         for mount in self._pip_mounts():
