@@ -169,7 +169,7 @@ def _hide(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that nobody needs. One that cannot be removed must not end a run."""
+    """Remove a folder that is no longer needed. One that cannot be removed must not end a run."""
     try:
         shutil.rmtree(folder)
     except OSError as error:

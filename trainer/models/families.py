@@ -92,7 +92,7 @@ def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> N
         raise ConfigError(f"{type(model).__name__}: its forward takes no `pixel_values`; take a model that does")
     if packing and "position_ids" not in names:
         raise ConfigError(
-            f"{type(model).__name__}: its forward takes no `position_ids`, so it cannot be told where the samples of a packed "
+            f"{type(model).__name__}: its forward takes no `position_ids`, so it cannot know where the samples of a packed "
             "row begin: set data.packing to false, or take another model"
         )
 

@@ -29,7 +29,7 @@ _LAUNCHER_GRACE_S = 15.0
 """A rank without its launcher ends after this time. It is longer than the 10 s after which deploy/launch.py looks for left-over
 processes: DeepSpeed's runner exits with 0 then, and only left-over ranks show that the run has failed."""
 _LOG_DEADLINE_S = 5
-"""For logging the line: a stderr that nobody reads must not keep a rank alive."""
+"""For logging the line: a full stderr pipe without a reader must not keep a rank alive."""
 
 
 class StopSignals:

@@ -32,7 +32,7 @@ Actions are the 7 numbers of pd_ee_delta_pose (translation, rotation, gripper) i
 
 Tasks: {", ".join(TASKS)}.
 Trajectory i of a task starts from seed SEED+i; a failed one is not written, the seeds after it take its place.
-The same command gives the same bytes, whatever the number of processes.
+The same command writes the same bytes with any number of processes.
 Ctrl-C keeps the trajectories that are complete, and nothing half-written.
 
 Needs: pip install 'stoker[sim]', and a Vulkan renderer: sudo sh trainer/sim/install_renderer.sh (Debian 12, no GPU).
@@ -55,7 +55,7 @@ class Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the collector; gives the exit code (0 done, 1 failed, 130 interrupted)."""
+    """Runs the collector; returns the exit code (0 done, 1 failed, 130 interrupted)."""
     options = _parse(arguments)
     try:
         recorder = Recorder(options.out, options.name, options.format)

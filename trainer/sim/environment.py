@@ -1,4 +1,4 @@
-"""One ManiSkill table-top task as a small object: reset(seed), step(action), what the robot sees, what is true.
+"""One ManiSkill table-top task as a small object: reset(seed), step(action), observation, true state.
 
 The collector records it and closed-loop evaluation drives it, so both see the same camera, controller and instruction.
 Letters: H, W = image height and width in pixels. Lengths are metres, angles radians, quaternions (w, x, y, z).
@@ -31,7 +31,7 @@ class SimulatorUnavailableError(StokerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Camera:
-    """Where the one camera stands; closer and narrower than ManiSkill's own, whose 90 degrees leave a cube 5 pixels."""
+    """The position of the camera; closer and narrower than ManiSkill's own, whose 90 degrees leave a cube 5 pixels."""
 
     eye: tuple[float, float, float]
     """Position of the camera, metres in the world frame."""
@@ -46,9 +46,9 @@ class Task:
     """What differs between the tasks, by ManiSkill's environment id."""
 
     actors: Mapping[str, str]
-    """Our name -> attribute of the ManiSkill environment, for the things whose poses the expert may know."""
+    """Our name -> attribute of the ManiSkill environment, for objects whose poses the expert may use."""
     instruction: str
-    """What the policy is told; `{goal}` stands for the goal position in whole centimetres."""
+    """The instruction for the policy; `{goal}` stands for the goal position in whole centimetres."""
     camera: Camera
 
 
@@ -80,12 +80,12 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a robot could know by itself at one timestep."""
+    """One observation: what a real robot could measure at one timestep."""
 
     rgb: npt.NDArray[np.uint8]
     """uint8[H, W, 3]"""
     depth: npt.NDArray[np.uint16] | None
-    """uint16[H, W], millimetres from the camera's plane; None if it was not asked for."""
+    """uint16[H, W], millimetres from the camera's plane; None without `depth`."""
     qpos: npt.NDArray[np.float32]
     """float32[9]: 7 joint angles (radians), 2 finger positions (metres)."""
     tcp_pose: npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivilegedState:
-    """What only the simulator knows; the scripted experts act on this and on nothing else (no memory, no clock)."""
+    """The true state, known only to the simulator; the scripted experts use nothing else (no memory, no clock)."""
 
     tcp: FloatArray
     """float64[3]: the tool centre point."""
@@ -125,20 +125,20 @@ class Environment:
     def reset(self, seed: int) -> Observation:
         """Starts the episode of `seed`.
 
-        The scene is rebuilt (0.25 s): only then is an episode bitwise the same whatever ran before in this process.
+        The scene is rebuilt (0.25 s): only then is an episode bitwise independent of earlier episodes in this process.
         """
         self._latest, _ = self._made.reset(seed=seed, options={"reconfigure": True})
         return self._observation()
 
     def step(self, action: npt.ArrayLike) -> tuple[Observation, bool]:
-        """Executes one action (7 floats, see the module) for 1/20 s; gives what is seen then, and success."""
+        """Executes one action (7 floats, see the module) for 1/20 s; returns the observation after it, and success."""
         self._latest, _, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
         return self._observation(), bool(info["success"].item())
 
     def instruction(self) -> str:
-        """What the policy is told about this episode.
+        """The instruction of this episode.
 
-        PickCube hides its goal from the camera, so the goal stands in the words, in whole centimetres: the rounding
+        PickCube's goal is invisible to the camera, so the instruction names it, in whole centimetres: the rounding error
         is at most 0.9 cm, the task's own tolerance 2.5 cm.
         """
         if "{goal}" not in self._spec.instruction:

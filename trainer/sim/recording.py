@@ -73,7 +73,7 @@ class Recorder:
     """Writes `out/NAME.jsonl` and `out/NAME/traj_000000/obs.npz` ...; a context manager.
 
     Each trajectory appears whole or not at all: its folder is built under another name and renamed, then its line is
-    appended. Whatever ends the block (Ctrl-C, a full disk), what is left is a valid, shorter set without stray files.
+    appended. If Ctrl-C or a full disk ends the block, a valid, shorter set without stray files remains.
     """
 
     def __init__(self, out: Path, name: str, compression: str = "deflated") -> None:

@@ -68,7 +68,7 @@ class Workers:
 
     def __exit__(self, kind: object, error: object, at: object) -> None:
         if kind is not None:
-            # Nobody waits for their answers any more.
+            # Their answers are no longer needed.
             for process in multiprocessing.active_children():
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -2,7 +2,7 @@
 
 Token-weighted over the global batch: loss = sum of NLL over all supervised tokens of all ranks and micro-batches, divided
 by their number. DeepSpeed averages gradients over ranks, so a micro-batch's loss is its NLL sum x ranks / that number
-(and DeepSpeed is told not to divide by the accumulation). The number is known before the first forward: one small
+(and DeepSpeed does not divide by the accumulation). The number is known before the first forward: one small
 all-reduce of counts.
 """
 

@@ -69,9 +69,9 @@ class Core:
         fleet = self.fleet
         fleet.heard(loader, now)
         state = fleet.loaders[loader].state
-        if isinstance(message, Welcome) and state in (State.GREETING, State.READY):
+        if isinstance(message, Welcome) and state in (State.CONNECTED, State.READY):
             self._welcome(loader, message, now)
-        elif isinstance(message, Refuse) and state in (State.GREETING, State.READY):
+        elif isinstance(message, Refuse) and state in (State.CONNECTED, State.READY):
             self._differs(loader, fleet.refused_by_loader(loader, message), now)
         elif state is not State.READY:
             self.tickets.counters.duplicates += isinstance(message, Piece | Failure)

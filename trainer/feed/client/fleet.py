@@ -1,6 +1,6 @@
 """The loaders as the core sees them: handshake, held entries, lane lengths, the home of each lane, silent loaders.
 
-    ABSENT --connected--> GREETING --WELCOME--> READY      any state --lost--> ABSENT
+    ABSENT --connected--> CONNECTED --WELCOME--> READY     any state --lost--> ABSENT
                               `------REFUSE, or a WELCOME that differs, or a bad frame--> REFUSED
 
 A lane's home is the loader that is asked for it first. Pure: time is an argument, messages go out as commands.
@@ -27,7 +27,7 @@ class State(Enum):
     """Where a loader is in the handshake."""
 
     ABSENT = "not connected"
-    GREETING = "connected, no WELCOME yet"
+    CONNECTED = "connected, no WELCOME yet"
     READY = "ready"
     REFUSED = "refused"
 
@@ -48,7 +48,7 @@ class Loader:
     draining: bool = False
     answered: set[Pass] = field(default_factory=set)
     """Passes of which it has sent the lanes."""
-    told_all: frozenset[Pass] | None = None
+    complete_for: frozenset[Pass] | None = None
     """The wanted passes at the time when it had sent the lanes of all those that it holds."""
     heard_at: float | None = None
     waiting_since: float | None = None
@@ -88,7 +88,7 @@ class Fleet:
         self.options, self._out, self.shares = options, out, shares
         self.loaders = [Loader(address) for address in options.addresses]
         self.pins = dict(options.fingerprints)
-        self._told = {"order"}  # names of fingerprints that a loader sent; both sides know the order
+        self._named = {"order"}  # names of fingerprints that a loader sent; both sides know the order
         self.processor = ""
         self.epochs = Epochs(options)
         self._homes = Homes(options.addresses, options.order.lanes)
@@ -97,10 +97,10 @@ class Fleet:
     # -- connection and handshake
 
     def connected(self, number: int, now: float) -> None:
-        """There is a new connection: send HELLO, whatever was before."""
+        """There is a new connection: send HELLO."""
         loader = self.loaders[number]
-        self.loaders[number] = loader.anew(State.GREETING, "no WELCOME yet")
-        self._greet(number, now)
+        self.loaders[number] = loader.anew(State.CONNECTED, "no WELCOME yet")
+        self._send_hello(number, now)
 
     def lost(self, number: int, reason: str) -> None:
         """The connection is gone, and with it what the loader held."""
@@ -140,9 +140,9 @@ class Fleet:
         if loader.name != message.loader:
             loader.answered.clear()
             self.shares.joined(number, now)
-        loader.told_all = None
+        loader.complete_for = None
         self.pins.update(message.fingerprints)
-        self._told |= message.fingerprints.keys()
+        self._named |= message.fingerprints.keys()
         self.processor = self.processor or message.processor
         loader.state, loader.note, loader.name, loader.held, loader.draining = (
             State.READY,
@@ -160,7 +160,7 @@ class Fleet:
 
         Without names that only a checkpoint has: the comparison with that checkpoint must show that they are gone.
         """
-        found = {name: value for name, value in self.pins.items() if name in self._told}
+        found = {name: value for name, value in self.pins.items() if name in self._named}
         return {**found, **self.epochs.fingerprints()}
 
     def _differ(self, number: int, rows: Sequence[Sequence[str]], what: str) -> str:
@@ -188,7 +188,7 @@ class Fleet:
         self.epochs.close_except(epochs)
         for loader in self.loaders:  # an epoch that is opened again must be answered again
             loader.answered &= self.epochs.wanted
-            loader.told_all = None
+            loader.complete_for = None
 
     def lanes(self, number: int, message: Lanes, now: float) -> tuple[list[int], str | None]:
         """Accept LANES. Returns (epochs that became complete now, differences as text). Raises ConfigError."""
@@ -299,8 +299,8 @@ class Fleet:
     def tick(self, now: float) -> None:
         """Send again what has no answer, and the PINGs that are due."""
         for number, loader in enumerate(self.loaders):
-            if loader.state is State.GREETING and now >= loader.hello_at + self.options.hello_retry_s:
-                self._greet(number, now)
+            if loader.state is State.CONNECTED and now >= loader.hello_at + self.options.hello_retry_s:
+                self._send_hello(number, now)
             if loader.state is not State.READY:
                 continue
             if now >= loader.ping_at + self.options.ping_interval_s:
@@ -312,7 +312,7 @@ class Fleet:
         """The next time after `now` at which `tick` has something to do or a loader starts to count as silent."""
         times = [float("inf")]
         for loader in self.loaders:
-            if loader.state is State.GREETING:
+            if loader.state is State.CONNECTED:
                 times.append(loader.hello_at + self.options.hello_retry_s)
             if loader.state is State.READY:
                 times.append(loader.ping_at + self.options.ping_interval_s)
@@ -322,7 +322,7 @@ class Fleet:
                     times.append(loader.epoch_at + self.options.hello_retry_s)
         return min((time for time in times if time > now), default=float("inf"))
 
-    def _greet(self, number: int, now: float) -> None:
+    def _send_hello(self, number: int, now: float) -> None:
         self.loaders[number].hello_at = now
         hello = Hello(
             protocol=PROTOCOL_VERSION,
@@ -336,11 +336,11 @@ class Fleet:
     def _unanswered(self, loader: Loader) -> list[Pass]:
         """Passes whose lanes the loader has not sent yet. Called at every event, so the common case, none, is fast."""
         wanted = self.epochs.wanted
-        if loader.told_all is wanted:
+        if loader.complete_for is wanted:
             return []
         missing = sorted(one for one in wanted - loader.answered if one.entry in loader.held)
         if not missing:
-            loader.told_all = wanted
+            loader.complete_for = wanted
         return missing
 
     def _ask_lanes(self, number: int, now: float) -> None:

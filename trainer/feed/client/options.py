@@ -1,4 +1,4 @@
-"""What the pure core is told once: `CoreOptions`."""
+"""The core's fixed values: `CoreOptions`."""
 
 from __future__ import annotations
 

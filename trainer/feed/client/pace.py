@@ -424,7 +424,7 @@ class Pace:
             self.latencies.gave_up(attempt.loader, now - attempt.asked_at)
 
     def ended(self, attempt: Attempt, now: float) -> None:
-        """It ended in another way: a failure, a lost connection, or nobody wants the ticket any more."""
+        """It ended in another way: a failure, a lost connection, or the ticket is no longer needed."""
         self.load.settled(attempt.loader, 0, now)
 
     def expired(self, attempt: Attempt, now: float) -> None:
