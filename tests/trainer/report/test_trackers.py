@@ -14,6 +14,7 @@ import pytest
 
 from stoker_proto.config import LoggerConfig
 from stoker_proto.errors import ConfigError
+from tests.end_to_end.fleet import wait_until
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import run
@@ -58,18 +59,28 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.teardown()
 
 
-def records(folder: Path) -> Iterator[Any]:
-    """What wandb wrote for its server: protobuf records in LevelDB's log format (32 KiB blocks) behind a header of 7 bytes."""
+def records(folder: Path) -> dict[str, list[Any]]:
+    """What wandb wrote for its server, by kind; all of it once there is an "exit"."""
+    found: dict[str, list[Any]] = {"run": [], "history": [], "exit": []}
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        for record in parse(path.read_bytes()):
+            kind = record.WhichOneof("record_type")
+            found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+def parse(content: bytes) -> Iterator[Any]:
+    """Protobuf records in LevelDB's log format (blocks of 32 KiB) behind a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content, at, whole = path.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
+    at, whole = 7, b""
     while at + 7 <= len(content):
         if (left := 32_768 - at % 32_768) < 7:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
+        if at + 7 + length > len(content):
+            return  # it is being written
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -86,11 +97,8 @@ def test_weights_and_biases_gets_the_same_figures(tmp_path: Path, wandb: Any) ->
     trackers.log({"train/loss": 1.5, "train/accuracy": math.nan}, 7)
     trackers.log({"train/loss": 1.25, "val/perplexity": 3.0}, 8)
     trackers.close()
-    found: dict[str, list[Any]] = {"run": [], "history": [], "exit": []}
-    for record in records(tmp_path):
-        kind = record.WhichOneof("record_type")
-        if kind in found:
-            found[kind].append(getattr(record, kind))
+    wait_until(lambda: records(tmp_path)["exit"], 60, "the end of the run in its file")
+    found = records(tmp_path)
     (run,) = found["run"]
     values = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert (run.project, values["trainer"]["lr"]) == ("arm", 1e-3)
