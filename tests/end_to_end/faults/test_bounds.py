@@ -15,6 +15,7 @@ from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Pi
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import PING, PING_TO_LIVE, RawPeer
 from tests.end_to_end.fleet import pull, wait_until, write_config, write_demonstrations
+from tests.support.slowness import slowness
 from tests.tiny_models import write_model_folder
 
 MIB = 1 << 20
@@ -85,9 +86,9 @@ def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int, samples
             peer.send(
                 HELLO, codec.encode(Epoch(split="train", epoch=0, entries=[0])), *tickets(num_tickets, samples=samples)
             )
-        highest, quiet_since = 0, time.monotonic()
+        highest, quiet_since, slow = 0, time.monotonic(), slowness()
         done = reader.counters()["samples"]
-        while time.monotonic() < quiet_since + 0.7:
+        while time.monotonic() < quiet_since + 0.7 * slow:
             highest = max(highest, rss_bytes(crew.pid(0)))
             for peer in peers:
                 peer.socket.sendall(PING)
@@ -175,7 +176,7 @@ def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
         for ticket in tickets(3000):
             reader.socket.send(ticket)
         refused = built = 0
-        while reader.socket.poll(1000):  # what is built faster than it is read is dropped
+        while reader.socket.poll(int(2000 * slowness())):  # what is built faster than it is read is dropped
             answer = codec.decode(reader.socket.recv())
             built += isinstance(answer, Piece)
             if isinstance(answer, Failure):
