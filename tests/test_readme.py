@@ -63,6 +63,7 @@ def test_the_config_names_every_dataset_type() -> None:
     text = (
         (ROOT / "proto" / "stoker_proto" / "config" / "data.py")
         .read_text()
+        .split("class DataConfig:")[1]
         .split("dataset_type: str")[1]
         .split('"""')[1]
     )

@@ -71,6 +71,7 @@ def lock(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.process
 def test_a_lock_ends_with_its_process(lock: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     has_it = context.Event()

@@ -30,6 +30,7 @@ time.sleep(120)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.process
 def test_a_child_ends_when_its_parent_is_killed() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, str(PROTO)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -47,6 +48,7 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.process
 def test_a_parent_that_is_gone_already_is_noticed() -> None:
     code = f"import sys; sys.path.insert(0, {str(PROTO)!r}); from stoker_proto.process import end_with_parent"
     check = f"{code}; sys.exit(0 if not end_with_parent({os.getpid()} + 1) else 1)"  # not this process: it is gone

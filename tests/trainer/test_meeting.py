@@ -6,6 +6,7 @@ import ipaddress
 import os
 
 import psutil
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -30,6 +31,7 @@ def _meet_and_look(rank: int) -> tuple[list[str], float]:
     return listening, float(value)
 
 
+@pytest.mark.process
 def test_ranks_of_one_machine_listen_on_the_loopback_alone() -> None:
     (first, first_sum), (second, second_sum) = run_ranks(2, _meet_and_look)
     assert (first_sum, second_sum) == (3.0, 3.0)

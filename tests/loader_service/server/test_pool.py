@@ -119,6 +119,7 @@ def _with_path(program: str) -> str:
     return f"import sys; sys.path[:] = {sys.path!r}\n{program}"
 
 
+@pytest.mark.process
 def test_a_worker_that_cannot_be_started_now_is_started_later(
     pool: ScriptedPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
