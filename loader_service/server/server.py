@@ -86,7 +86,12 @@ class LoaderServer:
             # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
             (zmq.HEARTBEAT_IVL, 1000),
             (zmq.HEARTBEAT_TIMEOUT, 5000),
-            (zmq.TCP_MAXRT, 60_000),  # ms; for who is gone while so much is on its way to it that no heartbeat fits
+            # For peers of ZMTP 1 and 2, which know no heartbeats. It must come later than these: where it ends a connection,
+            # libzmq does not bear an input that stands still.
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, 10),
+            (zmq.TCP_KEEPALIVE_INTVL, 3),
+            (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
         self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)

@@ -97,6 +97,7 @@ class Dealer:
         for frame in frames:
             self.socket.send(frame)
         self.nonce += 1
+        self.socket.send(HELLO)  # a mutant of it may have been refused
         self.socket.send(codec.encode(Ping(nonce=self.nonce)))
         while True:  # some mutants are honest questions: their answers come before
             assert self.socket.poll(60_000), "the loader does not answer any more"
@@ -123,7 +124,7 @@ def nothing_grows(target: Target, arena: Arena) -> Iterator[None]:
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
     rss, fds = rss_bytes(pid), num_fds(pid)
     yield
-    wait_until(lambda: num_fds(pid) <= fds + 1, 60, "closing what was opened")
+    wait_until(lambda: num_fds(pid) <= fds + 1, 120, "closing what was opened")
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
     assert rss_bytes(pid) - rss < 16 * MIB
 
