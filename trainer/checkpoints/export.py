@@ -49,9 +49,17 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
         with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
             copy_base_files(Path(config.model.base_model_path), folder)
             engine.module.save_pretrained(folder, state_dict=weights)
+            _share_weights(folder)
             processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
     wait_for_all_ranks()
     return target
+
+
+def _share_weights(folder: Path) -> None:
+    """Give the weights the mode of the other files: safetensors writes 0600, and then other users cannot load the export."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def gather_weights(engine: Engine) -> dict[str, Any]:

@@ -35,7 +35,8 @@ Trajectory i of a task starts from seed SEED+i; a failed one is not written, the
 The same command writes the same bytes with any number of processes.
 Ctrl-C keeps the trajectories that are complete, and nothing half-written.
 
-Needs: pip install 'stoker[sim]', and a Vulkan renderer: sudo sh trainer/sim/install_renderer.sh (Debian 12, no GPU).
+Needs: pip install 'stoker[sim]', and a Vulkan renderer:
+STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh (Debian 12, no GPU).
 """
 _EXAMPLES = """examples:
   python -m trainer.sim.collect --task PushCube-v1 --num 20 --out demos

@@ -193,7 +193,7 @@ def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
     except ImportError as error:
         raise SimulatorUnavailableError(
             f"the simulator needs ManiSkill ({error}); install it with: pip install 'stoker[sim]', "
-            "then the renderer with: sudo sh trainer/sim/install_renderer.sh"
+            "then the renderer with: STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
         ) from error
     # It warns at every reset about its own environments' missing initial poses: nothing that a user could mend.
     # The space at the end of the logger's name is ManiSkill's.
@@ -212,7 +212,8 @@ def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
     except RuntimeError as error:
         raise SimulatorUnavailableError(
             f"ManiSkill cannot draw on this machine ({str(error).strip()}); install the software renderer with: "
-            "sudo sh trainer/sim/install_renderer.sh (and 'stoker[sim]' if ManiSkill itself is broken)"
+            "STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh "
+            "(and 'stoker[sim]' if ManiSkill itself is broken)"
         ) from error
 
 

@@ -143,6 +143,15 @@ def test_added_action_tokens_have_the_ids_that_were_trained(cases: dict[str, Cas
     assert exported.to_json() == processor.with_num_images((1, 1)).to_json()
 
 
+@pytest.mark.parametrize("name", ["llava", "causal"])
+def test_another_user_may_read_all_that_is_exported(name: str, cases: dict[str, Case]) -> None:
+    folder = Path(cases[name].config.trainer.output_dir) / "export"
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert "model.safetensors" in modes
+    (folder.parent / "ordinary").write_text("")
+    assert set(modes.values()) == {(folder.parent / "ordinary").stat().st_mode & 0o777}
+
+
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
 def test_the_policy_does_what_teacher_forcing_predicts(name: str, cases: dict[str, Case]) -> None:
     policy = Policy.load(Path(cases[name].config.trainer.output_dir) / "export", dtype=torch.float32)
