@@ -19,12 +19,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loader_service.prepare.parts import FORMAT_VERSION
 from stoker_proto.actions.statistics import ActionStatistics
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host_trouble import check_host
 
+FORMAT_VERSION = 3
+"""Version of everything in the cache folder; another version means a new scan."""
 COLUMNS: dict[str, type[np.generic]] = {
     "shard_index": np.uint32,
     "offsets": np.int64,

@@ -18,6 +18,7 @@ from loader_service.cache_folder import new_folder, save_arrays, write_whole
 from loader_service.manifest import (
     ACTIONS_FILE,
     COLUMNS,
+    FORMAT_VERSION,
     STATES_FILE,
     EntryManifest,
     load_manifest,
@@ -33,7 +34,7 @@ from loader_service.prepare.actions_state import (
     check_same_width,
     sampled_chunk,
 )
-from loader_service.prepare.parts import FORMAT_VERSION, PartResult, PartTask, RemotePart, Stamp, load_part
+from loader_service.prepare.parts import PartResult, PartTask, RemotePart, Stamp, load_part
 from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset

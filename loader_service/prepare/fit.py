@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.cache_folder import LOCK_DEADLINE_S, locked, writable
-from loader_service.manifest import ACTIONS_FILE, STATES_FILE, EntryManifest
+from loader_service.manifest import ACTIONS_FILE, FORMAT_VERSION, STATES_FILE, EntryManifest
 from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
-from loader_service.prepare.parts import FORMAT_VERSION
 from loader_service.prepare.published import published_statistics
 from loader_service.prepare.tidy import note_use
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec

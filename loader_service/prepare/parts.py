@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.cache_folder import save_arrays, writable
+from loader_service.manifest import FORMAT_VERSION
 from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
@@ -32,8 +33,6 @@ from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
-"""Of everything in the cache; a change makes all of it anew."""
 PART_BYTES = 16 << 20
 _BLOCK = 1 << 20
 _PREFIXES = {"actions": "actions_", "states": "states_"}  # of their arrays in a part's file

@@ -18,13 +18,13 @@ from typing import Any
 
 import zmq
 
-from loader_service.listening import is_loopback, parse_bind
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
+from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.server import LoaderServer

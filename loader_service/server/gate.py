@@ -28,7 +28,7 @@ _REASONS: dict[int, str] = {
 
 
 HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-"""What the socket's monitor must report (`loader_service.connections`)."""
+"""What the socket's monitor must report (`loader_service.server.connections`)."""
 
 
 class Gate:

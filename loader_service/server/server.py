@@ -14,13 +14,13 @@ from pathlib import Path
 
 import zmq
 
-from loader_service.connections import Connections, descriptor_of
-from loader_service.listening import listen
 from loader_service.manifest import EntryManifest
 from loader_service.server.clients import Clients
+from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Greeter
+from loader_service.server.listening import listen
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import PlanKey, Planner
 from loader_service.server.pool import Pool, has_message

@@ -1,1 +1,5 @@
-"""Dialogues: rows of the usual chat formats -> turns."""
+"""`chat`: rows of the usual chat formats -> dialogues with images.
+
+In: rows of tables (`sources.tables`). Out: `Sample`s of turns.
+Read `dataset`, `formats` (row -> messages), `message`, `parts` (content in parts), `mend` (broken dialogues), `frames` (images).
+"""

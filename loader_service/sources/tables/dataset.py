@@ -6,7 +6,6 @@ rows' places only; rows are parsed in it where they may be left out, or where `v
 
 from __future__ import annotations
 
-import importlib
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
@@ -20,13 +19,13 @@ from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.extras import require
+from loader_service.sources.tables.open_table import open_table
 from loader_service.sources.tables.table import (
     JSON_SUFFIXES,
     PACKED_SUFFIXES,
     PARQUET_SUFFIX,
     TABLE_PATTERNS,
     Table,
-    open_table,
     plain_suffix,
 )
 from loader_service.sources.tables.unpack import arrow_file, plain_file
@@ -81,8 +80,7 @@ class TableDataset(BaseSFTDataset):
                 self._block.opened = outer
 
     def preload(self, shards: Sequence[Path]) -> None:
-        """The containers' modules, and their libraries."""
-        importlib.import_module("loader_service.sources.tables.json_table")
+        """pyarrow and zstandard, where shards need them."""
         suffixes = {plain_suffix(shard.name) for shard in shards}
         if PARQUET_SUFFIX in suffixes:
             require("pyarrow.parquet", "reading parquet")

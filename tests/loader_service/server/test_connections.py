@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from loader_service.connections import Connections, descriptor_of
+from loader_service.server.connections import Connections, descriptor_of
 from tests.end_to_end.fleet import wait_until
 
 MOST = 6

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from loader_service.listening import is_loopback, listen, parse_bind
+from loader_service.server.listening import is_loopback, listen, parse_bind
 from stoker_proto.errors import ConfigError, StokerError
 
 
