@@ -24,8 +24,10 @@ from types import FrameType
 
 import psutil
 
+from stoker_proto.process import end_with_parent
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LAST_DEADLINE_S = 10.0
 """How long SIGKILL may take to show; only a process stuck in the kernel (a dead network disk) needs longer."""
 
@@ -67,7 +69,7 @@ def run_kept(body: Callable[[Signals], int]) -> int:
 
     Call it from a process without threads: it forks. Stop signals go to the keeper, where `Signals` holds them.
     """
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _become_subreaper()
     sys.stdout.flush()
     sys.stderr.flush()
     launcher = os.getpid()
@@ -90,11 +92,10 @@ def _keep(body: Callable[[Signals], int], launcher: int, mask: set[int | signal.
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # `stty tostop` would stop a background group that writes
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        _become_subreaper()
         signals = Signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher:  # it died before the line above took effect
+        if not end_with_parent(launcher, signal.SIGTERM):
             return 1
         return body(signals)
     except BaseException:  # noqa: BLE001  (a process's edge: nothing may unwind into the launcher's copied stack)
@@ -155,8 +156,9 @@ def as_exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _prctl(option: int, value: int) -> None:
+def _become_subreaper() -> None:
+    """Processes below this one whose parent ends become its children. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""The cache folder: where it lies, how it is locked, how files appear in it whole or not at all.
+"""The cache folder: where it lies and how it is locked.
 
     .stoker/                      beside the data, or {cache_dir}/{folder's name}-{hash of its path}/
       lock                        held while something is scanned
@@ -14,12 +14,9 @@ Everything here can be made anew: deleting the folder costs a scan.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +28,7 @@ from numpy.typing import NDArray
 
 from loader_service.shards import CACHE_FOLDER
 from stoker_proto.errors import ConfigError, DeadlineError
+from stoker_proto.files import open_lock_file, try_lock, whole_file, write_whole
 from stoker_proto.host_trouble import check_host
 
 logger = logging.getLogger(__name__)
@@ -69,7 +67,7 @@ def locked(root: Path, deadline_s: float) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / ".gitignore").exists():
             write_whole(root / ".gitignore", b"*\n")
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_lock_file(root / "lock")
     try:
         _wait_for_lock(descriptor, root, deadline_s)
         yield
@@ -77,66 +75,31 @@ def locked(root: Path, deadline_s: float) -> Iterator[None]:
         os.close(descriptor)  # gives the lock back, as the end of the process would
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
-    with _renamed_when_written(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An NPZ of the arrays, whole or not at all."""
-    with _renamed_when_written(path) as temporary, temporary.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` at the end of the block; what was there before gives way."""
-    temporary = _temporary(path)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():  # damaged, or it would not be made anew
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _renamed_when_written(path: Path) -> Iterator[Path]:
-    """A file to write in the block; nothing is left of it where that fails, as on a full disk."""
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    """Beside it, and nobody else's: processes of several containers that share the folder may have the same number."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _wait_for_lock(descriptor: int, root: Path, deadline_s: float) -> None:
     end = time.monotonic() + deadline_s
     told = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                raise DeadlineError(
-                    f"{root / 'lock'}: another process has been scanning this data for {deadline_s:g} s; wait for it, or "
-                    "name another cache folder with --cache-dir"
-                ) from None
-        except OSError as error:  # a file system without locks: files are replaced whole, so only work is done twice
-            logger.warning("%s cannot be locked (%s): two loaders may scan the same data at once", root, error.strerror)
-            return
+    while not _has_lock(descriptor, root):
+        if time.monotonic() >= end:
+            raise DeadlineError(
+                f"{root / 'lock'}: another process has been scanning this data for {deadline_s:g} s; wait for it, or name "
+                "another cache folder with --cache-dir"
+            )
         if not told:
             logger.info("another process is scanning the data of %s: waiting for it", root)
             told = True
         time.sleep(_POLL_S)
+
+
+def _has_lock(descriptor: int, root: Path) -> bool:
+    """True also on a file system without locks: files are replaced whole there, so at worst work is done twice."""
+    try:
+        return try_lock(descriptor)
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): two loaders may scan the same data at once", root, error.strerror)
+        return True

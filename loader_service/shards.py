@@ -13,9 +13,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stoker_proto.errors import ConfigError
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host_trouble import check_host
 
 CACHE_FOLDER = ".stoker"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the file system says of a file. While it is the same, the content is the same."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, shard: Path) -> Stamp:
+        """The shard's stamp now. Raises DataError, HostError."""
+        try:
+            status = shard.stat()
+        except OSError as error:
+            check_host(error, str(shard))
+            raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)

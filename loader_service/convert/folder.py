@@ -10,7 +10,6 @@ it. So it stays what it is when others of the input were recorded again, also wh
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import logging
 import os
@@ -28,6 +27,7 @@ import orjson
 from loader_service.convert.episode import EpisodeRef
 from loader_service.convert.write import STAMP_FILE, episode_folder, read_back, read_stamp, to_disk
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.files import open_lock_file, try_lock, whole_file
 from stoker_proto.hashing import canonical_json
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def claim(out: Path, identity: str, jsonl: str) -> None:
             raise ConfigError(
                 f"--out {out} holds a {jsonl} that did not come from here: name another folder, or another file with --name"
             )
-        with _whole(out, STATE_FILE) as state:
+        with _synced_file(out, STATE_FILE) as state:
             state.write(orjson.dumps({"identity": identity, "jsonl": [*names, jsonl]}))
 
 
@@ -135,7 +135,7 @@ def remove_leftovers(out: Path) -> None:
 def assemble(out: Path, jsonl: str, numbers: Sequence[int]) -> int:
     """Write the JSONL from the rows of these episodes. Returns the number of actions."""
     total = 0
-    with _whole(out, jsonl) as file:
+    with _synced_file(out, jsonl) as file:
         for number in numbers:
             line, num_actions = read_back(out, number)
             file.write(line)
@@ -147,13 +147,13 @@ def assemble(out: Path, jsonl: str, numbers: Sequence[int]) -> int:
 def locked(out: Path) -> Iterator[None]:
     """One conversion at a time."""
     with writable(out, LOCK_FILE):
-        file = (out / LOCK_FILE).open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--out {out}: another loader-convert is writing there") from None
+        descriptor = open_lock_file(out / LOCK_FILE)
+    try:
+        if not try_lock(descriptor):
+            raise ConfigError(f"--out {out}: another loader-convert is writing there")
         yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -169,14 +169,8 @@ def writable(out: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(out: Path, name: str) -> Iterator[IO[bytes]]:
-    """A file to write, which appears whole or not at all."""
-    temporary = out / f".{name}.{os.getpid()}.tmp"
-    with writable(out, name):
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                to_disk(file)
-            temporary.replace(out / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+def _synced_file(out: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file to write, which appears whole or not at all, also after a loss of power."""
+    with writable(out, name), whole_file(out / name) as unfinished, unfinished.open("wb") as file:
+        yield file
+        to_disk(file)

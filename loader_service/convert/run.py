@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
+import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +30,7 @@ from loader_service.convert.folder import (
 from loader_service.convert.write import write_episode
 from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.process import end_with_parent
 
 _PROBES = 3  # episodes that are read for the estimate
 _AHEAD = 4  # tasks per process that wait: results are small, so this only bounds what a Ctrl-C throws away
@@ -126,7 +127,9 @@ def _write_all(
                 _note(_write_one(source, task, out, compress, skip_bad), bad, bar)
             return bad
         context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(source,))
+        executor = ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), source)
+        )
         waiting: set[Future[Written]] = set()
         try:
             for task in todo:
@@ -158,19 +161,12 @@ def _note(written: Written, bad: dict[int, str], bar: Any) -> None:
     bar.update()
 
 
-def _start_worker(source: EpisodeSource) -> None:
+def _start_worker(parent: int, source: EpisodeSource) -> None:
     global _source
+    if not end_with_parent(parent):  # a killed parent would leave this process waiting for ever
+        sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     _source = source
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent leaves its workers waiting for ever otherwise."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _in_worker(task: Task, out: Path, compress: bool, skip_bad: bool) -> Written:

@@ -4,13 +4,12 @@
     traj_000123/row.json    its line of the JSONL
     traj_000123/input.json  the stamp of what it was made of (`folder.stamps_of`)
 
-While it is written it is called `.traj_000123.PID.tmp`.
+While it is written it is called `.traj_000123.{random}.tmp`.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import orjson
 from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.sources.npz import NpzFile
 from stoker_proto.errors import DataError
+from stoker_proto.files import whole_folder
 
 ROW_FILE, NPZ_FILE, STAMP_FILE = "row.json", "obs.npz", "input.json"
 
@@ -39,7 +39,7 @@ def read_stamp(out: Path, number: int) -> bytes | None:
 
 
 def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, compress: bool, stamp: bytes) -> None:
-    """Write it; another process that wrote it first is left its work."""
+    """Write the episode's folder. The output folder is locked, and no other process writes this episode."""
     folder = episode_folder(out, number)
     row: dict[str, Any] = {"obs_path": f"{folder.name}/{NPZ_FILE}"}
     if episode.task is not None:
@@ -53,22 +53,17 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
     arrays: dict[str, Any] = (
         {"rgb": episode.rgb} if episode.depth is None else {"rgb": episode.rgb, "depth": episode.depth}
     )
-    temporary = out / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        with (temporary / NPZ_FILE).open("wb") as file:
+    with whole_folder(folder) as unfinished:
+        with (unfinished / NPZ_FILE).open("wb") as file:
             (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
             to_disk(file)
-        with (temporary / ROW_FILE).open("wb") as file:
+        with (unfinished / ROW_FILE).open("wb") as file:
             # Floats are written as the shortest text that reads back as the same 32 bits.
             file.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
             to_disk(file)
-        (temporary / STAMP_FILE).write_bytes(stamp)  # torn by a loss of power it is no stamp, and the episode not done
-        if read_stamp(out, number) != stamp:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (unfinished / STAMP_FILE).write_bytes(
+            stamp
+        )  # cut off by a loss of power it is no stamp, and the episode not done
 
 
 def read_back(out: Path, number: int) -> tuple[bytes, int]:

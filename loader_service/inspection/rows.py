@@ -9,7 +9,7 @@ from pathlib import Path
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord, EncodedSample
-from loader_service.plan.lane_plan import LanePlan, SampleRef
+from loader_service.plan.lane_plan import LanePlan, PlanKey, SampleRef
 from loader_service.plan.plan_files import make_plan
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
@@ -42,7 +42,7 @@ def first_rows(
     manifest: EntryManifest, encoder: RecordEncoder, data: DataConfig, *, epoch: int, count: int
 ) -> Iterator[InspectedRow]:
     """The first rows of the entry's lanes, lane after lane and then round again. Raises DataError under policy `fail`."""
-    plan = make_plan(manifest, data, split=manifest.split, epoch=epoch, entry=manifest.entry)
+    plan = make_plan(manifest, data, PlanKey(manifest.split, epoch, manifest.entry))
     for lane, position in _places(plan, count):
         rows = plan.rows(lane, position, 1)
         yield InspectedRow(

@@ -16,7 +16,7 @@ from pathlib import Path
 from loader_service.manifest import EntryManifest, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
-from loader_service.plan.lane_plan import LanePlan
+from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import is_saved, load_plan
 from loader_service.remote.opened import remote_store
 from stoker_proto.config import Config
@@ -48,7 +48,7 @@ class Workbench:
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:
             store.expect(job["remote"])
-        self._plans: OrderedDict[tuple[str, int, int], LanePlan] = OrderedDict()
+        self._plans: OrderedDict[PlanKey, LanePlan] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0  # of `_out`
         self._room = threading.Condition()
@@ -76,7 +76,7 @@ class Workbench:
         """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         try:
-            plan = self._plan(ticket.split, ticket.epoch, entry)
+            plan = self._plan(PlanKey(ticket.split, ticket.epoch, entry))
         except FileNotFoundError:  # the front has other plans now, and makes this one again when it is asked again
             self._fail(address, ticket, "unavailable", f"the plan of {ticket.split} epoch {ticket.epoch} is made again")
             return
@@ -90,7 +90,7 @@ class Workbench:
                 self._manifests[ticket.split, entry],
                 plan,
                 lane,
-                lambda: self._next_plan(ticket.split, ticket.epoch + 1, entry),
+                lambda: self._next_plan(PlanKey(ticket.split, ticket.epoch + 1, entry)),
             )
         except (OSError, MemoryError, RuntimeError, StokerError) as error:
             self._refuse(address, ticket, error)
@@ -132,13 +132,13 @@ class Workbench:
         os.close(self.readable)
         os.close(self._wakeup)
 
-    def _next_plan(self, split: str, epoch: int, entry: int) -> LanePlan | None:
+    def _next_plan(self, key: PlanKey) -> LanePlan | None:
         """The plan of an epoch that will be trained and is planned already."""
-        if split != "train" or (epoch >= self._config.trainer.epochs and not self._config.data.weights):
+        if key.split != "train" or (key.epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
-        if is_saved(self._run_dir, split, epoch, entry):
+        if is_saved(self._run_dir, key):
             try:
-                return self._plan(split, epoch, entry)
+                return self._plan(key)
             except FileNotFoundError:  # the front has forgotten it this moment
                 return None
             except (OSError, MemoryError) as error:
@@ -147,13 +147,10 @@ class Workbench:
                 logger.warning("not read ahead: %s", error)  # the ticket itself can be answered
         return None
 
-    def _plan(self, split: str, epoch: int, entry: int) -> LanePlan:
-        key = (split, epoch, entry)
+    def _plan(self, key: PlanKey) -> LanePlan:
         if key not in self._plans:
-            manifest = self._manifests[split, entry]
-            self._plans[key] = load_plan(
-                self._run_dir, manifest, self._config.data, split=split, epoch=epoch, entry=entry
-            )
+            manifest = self._manifests[key.split, key.entry]
+            self._plans[key] = load_plan(self._run_dir, manifest, self._config.data, key)
             if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
                 self._plans.popitem(last=False)
         return self._plans[key]

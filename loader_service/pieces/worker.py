@@ -15,10 +15,10 @@ from pathlib import Path
 import msgpack
 import zmq
 
-from loader_service.parents import die_with_parent
 from loader_service.pieces.service import Workbench, settle_process
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
+from stoker_proto.process import end_with_parent
 from stoker_proto.wire import encoding as codec
 from stoker_proto.wire.messages import Ticket
 
@@ -78,7 +78,8 @@ class Worker:
 
 def main() -> None:
     """Entry of the worker process."""
-    die_with_parent(int(sys.argv[3]))
+    if not end_with_parent(int(sys.argv[3])):
+        sys.exit(1)
     raise_descriptor_limit()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the front decides when workers end
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,5 +2,5 @@
 
 In: an entry's manifest. Out: a `LanePlan`, saved as files that workers map.
 Read `lane_plan` (what every plan is), `record_plan` (one row per sample) and `row_plan` (rows of text), `packing`,
-`permutation`, `token_counts`, `plan_files`.
+`token_counts`, `plan_files`.
 """

@@ -1,7 +1,7 @@
 """What every plan of an epoch is: lanes of rows, in windows, and which samples of which records a row holds.
 
-Two kinds there are: `plan.EpochPlan` (a row is a sample; records are dealt to lanes) and `row_plan.RowPlan` (rows of text, packed
-or of similar length; windows are dealt to lanes).
+There are two kinds: `record_plan.RecordPlan` (a row is a sample; records are dealt to lanes) and `row_plan.RowPlan` (rows of
+text, packed or of similar length; windows are dealt to lanes).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
+from stoker_proto.files import whole_file
+from stoker_proto.hashing import key64, keyed_hashes
 from stoker_proto.order.lanes import TIME_END
 
 FIRST_LANES = 4
@@ -26,6 +28,20 @@ FIRST_LANES = 4
 _RECORDS_BETWEEN_LANES = 4  # rows of so many records are trained before the next lane begins ...
 _LAST_START = 0.5  # ... but all lanes have begun when this share of the epoch is trained
 _MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKey:
+    """Which plan: one entry of one split in one epoch."""
+
+    split: str
+    epoch: int
+    entry: int
+
+    @property
+    def shuffle_epoch(self) -> int:
+        """The epoch as permutations see it: validation data keeps one order."""
+        return self.epoch if self.split == "train" else 0
 
 
 class SampleRef(NamedTuple):
@@ -64,8 +80,8 @@ class LanePlan(ABC):
 
     num_records: int
 
-    def __init__(self, order: OrderConfig, split: str, epoch: int, entry: int) -> None:
-        self.order, self.split, self.epoch, self.entry = order, split, epoch, entry
+    def __init__(self, order: OrderConfig, key: PlanKey) -> None:
+        self.order, self.key = order, key
         self._layouts: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._current: dict[int, Window] = {}  # lane -> the window that was asked last
 
@@ -85,15 +101,15 @@ class LanePlan(ABC):
     def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
         """That window."""
 
+    def _window_key(self, lane: int, number: int) -> int:
+        """Of the permutation of a window's samples."""
+        key = self.key
+        return key64("window", self.order.seed, key.split, key.shuffle_epoch, key.entry, lane, number)
+
     @property
     def is_gentle(self) -> bool:
         """Whether nothing was decoded before it: a run's first epoch, and validation, where the order does not matter."""
-        return self.epoch == 0 or self.split != "train"
-
-    @property
-    def shuffle_epoch(self) -> int:
-        """The epoch as permutations see it: validation data keeps one order."""
-        return self.epoch if self.split == "train" else 0
+        return self.key.epoch == 0 or self.key.split != "train"
 
     def lane_lengths(self) -> list[int]:
         """Rows of each of the entry's lanes."""
@@ -121,17 +137,13 @@ class LanePlan(ABC):
             samples.extend(map(SampleRef, window.record_of[low:high].tolist(), window.sample_of[low:high].tolist()))
         return Rows(samples, row_samples)
 
-    def samples(self, lane: int, start: int, count: int) -> list[SampleRef]:
-        """Those of `rows`."""
-        return self.rows(lane, start, count).samples
-
     def window_at(self, lane: int, position: int) -> Window:
         """The window that holds a row of a lane."""
         current = self._current.get(lane)
         if current is not None and current.start <= position < current.stop:
             return current
         if not 0 <= position < self.lane_length(lane):
-            raise LocalProtocolError(f"lane {lane} of entry {self.entry} has no row {position}")
+            raise LocalProtocolError(f"lane {lane} of entry {self.key.entry} has no row {position}")
         number, first, last = self._find(lane, position)
         layout = self._layouts.get((lane, number))
         if layout is None:
@@ -143,16 +155,15 @@ class LanePlan(ABC):
         return layout
 
 
-def plan_file(folder: Path, split: str, epoch: int, entry: int, name: str) -> Path:
+def plan_file(folder: Path, key: PlanKey, name: str) -> Path:
     """Where one array of a plan is kept."""
-    return folder / f"plan-{split}-{epoch}-{entry}-{name}.npy"
+    return folder / f"plan-{key.split}-{key.epoch}-{key.entry}-{name}.npy"
 
 
 def save_array(folder: Path, plan: LanePlan, name: str, array: NDArray[np.generic]) -> None:
     """Write one array of a plan; it is there whole or not at all."""
-    path = plan_file(folder, plan.split, plan.epoch, plan.entry, name)
-    np.save(path.with_suffix(".tmp.npy"), array)
-    path.with_suffix(".tmp.npy").rename(path)
+    with whole_file(plan_file(folder, plan.key, name)) as unfinished, unfinished.open("wb") as file:
+        np.save(file, array)
 
 
 def gentle_starts(lengths: Sequence[int], rows_per_record: float) -> list[int]:
@@ -187,3 +198,12 @@ def _late_times(lengths: Sequence[int], distance: float, at_most: float = math.i
         times.append(time)
         rate += length / (1.0 - time)
     return times
+
+
+def keyed_permutation(count: int, key: int) -> NDArray[np.uint32]:
+    """uint32[count]: the numbers 0..count-1 in the order that the 64-bit key decides. count < 2**32.
+
+    Numbers are sorted by their splitmix64 hash under the key. The hash is a bijection of uint64, so there are no ties, and any
+    sorting algorithm returns the same order; NumPy's own generators promise no such thing from version to version.
+    """
+    return np.argsort(keyed_hashes(count, key)).astype(np.uint32)

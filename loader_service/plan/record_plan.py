@@ -4,7 +4,7 @@
     lane 0, window_records 4, first epoch:   [7] [12 9] [1 4 6] [1 + lane % W] [4 records] [4 records] ...
              any later epoch:                [1 + lane % W] [4 records] [4 records] ...
 
-An `EpochPlan` is two arrays over the records, 8 bytes each record, and answers "which samples are [start, start + count) of
+An `RecordPlan` is two arrays over the records, 8 bytes each record, and answers "which samples are [start, start + count) of
 lane l?" by bisection. The front makes it, saves it, and the workers map the same pages.
 
 In the first epoch of a run (and in validation, where the order does not matter) nothing was decoded before, so lanes begin
@@ -20,8 +20,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.plan.lane_plan import FIRST_LANES, LanePlan, Window, plan_file, save_array
-from loader_service.plan.permutation import keyed_permutation
+from loader_service.plan.lane_plan import (
+    FIRST_LANES,
+    LanePlan,
+    PlanKey,
+    Window,
+    keyed_permutation,
+    plan_file,
+    save_array,
+)
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import DataError
 from stoker_proto.hashing import key64
@@ -29,7 +36,7 @@ from stoker_proto.hashing import key64
 PLAN_VERSION = 2
 
 
-class EpochPlan(LanePlan):
+class RecordPlan(LanePlan):
     """Rows of one sample each; a lane holds every lanes-th record of the permutation."""
 
     def __init__(
@@ -37,13 +44,10 @@ class EpochPlan(LanePlan):
         records: NDArray[np.uint32],
         ends: NDArray[np.uint32],
         order: OrderConfig,
-        *,
-        split: str,
-        epoch: int,
-        entry: int,
+        key: PlanKey,
     ) -> None:
         """records, ends: uint32[R] in lane-major order; ends counts the samples of its lane up to and with the record."""
-        super().__init__(order, split, epoch, entry)
+        super().__init__(order, key)
         # Plain arrays: indexing a memmap makes a memmap, at ten times the cost.
         self.records, self.ends, self.num_records = np.asarray(records), np.asarray(ends), len(records)
         # Lane l holds every lanes-th record of the permutation from l on.
@@ -51,12 +55,10 @@ class EpochPlan(LanePlan):
         self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # [L + 1]
 
     @classmethod
-    def make(
-        cls, num_samples: NDArray[np.uint32], order: OrderConfig, *, split: str, epoch: int, entry: int
-    ) -> EpochPlan:
+    def make(cls, num_samples: NDArray[np.uint32], order: OrderConfig, key: PlanKey) -> RecordPlan:
         """Deal the entry's records, num_samples uint32[R], to its lanes. Validation data keeps one order in all epochs."""
-        key = key64("records", order.seed, split, epoch if split == "train" else 0, entry)
-        permutation = keyed_permutation(len(num_samples), key)
+        shuffle = key64("records", order.seed, key.split, key.shuffle_epoch, key.entry)
+        permutation = keyed_permutation(len(num_samples), shuffle)
         lanes = [permutation[lane :: order.lanes] for lane in range(order.lanes)]
         ends = np.empty(len(num_samples), np.uint32)
         position = 0
@@ -66,7 +68,7 @@ class EpochPlan(LanePlan):
                 raise DataError(f"a lane of {int(cumulative[-1])} samples: at most 2**32; raise data.order.lanes")
             ends[position : position + len(records)] = cumulative
             position += len(records)
-        return cls(np.concatenate(lanes), ends, order, split=split, epoch=epoch, entry=entry)
+        return cls(np.concatenate(lanes), ends, order, key)
 
     def save(self, folder: Path) -> None:
         """Write the two arrays where `load` finds them; `ends` last, which says that both are there."""
@@ -74,12 +76,10 @@ class EpochPlan(LanePlan):
         save_array(folder, self, "ends", self.ends)
 
     @classmethod
-    def load(cls, folder: Path, order: OrderConfig, *, split: str, epoch: int, entry: int) -> EpochPlan:
+    def load(cls, folder: Path, order: OrderConfig, key: PlanKey) -> RecordPlan:
         """The saved plan, its arrays mapped from the file so that all workers of a host share them."""
-        records, ends = (
-            np.load(plan_file(folder, split, epoch, entry, name), mmap_mode="r") for name in ("records", "ends")
-        )
-        return cls(records, ends, order, split=split, epoch=epoch, entry=entry)
+        records, ends = (np.load(plan_file(folder, key, name), mmap_mode="r") for name in ("records", "ends"))
+        return cls(records, ends, order, key)
 
     def lane_length(self, lane: int) -> int:
         """Samples of one of the entry's lanes."""
@@ -97,7 +97,7 @@ class EpochPlan(LanePlan):
     def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
         ends = self.ends[first:last].astype(np.int64)
         start = int(self.ends[first - 1]) if first > self._bounds[lane] else 0
-        key = key64("window", self.order.seed, self.split, self.shuffle_epoch, self.entry, lane, number)
+        key = self._window_key(lane, number)
         order = keyed_permutation(int(ends[-1]) - start, key)
         counts = ends.copy()  # [R]
         counts[0] -= start

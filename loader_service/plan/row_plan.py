@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.plan.lane_plan import LanePlan, Window, plan_file, save_array
+from loader_service.plan.lane_plan import LanePlan, PlanKey, Window, keyed_permutation, plan_file, save_array
 from loader_service.plan.packing import MAX_WINDOW_ITEMS, pack_windows
-from loader_service.plan.permutation import keyed_permutation
 from loader_service.plan.token_counts import TokenCounts
 from stoker_proto.config import DataConfig
 from stoker_proto.hashing import key64
@@ -36,24 +35,21 @@ class RowPlan(LanePlan):
         ends: NDArray[np.int64],
         counts: TokenCounts,
         data: DataConfig,
-        *,
-        split: str,
-        epoch: int,
-        entry: int,
+        key: PlanKey,
     ) -> None:
         """records: uint32[R], permuted. bins: uint16[R], the row that each record's last sample is packed into; [0] without
         packing. ends: int64[W], rows of a window's lane up to and with the window."""
-        super().__init__(data.order, split, epoch, entry)
+        super().__init__(data.order, key)
         self.records, self.bins, self.ends = np.asarray(records), np.asarray(bins), np.asarray(ends)
         self.num_records, self.data, self.counts = len(records), data, counts
         self._lane_ends = [self.ends[lane :: self.order.lanes] for lane in range(self.order.lanes)]
 
     @classmethod
-    def make(cls, counts: TokenCounts, data: DataConfig, *, split: str, epoch: int, entry: int) -> RowPlan:
+    def make(cls, counts: TokenCounts, data: DataConfig, key: PlanKey) -> RowPlan:
         """Deal the entry's records to windows, and pack these. Validation data keeps one order in all epochs."""
         num_records = len(counts.num_samples)
-        key = key64("records", data.order.seed, split, epoch if split == "train" else 0, entry)
-        records = keyed_permutation(num_records, key)
+        shuffle = key64("records", data.order.seed, key.split, key.shuffle_epoch, key.entry)
+        records = keyed_permutation(num_records, shuffle)
         full_rows = data.max_seq_len if data.packing else 1
         size = counts.total_tokens if data.packing else counts.total_samples
         num_windows = max(size // (data.order.window_rows * full_rows), -(-num_records // MAX_WINDOW_ITEMS), 1)
@@ -70,7 +66,7 @@ class RowPlan(LanePlan):
         ends = np.empty_like(rows)
         for lane in range(data.order.lanes):
             ends[lane :: data.order.lanes] = np.cumsum(rows[lane :: data.order.lanes])
-        return cls(records, bins, ends, counts, data, split=split, epoch=epoch, entry=entry)
+        return cls(records, bins, ends, counts, data, key)
 
     def save(self, folder: Path) -> None:
         """Write the three arrays where `load` finds them; `ends` last, which says that all are there."""
@@ -79,19 +75,17 @@ class RowPlan(LanePlan):
         save_array(folder, self, "ends", self.ends)
 
     @staticmethod
-    def is_saved(folder: Path, split: str, epoch: int, entry: int) -> bool:
+    def is_saved(folder: Path, key: PlanKey) -> bool:
         """Whether the saved plan is of this kind."""
-        return plan_file(folder, split, epoch, entry, "bins").exists()
+        return plan_file(folder, key, "bins").exists()
 
     @classmethod
-    def load(
-        cls, folder: Path, counts: TokenCounts, data: DataConfig, *, split: str, epoch: int, entry: int
-    ) -> RowPlan:
+    def load(cls, folder: Path, counts: TokenCounts, data: DataConfig, key: PlanKey) -> RowPlan:
         """The saved plan, its arrays mapped from the files so that all workers of a host share them."""
         records, bins, ends = (
-            np.load(plan_file(folder, split, epoch, entry, name), mmap_mode="r") for name in ("records", "bins", "ends")
+            np.load(plan_file(folder, key, name), mmap_mode="r") for name in ("records", "bins", "ends")
         )
-        return cls(records, bins, ends, counts, data, split=split, epoch=epoch, entry=entry)
+        return cls(records, bins, ends, counts, data, key)
 
     def lane_length(self, lane: int) -> int:
         """Rows of one of the entry's lanes; 0 where there are fewer windows than lanes."""
@@ -107,7 +101,7 @@ class RowPlan(LanePlan):
     def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
         ends = self._lane_ends[lane]
         start, stop = int(ends[number - 1]) if number else 0, int(ends[number])
-        key = key64("window", self.order.seed, self.split, self.shuffle_epoch, self.entry, lane, number)
+        key = self._window_key(lane, number)
         records = self.records[first:last]
         num_samples = np.asarray(self.counts.num_samples[records]).astype(np.int64)
         record_of = np.repeat(np.arange(last - first), num_samples)  # [n]

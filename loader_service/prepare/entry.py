@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from loader_service.cache_folder import new_folder, save_arrays, write_whole
+from loader_service.cache_folder import save_arrays
 from loader_service.manifest import (
     ACTIONS_FILE,
     COLUMNS,
@@ -34,11 +34,12 @@ from loader_service.prepare.actions_state import (
     check_same_width,
     sampled_chunk,
 )
-from loader_service.prepare.parts import PartResult, PartTask, RemotePart, Stamp, load_part
+from loader_service.prepare.parts import PartResult, PartTask, RemotePart, load_part
 from loader_service.prepare.tidy import note_use
-from loader_service.shards import EntryShards
+from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.errors import DataError, ManifestError
+from stoker_proto.files import whole_folder, write_whole
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host_trouble import check_host
 
@@ -156,7 +157,7 @@ class EntryJob:
         hashes = [[shard["name"], _shard_hash(shard["parts"])] for shard in shards.values()]
         content = fingerprint({"scan": self.scan_identity, "shards": hashes})
         if not self._is_whole(content):  # files touched without a change: others may be reading these columns
-            with new_folder(self.folder / content[:32]) as folder:
+            with whole_folder(self.folder / content[:32]) as folder:
                 self._write_columns(folder, results, content)
         parts = [task.cache_path(digest).stem for task, digest, _ in results]
         state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values()), "parts": parts}
@@ -168,7 +169,7 @@ class EntryJob:
         if self.shards.versions:
             stamps = [Stamp(size, version, 0, 0) for size, version in self.shards.versions]
         else:
-            stamps = [_stamp(path) for path in self.shards.paths]
+            stamps = [Stamp.of(path) for path in self.shards.paths]
         return list(zip(self.shards.names, self.shards.paths, stamps, strict=True))
 
     def _load(self, content: str, stamps: Sequence[Stamp] = ()) -> EntryManifest:
@@ -245,14 +246,6 @@ class EntryJob:
             statistics=merged["actions"].statistics.finish()[0] if "actions" in merged else None,
             states=merged["states"].statistics.finish()[0] if "states" in merged else None,
         )
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        return Stamp.of(path)
-    except OSError as error:
-        check_host(error, str(path))
-        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(path)) from error
 
 
 def _shard_hash(parts: list[tuple[int, int, str]]) -> str:

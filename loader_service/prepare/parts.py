@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import zipfile
 from array import array
 from collections import Counter
@@ -26,6 +25,7 @@ from loader_service.cache_folder import save_arrays, writable
 from loader_service.manifest import FORMAT_VERSION
 from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
+from loader_service.shards import Stamp
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
@@ -38,22 +38,6 @@ _BLOCK = 1 << 20
 _PREFIXES = {"actions": "actions_", "states": "states_"}  # of their arrays in a part's file
 _MAX_ERRORS = 20  # examples kept of the bad records of a part
 _MAX_NOTES = 64  # kinds of notes told apart
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What the file system says of a file: unchanged means unchanged content."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: str | Path | int) -> Stamp:
-        """path: or an open descriptor."""
-        status = os.stat(path)  # noqa: PTH116 - takes descriptors too
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +213,7 @@ def _digest(task: PartTask) -> str:
 
 
 def _check_unchanged(task: PartTask) -> None:
-    stamp = Stamp.of(task.shard)
+    stamp = Stamp.of(Path(task.shard))
     is_same = stamp == task.stamp if task.remote is None else (stamp.size, stamp.inode) == task.remote.copy
     if not is_same:
         raise DataError("it changed while it was scanned: run loader-prepare again when it is written", file=task.shard)

@@ -44,14 +44,6 @@ class Prepared:
         """Of the actions that the codec was fitted on."""
         return None if self.codec is None else self.codec.statistics
 
-    @property
-    def statistics_by(self) -> dict[str, dict[int, ActionStatistics]]:
-        """split -> entry -> statistics of its actions (without a mask), where there are any."""
-        return {
-            split: {number: entry.statistics for number, entry in entries.items() if entry.statistics is not None}
-            for split, entries in self.entries.items()
-        }
-
 
 @host_errors("the data")
 def prepare(

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from loader_service.parents import die_with_parent
 from loader_service.sources.base import BaseSFTDataset, make_dataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import StokerError
 from stoker_proto.host_trouble import host_errors
+from stoker_proto.process import end_with_parent
 
 MIN_POOL_BYTES = 64 << 20
 """Less work than this is done here: starting a process costs more."""
@@ -109,7 +109,8 @@ def _advance(bar: Any, weight: int, _: Future[Any]) -> None:
 
 def _start_worker(parent: int, config: DataConfig, remote_shards: dict[str, str]) -> None:
     global _dataset
-    die_with_parent(parent)  # one that is killed (SIGTERM too) would leave this process waiting for ever
+    if not end_with_parent(parent):  # one that is killed (SIGTERM too) would leave this process waiting for ever
+        sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each core has its process
     _dataset = make_dataset(config)

@@ -10,7 +10,6 @@ made anew at the cost of a scan.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ import orjson
 
 from loader_service.cache_folder import locked, writable
 from stoker_proto.errors import ConfigError, DeadlineError
+from stoker_proto.files import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -69,24 +69,22 @@ def note_use(path: Path) -> None:
 
 
 def _share(descriptor: int) -> None:
-    """Raises BlockingIOError where another process removes for longer than is waited."""
+    """Raises OSError where another process removes for longer than is waited, or the file system has no locks."""
     end = time.monotonic() + _SHARE_DEADLINE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
+    while not try_lock(descriptor, shared=True):
+        if time.monotonic() > end:
+            raise BlockingIOError("another process has been removing files for a minute")
+        time.sleep(0.05)
 
 
 def _tidy_if_alone(root: Path, descriptor: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):  # somebody uses it: another time
+            return
         with locked(root, _LOCK_DEADLINE_S), writable(root):
             (root / "tidied").touch()
             removed = sum(_remove(path) for path in _unused(root))
-    except (BlockingIOError, ConfigError, DeadlineError) as error:  # somebody uses it: another time
+    except (ConfigError, DeadlineError) as error:
         logger.debug("%s is not tidied: %s", root, error)
         return
     if removed:

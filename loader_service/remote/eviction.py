@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from loader_service.remote.index import Copy, Index
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import FetchError
+from stoker_proto.files import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,9 @@ def remove_copy(folder: Path, index: Index, key: str) -> bool:
         index.forget(key)
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            return False
         path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
     finally:
         os.close(descriptor)
     index.forget(key)

@@ -9,7 +9,6 @@ Keys are paths below `{cache}/remote`. The file can be made anew at any time.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from loader_service.cache_folder import writable
 from stoker_proto.errors import ConfigError, FetchError
+from stoker_proto.files import try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -146,15 +146,12 @@ class Index:
 
     def _try_lock(self, descriptor: int) -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            return try_lock(descriptor)
         except OSError as error:
             raise ConfigError(
                 f"{self._path.parent} cannot be locked ({error.strerror}): name a folder on a local disk with --cache-dir or "
                 "data.cache_dir"
             ) from error
-        return True
 
     def _open(self, folder: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)

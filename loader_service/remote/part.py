@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -11,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stoker_proto.errors import ConfigError, FetchError
+from stoker_proto.files import open_lock_file, try_lock
 from stoker_proto.host_trouble import check_host
-
-logger = logging.getLogger(__name__)
 
 _POLL_S = 0.02
 
@@ -34,16 +31,16 @@ def locked_part(path: Path, deadline_s: float) -> Iterator[Path]:
 def remove_left_parts(folder: Path) -> None:
     """Those of processes that were killed."""
     for path in folder.glob("*.part"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            if try_lock(file.fileno()):
+                path.unlink()
 
 
 def _lock(path: Path, deadline_s: float) -> int:
     seen, since = -1, time.monotonic()
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = open_lock_file(path)
         except OSError as error:
             check_host(error, str(path))
             raise ConfigError(
@@ -51,29 +48,26 @@ def _lock(path: Path, deadline_s: float) -> int:
                 "or data.cache_dir"
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
-                return descriptor
-        except BlockingIOError:
-            size = os.fstat(descriptor).st_size
-            if size != seen:
-                seen, since = size, time.monotonic()
-            if time.monotonic() - since > 2 * deadline_s:  # its own deadline has ended it long before, if it lives
-                os.close(descriptor)
-                raise FetchError(
-                    f"{path}: another process has been fetching this file without progress for {2 * deadline_s:g} s: is it "
-                    "stopped?"
-                ) from None
-            time.sleep(_POLL_S)
-        except (
-            OSError
-        ) as error:  # a file system without locks: the same file may be fetched twice, each into a place of its own
+            is_locked = try_lock(descriptor)
+        except OSError as error:  # without locks two processes would write the same part
             os.close(descriptor)
             raise ConfigError(
                 f"the cache folder {path.parent.parent} cannot be locked ({error.strerror}): name one on a local disk with "
                 "--cache-dir or data.cache_dir"
             ) from error
+        if is_locked and _is_at(path, descriptor):
+            return descriptor
+        size = os.fstat(descriptor).st_size
         os.close(descriptor)
+        if is_locked:
+            continue
+        if size != seen:
+            seen, since = size, time.monotonic()
+        if time.monotonic() - since > 2 * deadline_s:  # its own deadline has ended it long before, if it lives
+            raise FetchError(
+                f"{path}: another process has been fetching this file without progress for {2 * deadline_s:g} s: is it stopped?"
+            )
+        time.sleep(_POLL_S)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest
-from loader_service.plan.lane_plan import plan_file
+from loader_service.plan import lane_plan
 from loader_service.plan.plan_files import make_plan
 from stoker_proto.config import DataConfig
 from stoker_proto.host_trouble import host_error
@@ -127,7 +127,7 @@ class Planner:
         """Made and saved; where the host is in trouble (a full TMPDIR, no descriptors), tried again until it is not."""
         for attempt in itertools.count():
             try:
-                plan = make_plan(self._entries[split][entry], self._data, split=split, epoch=epoch, entry=entry)
+                plan = make_plan(self._entries[split][entry], self._data, lane_plan.PlanKey(split, epoch, entry))
                 plan.save(self._run_dir)
                 break
             except Exception as error:
@@ -159,6 +159,7 @@ class Planner:
                 if future.exception() is None:
                     self._remember((split, epoch, entry), future.result())
                 # `ends` says that all are there: who finds the others without it takes none of them.
+                key = lane_plan.PlanKey(split, epoch, entry)
                 for name in ("ends", "*"):
-                    for path in self._run_dir.glob(plan_file(self._run_dir, split, epoch, entry, name).name):
+                    for path in self._run_dir.glob(lane_plan.plan_file(self._run_dir, key, name).name):
                         path.unlink()

@@ -1,6 +1,6 @@
-"""Actions and states as they stand in a row: checked; actions rid of no-ops and cut into chunks.
+"""Actions and states as they stand in a row: checked; and which actions move nothing.
 
-Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions in a chunk.
+Letters: T timesteps, D dimensions of an action, S numbers of a state.
 """
 
 from __future__ import annotations
@@ -44,19 +44,6 @@ def is_noop(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
     still &= np.linalg.norm(actions[:, 3:6], axis=1) <= NOOP_ROTATION
     still[1:] &= actions[1:, 6] == actions[:-1, 6]
     return still
-
-
-def action_chunks(actions: NDArray[np.float32], chunk: int) -> NDArray[np.float32]:
-    """float32[T, K, D]: actions t, t+1, ..., t+K-1; after the end the last one is repeated.
-
-    >>> action_chunks(np.array([[1], [2], [3]], np.float32), 2)[:, :, 0].tolist()
-    [[1.0, 2.0], [2.0, 3.0], [3.0, 3.0]]
-    """
-    if chunk == 1:
-        return actions[:, None]
-    index = np.arange(len(actions))[:, None] + np.arange(chunk)
-    chunks: NDArray[np.float32] = actions[np.minimum(index, max(len(actions) - 1, 0))]
-    return chunks
 
 
 def _parse(value: list[object], dim: int, one: str, field: str) -> NDArray[np.float32]:

@@ -96,8 +96,6 @@ class Sample:
     action_is_pad: NDArray[np.bool_] | None = None
     """bool[K], or None where the source does not say: which actions lie beyond the record's ends and repeat its last (or
     first) one: no labels of training with `data.action.learn_padding: false`."""
-    image_is_pad: NDArray[np.bool_] | None = None
-    """The same, bool[len(images)], for images before the record's beginning, which repeat its first one. Rows do not tell it."""
     answer: str | None = None
     """Text to be learned, where there is no action."""
     timestep: int = 0

@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.sources.actions import action_chunks, is_noop, parse_actions, parse_states
+from loader_service.sources.actions import is_noop, parse_actions, parse_states
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
-from loader_service.sources.frame_history import FrameHistory
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.mani_arrays import open_frames, read_states
 from loader_service.sources.mani_options import read_mani_options
 from loader_service.sources.npz import NpzFile
 from loader_service.sources.paths import resolve_inside
 from loader_service.sources.tasks import instruction_of, load_task_table
-from loader_service.sources.window import window
+from loader_service.sources.trajectory import Trajectory
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
@@ -126,29 +125,19 @@ class ManiOpenPIDataset(BaseSFTDataset):
         actions = parse_actions(row.get("actions"), self.options.action_dim)  # [T, D]
         instruction = instruction_of(row, self.tasks)
         states = self._row_states(row, len(actions))  # [T or T + 1, S]
-        action = self.config.action
-        kept = np.flatnonzero(~is_noop(actions)) if action.drop_noops else np.arange(len(actions))  # [N]
-        chunks = action_chunks(actions[kept], action.chunk)  # [N, K, D]
-        actions_are_pad = window(len(kept), np.arange(action.chunk)).is_pad  # [N, K]
-        history, images_are_pad = window(len(actions), np.array(self.options.image_history, np.int64))
-        wanted: list[int] = np.unique(history[kept]).tolist()
         with NpzFile(self._npz_path(row, shard)) as npz:
             streams = open_frames(npz, self.options, len(actions), depth=self.config.image.depth, verify=verify)
             if states is None and self._wants_states:
                 states = read_states(npz, self.options.state_keys, len(actions), verify=verify)
-            cameras = [FrameHistory(map(frames.__getitem__, wanted), wanted) for frames in streams]
-            images_are_pad = np.tile(images_are_pad, (1, len(cameras)))
-            moments: list[list[int]] = history.tolist()
-            for i, timestep in enumerate(kept.tolist()):
-                yield Sample(
-                    instruction=instruction,
-                    images=tuple([image for camera in cameras for image in camera.at(moments[timestep])]),
-                    image_is_pad=images_are_pad[timestep],
-                    state=None if states is None else states[timestep],
-                    action=chunks[i],
-                    action_is_pad=actions_are_pad[i],
-                    timestep=timestep,
-                )
+            trajectory = Trajectory(
+                actions=actions,
+                states=states,
+                instructions=[instruction] * len(actions),
+                drop_noops=self.config.action.drop_noops,
+                chunk_offsets=np.arange(self.config.action.chunk),
+                history_offsets=np.array(self.options.image_history, np.int64),
+            )
+            yield from trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
 
     def _row_states(self, row: dict[str, Any], num_actions: int) -> NDArray[np.float32] | None:
         """float32[T or T + 1, S]; None where the row has none, or nobody asked for them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loader_service.sources.options import read_each
+from loader_service.sources.options import read_options
 from stoker_proto.errors import ConfigError
 
 Names = tuple[str, ...]
@@ -48,13 +48,13 @@ def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
         "image_history": _history,
         "action_dim": _dim,
     }
-    values = read_each(options, readers, "mani_openpi")
-    if "rgb_keys" in values and "camera_keys" in values:
+    found = read_options(ManiOpenPIOptions, options, "mani_openpi", readers)
+    if "rgb_keys" in options and "camera_keys" in options:
         raise ConfigError(
             "data.options.rgb_keys stands beside data.options.camera_keys: make it the first of the cameras, "
-            f"e.g. camera_keys: [[{', '.join(values['rgb_keys'])}], ...]"
+            f"e.g. camera_keys: [[{', '.join(found.rgb_keys)}], ...]"
         )
-    return ManiOpenPIOptions(**values)
+    return found
 
 
 def _dim(key: str, value: object) -> int:

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from stoker_proto.config.strict import check_names, read_choice, read_dataclass, split_optional
+from stoker_proto.config.strict import read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
 
 Options = TypeVar("Options")
 
 
-def read_options(kind: type[Options], options: dict[str, Any], dataset_type: str) -> Options:
-    """An instance of the dataclass `kind`.
-
-    Its fields are bool, int, float, str, tuple[str, ...], dict[str, str], Literal of texts, or one of these or None.
-    Raises ConfigError."""
-    return read_dataclass(
-        kind, options, "data.options.", _read, _describe_unknown(typing.get_type_hints(kind), dataset_type)
-    )
+Reader = Callable[[str, object], Any]
+"""(key as errors name it, value) -> the field's value. Raises ConfigError."""
 
 
-def read_each(
-    options: Mapping[str, Any], readers: Mapping[str, Callable[[str, object], Any]], dataset_type: str
-) -> dict[str, Any]:
-    """The values of the options by name, each made by its reader, which is given the key as errors name it.
+def read_options(
+    kind: type[Options],
+    options: Mapping[str, Any],
+    dataset_type: str,
+    readers: Mapping[str, Reader] = MappingProxyType({}),
+) -> Options:
+    """An instance of the dataclass `kind`. Raises ConfigError naming the key.
 
-    Raises ConfigError. For options that the types of `read_options` do not say."""
-    check_names(options, sorted(readers), _describe_unknown(readers, dataset_type))
-    return {name: readers[name](f"data.options.{name}", value) for name, value in options.items()}
+    Fields are bool, int, float, str, tuple[str, ...], dict[str, str], Literal of texts, or one of these or None. `readers`: by
+    name, for fields whose values have rules beyond that."""
+    known = typing.get_type_hints(kind)
+
+    def read(hint: Any, value: Any, key: str) -> Any:
+        reader = readers.get(key.removeprefix("data.options."))
+        return _read(hint, value, key) if reader is None else reader(key, value)
+
+    return read_dataclass(kind, options, "data.options.", read, _describe_unknown(known, dataset_type))
 
 
 def _describe_unknown(known: Iterable[str], dataset_type: str) -> Callable[[str, str | None], str]:

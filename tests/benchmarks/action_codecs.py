@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 
-from loader_service.sources.actions import action_chunks
+from loader_service.sources.trajectory import moments
 from stoker_proto.actions import ActionStatistics, StatisticsAccumulator, codec_class, codec_report, fit_codec
 
 Trajectories = list[NDArray[np.float32]]
@@ -50,7 +50,9 @@ def _table(title: str, train: Trajectories, held_out: Trajectories, fps: float, 
     print("|---|---|---|---|---|---|---|---|---|")
     statistics, sample = _summary(np.concatenate(train))
     for chunk in chunks:
-        fitted, measured = (np.concatenate([action_chunks(t, chunk) for t in part]) for part in (train, held_out))
+        fitted, measured = (
+            np.concatenate([t[moments(len(t), np.arange(chunk)).positions] for t in part]) for part in (train, held_out)
+        )
         for name, options in CODECS:
             began = time.process_time()
             given = fitted if codec_class(name).fits_chunks else sample

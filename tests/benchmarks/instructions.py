@@ -41,6 +41,7 @@ def run_part(folder: Path, part: str, passes: int) -> int:
     """Child: do the part `passes` times; print and return the number of samples of one pass."""
     from loader_service.pieces.encoder import RecordEncoder
     from loader_service.pieces.piece import assemble_piece
+    from loader_service.plan.lane_plan import PlanKey
     from loader_service.plan.plan_files import make_plan
     from loader_service.prepare.run import prepare
     from stoker_proto.processor import Processor
@@ -64,7 +65,7 @@ def run_part(folder: Path, part: str, passes: int) -> int:
     prepared = prepare(config, splits=("train",))
     processor = Processor.build(config, prepared.codec)
     manifest = prepared.entries["train"][0]
-    plan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+    plan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
     length = plan.lane_length(0)
 
     def frames() -> list[bytes]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedSample, assemble_piece
-from loader_service.plan.lane_plan import LanePlan
+from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import make_plan
 from loader_service.plan.row_plan import RowPlan
 from loader_service.plan.token_counts import TokenCounts
@@ -74,7 +74,7 @@ def plan_cost(records: int) -> None:
         counts = TokenCounts(num_samples=samples.astype(np.uint32), num_tokens=tokens, max_seq_len=MAX_SEQ_LEN)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.process_time()
-        plan = RowPlan.make(counts, data, split="train", epoch=0, entry=0)
+        plan = RowPlan.make(counts, data, PlanKey("train", 0, 0))
         made = time.process_time() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         started = time.process_time()
@@ -124,7 +124,7 @@ def packed_cpu(config: Config, manifest: EntryManifest, processor: Processor) ->
     """CPU seconds, tokens and bytes of an epoch of pieces, from the plan to the frame."""
     started = time.process_time()
     encoder = RecordEncoder(config.data, processor)
-    plan: LanePlan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+    plan: LanePlan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
     filler = EncodedSample(np.array([processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0)
     total = num_bytes = 0
     for lane, length in enumerate(plan.lane_lengths()):

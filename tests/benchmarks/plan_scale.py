@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from loader_service.plan.record_plan import EpochPlan
+from loader_service.plan.lane_plan import PlanKey
+from loader_service.plan.record_plan import RecordPlan
 from stoker_proto.config import OrderConfig
 from stoker_proto.order.lanes import Order
 
@@ -33,14 +34,14 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for epoch in (0, 1):
         started = time.process_time()
-        plan = EpochPlan.make(num_samples, OrderConfig(lanes=arguments.lanes), split="train", epoch=epoch, entry=0)
+        plan = RecordPlan.make(num_samples, OrderConfig(lanes=arguments.lanes), PlanKey("train", epoch, 0))
         order = Order(plan.lane_lengths(), plan.order.cell, plan.lane_starts())
         made = time.process_time() - started
         times = []
         for position in rng.integers(0, order.total - 64, 200).tolist():
             started = time.perf_counter()
             for run in order.runs(position, position + 64):
-                plan.samples(run.lane, run.start, run.count)
+                plan.rows(run.lane, run.start, run.count)
             times.append(time.perf_counter() - started)
         plan_bytes = plan.records.nbytes + plan.ends.nbytes
         print(

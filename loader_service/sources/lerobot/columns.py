@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.sources.lerobot.extras import library
+from loader_service.sources.extras import library
 from loader_service.sources.lerobot.info import Feature
 from loader_service.sources.lerobot.meta import Columns
 from stoker_proto.errors import DataError

@@ -13,6 +13,7 @@ Letters: T frames of an episode, K actions in a chunk, N samples.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,19 +23,17 @@ from PIL import Image
 
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
-from loader_service.sources.actions import is_noop
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
-from loader_service.sources.frame_history import FrameHistory
+from loader_service.sources.extras import library
 from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
-from loader_service.sources.lerobot.extras import check_installed, library
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate, named_sets
 from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
-from loader_service.sources.lerobot.options import overlap, read_options
+from loader_service.sources.lerobot.options import overlap, read_lerobot_options
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.scan import scan_shard
-from loader_service.sources.window import frame_offsets, window
+from loader_service.sources.trajectory import Trajectory, frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, located
 
@@ -49,8 +48,8 @@ class LeRobotDataset(BaseSFTDataset):
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
-        check_installed()
-        self.options = read_options(config.options)
+        _check_installed()
+        self.options = read_lerobot_options(config.options)
         self.action_key = self.options.action_key
         deltas = self.options.action_delta_timestamps
         if deltas is not None and len(deltas) != config.action.chunk:
@@ -126,35 +125,22 @@ class LeRobotDataset(BaseSFTDataset):
 
     def _samples(self, episode: Episode, meta: Meta, root: str) -> Iterator[Sample]:
         options, fps = self.options, meta.info.fps
-        actions = episode.rows.actions
-        kept = np.flatnonzero(~is_noop(actions)) if self.config.action.drop_noops else np.arange(len(actions))  # [N]
         deltas = options.action_delta_timestamps
-        offsets = (
-            np.arange(self.config.action.chunk)
+        trajectory = Trajectory(
+            actions=episode.rows.actions,
+            states=episode.rows.states,
+            instructions=episode.instructions,
+            drop_noops=self.config.action.drop_noops,
+            chunk_offsets=np.arange(self.config.action.chunk)
             if deltas is None
-            else frame_offsets(deltas, fps, "data.options.action_delta_timestamps")
+            else frame_offsets(deltas, fps, "data.options.action_delta_timestamps"),
+            history_offsets=frame_offsets(options.image_history, fps, "data.options.image_history"),
         )
-        chunks, actions_are_pad = window(len(kept), offsets)  # [N, K], of the kept actions
-        chunk_actions = actions[kept[chunks]]  # [N, K, D]
-        history, images_are_pad = window(
-            len(actions), frame_offsets(options.image_history, fps, "data.options.image_history")
+        yield from trajectory.samples(
+            lambda wanted: [
+                open_camera(camera, episode, wanted, meta, root, self._rows) for camera in episode.columns.cameras
+            ]
         )
-        images_are_pad = np.tile(images_are_pad, (1, len(episode.columns.cameras)))
-        wanted: list[int] = np.unique(history[kept]).tolist()
-        streams = [open_camera(camera, episode, wanted, meta, root, self._rows) for camera in episode.columns.cameras]
-        cameras = [FrameHistory(frames, wanted) for frames in streams]
-        states = episode.rows.states
-        moments: list[list[int]] = history.tolist()
-        for i, t in enumerate(kept.tolist()):
-            yield Sample(
-                instruction=episode.instructions[t],
-                images=tuple([image for camera in cameras for image in camera.at(moments[t])]),
-                image_is_pad=images_are_pad[t],
-                state=None if states is None else states[t],
-                action=chunk_actions[i],
-                action_is_pad=actions_are_pad[i],
-                timestep=t,
-            )
 
     def _data_root(self, shard: Path, meta: Meta) -> str:
         return self.root_of(shard) or str(meta.info.root)
@@ -176,3 +162,12 @@ class LeRobotDataset(BaseSFTDataset):
         meta = remote_meta(root, store)  # without the lock: nobody else's files wait for it
         with self._lock:
             return self._metas.setdefault(root, meta)
+
+
+def _check_installed() -> None:
+    """Raises ConfigError if a library is missing; imports none, so that a loader's start stays short."""
+    for name in ("pyarrow", "av"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"data.dataset_type lerobot needs the library {name}: run `pip install 'stoker[lerobot]'`"
+            )

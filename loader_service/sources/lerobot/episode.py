@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.sources.extras import library
 from loader_service.sources.lerobot.columns import EpisodeRows, integers, numeric_columns, parse_rows
-from loader_service.sources.lerobot.extras import library
 from loader_service.sources.lerobot.image_column import ImagePlace, image_frames
 from loader_service.sources.lerobot.info import Feature
 from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns

@@ -21,8 +21,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loader_service.sources.lerobot.extras import library
 from loader_service.sources.lerobot.info import Info
+from loader_service.sources.parquet import ParquetReader
 from stoker_proto.errors import DataError, located
 from stoker_proto.host_trouble import check_host
 
@@ -143,7 +143,7 @@ def _v3_columns(root: Path, cameras: list[str]) -> dict[str, NDArray[Any]]:
     _check(bool(files), "no parquet file in it", str(folder))
     parts: list[dict[str, NDArray[Any]]] = []
     for file in files:
-        table = read_table(file, names)
+        table = _read_table(file, names)
         part = {}
         for name in names:
             column = table.column(name)
@@ -164,27 +164,22 @@ def _v2_tasks(root: Path) -> Iterator[tuple[object, object]]:
 
 def _v3_tasks(root: Path) -> Iterator[tuple[object, object]]:
     file = root / "meta/tasks.parquet"
-    table = read_table(file, ["task_index"], also=_TASK_COLUMNS)
+    table = _read_table(file, ["task_index"], also=_TASK_COLUMNS)
     text = next((name for name in _TASK_COLUMNS if name in table.column_names), None)
     if text is None:
         raise DataError(f"no column {' or '.join(_TASK_COLUMNS)}", file=str(file))
     return zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True)
 
 
-def read_table(file: Path, required: list[str], also: tuple[str, ...] = ()) -> Any:
-    """A small parquet's columns as a pyarrow table. Raises DataError."""
-    arrow, parquet = library("pyarrow"), library("pyarrow.parquet")
-    try:
-        found = set(parquet.read_schema(file).names)
-        for name in required:
-            if name not in found:
-                raise DataError("the column is missing", file=str(file), field=name)
-        columns = [*required, *(name for name in also if name in found)]
-        return parquet.read_table(file, columns=columns, use_threads=False, partitioning=None)
-    except (OSError, arrow.ArrowException) as error:
-        check_host(error, str(file))
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"it cannot be read ({reason})", file=str(file)) from error
+def _read_table(file: Path, required: list[str], also: tuple[str, ...] = ()) -> Any:
+    """Columns of a small parquet file as a pyarrow table; `also`: those that are there. Raises DataError."""
+    reader = ParquetReader(0)
+    footer = reader.footer(file)
+    for name in required:
+        if name not in footer.names:
+            raise DataError("the column is missing", file=str(file), field=name)
+    columns = [*required, *(name for name in also if name in footer.names)]
+    return reader.groups(footer, 0, footer.num_groups, columns, keep=False)
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:

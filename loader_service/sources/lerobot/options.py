@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loader_service.sources.options import read_each
+from loader_service.sources.options import read_options
 from stoker_proto.errors import ConfigError
 
 Ranges = tuple[tuple[int, int], ...]
@@ -38,7 +38,7 @@ class LeRobotOptions:
     """When, in seconds from the frame on (0 or before), each camera's images were taken: multiples of 1/fps, oldest first."""
 
 
-def read_options(options: Mapping[str, Any]) -> LeRobotOptions:
+def read_lerobot_options(options: Mapping[str, Any]) -> LeRobotOptions:
     """Raises ConfigError naming the key."""
     readers = {
         "image_keys": _names,
@@ -50,8 +50,7 @@ def read_options(options: Mapping[str, Any]) -> LeRobotOptions:
         "action_delta_timestamps": _seconds,
         "image_history": _history,
     }
-    values = read_each(options, readers, "lerobot")
-    return LeRobotOptions(**values)
+    return read_options(LeRobotOptions, options, "lerobot", readers)
 
 
 def overlap(a: Ranges | None, b: Ranges | None) -> bool:

@@ -15,7 +15,7 @@ from loader_service.sources.lerobot.episode import instructions_of, read_episode
 from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns, selected
 from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
-from loader_service.sources.window import frame_offsets
+from loader_service.sources.trajectory import frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, located
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.sources.lerobot.extras import library
+from loader_service.sources.extras import library
 from stoker_proto.errors import DataError
 from stoker_proto.host_trouble import check_host
 

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loader_service.sources.tables.extras import guarded, require, row_of, rows_of
-from loader_service.sources.tables.parquet import ParquetTable
+from loader_service.sources.extras import library
+from loader_service.sources.parquet import guarded
+from loader_service.sources.tables.parquet import ParquetTable, row_of, rows_of
 from loader_service.sources.tables.table import ScannedRow, Span
 from stoker_proto.errors import DataError
 
 
 def write_arrow(parquet: ParquetTable, target: Path, check_room: Any) -> None:
     """Write the rows of the parquet file to `target`; check_room() is called now and then. Raises DataError."""
-    arrow = require("pyarrow", "reading parquet")
+    arrow = library("pyarrow")
     writer = None
     try:
         for number, batch in enumerate(parquet.batches()):
@@ -49,7 +50,7 @@ class ArrowTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        arrow = require("pyarrow", "reading parquet")
+        arrow = library("pyarrow")
         reader = guarded(lambda: arrow.ipc.open_file(arrow.memory_map(str(path))), "Arrow file")
         # All at once, while one thread has the reader: they are views of the mapped file.
         self._batches = [guarded(lambda: reader.get_batch(i), "Arrow file") for i in range(reader.num_record_batches)]  # noqa: B023

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from loader_service.shards import EntryShards
+from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.extras import library
 from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
-from loader_service.sources.tables.extras import require
 from loader_service.sources.tables.open_table import open_table
 from loader_service.sources.tables.table import (
     JSON_SUFFIXES,
@@ -31,14 +31,13 @@ from loader_service.sources.tables.table import (
 from loader_service.sources.tables.unpack import arrow_file, plain_file
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.host_trouble import check_host
 
 _MAX_OPEN = 1024
 """Shards that are remembered with their container: a few hundred bytes each."""
 
 
 class _Opened(NamedTuple):
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     table: Table
     plain: Path
     """The shard, or its unpacked content."""
@@ -83,9 +82,9 @@ class TableDataset(BaseSFTDataset):
         """pyarrow and zstandard, where shards need them."""
         suffixes = {plain_suffix(shard.name) for shard in shards}
         if PARQUET_SUFFIX in suffixes:
-            require("pyarrow.parquet", "reading parquet")
+            library("pyarrow.parquet")
         if any(shard.suffix.lower() == ".zst" for shard in shards):
-            require("zstandard", "reading .zst files")
+            library("zstandard")
 
     @abstractmethod
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
@@ -232,12 +231,7 @@ class TableDataset(BaseSFTDataset):
         return opened
 
     def _look(self, shard: Path) -> _Opened:
-        try:
-            status = shard.stat()
-        except OSError as error:
-            check_host(error, str(shard))
-            raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        stamp = Stamp.of(shard)
         with self._lock:
             opened = self._opened.get(shard)
             if opened is not None and opened.stamp == stamp:

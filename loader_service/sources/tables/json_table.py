@@ -11,9 +11,8 @@ from typing import Any
 import orjson
 
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
-from loader_service.sources.tables.extras import none_if_nan
 from loader_service.sources.tables.json_array import iter_elements
-from loader_service.sources.tables.table import ScannedRow, Span
+from loader_service.sources.tables.table import ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
 
 _BRACES = (b"{"[0], b"}"[0])

@@ -8,15 +8,12 @@ the process. Reading rows at random costs a group's decoding each time the cache
 from __future__ import annotations
 
 import bisect
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loader_service.sources.tables.extras import guarded, require, row_of, rows_of
-from loader_service.sources.tables.table import ScannedRow, Span
+from loader_service.sources.parquet import ParquetReader, guarded
+from loader_service.sources.tables.table import ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
 
 CACHE_BYTES = 256 << 20
@@ -26,32 +23,7 @@ MAX_GROUP_BYTES = 1 << 30
 _BATCH_ROWS = 1024
 
 
-class _GroupCache:
-    """Decoded row groups (pyarrow tables) by file, stamp, number and columns; least recently used ones go first."""
-
-    def __init__(self) -> None:
-        self._groups: OrderedDict[Any, Any] = OrderedDict()
-        self._num_bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            group = self._groups.get(key)
-            if group is not None:
-                self._groups.move_to_end(key)
-            return group
-
-    def put(self, key: Any, group: Any) -> None:
-        with self._lock:
-            if key in self._groups:
-                return
-            self._groups[key] = group
-            self._num_bytes += group.nbytes
-            while self._num_bytes > CACHE_BYTES and len(self._groups) > 1:
-                self._num_bytes -= self._groups.popitem(last=False)[1].nbytes
-
-
-_cache = _GroupCache()
+_reader = ParquetReader(CACHE_BYTES, max_group_bytes=MAX_GROUP_BYTES)
 
 
 class ParquetTable:
@@ -61,11 +33,8 @@ class ParquetTable:
         """columns: that are decoded, where the file has them; None: all. needed: of these, the one that rows are useless
         without (`data.options.column`). Raises DataError."""
         self.path = path
-        self._parquet = require("pyarrow.parquet", "reading parquet")
-        status = path.stat()
-        self._key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
-        self._metadata = guarded(lambda: self._parquet.read_metadata(path), "parquet")
-        names = guarded(lambda: self._metadata.schema.to_arrow_schema().names, "parquet")
+        self._footer = _reader.footer(path)
+        names = self._footer.names
         if needed is not None and needed not in names:
             reason = (
                 f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
@@ -77,21 +46,13 @@ class ParquetTable:
                 f"none of the columns {', '.join(columns or ())} is there; it has {', '.join(names) or 'none'}"
             )
 
-    @cached_property
-    def _first_rows(self) -> list[int]:
-        """[groups + 1]: number of the first row of each row group, and of all rows."""
-        firsts = [0]
-        for group in range(self._metadata.num_row_groups):
-            firsts.append(firsts[-1] + self._metadata.row_group(group).num_rows)
-        return firsts
-
     def cut(self, part_bytes: int) -> list[int]:
         """One part: only the end of the file says where its rows are."""
         return [0, self.path.stat().st_size]
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """From the metadata alone."""
-        for number in range(self._metadata.num_rows):
+        for number in range(self._footer.starts[-1]):
             yield Span(number, 1, None)
 
     def rows(self, start: int, stop: int) -> Iterator[ScannedRow]:
@@ -104,17 +65,12 @@ class ParquetTable:
 
     def row(self, offset: int, size: int) -> dict[str, Any]:
         """Row `offset`."""
-        firsts = self._first_rows
-        if offset >= firsts[-1]:
-            raise DataError(f"row {offset} of {firsts[-1]}: it changed since it was scanned; run loader-prepare again")
-        group = bisect.bisect_right(firsts, offset) - 1
-        key = (*self._key, group, *self.columns)
-        decoded = _cache.get(key)
-        if decoded is None:
-            self._check_size(group)
-            decoded = guarded(lambda: self._open().read_row_group(group, self.columns, use_threads=False), "parquet")
-            _cache.put(key, decoded)
-        return row_of(decoded, offset - firsts[group], "parquet")
+        starts = self._footer.starts
+        if offset >= starts[-1]:
+            raise DataError(f"row {offset} of {starts[-1]}: it changed since it was scanned; run loader-prepare again")
+        group = bisect.bisect_right(starts, offset) - 1
+        decoded = _reader.groups(self._footer, group, group + 1, self.columns, keep=True)
+        return row_of(decoded, offset - starts[group], "parquet")
 
     def where(self, offset: int) -> tuple[str, str]:
         """The row's number, from 0."""
@@ -122,22 +78,30 @@ class ParquetTable:
 
     def batches(self) -> Iterator[Any]:
         """All rows as pyarrow record batches."""
-        for group in range(self._metadata.num_row_groups):
-            self._check_size(group)
-            batches = guarded(lambda: self._open().iter_batches(_BATCH_ROWS, [group], self.columns, False), "parquet")  # noqa: B023
-            while (batch := guarded(lambda: next(batches, None), "parquet")) is not None:  # noqa: B023 - called at once
-                yield batch
+        for group in range(self._footer.num_groups):
+            yield from _reader.batches(self._footer, group, group + 1, self.columns, batch_rows=_BATCH_ROWS)
 
-    def _open(self) -> Any:
-        return self._parquet.ParquetFile(self.path, metadata=self._metadata)
 
-    def _check_size(self, group: int) -> None:
-        description = self._metadata.row_group(group)
-        columns = [description.column(i) for i in range(description.num_columns)]
-        wanted = set(self.columns)
-        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] in wanted)
-        if size > MAX_GROUP_BYTES:
-            raise DataError(
-                f"row group {group} has {size} bytes in the columns {', '.join(self.columns)}, and at most {MAX_GROUP_BYTES} are "
-                "read at once: write the file with smaller row groups (1,000 rows)"
-            )
+def rows_of(batch: Any, kind: str) -> list[dict[str, Any] | DataError]:
+    """The rows of a pyarrow batch. A row whose text is no UTF-8 is an error; the rows beside it are read."""
+    try:
+        return [_without_nan(row) for row in guarded(batch.to_pylist, kind)]
+    except DataError:
+        rows: list[dict[str, Any] | DataError] = []
+        for i in range(batch.num_rows):
+            try:
+                rows.append(row_of(batch, i, kind))
+            except DataError as error:
+                rows.append(error)
+        return rows
+
+
+def row_of(batch: Any, number: int, kind: str) -> dict[str, Any]:
+    """Row `number` of a pyarrow batch or table. Raises DataError."""
+    [row] = guarded(batch.slice(number, 1).to_pylist, kind)
+    return _without_nan(row)
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with None for NaN, which other programs write for what is missing."""
+    return {name: none_if_nan(value) for name, value in row.items()}

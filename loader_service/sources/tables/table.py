@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +52,11 @@ class Table(Protocol):
 
     def where(self, offset: int) -> tuple[str, str]:
         """(what to add to the file's name, name of the record) for error messages. May read all before the row."""
+
+
+def none_if_nan(value: Any) -> Any:
+    """The value; None for a float that is no finite number."""
+    return None if type(value) is float and not math.isfinite(value) else value
 
 
 def plain_suffix(name: str) -> str:

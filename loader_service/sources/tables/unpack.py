@@ -11,6 +11,7 @@ none; of several processes one unpacks and the others wait for it.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -24,14 +25,15 @@ from typing import Any
 
 import orjson
 
-from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable, write_whole
+from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable
+from loader_service.shards import Stamp
+from loader_service.sources.extras import library
 from loader_service.sources.tables.arrow import write_arrow
-from loader_service.sources.tables.extras import require
 from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import PACKED_SUFFIXES
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.files import whole_file, write_whole
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
 
 MIN_FREE_BYTES = 1 << 30
 """Unpacking stops rather than leave less than this on the disk."""
@@ -72,13 +74,8 @@ def _made_once(shard: Path, cache_dir: str | None, name: str, make: Callable[[Pa
         if not path.exists():
             with locked(path.parent, LOCK_DEADLINE_S):
                 if not path.exists():
-                    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
-                    try:
-                        with writable(path.parent):
-                            make(temporary)
-                            temporary.replace(path)
-                    finally:
-                        temporary.unlink(missing_ok=True)
+                    with writable(path.parent), whole_file(path) as unfinished:
+                        make(unfinished)
     return path
 
 
@@ -86,13 +83,13 @@ def _digest_of(shard: Path, root: Path) -> str:
     """BLAKE2b of the compressed file, kept under its stamp."""
     name = hashlib.blake2b(os.fsencode(shard), digest_size=16).hexdigest()
     note = root / "names" / f"{name}.json"
-    stamp = _stamp(shard)
+    stamp = list(dataclasses.astuple(Stamp.of(shard)))
     known = _read_note(note)
     if known is not None and known["stamp"] == stamp:
         return str(known["digest"])
     with shard.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    if _stamp(shard) != stamp:
+    if list(dataclasses.astuple(Stamp.of(shard))) != stamp:
         raise DataError("it changed while it was read: run loader-prepare again when it is written", file=str(shard))
     with locked(root, LOCK_DEADLINE_S), writable(root):
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -111,15 +108,6 @@ def _read_note(note: Path) -> dict[str, Any] | None:
         return None
     whole = isinstance(known, dict) and isinstance(known.get("digest"), str) and len(known["digest"]) == 32
     return known if whole and known["digest"].isalnum() and "stamp" in known else None
-
-
-def _stamp(shard: Path) -> list[int]:
-    try:
-        status = shard.stat()
-    except OSError as error:
-        check_host(error, str(shard))
-        raise DataError(f"the shard cannot be read ({error.strerror})", file=str(shard)) from error
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _unpack(shard: Path, target: Path) -> None:
@@ -172,7 +160,7 @@ def _gzip_blocks(shard: Path) -> Iterator[bytes]:
 
 def _zstd_blocks(shard: Path) -> Iterator[bytes]:
     """Frame after frame. zstandard's own reader lets a file pass that breaks off in a frame, and this does not."""
-    zstandard = require("zstandard", "reading .zst files")
+    zstandard = library("zstandard")
     decompressor = zstandard.ZstdDecompressor()  # refuses frames that ask for more than 128 MiB of history
     frame, block = decompressor.decompressobj(), bytearray()
     started = False

@@ -20,6 +20,7 @@ from loader_service.pieces import builder as builder_module
 from loader_service.pieces.builder import PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord, Outcome, check_sample
+from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import prepare
 from loader_service.sources import npz
@@ -93,7 +94,7 @@ def building(
 def whole_epoch(config: Config, **options: bool | int) -> tuple[dict[int, Message], list[list[int]]]:
     """The answers to tickets of 5 rows over all lanes, and which records were encoded together."""
     with building(config, **options) as (builder, encoder, manifest, answers):
-        plan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+        plan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
         number = 0
         for lane, length in enumerate(plan.lane_lengths()):
             for start in range(0, length, 5):
@@ -226,7 +227,7 @@ def test_trouble_of_the_host_is_unavailable_and_the_next_ticket_is_answered(
     config = replace(config, data=replace(config.data, on_bad_sample="skip"))
     ticket = Ticket(ticket=0, split="train", epoch=0, lane=0, start=0, count=2)
     with building(config) as (builder, encoder, manifest, answers):
-        plan = make_plan(manifest, config.data, split="train", epoch=0, entry=0)
+        plan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
 
         def ask() -> Message:
             builder.submit(b"rank", ticket, manifest, plan, 0, lambda: None)

@@ -9,7 +9,8 @@ import pytest
 
 from loader_service.pieces.piece import EncodedRecord, EncodedSample
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
-from loader_service.plan.record_plan import EpochPlan
+from loader_service.plan.lane_plan import PlanKey
+from loader_service.plan.record_plan import RecordPlan
 from stoker_proto.config import OrderConfig
 
 ROW = EncodedSample(np.zeros(1, np.int32), np.zeros(1, np.uint8), (), None, 0)
@@ -68,7 +69,7 @@ def test_reading_ahead_stops_at_the_budget_but_what_is_needed_is_always_taken(ca
 
 def test_read_ahead_gives_each_record_of_this_and_the_next_window_once_soonest_first() -> None:
     order = OrderConfig(lanes=2, window_records=3)
-    plan = EpochPlan.make(np.full(40, 4, np.uint32), order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.full(40, 4, np.uint32), order, PlanKey("train", 0, 0))
     lengths = plan.lane_lengths()
     ahead = ReadAhead()
     for lane in (0, 1):
@@ -88,7 +89,7 @@ def test_read_ahead_gives_each_record_of_this_and_the_next_window_once_soonest_f
 
 def test_read_ahead_covers_a_whole_lane_as_tickets_advance() -> None:
     order = OrderConfig(lanes=1, window_records=3)
-    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", 0, 0))
     ahead, lane, given = ReadAhead(), LaneKey("train", 0, 0, 0), []
     for stop in range(1, 61):
         ahead.asked(lane, plan, 60, stop)
@@ -99,14 +100,14 @@ def test_read_ahead_covers_a_whole_lane_as_tickets_advance() -> None:
 
 def test_read_ahead_after_a_resume_starts_at_the_window_that_was_asked() -> None:
     order = OrderConfig(lanes=1, window_records=2)
-    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", 0, 0))
     ahead = ReadAhead()
     ahead.asked(LaneKey("train", 0, 0, 0), plan, 60, 31)
     given = set()
     while (item := ahead.pop()) is not None:
         given.add(item.record)
-    assert given <= {ref.record for ref in plan.samples(0, plan.window_at(0, 30).start, 20)}
-    assert plan.samples(0, 30, 1)[0].record in given
+    assert given <= {ref.record for ref in plan.rows(0, plan.window_at(0, 30).start, 20).samples}
+    assert plan.rows(0, 30, 1).samples[0].record in given
 
 
 @pytest.mark.parametrize("epochs", [range(50), range(50, 0, -1)])
@@ -115,7 +116,7 @@ def test_epochs_that_ranks_are_not_in_are_forgotten(epochs: range) -> None:
     order = OrderConfig(lanes=2, window_records=2)
     ahead, seen = ReadAhead(), SeenRecords()
     for epoch in epochs:
-        plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=epoch, entry=0)
+        plan = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", epoch, 0))
         for lane in range(2):
             ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
         assert seen.is_first(RecordKey("train", 0, 0, 7), epoch, 20)
@@ -132,7 +133,7 @@ def epochs_read_ahead(*asked: tuple[int, int]) -> set[int]:
     """Epochs of what is read ahead after these (epoch, lane) were asked for."""
     order, ahead = OrderConfig(lanes=2, window_records=2), ReadAhead()
     for epoch, lane in asked:
-        plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=epoch, entry=0)
+        plan = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", epoch, 0))
         ahead.asked(LaneKey("train", epoch, 0, lane), plan, 30, 1)
     given = set()
     while (item := ahead.pop()) is not None:
@@ -152,7 +153,7 @@ def test_of_too_many_epochs_the_one_not_asked_for_longest_goes() -> None:
 def test_what_nobody_pops_does_not_pile_up() -> None:
     """As while the cache is full."""
     order, ahead = OrderConfig(lanes=2, window_records=2), ReadAhead()
-    plan = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", 0, 0))
 
     def ask(epochs: range) -> None:
         for epoch in epochs:
@@ -173,11 +174,11 @@ def test_an_entry_that_passes_fast_does_not_make_another_forget() -> None:
     """A small source is in its fifth pass while a large one is in its first."""
     order = OrderConfig(lanes=1, window_records=2)
     ahead, seen = ReadAhead(), SeenRecords()
-    large = EpochPlan.make(np.full(20, 3, np.uint32), order, split="train", epoch=0, entry=0)
+    large = RecordPlan.make(np.full(20, 3, np.uint32), order, PlanKey("train", 0, 0))
     ahead.asked(LaneKey("train", 0, 0, 0), large, 60, 1)
     assert seen.is_first(RecordKey("train", 0, 0, 7), 0, 20)
     for epoch in range(1, 6):
-        plan = EpochPlan.make(np.full(4, 3, np.uint32), order, split="train", epoch=epoch, entry=1)
+        plan = RecordPlan.make(np.full(4, 3, np.uint32), order, PlanKey("train", epoch, 1))
         ahead.asked(LaneKey("train", epoch, 1, 0), plan, 12, 1)
         seen.is_first(RecordKey("train", 0, 1, 0), epoch, 4)
     assert not seen.is_first(RecordKey("train", 0, 0, 7), 0, 20)

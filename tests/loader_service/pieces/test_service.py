@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loader_service.pieces.service import Workbench
+from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import Prepared, prepare
 from loader_service.remote import opened
@@ -64,7 +65,7 @@ def test_a_ticket_whose_plan_was_forgotten_is_asked_again(
     assert isinstance(failure, Failure)
     assert (failure.ticket, failure.reason) == (5, "unavailable")
     manifest = prepared.entries["train"][0]
-    make_plan(manifest, config.data, split="train", epoch=0, entry=0).save(tmp_path)
+    make_plan(manifest, config.data, PlanKey("train", 0, 0)).save(tmp_path)
     assert isinstance(answer(bench, TICKET), Piece)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader_service.plan.lane_plan import SampleRef, gentle_starts
-from loader_service.plan.record_plan import EpochPlan, window_bounds
+from loader_service.plan.lane_plan import PlanKey, SampleRef, gentle_starts
+from loader_service.plan.record_plan import RecordPlan, window_bounds
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order.lanes import TIME_END, Order
@@ -19,14 +19,14 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=60).map(lambda counts:
 ORDERS = st.builds(OrderConfig, lanes=st.integers(1, 7), window_records=st.integers(1, 5), seed=st.integers(0, 3))
 
 
-def whole_epoch(plan: EpochPlan) -> list[list[SampleRef]]:
-    return [plan.samples(lane, 0, length) for lane, length in enumerate(plan.lane_lengths())]
+def whole_epoch(plan: RecordPlan) -> list[list[SampleRef]]:
+    return [plan.rows(lane, 0, length).samples for lane, length in enumerate(plan.lane_lengths())]
 
 
 @settings(deadline=None)
 @given(COUNTS, ORDERS, st.integers(0, 3))
 def test_lanes_hold_every_sample_exactly_once(counts: np.ndarray, order: OrderConfig, epoch: int) -> None:
-    plan = EpochPlan.make(counts, order, split="train", epoch=epoch, entry=0)
+    plan = RecordPlan.make(counts, order, PlanKey("train", epoch, 0))
     seen = sorted(ref for lane in whole_epoch(plan) for ref in lane)
     assert seen == [(record, sample) for record, count in enumerate(counts) for sample in range(count)]
 
@@ -34,19 +34,19 @@ def test_lanes_hold_every_sample_exactly_once(counts: np.ndarray, order: OrderCo
 @settings(deadline=None)
 @given(COUNTS, ORDERS, st.data())
 def test_any_part_of_a_lane_is_a_part_of_the_whole(counts: np.ndarray, order: OrderConfig, data: st.DataObject) -> None:
-    plan = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(counts, order, PlanKey("train", 0, 0))
     lane = data.draw(st.integers(0, order.lanes - 1))
     length = plan.lane_lengths()[lane]
     start = data.draw(st.integers(0, length))
     count = data.draw(st.integers(0, length - start))
-    fresh = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)  # no layout cached by the first read
-    assert fresh.samples(lane, start, count) == plan.samples(lane, 0, length)[start : start + count]
+    fresh = RecordPlan.make(counts, order, PlanKey("train", 0, 0))  # no layout cached by the first read
+    assert fresh.rows(lane, start, count).samples == plan.rows(lane, 0, length).samples[start : start + count]
 
 
 def test_samples_of_one_record_stay_within_its_window() -> None:
     counts = np.full(64, 10, np.uint32)
     order = OrderConfig(lanes=2, window_records=4)
-    plan = EpochPlan.make(counts, order, split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(counts, order, PlanKey("train", 0, 0))
     for lane, refs in enumerate(whole_epoch(plan)):
         places: dict[int, list[int]] = {}
         for place, ref in enumerate(refs):
@@ -61,9 +61,7 @@ def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
     counts = np.full(40, 5, np.uint32)
 
     def stream(seed: int = 0, epoch: int = 0, entry: int = 0, split: str = "train") -> list[list[SampleRef]]:
-        return whole_epoch(
-            EpochPlan.make(counts, OrderConfig(lanes=4, seed=seed), split=split, epoch=epoch, entry=entry)
-        )
+        return whole_epoch(RecordPlan.make(counts, OrderConfig(lanes=4, seed=seed), PlanKey(split, epoch, entry)))
 
     assert stream() == stream()
     assert stream() != stream(epoch=1)
@@ -74,15 +72,15 @@ def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
 
 def test_records_change_lanes_between_epochs() -> None:
     def records(epoch: int) -> list[int]:
-        plan = EpochPlan.make(np.full(40, 5, np.uint32), OrderConfig(lanes=4), split="train", epoch=epoch, entry=0)
-        return sorted({ref.record for ref in plan.samples(0, 0, plan.lane_length(0))})
+        plan = RecordPlan.make(np.full(40, 5, np.uint32), OrderConfig(lanes=4), PlanKey("train", epoch, 0))
+        return sorted({ref.record for ref in plan.rows(0, 0, plan.lane_length(0)).samples})
 
     assert records(0) != records(1)
 
 
 def test_the_order_is_pinned() -> None:
     """Another order under the same fingerprint would silently mix loaders of two versions: raise PLAN_VERSION instead."""
-    plan = EpochPlan.make(np.array([2, 1, 3, 2], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.array([2, 1, 3, 2], np.uint32), OrderConfig(lanes=2), PlanKey("train", 0, 0))
     assert [[tuple(ref) for ref in lane] for lane in whole_epoch(plan)] == PINNED
 
 
@@ -106,22 +104,22 @@ def test_later_epochs_begin_with_full_windows() -> None:
 def test_lanes_of_a_first_epoch_begin_one_after_another() -> None:
     """So many records must be decoded by the time so many samples are trained: the surplus grows slowly, from four records."""
     counts = np.full(640, 50, np.uint32)
-    plan = EpochPlan.make(counts, OrderConfig(lanes=32), split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(counts, OrderConfig(lanes=32), PlanKey("train", 0, 0))
     order = Order(plan.lane_lengths(), 8, plan.lane_starts())
     seen: set[int] = set()
     position = 0
     for run in order.runs(0, 6400):
-        seen.update(ref.record for ref in plan.samples(run.lane, run.start, run.count))
+        seen.update(ref.record for ref in plan.rows(run.lane, run.start, run.count).samples)
         position += run.count
         assert len(seen) * 50 <= 1.43 * position + 250, position
     assert order.runs(6400, 6400 + 800)[-1].lane >= 0
     assert len({run.lane for run in order.runs(6400, 6400 + 800)}) == 32  # by now all take turns
-    later = EpochPlan.make(counts, OrderConfig(lanes=32), split="train", epoch=1, entry=0)
+    later = RecordPlan.make(counts, OrderConfig(lanes=32), PlanKey("train", 1, 0))
     assert later.lane_starts() == [0] * 32
 
 
 def test_a_small_epoch_begins_all_its_lanes_by_its_middle() -> None:
-    plan = EpochPlan.make(np.full(64, 50, np.uint32), OrderConfig(lanes=32), split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.full(64, 50, np.uint32), OrderConfig(lanes=32), PlanKey("train", 0, 0))
     order = Order(plan.lane_lengths(), 8, plan.lane_starts())
     assert len({run.lane for run in order.runs(0, 1800)}) == 32
     assert len({run.lane for run in order.runs(0, 32)}) == 4
@@ -156,16 +154,16 @@ def test_starts_that_were_good_are_pinned() -> None:
 
 def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
     counts = np.arange(50, dtype=np.uint32)
-    plan = EpochPlan.make(counts, OrderConfig(lanes=3), split="train", epoch=2, entry=1)
+    plan = RecordPlan.make(counts, OrderConfig(lanes=3), PlanKey("train", 2, 1))
     plan.save(tmp_path)
-    loaded = EpochPlan.load(tmp_path, OrderConfig(lanes=3), split="train", epoch=2, entry=1)
+    loaded = RecordPlan.load(tmp_path, OrderConfig(lanes=3), PlanKey("train", 2, 1))
     assert isinstance(loaded.records.base, np.memmap)
     assert whole_epoch(loaded) == whole_epoch(plan)
 
 
 def test_positions_outside_a_lane_are_refused() -> None:
-    plan = EpochPlan.make(np.array([3], np.uint32), OrderConfig(lanes=2), split="train", epoch=0, entry=0)
+    plan = RecordPlan.make(np.array([3], np.uint32), OrderConfig(lanes=2), PlanKey("train", 0, 0))
     with pytest.raises(LocalProtocolError, match="lane 1 of entry 0 has no row 0"):
-        plan.samples(1, 0, 1)
+        plan.rows(1, 0, 1)
     with pytest.raises(LocalProtocolError, match="lane 0 of entry 0 has no row 3"):
-        plan.samples(0, 2, 2)
+        plan.rows(0, 2, 2)

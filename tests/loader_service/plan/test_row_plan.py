@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.plan import plan_files as plans
-from loader_service.plan.lane_plan import LanePlan, SampleRef
-from loader_service.plan.record_plan import EpochPlan
+from loader_service.plan.lane_plan import LanePlan, PlanKey, SampleRef
+from loader_service.plan.record_plan import RecordPlan
 from loader_service.plan.row_plan import RowPlan
 from loader_service.plan.token_counts import TokenCounts, check_token_counts
 from stoker_proto.config import DataConfig, OrderConfig, SourceConfig
@@ -46,7 +46,7 @@ def text_counts(tokens: list[int] | np.ndarray, data: DataConfig) -> TokenCounts
 
 
 def make_plan(counts: TokenCounts, data: DataConfig, epoch: int = 0, split: str = "train") -> RowPlan:
-    return RowPlan.make(counts, data, split=split, epoch=epoch, entry=0)
+    return RowPlan.make(counts, data, PlanKey(split, epoch, 0))
 
 
 def all_rows(plan: RowPlan) -> list[list[list[SampleRef]]]:
@@ -157,7 +157,7 @@ def test_plans_repeat_and_epochs_seeds_and_entries_differ() -> None:
 
     def rows(epoch: int = 0, seed: int = 0, entry: int = 0, split: str = "train") -> list[list[list[SampleRef]]]:
         config = replace(data, order=replace(data.order, seed=seed))
-        return all_rows(RowPlan.make(counts, config, split=split, epoch=epoch, entry=entry))
+        return all_rows(RowPlan.make(counts, config, PlanKey(split, epoch, entry)))
 
     assert rows() == rows()
     others = [rows(epoch=1), rows(seed=1), rows(entry=1), rows(split="val")]
@@ -190,7 +190,7 @@ def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
         counts = text_counts(lognormal(100, 60, 1), data)
         plan = make_plan(counts, data, epoch=number)
         plan.save(tmp_path)
-        loaded = RowPlan.load(tmp_path, counts, data, split="train", epoch=number, entry=0)
+        loaded = RowPlan.load(tmp_path, counts, data, PlanKey("train", number, 0))
         assert isinstance(loaded.records.base, np.memmap)
         assert all_rows(loaded) == all_rows(plan)
         assert loaded.lane_starts() == plan.lane_starts()
@@ -265,13 +265,13 @@ def test_beside_text_actions_keep_one_sample_a_row(caplog: pytest.LogCaptureFixt
     chats, robots, uncounted = entry([1], [5]), entry([9], [0], statistics=1), entry([1], [0], path="c.jsonl")
     check_token_counts({"train": {0: chats, 1: robots, 2: uncounted}}, data)
     check_token_counts({"train": {1: robots}}, data)  # another loader holds the text
-    assert [type(make_plan_of(e, data)) for e in (chats, robots, uncounted)] == [RowPlan, EpochPlan, EpochPlan]
+    assert [type(make_plan_of(e, data)) for e in (chats, robots, uncounted)] == [RowPlan, RecordPlan, RecordPlan]
     assert "data.packing does not apply to c.jsonl: 1 of its 1 records have no count" in caplog.text
     assert "actions" not in caplog.text  # as is to be expected
 
 
 def make_plan_of(manifest: Any, data: DataConfig) -> LanePlan:
-    return plans.make_plan(manifest, data, split="train", epoch=0, entry=0)
+    return plans.make_plan(manifest, data, PlanKey("train", 0, 0))
 
 
 def test_what_the_scan_found_bad_has_the_length_of_its_filler() -> None:

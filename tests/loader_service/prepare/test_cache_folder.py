@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loader_service.cache_folder import cache_root, locked, new_folder, save_arrays, write_whole
+from loader_service.cache_folder import cache_root, locked, save_arrays
 from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DeadlineError
+from stoker_proto.files import whole_folder, write_whole
 
 MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]
@@ -116,14 +117,14 @@ def test_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", b"two")
 
     def fill_half() -> None:
-        with new_folder(tmp_path / "f") as folder:
+        with whole_folder(tmp_path / "f") as folder:
             (folder / "x").write_text("half")
             raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
         fill_half()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    with new_folder(tmp_path / "f") as folder:
+    with whole_folder(tmp_path / "f") as folder:
         (folder / "x").write_text("whole")
     assert (tmp_path / "f" / "x").read_text() == "whole"
     assert (tmp_path / "a").read_bytes() == b"two"
@@ -135,7 +136,7 @@ def test_writers_of_one_file_do_not_take_each_others_temporary_one(tmp_path: Pat
     def write(number: int) -> None:
         write_whole(tmp_path / "state.json", b"%d" % number * 1000)
         save_arrays(tmp_path / "part.npz", {"x": np.arange(10)})
-        with new_folder(tmp_path / f"content-{number}") as folder:
+        with whole_folder(tmp_path / f"content-{number}") as folder:
             (folder / "a").touch()
 
     with ThreadPoolExecutor(4) as pool:

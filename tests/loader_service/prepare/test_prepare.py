@@ -71,7 +71,7 @@ def test_a_manifest_has_a_row_per_record(make_config: MakeConfig, write_shard: W
     np.testing.assert_allclose(prepared.statistics.max, actions.max(0), atol=1e-6)
     np.testing.assert_allclose(prepared.statistics.q99, np.quantile(actions, 0.99, axis=0), atol=1e-6)
     assert prepared.statistics.mask.tolist() == [True] * 6 + [False]
-    assert prepared.statistics_by["val"][0].count == 4
+    assert prepared.entries["val"][0].statistics.count == 4
 
 
 def test_columns_are_mapped_files_in_every_process(make_config: MakeConfig, write_shard: WriteShard) -> None:

@@ -7,14 +7,14 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from loader_service.plan.lane_plan import LanePlan
+from loader_service.manifest import EntryManifest
+from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import make_plan
-from loader_service.plan.record_plan import EpochPlan
+from loader_service.plan.record_plan import RecordPlan
 from loader_service.server import planner as planner_module
 from loader_service.server.planner import PlannedLanes, Planner
 from stoker_proto.config import DataConfig, OrderConfig
@@ -87,9 +87,9 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
     """A rank asks for them together, and for two entries at once: an answer needs the plans of both."""
     made: Counter[tuple[int, int]] = Counter()
 
-    def counting(*arguments: Any, epoch: int, entry: int, **more: Any) -> LanePlan:
-        made[epoch, entry] += 1
-        return make_plan(*arguments, epoch=epoch, entry=entry, **more)
+    def counting(manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePlan:
+        made[key.epoch, key.entry] += 1
+        return make_plan(manifest, data, key)
 
     monkeypatch.setattr(planner_module, "make_plan", counting)
     entries = {"train": {entry: Manifest(np.full(2000, 3, np.uint32)) for entry in (0, 1)}}
@@ -135,8 +135,8 @@ def test_a_plan_that_a_full_disk_prevents_is_made_when_there_is_room(
             raise OSError(errno.ENOSPC, "No space left on device")
         real_save(plan, folder)
 
-    real_save = EpochPlan.save
-    monkeypatch.setattr(EpochPlan, "save", save)
+    real_save = RecordPlan.save
+    monkeypatch.setattr(RecordPlan, "save", save)
     monkeypatch.setattr(planner_module, "RETRY_S", 0.01)
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_a_planner_that_waits_for_room_can_be_closed(tmp_path: Path, monkeypatch
         failed.set()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(EpochPlan, "save", save)
+    monkeypatch.setattr(RecordPlan, "save", save)
     monkeypatch.setattr(planner_module, "RETRY_S", 3600)
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]

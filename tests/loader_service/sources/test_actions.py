@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loader_service.sources.actions import action_chunks, is_noop, parse_actions
+from loader_service.sources.actions import is_noop, parse_actions
 from stoker_proto.errors import DataError
 
 
@@ -21,13 +21,6 @@ def test_noops_move_nothing_and_keep_the_gripper() -> None:
     ]
     actions = np.array(rows, np.float32)
     assert is_noop(actions).tolist() == [True, True, False, True, False, False, True]
-
-
-def test_chunks_repeat_the_last_action() -> None:
-    actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    assert action_chunks(actions, 1).tolist() == [[[0, 1]], [[2, 3]], [[4, 5]], [[6, 7]]]
-    assert action_chunks(actions, 3)[:, :, 0].tolist() == [[0, 2, 4], [2, 4, 6], [4, 6, 6], [6, 6, 6]]
-    assert action_chunks(actions[:0], 3).shape == (0, 3, 2)
 
 
 def test_actions_are_float32_rows() -> None:

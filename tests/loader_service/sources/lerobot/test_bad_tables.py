@@ -131,7 +131,7 @@ def test_a_parquet_that_is_damaged(damage: str, named: str, request: pytest.Fixt
     file = data_file(root)
     content = {"cut": file.read_bytes()[:-100], "empty": b"", "html": b"<html>not found</html>"}[damage]
     file.write_bytes(content)
-    assert f"{file}: the parquet cannot be read" in refusal(root)
+    assert f"{file}: unreadable parquet" in refusal(root)
     bad = [record for record in scanned(root) if record.error]
     assert [record.num_samples for record in bad] == ([9] if named == "old" else list(SHORT))
     assert len(scanned(root)) == len(SHORT)

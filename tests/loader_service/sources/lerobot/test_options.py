@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loader_service.sources.actions import action_chunks, is_noop
+from loader_service.sources.actions import is_noop
 from loader_service.sources.base import make_dataset
 from loader_service.sources.lerobot.dataset import LeRobotDataset
+from loader_service.sources.trajectory import moments
 from stoker_proto.errors import ConfigError
 
 pytest.importorskip("av", reason="NOT TESTED: LeRobot data sets need av; pip install 'stoker[lerobot]'")
@@ -75,8 +76,7 @@ def test_chunks_and_history_are_padded_by_lerobots_rule(tmp_path: Path, version:
         index, pad = lerobot_query(sample.timestep, length, deltas or [0, 1, 2, 3])
         np.testing.assert_array_equal(sample.action, [frames[start + i]["action"] for i in index])
         assert sample.action_is_pad.tolist() == pad
-        index, pad = lerobot_query(sample.timestep, length, [-5, -2, -1, 0])
-        assert sample.image_is_pad.tolist() == pad * 2
+        index, _ = lerobot_query(sample.timestep, length, [-5, -2, -1, 0])
         wanted = [frames[start + i]["images"][key] for key in (FRONT, WRIST) for i in index]
         for image, frame in zip(sample.images, wanted, strict=True):
             np.testing.assert_array_equal(image, frame)
@@ -85,7 +85,9 @@ def test_chunks_and_history_are_padded_by_lerobots_rule(tmp_path: Path, version:
 def test_the_last_action_is_repeated_as_in_mani_openpi(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "set", [7], videos=())
     actions = np.stack([expected["action"] for expected in reference(root)])
-    np.testing.assert_array_equal([sample.action for sample in samples(root, chunk=5)], action_chunks(actions, 5))
+    np.testing.assert_array_equal(
+        [sample.action for sample in samples(root, chunk=5)], actions[moments(7, np.arange(5)).positions]
+    )
 
 
 def test_noops_are_left_out_and_chunks_are_made_of_what_is_left(tmp_path: Path) -> None:
@@ -100,10 +102,12 @@ def test_noops_are_left_out_and_chunks_are_made_of_what_is_left(tmp_path: Path) 
     assert 2 < len(kept) < 8
     found = samples(root, chunk=3, drop_noops=True, image_history=[-0.1, 0])
     assert [sample.timestep for sample in found] == kept.tolist()
-    np.testing.assert_array_equal([sample.action for sample in found], action_chunks(actions[kept], 3))
+    np.testing.assert_array_equal(
+        [sample.action for sample in found], actions[kept[moments(len(kept), np.arange(3)).positions]]
+    )
     for sample in found:
-        moments = [max(sample.timestep - 1, 0), sample.timestep]
-        expected = [frames[t]["images"][key] for key in (FRONT, TOP) for t in moments]
+        seen = [max(sample.timestep - 1, 0), sample.timestep]
+        expected = [frames[t]["images"][key] for key in (FRONT, TOP) for t in seen]
         np.testing.assert_array_equal(sample.images, expected)
 
 

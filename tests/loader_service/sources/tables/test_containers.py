@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loader_service.sources.base import BaseSFTDataset, Sample
+from loader_service.sources.parquet import ParquetReader
 from loader_service.sources.tables import parquet
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.errors import ConfigError, DataError
@@ -237,17 +238,16 @@ def test_decoded_row_groups_are_kept_and_bounded(
 ) -> None:
     rows = [{"text": f"{i:04d}" * 100, "other": "y" * 1000} for i in range(40)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=10)
-    cache = parquet._GroupCache()
-    monkeypatch.setattr(parquet, "_cache", cache)
-    monkeypatch.setattr(parquet, "CACHE_BYTES", 10_000)  # two groups of one column of 4,000 bytes
+    reader = ParquetReader(10_000)  # two groups of one column of 4,000 bytes
+    monkeypatch.setattr(parquet, "_reader", reader)
     dataset = make_tables("text")
     for number in (0, 15, 3, 25, 39, 0):
         (sample,) = dataset.read(tmp_path / "a.parquet", number, 1)
         assert sample.text == rows[number]["text"]
-        assert cache._num_bytes == sum(group.nbytes for group in cache._groups.values()) <= 10_000
-    assert [key[-2] for key in cache._groups] == [3, 0]
-    assert all(group.column_names == ["text"] for group in cache._groups.values())
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100)
+        assert reader._size_bytes == sum(group.nbytes for group in reader._groups.values()) <= 10_000
+    assert [key[2] for key in reader._groups] == [3, 0]
+    assert all(group.column_names == ["text"] for group in reader._groups.values())
+    monkeypatch.setattr(parquet, "_reader", ParquetReader(10_000, max_group_bytes=100))
     with pytest.raises(DataError, match=r"row group 1 has .* write the file with smaller row groups"):
         list(dataset.read(tmp_path / "a.parquet", 10, 1))
 
