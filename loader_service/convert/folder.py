@@ -62,7 +62,7 @@ def stamps_of(refs: Sequence[EpisodeRef]) -> list[bytes]:
     return [canonical_json([*seen[ref.file], ref.name, ref.place, ref.size_bytes]).encode() for ref in refs]
 
 
-def claim(out: Path, identity: str, jsonl: str) -> None:
+def register(out: Path, identity: str, jsonl: str) -> None:
     """Make it this conversion's. Raises ConfigError if it holds another one, or what is not ours."""
     file = out / STATE_FILE
     names: list[str] = []

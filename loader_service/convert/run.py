@@ -19,9 +19,9 @@ from tqdm import tqdm
 from loader_service.convert.episode import Episode, EpisodeRef, EpisodeSource
 from loader_service.convert.folder import (
     assemble,
-    claim,
     locked,
     look,
+    register,
     remove_leftovers,
     remove_stale,
     stamps_of,
@@ -48,6 +48,16 @@ class Task:
     number: int
     ref: EpisodeRef
     stamp: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How all episodes are written."""
+
+    out: Path
+    compress: bool
+    skip_bad: bool
+    """A bad episode is left out, and the reason is returned; else it raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ def convert(
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be made ({error.strerror}): name another folder") from error
     with locked(out):
-        claim(out, identity, jsonl)
+        register(out, identity, jsonl)
         remove_leftovers(out)
         found = look(out, stamps)
         if found.stale:
@@ -105,7 +115,11 @@ def convert(
         bad: dict[int, str] = {}
         if todo:
             _check_room(source, [task.ref for task in todo], out, skip_bad=skip_bad)
-            bad = _write_all(source, todo, len(numbers), out, compress, jobs, progress, skip_bad=skip_bad)
+            writing = Writing(out, compress, skip_bad)
+            with tqdm(
+                total=len(numbers), initial=len(numbers) - len(todo), unit="episode", disable=not progress
+            ) as bar:
+                bad = _write_all(source, todo, writing, jobs, bar)
             _check_unchanged(refs, stamps, todo)
         reasons = tuple(bad[number] for number in numbers if number in bad)
         if len(reasons) == len(numbers):
@@ -114,36 +128,34 @@ def convert(
     return Converted(out / jsonl, len(numbers) - len(bad), len(todo) - len(bad), num_actions, reasons)
 
 
-def _write_all(
-    source: EpisodeSource, todo: Sequence[Task], total: int, out: Path, compress: bool, jobs: int, progress: bool, *,
-    skip_bad: bool,
-) -> dict[int, str]:  # fmt: skip
-    """Number -> reason of each bad episode, where these are skipped."""
+def _write_all(source: EpisodeSource, todo: Sequence[Task], writing: Writing, jobs: int, bar: Any) -> dict[int, str]:
+    """Number -> reason of each bad episode, where these are left out."""
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(todo))
     bad: dict[int, str] = {}
-    with tqdm(total=total, initial=total - len(todo), unit="episode", disable=not progress) as bar:
-        if jobs == 1:
-            for task in todo:
-                _note(_write_one(source, task, out, compress, skip_bad), bad, bar)
-            return bad
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(
-            jobs, mp_context=context, initializer=_start_worker, initargs=(os.getpid(), source)
-        )
-        waiting: set[Future[Written]] = set()
-        try:
-            for task in todo:
-                if len(waiting) >= jobs * _AHEAD:
-                    waiting = _collect(waiting, bad, bar)
-                waiting.add(executor.submit(_in_worker, task, out, compress, skip_bad))
-            while waiting:
+    if jobs == 1:
+        for task in todo:
+            _note(_write_one(source, task, writing), bad, bar)
+        return bad
+    executor = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(), source),
+    )
+    waiting: set[Future[Written]] = set()
+    try:
+        for task in todo:
+            if len(waiting) >= jobs * _AHEAD:
                 waiting = _collect(waiting, bad, bar)
-        except BrokenProcessPool as error:
-            raise StokerError(
-                "a process was killed (out of memory?): run the command again with fewer --jobs; what is written is kept"
-            ) from error
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            waiting.add(executor.submit(_in_worker, task, writing))
+        while waiting:
+            waiting = _collect(waiting, bad, bar)
+    except BrokenProcessPool as error:
+        raise StokerError(
+            "a process was killed (out of memory?): run the command again with fewer --jobs; what is written is kept"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
     return bad
 
 
@@ -169,22 +181,22 @@ def _start_worker(parent: int, source: EpisodeSource) -> None:
     _source = source
 
 
-def _in_worker(task: Task, out: Path, compress: bool, skip_bad: bool) -> Written:
+def _in_worker(task: Task, writing: Writing) -> Written:
     if _source is None:
         raise StokerError("this process was not started by convert")
-    return _write_one(_source, task, out, compress, skip_bad)
+    return _write_one(_source, task, writing)
 
 
-def _write_one(source: EpisodeSource, task: Task, out: Path, compress: bool, skip_bad: bool) -> Written:
+def _write_one(source: EpisodeSource, task: Task, writing: Writing) -> Written:
     try:
         episode = _read(source, task.ref)
         episode.check(task.ref)
     except DataError as error:
-        if not skip_bad:
+        if not writing.skip_bad:
             raise
         return task.number, str(error)
-    with writable(out, f"episode {task.number}"):
-        write_episode(out, task.number, task.ref, episode, compress=compress, stamp=task.stamp)
+    with writable(writing.out, f"episode {task.number}"):
+        write_episode(writing.out, task.number, task.ref, episode, compress=writing.compress, stamp=task.stamp)
     return task.number, None
 
 

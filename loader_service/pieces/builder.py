@@ -18,18 +18,19 @@ import numpy as np
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, assemble_piece
-from loader_service.pieces.read_ahead import LaneKey, ReadAhead, RecordCache, RecordKey, SeenRecords
+from loader_service.pieces.read_ahead import LaneKey, ReadAhead
+from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
 from stoker_proto.errors import DataError
 from stoker_proto.host_trouble import host_error
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
 _MOST_RECORDS = 128
 _MOST_BYTES = 512 << 10
-"""Of small records that a thread encodes in one turn: as much as spreads the cost of a turn, some fifty milliseconds of work."""
+"""Limits of a batch of small records, which a thread encodes together: enough to spread the fixed cost, about 50 ms of work."""
 
 _WARN_EVERY_S = 30.0
 _MOST_WARNED = 64
@@ -160,10 +161,10 @@ class PieceBuilder:
         return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
 
     def _run(self) -> None:
-        while turn := self._next():
-            places = [(self._manifests[key.split, key.entry], key.record) for key, _ in turn]
-            outcomes = self._encode(places, turn[0][1])
-            for pending, outcome in self._store(turn, outcomes):
+        while batch := self._next():
+            places = [(self._manifests[key.split, key.entry], key.record) for key, _ in batch]
+            outcomes = self._encode(places, batch[0][1])
+            for pending, outcome in self._store(batch, outcomes):
                 if not isinstance(outcome, EncodedRecord):
                     # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
@@ -174,7 +175,7 @@ class PieceBuilder:
                     self._finish(pending)
 
     def _encode(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> Sequence[Outcome]:
-        """Of each record; trouble of the host that befalls the whole turn is the outcome of all of them."""
+        """Of each record; trouble of the host that befalls the whole batch is the outcome of all of them."""
         try:
             return self._encoder.encode_all(places, epoch)
         except Exception as error:
@@ -185,7 +186,7 @@ class PieceBuilder:
 
     def _fail(self, pending: _Pending, reason: str, message: str) -> None:
         failure = Failure(ticket=pending.ticket.ticket, reason=reason, message=message)
-        self._deliver(pending.address, codec.encode(failure))
+        self._deliver(pending.address, encoding.encode(failure))
 
     def _warn(self, message: str) -> None:
         """The same thing once in a while: ranks ask again and again."""
@@ -201,32 +202,32 @@ class PieceBuilder:
     def _next(self) -> list[tuple[RecordKey, int]]:
         """The next records to decode, each with the epoch it is for, waiting for one; [] at the end.
 
-        More than one where they are small: of the same epoch, and together no more work than a thread may have in one turn.
+        More than one where they are small: of the same epoch, and together no more work than a thread may have in one batch.
         """
         with self._wake:
             while not self._closed:
-                turn: list[tuple[RecordKey, int]] = []
+                batch: list[tuple[RecordKey, int]] = []
                 size = 0
-                while (found := self._take(turn)) is not None:
-                    turn.append(found)
+                while (found := self._take(batch)) is not None:
+                    batch.append(found)
                     key = found[0]
                     self._running.add(key)
                     manifest = self._manifests[key.split, key.entry]
                     size += int(manifest.sizes[key.record])
-                    if not self._encoder.is_small(manifest) or len(turn) >= _MOST_RECORDS or size >= _MOST_BYTES:
+                    if not self._encoder.is_small(manifest) or len(batch) >= _MOST_RECORDS or size >= _MOST_BYTES:
                         break
-                if turn:
-                    return turn
+                if batch:
+                    return batch
                 self._wake.wait()
             return []
 
-    def _take(self, turn: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
-        """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the turn."""
+    def _take(self, batch: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
+        """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the batch."""
         while self._urgent:
             key = self._urgent[0]
             if key in self._waiting and key not in self._running:
                 epoch = self._waiting[key][0].ticket.epoch
-                if not self._may_join(turn, key, epoch):
+                if not self._may_join(batch, key, epoch):
                     return None
                 self._urgent.popleft()
                 return key, epoch
@@ -234,25 +235,25 @@ class PieceBuilder:
         while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
             key = self._key(*ahead)
             is_new = key not in self._cache and key not in self._running
-            if is_new and not self._may_join(turn, key, ahead.epoch):
+            if is_new and not self._may_join(batch, key, ahead.epoch):
                 return None
             self._ahead.pop()
             if is_new:
                 return key, ahead.epoch
         return None
 
-    def _may_join(self, turn: list[tuple[RecordKey, int]], key: RecordKey, epoch: int) -> bool:
-        if not turn:
+    def _may_join(self, batch: list[tuple[RecordKey, int]], key: RecordKey, epoch: int) -> bool:
+        if not batch:
             return True
-        return epoch == turn[0][1] and self._encoder.is_small(self._manifests[key.split, key.entry])
+        return epoch == batch[0][1] and self._encoder.is_small(self._manifests[key.split, key.entry])
 
     def _store(
-        self, turn: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
+        self, batch: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
     ) -> list[tuple[_Pending, Outcome]]:
         """Book decoded records; the tickets that have all they need now, or whose first bad one is among them."""
         done: list[tuple[_Pending, Outcome]] = []
         with self._wake:
-            for (key, epoch), outcome in zip(turn, outcomes, strict=True):
+            for (key, epoch), outcome in zip(batch, outcomes, strict=True):
                 self._running.discard(key)
                 num_records = self._manifests[key.split, key.entry].num_records
                 self.counters.records_distinct += self._seen.is_first(key, epoch, num_records)
@@ -269,15 +270,15 @@ class PieceBuilder:
                         pending.has_failed = True
                     if pending.has_failed or not pending.missing:
                         done.append((pending, outcome))
-            self.counters.records_decoded += len(turn)
+            self.counters.records_decoded += len(batch)
             self.counters.records_ahead = self._cache.num_ahead
         return done
 
     def _finish(self, pending: _Pending) -> None:
         size = pending.size_bytes()
-        if size > codec.MAX_FRAME_BYTES:
+        if size > encoding.MAX_FRAME_BYTES:
             message = (
-                f"a piece of about {size} bytes: at most {codec.MAX_FRAME_BYTES} travel; ask for fewer than "
+                f"a piece of about {size} bytes: at most {encoding.MAX_FRAME_BYTES} travel; ask for fewer than "
                 f"{pending.ticket.count} rows at once"
             )
             self._fail(pending, "rejected", message)
@@ -286,7 +287,7 @@ class PieceBuilder:
             piece = assemble_piece(
                 pending.ticket, self._loader, pending.entry, pending.rows, pending.records, self._filler
             )
-            frame = codec.encode(piece)
+            frame = encoding.encode(piece)
         except MemoryError as error:
             trouble = str(host_error(error, "a piece"))
             self._warn(trouble)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, shard_of
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
-from loader_service.pieces.text_samples import Words, rows_of
+from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import DataConfig
@@ -28,7 +28,7 @@ from stoker_proto.processor import EncodedRow, Processor
 
 logger = logging.getLogger(__name__)
 
-_MOST_WORDS = 64
+_MOST_TEXTS = 64
 """Samples of language of one record that wait to be tokenised."""
 
 
@@ -48,7 +48,7 @@ class _Text(NamedTuple):
 class _Waiting(NamedTuple):
     """A sample of language before it is tokenised."""
 
-    words: Words
+    text: TextSample
     images: tuple[bytes, ...]
     number: int
     """Of the sample in its record."""
@@ -62,7 +62,7 @@ class _Record:
     number: int
     shard: Path
     found: list[_Text | EncodedSample] = field(default_factory=list)
-    words: list[_Waiting] = field(default_factory=list)
+    texts: list[_Waiting] = field(default_factory=list)
     """Behind `found`: samples of language that are no rows yet."""
 
     @property
@@ -137,9 +137,9 @@ class RecordEncoder:
         if changed:
             records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
         read = [record for record in records if isinstance(record, _Record)]
-        rows = iter(rows_of([one.words for record in read for one in record.words], self.processor))
+        rows = iter(rows_of([one.text for record in read for one in record.texts], self.processor))
         return [
-            self._finish(record, [next(rows) for _ in record.words])
+            self._finish(record, [next(rows) for _ in record.texts])
             if isinstance(record, _Record)
             else self._bad(record)
             for record in records
@@ -170,16 +170,16 @@ class RecordEncoder:
                 key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
                 _check(sample, images, record, index)
-                words = Words.of(sample)
-                if words is not None:
+                text = TextSample.of(sample)
+                if text is not None:
                     if images:
                         self._with_images.add((manifest.split, manifest.entry))
-                    record.words.append(_Waiting(words, images, index))
-                    if len(record.words) >= _MOST_WORDS:
-                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
+                    record.texts.append(_Waiting(text, images, index))
+                    if len(record.texts) >= _MOST_TEXTS:
+                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
                 else:
-                    if record.words:
-                        self._add_rows(record, rows_of([one.words for one in record.words], self.processor))
+                    if record.texts:
+                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
                     # Kept without its frames, so that one raw frame at a time is alive.
                     record.found.append(
                         _Text(
@@ -191,7 +191,7 @@ class RecordEncoder:
         except DataError as error:
             check_host(error, str(record.shard))  # a dataset class may wrap it
             if dataset.remote is not None:
-                raise dataset.remote.doubt(error) from error
+                raise dataset.remote.recheck(error) from error
             raise
         except StokerError as error:
             raise _not_here(error) from error
@@ -202,7 +202,7 @@ class RecordEncoder:
         return record
 
     def _finish(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> Outcome:
-        """The rows of its words are there."""
+        """The record, encoded; rows: of its samples of language."""
         try:
             self._add_rows(record, rows)
             if len(record.found) != record.expected:
@@ -228,14 +228,14 @@ class RecordEncoder:
         return encoded
 
     def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
-        """Its words become rows; bad ones raise."""
-        for (_, images, number), of_words in zip(record.words, rows, strict=True):
-            if isinstance(of_words, DataError):
+        """The waiting samples of language become rows. Raises DataError for a bad one."""
+        for (_, images, number), found in zip(record.texts, rows, strict=True):
+            if isinstance(found, DataError):
                 with located(file=str(record.shard), record=str(record.number), field=f"sample {number}"):
-                    raise of_words
-            for row in of_words:
+                    raise found
+            for row in found:
                 record.found.append(EncodedSample(row.input_ids, row.supervised, images, None, len(record.found)))
-        record.words.clear()
+        record.texts.clear()
         record.check_not_more()
 
     def _is_packed(self, manifest: EntryManifest) -> bool:
@@ -264,7 +264,7 @@ class RecordEncoder:
                 answer=text.answer,
                 state=text.state,
             )
-        except DataError:  # a context around every sample, and its words, would be felt
+        except DataError:  # a context around every sample would be felt
             with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):
                 raise
         action = None if text.action is None else np.asarray(text.action, np.float32)

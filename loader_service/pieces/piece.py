@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loader_service.plan.lane_plan import Rows
 from stoker_proto.errors import DataError, FetchError
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Piece, Ticket
 
 
@@ -40,9 +40,9 @@ def check_sample(images: Sequence[bytes], timestep: object, action_shape: Sequen
     if len(images) > MAX_IMAGES:
         raise DataError(f"it has {len(images)} images: at most {MAX_IMAGES} travel in a sample; use fewer, or split it")
     size = sum(map(len, images))
-    if size > codec.MAX_FRAME_BYTES - _OVERHEAD_BYTES:
+    if size > encoding.MAX_FRAME_BYTES - _OVERHEAD_BYTES:
         raise DataError(
-            f"its {len(images)} images have {size} bytes: at most {codec.MAX_FRAME_BYTES} travel in a message; use fewer or "
+            f"its {len(images)} images have {size} bytes: at most {encoding.MAX_FRAME_BYTES} travel in a message; use fewer or "
             "smaller ones, or data.image.transport: jpeg"
         )
     if not isinstance(timestep, int | np.integer) or not 0 <= timestep <= _LARGEST_TIMESTEP:

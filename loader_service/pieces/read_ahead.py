@@ -1,4 +1,4 @@
-"""Which records are decoded next, and which decoded ones are kept: pure bookkeeping, the threads are in `worker.py`.
+"""Which records are decoded next: pure bookkeeping, the threads are in `builder.py`.
 
 Records that a ticket waits for come first, in the order of the tickets; idle threads read ahead, always the record that is
 needed soonest over all lanes. As every lane is spread evenly over the epoch, "soonest" is its first lane position divided by
@@ -8,27 +8,12 @@ the lane's length: one number comparable between lanes.
 from __future__ import annotations
 
 import heapq
-import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from loader_service.pieces.piece import EncodedRecord
+from loader_service.pieces.record_cache import MAX_EPOCHS, RecordKey
 from loader_service.plan.lane_plan import LanePlan
-
-logger = logging.getLogger(__name__)
-
-
-class RecordKey(NamedTuple):
-    """A record as it is decoded in one epoch (the epoch is 0 where it changes nothing, so frames are kept across epochs)."""
-
-    split: str
-    epoch: int
-    entry: int
-    record: int
-
-
-_MAX_EPOCHS = 3  # of each entry that anything is remembered of: ranks are in one, or at the border between two
 
 
 class LaneKey(NamedTuple):
@@ -131,7 +116,7 @@ class ReadAhead:
         epochs = self._epochs.setdefault((lane.split, lane.entry), OrderedDict())
         epochs[lane.epoch] = None
         epochs.move_to_end(lane.epoch)
-        old = {epoch for epoch in epochs if epoch < lane.epoch - 1} | set(list(epochs)[:-_MAX_EPOCHS])
+        old = {epoch for epoch in epochs if epoch < lane.epoch - 1} | set(list(epochs)[:-MAX_EPOCHS])
         if not old:
             return
         for epoch in old:
@@ -142,103 +127,3 @@ class ReadAhead:
         self._heap = [item for item in self._heap if item[2] in self._lanes]
         heapq.heapify(self._heap)
         self._queued.intersection_update(self._lanes)
-
-
-class SeenRecords:
-    """Which records were decoded in the epochs that entries are in: one bit each."""
-
-    def __init__(self) -> None:
-        self._bits: dict[tuple[str, int], OrderedDict[int, bytearray]] = {}  # (split, entry): epoch, R / 8 bytes
-
-    def is_first(self, key: RecordKey, epoch: int, num_records: int) -> bool:
-        """Whether this record of num_records was not told of before in the epoch (whatever `key.epoch` says)."""
-        epochs = self._bits.setdefault((key.split, key.entry), OrderedDict())
-        bits = epochs.get(epoch)
-        if bits is None:
-            bits = epochs[epoch] = bytearray(-(-num_records // 8))
-            if len(epochs) > _MAX_EPOCHS:
-                epochs.popitem(last=False)
-        place, bit = key.record >> 3, 1 << (key.record & 7)
-        first = not bits[place] & bit
-        bits[place] |= bit
-        return first
-
-    def __len__(self) -> int:
-        """Epochs of entries that are kept in mind."""
-        return sum(map(len, self._bits.values()))
-
-
-@dataclass(slots=True)
-class _Kept:
-    value: EncodedRecord
-    unserved: int  # samples that no ticket has had yet
-    is_ahead: bool = True  # no ticket had any of them yet
-
-
-class RecordCache:
-    """Encoded records within a byte budget. Those whose samples were all served go first, the oldest of them first."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self.size_bytes = 0
-        self._wanted: OrderedDict[RecordKey, _Kept] = OrderedDict()
-        self._served: OrderedDict[RecordKey, _Kept] = OrderedDict()
-        self._served_bytes = 0
-        self._warned = False
-        self.num_ahead = 0
-        """Records kept of which no ticket has had a sample yet."""
-
-    def __contains__(self, key: RecordKey) -> bool:
-        return key in self._wanted or key in self._served
-
-    def has_room(self) -> bool:
-        """Whether reading ahead would not push out what is still wanted."""
-        return self.size_bytes - self._served_bytes < self.budget_bytes
-
-    def get(self, key: RecordKey) -> EncodedRecord | None:
-        """The record, or None where it is not kept."""
-        kept = self._wanted.get(key) or self._served.get(key)
-        return kept.value if kept else None
-
-    def put(self, key: RecordKey, value: EncodedRecord) -> None:
-        """Keep a record, and drop others down to the budget (never this one)."""
-        self._wanted[key] = _Kept(value, len(value.samples))
-        self.num_ahead += 1
-        self.size_bytes += value.size_bytes
-        self._shrink(key)
-
-    def serve(self, key: RecordKey, count: int) -> None:
-        """`count` samples of it have gone out. In a later epoch its samples go out again."""
-        kept = self._wanted.get(key)
-        if kept is None:
-            if key in self._served:
-                self._served.move_to_end(key)
-            return
-        self.num_ahead -= kept.is_ahead
-        kept.is_ahead = False
-        kept.unserved -= count
-        if kept.unserved <= 0:
-            del self._wanted[key]
-            self._served[key] = kept
-            self._served_bytes += kept.value.size_bytes
-            self._shrink(key)
-
-    def _shrink(self, newest: RecordKey) -> None:
-        while self.size_bytes > self.budget_bytes and self._served:
-            _, kept = self._served.popitem(last=False)
-            self._served_bytes -= kept.value.size_bytes
-            self.size_bytes -= kept.value.size_bytes
-        while self.size_bytes > self.budget_bytes and len(self._wanted) > 1:
-            oldest = next(iter(self._wanted))
-            if oldest == newest:
-                break
-            dropped = self._wanted.pop(oldest)
-            self.size_bytes -= dropped.value.size_bytes
-            self.num_ahead -= dropped.is_ahead
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "the %d MiB of loader.cache_mb do not hold the open windows: records are decoded more than once; raise it, "
-                    "or lower data.order.lanes or window_records",
-                    self.budget_bytes >> 20,
-                )

@@ -17,14 +17,14 @@ from loader_service.manifest import EntryManifest, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.plan.lane_plan import LanePlan, PlanKey
-from loader_service.plan.plan_files import is_saved, load_plan
+from loader_service.plan.plan_files import load_plan, plan_exists
 from loader_service.remote.opened import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
 from stoker_proto.errors import StokerError
 from stoker_proto.host_trouble import host_error
 from stoker_proto.processor import Processor
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped file
 _MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait rather than build more
 
 
-class Workbench:
+class PieceService:
     """Made from what the front left in the run directory. `submit` a ticket; `readable` wakes a poller; `take` the answers."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -107,7 +107,7 @@ class Workbench:
             raise error
 
     def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
-        self._deliver(address, codec.encode(Failure(ticket=ticket.ticket, reason=reason, message=message)))
+        self._deliver(address, encoding.encode(Failure(ticket=ticket.ticket, reason=reason, message=message)))
 
     def take(self) -> tuple[bytes, bytes] | None:
         """(client address, frame) of one answer, or None."""
@@ -136,7 +136,7 @@ class Workbench:
         """The plan of an epoch that will be trained and is planned already."""
         if key.split != "train" or (key.epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
-        if is_saved(self._run_dir, key):
+        if plan_exists(self._run_dir, key):
             try:
                 return self._plan(key)
             except FileNotFoundError:  # the front has forgotten it this moment

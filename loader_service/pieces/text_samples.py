@@ -35,8 +35,8 @@ _BATCH_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What a sample of language says: one of the three, and how many images belong to it."""
+class TextSample:
+    """A sample of language, before it is tokenised: turns, text or token ids, and how many images belong to it."""
 
     turns: tuple[Turn, ...]
     text: str | None
@@ -50,7 +50,7 @@ class Words:
         return len(self.text or "") + sum(len(turn.text) for turn in self.turns)
 
     @classmethod
-    def of(cls, sample: Sample) -> Words | None:
+    def of(cls, sample: Sample) -> TextSample | None:
         """None for a sample with an instruction. Raises DataError for one of several forms."""
         if not sample.turns and sample.text is None and sample.input_ids is None:
             return None
@@ -69,17 +69,19 @@ class Words:
         return cls(sample.turns, sample.text, sample.special_tokens, sample.input_ids, len(sample.images))
 
 
-def rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
+def rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[EncodedRow] | DataError]:
     """The rows of each sample, or why it has none; all are tokenised together."""
     return _together(samples, lambda some: _rows_of(some, processor))
 
 
-def counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
+def counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
     """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
     return _together(samples, lambda some: _counts_of(some, processor))
 
 
-def _together(samples: Sequence[Words], write: Callable[[Sequence[Words]], list[T | DataError]]) -> list[T | DataError]:
+def _together(
+    samples: Sequence[TextSample], write: Callable[[Sequence[TextSample]], list[T | DataError]]
+) -> list[T | DataError]:
     """`write(samples)`; where a library fails on it, each by itself, so that one sample is not the failure of the others.
 
     Such a sample is anybody's: half a surrogate pair from a dataset class, a dialogue that the model's own template divides by.
@@ -96,30 +98,32 @@ def _together(samples: Sequence[Words], write: Callable[[Sequence[Words]], list[
         return [DataError(f"it cannot be written as rows ({type(error).__name__}: {error})")]
 
 
-def _rows_of(samples: Sequence[Words], processor: Processor) -> list[list[EncodedRow] | DataError]:
-    dialogues = iter(processor.encode_dialogues([(words.turns, words.num_images) for words in samples if words.turns]))
+def _rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[EncodedRow] | DataError]:
+    dialogues = iter(
+        processor.encode_dialogues([(sample.turns, sample.num_images) for sample in samples if sample.turns])
+    )
     texts = iter(processor.texts.of_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
     rows: list[list[EncodedRow] | DataError] = []
-    for words in samples:
-        if words.turns:
+    for sample in samples:
+        if sample.turns:
             row = next(dialogues)
             rows.append(row if isinstance(row, DataError) else [row])
-        elif words.text is not None:
+        elif sample.text is not None:
             rows.append(next(texts))
         else:
             try:
-                rows.append(processor.texts.of_ids(np.asarray(words.input_ids)))
+                rows.append(processor.texts.of_ids(np.asarray(sample.input_ids)))
             except DataError as error:
                 rows.append(error)
     return rows
 
 
-def _counts_of(samples: Sequence[Words], processor: Processor) -> list[tuple[int, int] | DataError]:
-    others = iter(_rows_of([words for words in samples if words.text is None], processor))
+def _counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
+    others = iter(_rows_of([sample for sample in samples if sample.text is None], processor))
     texts = iter(processor.texts.count_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
     counts: list[tuple[int, int] | DataError] = []
-    for words in samples:
-        found = next(others) if words.text is None else next(texts)
+    for sample in samples:
+        found = next(others) if sample.text is None else next(texts)
         if isinstance(found, list):
             found = len(found), sum(len(row.input_ids) for row in found)
         counts.append(found)
@@ -131,7 +135,7 @@ class _Pending:
     """A record whose rows are not counted yet."""
 
     record: ScannedRecord
-    samples: list[Words] = field(default_factory=list)
+    samples: list[TextSample] = field(default_factory=list)
 
 
 class RowCounter:
@@ -147,7 +151,7 @@ class RowCounter:
         for record in records:
             pending = self._read(shard, record)
             batch.append(pending)
-            characters += sum(words.num_characters for words in pending.samples)
+            characters += sum(sample.num_characters for sample in pending.samples)
             if characters >= _BATCH_CHARACTERS:
                 yield from self._finish(shard, batch)
                 batch, characters = [], 0
@@ -159,22 +163,22 @@ class RowCounter:
             return pending
         notes = dict.fromkeys(record.notes)  # `validate` gave them already
         try:
-            for sample in self._dataset.read(shard, record.offset, record.size):
-                words = Words.of(sample)
-                if words is None:
+            for read in self._dataset.read(shard, record.offset, record.size):
+                sample = TextSample.of(read)
+                if sample is None:
                     raise DataError(
                         f"{type(self._dataset).__name__}.is_text is set, and `read` gives a sample without turns, text or "
                         "input_ids"
                     )
-                pending.samples.append(words)
-                notes.update(dict.fromkeys(sample.notes))
+                pending.samples.append(sample)
+                notes.update(dict.fromkeys(read.notes))
         except DataError as error:
             return _Pending(self._bad(shard, record, error))
         pending.record = replace(record, notes=tuple(notes))
         return pending
 
     def _finish(self, shard: Path, batch: Sequence[_Pending]) -> Iterator[ScannedRecord]:
-        counts = iter(counts_of([words for pending in batch for words in pending.samples], self._processor))
+        counts = iter(counts_of([sample for pending in batch for sample in pending.samples], self._processor))
         for pending in batch:
             record = pending.record
             if record.error is not None or record.num_samples == 0:

@@ -15,11 +15,11 @@ from pathlib import Path
 import msgpack
 import zmq
 
-from loader_service.pieces.service import Workbench, settle_process
+from loader_service.pieces.service import PieceService, settle_process
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
 from stoker_proto.process import end_with_parent
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Ticket
 
 ENDPOINT = "workers"
@@ -31,7 +31,7 @@ class Worker:
     """The process's main thread: socket in, workbench, socket out."""
 
     def __init__(self, run_dir: Path, index: int) -> None:
-        self._bench = Workbench(run_dir)
+        self._service = PieceService(run_dir)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"%d" % index)
@@ -47,25 +47,25 @@ class Worker:
         self._send(b"", b"ready")
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._bench.readable, zmq.POLLIN)
+        poller.register(self._service.readable, zmq.POLLIN)
         while True:
-            while (answer := self._bench.take()) is not None:
+            while (answer := self._service.take()) is not None:
                 self._send(*answer)
             events = dict(poller.poll())
-            if self._bench.readable in events:
-                self._bench.acknowledge()
+            if self._service.readable in events:
+                self._service.acknowledge()
             if self._socket in events:
                 address, frame = self._socket.recv_multipart()
                 if not frame:
                     return
-                ticket = codec.decode(frame)
+                ticket = encoding.decode(frame)
                 if not isinstance(ticket, Ticket):
                     raise StokerError(f"the front forwarded a {type(ticket).__name__}")
-                self._bench.submit(address, ticket)
+                self._service.submit(address, ticket)
 
     def close(self) -> None:
         """Stop threads and close the socket."""
-        self._bench.close()
+        self._service.close()
         self._context.destroy(linger=0)
 
     def _send(self, address: bytes, frame: bytes) -> None:
@@ -73,7 +73,7 @@ class Worker:
         # the builders then wait for each other's interpreter lock. A copy of 170 KB takes 20 us.
         self._socket.send(address, zmq.SNDMORE)
         self._socket.send(frame, zmq.SNDMORE)
-        self._socket.send(msgpack.packb(self._bench.counters.as_list()))
+        self._socket.send(msgpack.packb(self._service.counters.as_list()))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from stoker_proto.hashing import key64, keyed_hashes
 from stoker_proto.order.lanes import TIME_END
 
 FIRST_LANES = 4
-"""That begin with a gentle epoch."""
+"""That begin with a staggered epoch."""
 _RECORDS_BETWEEN_LANES = 4  # rows of so many records are trained before the next lane begins ...
 _LAST_START = 0.5  # ... but all lanes have begun when this share of the epoch is trained
 _MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
@@ -107,7 +107,7 @@ class LanePlan(ABC):
         return key64("window", self.order.seed, key.split, key.shuffle_epoch, key.entry, lane, number)
 
     @property
-    def is_gentle(self) -> bool:
+    def is_staggered(self) -> bool:
         """Whether nothing was decoded before it: a run's first epoch, and validation, where the order does not matter."""
         return self.key.epoch == 0 or self.key.split != "train"
 
@@ -118,9 +118,9 @@ class LanePlan(ABC):
     def lane_starts(self) -> list[int]:
         """When each of the entry's lanes begins, in units of 2**-32 of the epoch: see `stoker_proto.order.lanes`."""
         lengths = self.lane_lengths()
-        if not self.is_gentle or not any(lengths):
+        if not self.is_staggered or not any(lengths):
             return [0] * len(lengths)
-        return gentle_starts(lengths, sum(lengths) / self.num_records)
+        return staggered_starts(lengths, sum(lengths) / self.num_records)
 
     def rows(self, lane: int, start: int, count: int) -> Rows:
         """The rows [start, start + count) of a lane, in training order."""
@@ -166,7 +166,7 @@ def save_array(folder: Path, plan: LanePlan, name: str, array: NDArray[np.generi
         np.save(file, array)
 
 
-def gentle_starts(lengths: Sequence[int], rows_per_record: float) -> list[int]:
+def staggered_starts(lengths: Sequence[int], rows_per_record: float) -> list[int]:
     """Times, in units of 2**-32, at which lanes of these lengths begin, so that a new one needs its first record only every so
     many rows of the stream. Plain float64 arithmetic in a fixed order: the same on every machine.
 

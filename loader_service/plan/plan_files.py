@@ -21,12 +21,12 @@ def make_plan(manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePl
 
 def load_plan(folder: Path, manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePlan:
     """The plan that was made and saved in the folder."""
-    if RowPlan.is_saved(folder, key):
+    if RowPlan.exists(folder, key):
         counts = TokenCounts.of(manifest, data)
         return RowPlan.load(folder, counts, data, key)
     return RecordPlan.load(folder, data.order, key)
 
 
-def is_saved(folder: Path, key: PlanKey) -> bool:
+def plan_exists(folder: Path, key: PlanKey) -> bool:
     """Whether `load_plan` will find it: `ends` is written last."""
     return plan_file(folder, key, "ends").exists()

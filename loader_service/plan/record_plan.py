@@ -91,7 +91,7 @@ class RecordPlan(LanePlan):
         # A Python int would be an int64, and the whole lane would be copied to be compared with it.
         record = int(np.searchsorted(self.ends[base:end], np.uint32(position), side="right"))
         window_records = self.order.window_records
-        number, low, high = window_bounds(record, end - base, window_records, lane, gentle=self.is_gentle)
+        number, low, high = window_bounds(record, end - base, window_records, lane, staggered=self.is_staggered)
         return number, base + low, base + high
 
     def _layout(self, lane: int, number: int, first: int, last: int) -> Window:
@@ -121,15 +121,16 @@ class RecordPlan(LanePlan):
 
 
 def window_bounds(
-    record: int, num_records: int, window_records: int, lane: int, *, gentle: bool
+    record: int, num_records: int, window_records: int, lane: int, *, staggered: bool
 ) -> tuple[int, int, int]:
-    """(number, first, last) of the window that holds a lane's record: sizes 1 + lane % W, W, W, ...; gentle: smaller ones before.
+    """(number, first, last) of the window that holds a lane's record. Sizes are 1 + lane % W, W, W, ...; staggered: growing ones
+    before these.
 
-    >>> [window_bounds(record, 100, 3, 1, gentle=True)[1:] for record in (0, 1, 2, 4, 6, 9)]
+    >>> [window_bounds(record, 100, 3, 1, staggered=True)[1:] for record in (0, 1, 2, 4, 6, 9)]
     [(0, 1), (1, 2), (2, 4), (4, 6), (6, 9), (9, 12)]
     """
     # The lanes that begin together grow at different times: one record 1 + lane % 4 times, then 2, 3, ... W - 1.
-    growing = (*[1] * (1 + lane % FIRST_LANES), *range(2, window_records)) if gentle else ()
+    growing = (*[1] * (1 + lane % FIRST_LANES), *range(2, window_records)) if staggered else ()
     first = 0
     for number, size in enumerate((*growing, 1 + lane % window_records)):
         if record < first + size:

@@ -75,7 +75,7 @@ class RowPlan(LanePlan):
         save_array(folder, self, "ends", self.ends)
 
     @staticmethod
-    def is_saved(folder: Path, key: PlanKey) -> bool:
+    def exists(folder: Path, key: PlanKey) -> bool:
         """Whether the saved plan is of this kind."""
         return plan_file(folder, key, "bins").exists()
 

@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 
 from loader_service.manifest import EntryManifest
-from loader_service.pieces.text_samples import Words, rows_of
+from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.prepare.fit import sampled_chunks
 from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
@@ -106,9 +106,9 @@ def _check_entry(
 
 def _write(sample: Sample, processor: Processor) -> tuple[int, int]:
     """Tokens of the sample's rows, of their mean where there are several; and those of its action."""
-    words = Words.of(sample)
-    if words is not None:
-        [rows] = rows_of([words], processor)
+    text = TextSample.of(sample)
+    if text is not None:
+        [rows] = rows_of([text], processor)
         if isinstance(rows, DataError):
             raise rows
         return sum(len(row.input_ids) for row in rows) // max(len(rows), 1), 0

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from loader_service.remote.eviction import make_room
-from loader_service.remote.filesystem import BLOCK_BYTES, Info, RemoteFiles
+from loader_service.remote.eviction import Copies, make_room
+from loader_service.remote.filesystem import BLOCK_BYTES, FileInfo, RemoteFiles
 from loader_service.remote.index import NO_VERSION, Index
 from loader_service.remote.url import Place
-from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import FetchError
 
 
-def copy_file(
-    files: RemoteFiles, place: Place, info: Info, part: Path, folder: Path, key: str, index: Index, config: RemoteConfig,
-    *, is_shard: bool,
-) -> None:  # fmt: skip
-    """Fill the part, whose lock is held, and give it the name `key` below `folder`. Raises FetchError.
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file behind a URL, as its host describes it now."""
+
+    files: RemoteFiles
+    place: Place
+    info: FileInfo
+    is_shard: bool
+    """Manifests were made of this version: all of the copy must be of it."""
+
+
+def copy_file(original: Original, key: str, part: Path, copies: Copies) -> None:
+    """Fill the part, whose lock is held, and give it the name `key` below the folder of copies. Raises FetchError.
 
     The index has the copy under no version from the first byte until it has its name: whatever interrupts this, an older copy
     that is there is never taken for this one.
     """
+    files, place, info = original.files, original.place, original.info
+    folder, index = copies.folder, copies.index
     target = folder / key
     index.reserve(key, info.size, NO_VERSION)
     is_done = False
     try:
-        make_room(folder, index, key, info.size, config)
+        make_room(copies, key, info.size)
         with part.open("r+b") as file:
             file.truncate()
             files.download(place, info, file.fileno(), part)
             os.fsync(file.fileno())
         # What a single request gives is all of one version.
-        if (is_shard or info.size > BLOCK_BYTES) and files.info(place).version != info.version:
+        if (original.is_shard or info.size > BLOCK_BYTES) and files.info(place).version != info.version:
             raise FetchError(f"{place.url()}: it changed while it was fetched")
         for _ in range(100):  # another process may be removing the emptied folder
             target.parent.mkdir(parents=True, exist_ok=True)

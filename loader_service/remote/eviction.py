@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from loader_service.remote.index import Copy, Index
@@ -22,10 +23,21 @@ _SHORT_LIFE_S = 600.0
 _told: set[str] = set()
 
 
-def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteConfig) -> None:
-    """For a file that is counted already. What is in use is left, even beyond `cache_gb`.
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The copies on this host: their folder, the index of what is in it, and the limits of both."""
+
+    folder: Path
+    index: Index
+    config: RemoteConfig
+
+
+def make_room(copies: Copies, key: str, size: int) -> None:
+    """Remove copies until a file of `size` bytes, which the index counts already, fits. What is in use stays, even beyond
+    `cache_gb`.
 
     Raises FetchError where the disk has no room."""
+    folder, index, config = copies.folder, copies.index, copies.config
     budget, least_free = int(config.cache_gb * _GB), int(config.min_free_gb * _GB)
     busy: set[str] = {key}
     while True:
@@ -38,8 +50,8 @@ def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteCon
         for copy in oldest:
             if index.total_bytes() <= budget and shutil.disk_usage(folder).free >= least_free + size:
                 return
-            if remove_copy(folder, index, copy.key):
-                _tell_of_short_life(folder, copy, config)
+            if remove_copy(copies, copy.key):
+                _tell_of_short_life(copies, copy)
             else:
                 busy.add(copy.key)
     if shutil.disk_usage(folder).free < least_free + size:
@@ -57,8 +69,9 @@ def make_room(folder: Path, index: Index, key: str, size: int, config: RemoteCon
         )
 
 
-def remove_copy(folder: Path, index: Index, key: str) -> bool:
-    """False: somebody reads it."""
+def remove_copy(copies: Copies, key: str) -> bool:
+    """Remove one copy. Returns False if a process reads it."""
+    folder, index = copies.folder, copies.index
     path = folder / key
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -78,13 +91,13 @@ def remove_copy(folder: Path, index: Index, key: str) -> bool:
     return True
 
 
-def _tell_of_short_life(folder: Path, copy: Copy, config: RemoteConfig) -> None:
+def _tell_of_short_life(copies: Copies, copy: Copy) -> None:
     if time.time() - copy.fetched < _SHORT_LIFE_S and "short" not in _told:
         _told.add("short")
         logger.warning(
             "the %g GB of data.remote.cache_gb in %s do not hold what is read within %d minutes: files are fetched again and "
             "again; raise it",
-            config.cache_gb,
-            folder,
+            copies.config.cache_gb,
+            copies.folder,
             _SHORT_LIFE_S // 60,
         )

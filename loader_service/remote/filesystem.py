@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
+class FileInfo:
     """What the other side says of a file."""
 
     size: int
@@ -79,12 +79,12 @@ class RemoteFiles:
         self._is_async = bool(getattr(self._fs, "async_impl", False))
         self._deadline_s = deadline_s
 
-    def info(self, place: Place) -> Info:
+    def info(self, place: Place) -> FileInfo:
         """Size and version, or that it is a folder."""
         found = self._retrying(place.url(), lambda left_s: self._call("info", left_s, self._path(place.url())))
         return _info_of(found, place.url())
 
-    def glob(self, place: Place, pattern: str) -> dict[str, Info]:
+    def glob(self, place: Place, pattern: str) -> dict[str, FileInfo]:
         """Key of each match -> what it is; pattern: a key with wildcards."""
         url = place.url(pattern)
 
@@ -95,7 +95,7 @@ class RemoteFiles:
         found = self._retrying(url, call)
         return {path.removeprefix(prefix): _info_of(info, path) for path, info in found.items()}
 
-    def download(self, place: Place, info: Info, descriptor: int, path: Path) -> None:
+    def download(self, place: Place, info: FileInfo, descriptor: int, path: Path) -> None:
         """Fill the empty file, which is open, with the bytes; what has come before a failure is not fetched again."""
         url, offset = place.url(), 0
         while offset < info.size:
@@ -207,9 +207,9 @@ def _open(protocol: str, options: dict[str, Any]) -> Any:
             ) from error
 
 
-def _info_of(found: dict[str, Any], url: str) -> Info:
+def _info_of(found: dict[str, Any], url: str) -> FileInfo:
     if found.get("type") == "directory":
-        return Info(0, "", is_folder=True)
+        return FileInfo(0, "", is_folder=True)
     size = found.get("size")
     if size is None:
         raise FetchError(
@@ -218,7 +218,7 @@ def _info_of(found: dict[str, Any], url: str) -> Info:
     name = next((name for name in _VERSION_FIELDS if found.get(name)), None)
     tag = found[name] if name is not None else ""
     tag = tag.timestamp() if isinstance(tag, datetime) else tag  # some say it both ways
-    return Info(int(size), f"{int(size)} {name}={tag}" if name is not None else f"{int(size)}")
+    return FileInfo(int(size), f"{int(size)} {name}={tag}" if name is not None else f"{int(size)}")
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> int:

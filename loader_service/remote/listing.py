@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from loader_service.remote.filesystem import Info
+from loader_service.remote.filesystem import FileInfo
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, check_name, parse_url
 from loader_service.shards import EntryShards, natural_key
@@ -37,7 +37,7 @@ def locate_remote(url: str, patterns: Sequence[str], store: RemoteStore) -> Entr
     return located(place, base, pattern, {name: found[base + "/" + name if base else name] for name in names}, store)
 
 
-def located(place: Place, base: str, pattern: str, infos: dict[str, Info], store: RemoteStore) -> EntryShards:
+def located(place: Place, base: str, pattern: str, infos: dict[str, FileInfo], store: RemoteStore) -> EntryShards:
     """Shards below the key `base`, by their names relative to it, in their order."""
     places = [Place(place.protocol, place.host, f"{base}/{name}" if base else name) for name in infos]
     store.known_shards(list(zip(places, infos.values(), strict=True)))
@@ -51,12 +51,12 @@ def located(place: Place, base: str, pattern: str, infos: dict[str, Info], store
     )
 
 
-def _find(place: Place, patterns: Sequence[str], store: RemoteStore) -> tuple[str, str, dict[str, Info]]:
+def _find(place: Place, patterns: Sequence[str], store: RemoteStore) -> tuple[str, str, dict[str, FileInfo]]:
     """(base, pattern, key -> what it is)."""
     files = store.files(place)
     if place.has_wildcards:
         base = place.folder_key
-        found: dict[str, Info] = {}
+        found: dict[str, FileInfo] = {}
         for key, info in _visible(base, files.glob(place, place.key)).items():
             found |= _in_folder(place, key, patterns, store) if info.is_folder else {key: info}
         return base, place.key[len(base) + 1 if base else 0 :], found
@@ -67,15 +67,15 @@ def _find(place: Place, patterns: Sequence[str], store: RemoteStore) -> tuple[st
     return base, name, {place.key: info}
 
 
-def _in_folder(place: Place, folder: str, patterns: Iterable[str], store: RemoteStore) -> dict[str, Info]:
-    found: dict[str, Info] = {}
+def _in_folder(place: Place, folder: str, patterns: Iterable[str], store: RemoteStore) -> dict[str, FileInfo]:
+    found: dict[str, FileInfo] = {}
     for pattern in patterns:
         matches = store.files(place).glob(place, f"{folder}/{pattern}" if folder else pattern)
         found |= {key: info for key, info in _visible(folder, matches).items() if not info.is_folder}
     return found
 
 
-def _visible(folder: str, infos: dict[str, Info]) -> dict[str, Info]:
+def _visible(folder: str, infos: dict[str, FileInfo]) -> dict[str, FileInfo]:
     start = len(folder) + 1 if folder else 0
     return {
         key: info for key, info in infos.items() if not any(part.startswith(".") for part in key[start:].split("/"))

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from loader_service.cache_folder import writable
-from loader_service.remote.copying import copy_file
-from loader_service.remote.eviction import remove_copy
-from loader_service.remote.filesystem import Info, RemoteFiles, same_version
+from loader_service.remote.copying import Original, copy_file
+from loader_service.remote.eviction import Copies, remove_copy
+from loader_service.remote.filesystem import FileInfo, RemoteFiles, same_version
 from loader_service.remote.index import Index
 from loader_service.remote.part import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
@@ -68,6 +68,10 @@ class RemoteStore:
                 self._index = Index(self.folder)
             return self._index
 
+    @property
+    def _copies(self) -> Copies:
+        return Copies(self.folder, self.index, self._config)
+
     def cover(self, urls: Iterable[str]) -> None:
         """Entries of the data paths: what lies in them, or beside those that are files, may be fetched. Raises ConfigError."""
         for url in urls:
@@ -101,7 +105,7 @@ class RemoteStore:
         """The URL of a copy. Raises DataError for what no entry of the data paths covers."""
         return self._place(path.relative_to(self.folder).as_posix(), str(path))
 
-    def doubt(self, error: DataError) -> DataError:
+    def recheck(self, error: DataError) -> DataError:
         """What an error says is bad is compared with its original when it is asked for again, however new the copy is; a shard's
         version is known. Gives the same error, with the URL in place of the copy's path."""
         path = Path(error.file)
@@ -154,7 +158,7 @@ class RemoteStore:
         self._note_use(key)
         return path
 
-    def known_shards(self, infos: Sequence[tuple[Place, Info]]) -> None:
+    def known_shards(self, infos: Sequence[tuple[Place, FileInfo]]) -> None:
         """What loader-prepare found: copies of other versions are removed, now or when nobody reads them any more."""
         versions = {self.key_of(place): info.version for place, info in infos}
         self.index.set_shards(versions)
@@ -162,7 +166,7 @@ class RemoteStore:
         for key, version in versions.items():
             before = self.index.version(key)
             if before is not None and not same_version(before, version):
-                remove_copy(self.folder, self.index, key)
+                remove_copy(self._copies, key)
 
     @property
     def shards(self) -> dict[str, str]:
@@ -205,10 +209,8 @@ class RemoteStore:
                     return
                 if there and expected is not None:
                     self._remove_other_version(place, key)
-                is_shard = expected is not None
-                copy_file(
-                    self.files(place), place, info, part, self.folder, key, index, self._config, is_shard=is_shard
-                )
+                original = Original(self.files(place), place, info, is_shard=expected is not None)
+                copy_file(original, key, part, self._copies)
                 logger.debug("fetched %s, %d bytes", place.url(), info.size)
 
     def _expected(self, key: str) -> str | None:
@@ -235,7 +237,7 @@ class RemoteStore:
     def _remove_other_version(self, place: Place, key: str) -> None:
         """Another run may read the copy: it is waited for, since bytes must not change under it. Raises FetchError."""
         end = time.monotonic() + self._config.deadline_s
-        while not remove_copy(self.folder, self.index, key):
+        while not remove_copy(self._copies, key):
             if time.monotonic() > end:
                 raise FetchError(
                     f"{place.url()}: a copy of an older version has been read by another process for "

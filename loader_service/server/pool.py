@@ -16,7 +16,7 @@ import psutil
 import zmq
 
 from loader_service.pieces.builder import Counters
-from loader_service.pieces.service import Workbench, settle_process
+from loader_service.pieces.service import PieceService, settle_process
 from loader_service.pieces.worker import ENDPOINT
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host_trouble import host_error
@@ -235,22 +235,22 @@ class InlinePool:
 
     def start(self, deadline_s: float) -> None:
         """Make the workbench; there is nothing to wait for."""
-        self._bench = Workbench(self._run_dir)
+        self._service = PieceService(self._run_dir)
         settle_process()
-        self.readable = self._bench.readable
+        self.readable = self._service.readable
 
     def send(self, index: int, address: bytes, ticket: Ticket, frame: bytes) -> bool:
         """Begin a ticket."""
-        self._bench.submit(address, ticket)
+        self._service.submit(address, ticket)
         return True
 
     def acknowledge(self) -> None:
         """The poller saw `readable`."""
-        self._bench.acknowledge()
+        self._service.acknowledge()
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """(client address, frame) of one answer, or None where there is none."""
-        return self._bench.take()
+        return self._service.take()
 
     def replace_dead(self) -> list[int]:
         """Threads do not die alone: when one fails the process ends."""
@@ -258,7 +258,7 @@ class InlinePool:
 
     def counters(self) -> Counters:
         """Since the start."""
-        return self._bench.counters
+        return self._service.counters
 
     def cpu_s(self) -> float:
         """CPU seconds of this process."""
@@ -267,7 +267,7 @@ class InlinePool:
     def stop(self) -> None:
         """Stop the threads."""
         if self.readable >= 0:
-            self._bench.close()
+            self._service.close()
 
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:

@@ -29,7 +29,7 @@ from stoker_proto.config import Config
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import RemoteProtocolError
 from stoker_proto.shown import shown
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
 
@@ -81,7 +81,7 @@ class LoaderServer:
             (zmq.SNDHWM, MAX_UNREAD_FRAMES),
             (zmq.RCVHWM, MAX_UNHEARD),
             (zmq.ROUTER_MANDATORY, 1),
-            (zmq.MAXMSGSIZE, codec.MAX_QUESTION_BYTES),  # of each frame
+            (zmq.MAXMSGSIZE, encoding.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
             # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
             (zmq.HEARTBEAT_IVL, 1000),
@@ -199,7 +199,7 @@ class LoaderServer:
             address, frame = answer
             client = self._clients.get(address)
             if client is not None:
-                client.end(codec.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
+                client.end(encoding.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
                 self._send_frame(address, frame)
 
     def _from_clients(self) -> None:
@@ -220,7 +220,7 @@ class LoaderServer:
         try:
             if more:
                 raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
-            message = codec.decode_question(frame)
+            message = encoding.decode_question(frame)
             self._handle(address, message, frame)
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
@@ -285,7 +285,7 @@ class LoaderServer:
                 return self._fail(address, ticket, "unavailable", "too many tickets wait for plans already")
             return None
         length = lanes.lengths[lane]
-        if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, codec.MAX_ROWS)):
+        if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, encoding.MAX_ROWS)):
             rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
         worker = ticket.lane % self._pool.num_workers
@@ -322,7 +322,7 @@ class LoaderServer:
         self._send(address, Failure(ticket=ticket.ticket, reason=reason, message=message))
 
     def _send(self, address: bytes, message: Message) -> None:
-        self._send_frame(address, codec.encode(message))
+        self._send_frame(address, encoding.encode(message))
 
     def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
         if not self._outbox.send(address, frame):

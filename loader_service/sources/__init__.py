@@ -1,6 +1,6 @@
 """What the loader reads: one module or folder per kind of data, each a subclass of `base.BaseSFTDataset`.
 
 In: a shard, and the place of a record in it. Out: `Sample`s; for a scan, `ScannedRecord`s.
-Read `base` (the interface), `options`, `trajectory` (one trajectory -> samples), `mani_openpi` (JSONL and NPZ), `lerobot`; `tables`
-(rows of JSON, parquet and text) with `chat`, `code` and `text` on top of it; `parquet` and `extras` (what several of them use).
+Read `base` (the interface), `options`, `trajectory` (one trajectory -> samples), `mani_openpi` (JSONL and NPZ), `lerobot`; then
+`tables` (rows of JSON, parquet and text) with `chat`, `code` and `text`; `parquet` and `extras` serve several of them.
 """

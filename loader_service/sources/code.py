@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from loader_service.sources.base import Sample
-from loader_service.sources.fim import FimTokens, fill_in_the_middle
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.hashing import key64
 
+_ONE = 1 << 64
 _LANGUAGE = ("lang", "language", "programming_language")
 _LICENCES = ("max_stars_repo_licenses", "licenses", "license", "detected_licenses")
 _REPO = ("max_stars_repo_name", "repo_name", "repository_name", "repo")
@@ -204,3 +205,32 @@ def _extension(row: dict[str, Any]) -> str:
         return str(row["ext"]).lower().lstrip(".")
     path = _first(row, _PATH)
     return PurePosixPath(path).suffix.lower().lstrip(".") if isinstance(path, str) else ""
+
+
+class FimTokens(NamedTuple):
+    """Special tokens of the model."""
+
+    prefix: str
+    middle: str
+    suffix: str
+
+
+def fill_in_the_middle(text: str, tokens: FimTokens, rate: float, spm_rate: float, seed: int) -> str:
+    """The text, rearranged with probability `rate` so that a model learns to write what is missing in the middle.
+
+        "abcdef" cut at 2 and 4:
+        PSM    <fim_prefix>ab<fim_suffix>ef<fim_middle>cd
+        SPM    <fim_prefix><fim_suffix>ef<fim_middle>abcd        with probability `spm_rate` of the rearranged ones
+
+    Bavarian et al. 2022, "Efficient training of language models to fill in the middle", cut at characters, as in StarCoder's
+    data; SPM is the paper's variant whose tokens are those of PSM with nothing between the first two. All choices are keyed
+    hashes of the seed and the text: the same on every loader and in every epoch.
+    """
+    key = key64("fim", seed, text) if rate else 0
+    if key64("fim rate", key) >= rate * _ONE:
+        return text
+    cuts = sorted(key64("fim cut", key, i) * (len(text) + 1) // _ONE for i in range(2))
+    prefix, middle, suffix = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
+    if key64("fim order", key) < spm_rate * _ONE:
+        return f"{tokens.prefix}{tokens.suffix}{suffix}{tokens.middle}{prefix}{middle}"
+    return f"{tokens.prefix}{prefix}{tokens.suffix}{suffix}{tokens.middle}{middle}"

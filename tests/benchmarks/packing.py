@@ -28,7 +28,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import load_config
 from stoker_proto.processor import Processor
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Ticket
 from tests.tiny_models import write_model_folder
 
@@ -134,7 +134,7 @@ def packed_cpu(config: Config, manifest: EntryManifest, processor: Processor) ->
             records = {ref.record: encoder.encode(manifest, ref.record, 0) for ref in rows.samples}
             ticket = Ticket(ticket=0, split="train", epoch=0, lane=lane, start=start, count=count)
             piece = assemble_piece(ticket, "bench", 0, rows, records, filler)
-            num_bytes += len(codec.encode(piece))
+            num_bytes += len(encoding.encode(piece))
             total += len(piece.input_ids)
     return time.process_time() - started, total, num_bytes
 

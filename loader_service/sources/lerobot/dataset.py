@@ -25,7 +25,7 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.extras import library
-from loader_service.sources.lerobot.episode import Episode, open_camera, read_episode
+from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate, named_sets
@@ -107,24 +107,23 @@ class LeRobotDataset(BaseSFTDataset):
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
         """The chosen episodes that begin in the data file. No image is opened; whether the videos are there is looked up."""
-        meta = self._meta(shard)
-        return scan_shard(shard, meta, self.config, self.options, self._rows, self._data_root(shard, meta))
+        return scan_shard(shard, self._folder(shard), self.config)
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         """The episode's samples, one after another, its videos decoded in step."""
-        meta = self._meta(shard)
+        folder = self._folder(shard)
         file, record = self.where(shard, offset)
         with located(file=file, record=record):
-            episode = read_episode(shard, offset, size, meta, self.options, self._rows)
+            episode = read_episode(shard, offset, size, folder)
         with located(file=str(shard), record=f"episode {episode.rows.episode}"):
-            yield from self._samples(episode, meta, self._data_root(shard, meta))
+            yield from self._samples(episode, folder)
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
         """With the first row of the episode."""
         return str(shard), f"at row {offset}"
 
-    def _samples(self, episode: Episode, meta: Meta, root: str) -> Iterator[Sample]:
-        options, fps = self.options, meta.info.fps
+    def _samples(self, episode: Episode, folder: LeRobotFolder) -> Iterator[Sample]:
+        options, fps = self.options, folder.meta.info.fps
         deltas = options.action_delta_timestamps
         trajectory = Trajectory(
             actions=episode.rows.actions,
@@ -137,13 +136,12 @@ class LeRobotDataset(BaseSFTDataset):
             history_offsets=frame_offsets(options.image_history, fps, "data.options.image_history"),
         )
         yield from trajectory.samples(
-            lambda wanted: [
-                open_camera(camera, episode, wanted, meta, root, self._rows) for camera in episode.columns.cameras
-            ]
+            lambda wanted: [open_camera(camera, episode, wanted, folder) for camera in episode.columns.cameras]
         )
 
-    def _data_root(self, shard: Path, meta: Meta) -> str:
-        return self.root_of(shard) or str(meta.info.root)
+    def _folder(self, shard: Path) -> LeRobotFolder:
+        meta = self._meta(shard)
+        return LeRobotFolder(meta, self.options, self._rows, self.root_of(shard) or str(meta.info.root))
 
     def _meta(self, shard: Path) -> Meta:
         """The index of the data set that the shard belongs to, read once."""

@@ -23,6 +23,17 @@ from stoker_proto.errors import DataError, located
 
 
 @dataclass(frozen=True, slots=True)
+class LeRobotFolder:
+    """A data set, and all that is needed to read it."""
+
+    meta: Meta
+    options: LeRobotOptions
+    reader: RowReader
+    data_root: str
+    """No image and no video outside of it is read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Episode:
     """What is known of an episode before its frames are decoded. T frames."""
 
@@ -33,12 +44,11 @@ class Episode:
     """Data files and the half-open ranges of its rows in them."""
 
 
-def read_episode(
-    shard: Path, start: int, length: int, meta: Meta, options: LeRobotOptions, reader: RowReader
-) -> Episode:
+def read_episode(shard: Path, start: int, length: int, folder: LeRobotFolder) -> Episode:
     """The episode whose rows begin at `start`. Raises DataError."""
-    columns = choose_columns(meta.info, options)
-    pieces = episode_pieces(shard, start, length, meta, reader)
+    meta, reader = folder.meta, folder.reader
+    columns = choose_columns(meta.info, folder.options)
+    pieces = episode_pieces(shard, start, length, folder)
     names = numeric_columns(columns)
     tables = [reader.read(file, first, last, names) for file, first, last in pieces]
     table = tables[0] if len(tables) == 1 else library("pyarrow").concat_tables(tables)
@@ -48,13 +58,12 @@ def read_episode(
         if expected != length:
             raise DataError(f"{length} rows were scanned, and meta/ says {expected}: run loader-prepare again")
         rows = parse_rows(table, columns, index, meta.info.fps)
-        return Episode(rows, instructions_of(rows, meta, options), columns, pieces)
+        return Episode(rows, instructions_of(rows, folder), columns, pieces)
 
 
-def episode_pieces(
-    shard: Path, start: int, length: int, meta: Meta, reader: RowReader
-) -> tuple[tuple[Path, int, int], ...]:
+def episode_pieces(shard: Path, start: int, length: int, folder: LeRobotFolder) -> tuple[tuple[Path, int, int], ...]:
     """Where the rows lie: in the shard, and where it ends before the episode does, in the data files that follow."""
+    meta, reader = folder.meta, folder.reader
     pieces = []
     file, place = shard, _place_of(shard, meta)
     while True:
@@ -85,8 +94,9 @@ def _next_place(file: Path, place: tuple[int, int] | None, meta: Meta, reader: R
     raise DataError("it ends before the episode does, which is longer in meta/", file=str(file))
 
 
-def instructions_of(rows: EpisodeRows, meta: Meta, options: LeRobotOptions) -> list[str]:
+def instructions_of(rows: EpisodeRows, folder: LeRobotFolder) -> list[str]:
     """The text of each frame. Raises DataError for a task without one."""
+    meta, options = folder.meta, folder.options
     if options.instruction is not None:
         return [options.instruction] * len(rows.task_index)
     texts = []
@@ -101,22 +111,24 @@ def instructions_of(rows: EpisodeRows, meta: Meta, options: LeRobotOptions) -> l
     return texts
 
 
-def video_path(camera: Feature, episode: int, meta: Meta, data_root: str) -> str:
-    """Of the mp4 with the camera's frames."""
+def video_path(camera: Feature, episode: int, folder: LeRobotFolder) -> str:
+    """Path of the mp4 with the camera's frames."""
+    meta = folder.meta
     row, place = meta.episodes.row_of(episode), meta.episodes.videos[camera.key]
     name = meta.info.video_file(camera.key, int(place.chunk[row]), int(place.file[row]))
-    return resolve_inside(name, base=str(meta.info.root), root=data_root, field="video_path")
+    return resolve_inside(name, base=str(meta.info.root), root=folder.data_root, field="video_path")
 
 
 def open_camera(
-    camera: Feature, episode: Episode, wanted: list[int], meta: Meta, data_root: str, reader: RowReader
+    camera: Feature, episode: Episode, wanted: list[int], folder: LeRobotFolder
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames uint8[H, W, 3] of the timesteps `wanted` (rising), decoded one after another as they are taken."""
+    meta, reader = folder.meta, folder.reader
     with located(file=meta.info.file):
         size = camera.size()
     if camera.dtype == "video":
         row, places = meta.episodes.row_of(episode.rows.episode), meta.episodes.videos[camera.key]
-        path = str(reader.files.local(Path(video_path(camera, episode.rows.episode, meta, data_root))))
+        path = str(reader.files.local(Path(video_path(camera, episode.rows.episode, folder))))
         begin = Begin(
             float(places.from_timestamp[row] + episode.rows.timestamps[0]),
             int(places.frames_before[row]),
@@ -128,5 +140,5 @@ def open_camera(
         for file, start, stop in episode.pieces
         for row in reader.images(file, start, stop, [camera.key])
     )
-    place = ImagePlace(str(meta.info.root), data_root, reader.files)
+    place = ImagePlace(str(meta.info.root), folder.data_root, reader.files)
     return image_frames(cells, wanted, size, key=camera.key, place=place)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loader_service.remote.filesystem import Info as FileInfo
+from loader_service.remote.filesystem import FileInfo
 from loader_service.remote.listing import located
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, parse_url

@@ -11,25 +11,19 @@ from numpy.typing import NDArray
 from loader_service.sources.actions import is_noop
 from loader_service.sources.base import ScannedRecord
 from loader_service.sources.lerobot.columns import integers, numeric_columns, parse_rows
-from loader_service.sources.lerobot.episode import instructions_of, read_episode, video_path
-from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns, selected
-from loader_service.sources.lerobot.options import LeRobotOptions
-from loader_service.sources.lerobot.rows import RowReader
+from loader_service.sources.lerobot.episode import LeRobotFolder, instructions_of, read_episode, video_path
+from loader_service.sources.lerobot.meta import Columns, choose_columns, selected
 from loader_service.sources.trajectory import frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, located
 
 
-def scan_shard(
-    shard: Path, meta: Meta, config: DataConfig, options: LeRobotOptions, reader: RowReader, data_root: str
-) -> Iterator[ScannedRecord]:
-    """In the order of their rows. Raises DataError, or under policy `skip` gives bad episodes with what is wrong.
-
-    data_root: no video outside of it is looked for.
-    """
+def scan_shard(shard: Path, folder: LeRobotFolder, config: DataConfig) -> Iterator[ScannedRecord]:
+    """The records in the order of their rows. Raises DataError; under policy `skip`, bad episodes say what is wrong."""
+    meta, options, reader = folder.meta, folder.options, folder.reader
     skip = config.on_bad_sample == "skip"
     columns = choose_columns(meta.info, options)
-    offsets = _check_info(columns, meta, config, options)
+    offsets = _check_info(columns, folder, config)
     rows = meta.rows_of.get(shard.relative_to(meta.info.root).as_posix())
     if rows is None:
         raise DataError("meta/ names no episode that begins in it", file=str(shard))
@@ -60,11 +54,11 @@ def scan_shard(
                 _check_rows(start, count, length, len(episode_index))
                 if start + length <= len(episode_index):
                     parsed = parse_rows(table.slice(start, length), columns, episode, meta.info.fps)
-                    instructions_of(parsed, meta, options)
+                    instructions_of(parsed, folder)
                 else:
-                    parsed = read_episode(shard, start, length, meta, options, reader).rows
+                    parsed = read_episode(shard, start, length, folder).rows
                 if videos_there is not None:  # to ask for remote ones would take as long as to read them
-                    _check_videos(columns, episode, meta, data_root, videos_there)
+                    _check_videos(columns, episode, folder, videos_there)
         except DataError as error:
             if not skip:
                 raise
@@ -74,9 +68,9 @@ def scan_shard(
         yield _record(start, length, actions=actions, states=parsed.states, offsets=offsets)
 
 
-def _check_info(columns: Columns, meta: Meta, config: DataConfig, options: LeRobotOptions) -> NDArray[np.int64] | None:
-    """What can be wrong with all episodes at once. Gives `ScannedRecord.chunk_offsets`."""
-    info = meta.info
+def _check_info(columns: Columns, folder: LeRobotFolder, config: DataConfig) -> NDArray[np.int64] | None:
+    """Checks what is the same for all episodes; raises DataError. Returns `ScannedRecord.chunk_offsets`."""
+    info, options = folder.meta.info, folder.options
     with located(file=info.file):
         for camera in columns.cameras:
             camera.size()
@@ -113,11 +107,11 @@ def _check_rows(start: int, count: int, length: int, num_rows: int) -> None:
         raise DataError(f"{count} rows, and meta/ says {length}", field="length")
 
 
-def _check_videos(columns: Columns, episode: int, meta: Meta, data_root: str, videos_there: dict[str, bool]) -> None:
+def _check_videos(columns: Columns, episode: int, folder: LeRobotFolder, videos_there: dict[str, bool]) -> None:
     for camera in columns.cameras:
         if camera.dtype != "video":
             continue
-        path = video_path(camera, episode, meta, data_root)
+        path = video_path(camera, episode, folder)
         if path not in videos_there:
             videos_there[path] = Path(path).is_file()
         if not videos_there[path]:

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Refuse, Ticket, Welcome
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import PING, PING_TO_LIVE, RawPeer
@@ -28,7 +28,7 @@ RECORDS_MIB = sum(LENGTHS) * 224 * 224 * 3 / MIB
 MOST_MIB = UNREAD_MB + CACHE_MB + 32 + RECORDS_MIB + 7 * PIECE_BYTES / MIB
 """PROTOCOL.md, *Bounds*: unread, cache, 32 MiB waiting for the front, the records that tickets wait for (here all there are), two
 pieces for each of 3 threads and one above a limit. Without limits, 60 pieces for one client are 1,380 MiB."""
-HELLO = codec.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
+HELLO = encoding.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
 def tickets(count: int, *, samples: int = LANE, first: int = 0) -> list[bytes]:
     """Tickets for lanes 0 to 3 in turn, each from the lane's start."""
     return [
-        codec.encode(Ticket(ticket=first + i, split="train", epoch=0, lane=i % 4, start=0, count=samples))
+        encoding.encode(Ticket(ticket=first + i, split="train", epoch=0, lane=i % 4, start=0, count=samples))
         for i in range(count)
     ]
 
@@ -66,10 +66,10 @@ class Reader:
 
     def receive(self) -> Message:
         assert self.socket.poll(60_000), "no answer"
-        return codec.decode(self.socket.recv())
+        return encoding.decode(self.socket.recv())
 
     def counters(self) -> dict[str, float]:
-        self.socket.send(codec.encode(Ping(nonce=1)))
+        self.socket.send(encoding.encode(Ping(nonce=1)))
         answer = self.receive()
         assert isinstance(answer, Pong)
         return answer.progress
@@ -84,7 +84,9 @@ def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int, samples
         for peer in peers:
             peer.shake_hands()
             peer.send(
-                HELLO, codec.encode(Epoch(split="train", epoch=0, entries=[0])), *tickets(num_tickets, samples=samples)
+                HELLO,
+                encoding.encode(Epoch(split="train", epoch=0, entries=[0])),
+                *tickets(num_tickets, samples=samples),
             )
         highest, quiet_since, slow = 0, time.monotonic(), slowness()
         done = reader.counters()["samples"]
@@ -113,7 +115,7 @@ def test_a_client_that_never_reads_small_pieces(crew: Crew) -> None:
 
 def test_a_client_that_is_refused_in_between_and_never_reads(crew: Crew) -> None:
     """What it has not read stays counted: of six pieces of 23 MiB, one for each time that it agrees anew, one is kept."""
-    refused = codec.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
+    refused = encoding.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
     with ExitStack() as stack:
         reader = Reader(stack, crew.addresses[0])
         before = reader.counters()
@@ -140,7 +142,7 @@ def test_a_rank_that_is_refused_gets_no_more(crew: Crew) -> None:
     with ExitStack() as stack:
         reader = Reader(stack, crew.addresses[0])
         reader.socket.send(
-            codec.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
+            encoding.encode(Hello(protocol=PROTOCOL_VERSION + 1, client="c", rank=0, world_size=1, fingerprints={}))
         )
         reader.socket.send(tickets(1, samples=1)[0])
         assert isinstance(reader.receive(), Refuse)
@@ -177,7 +179,7 @@ def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
             reader.socket.send(ticket)
         refused = built = 0
         while reader.socket.poll(int(2000 * slowness())):  # what is built faster than it is read is dropped
-            answer = codec.decode(reader.socket.recv())
+            answer = encoding.decode(reader.socket.recv())
             built += isinstance(answer, Piece)
             if isinstance(answer, Failure):
                 assert answer.message.endswith(" rows of this rank are in work, of 16384")
@@ -188,7 +190,7 @@ def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
         refusal = reader.receive()
         assert isinstance(refusal, Failure)
         assert (refusal.reason, refusal.message) == ("rejected", "16385 rows at once: at most 16384 are built")
-        reader.socket.send(codec.encode(Epoch(split="train", epoch=0, entries=[0])))
+        reader.socket.send(encoding.encode(Epoch(split="train", epoch=0, entries=[0])))
         assert isinstance(reader.receive(), Lanes), "and goes on"
 
 
@@ -198,10 +200,10 @@ def test_epochs_that_nobody_trains_do_not_pile_up(crew: Crew) -> None:
 
         def ask(epochs: range) -> None:
             for epoch in epochs:
-                reader.socket.send(codec.encode(Epoch(split="train", epoch=epoch, entries=[0])))
+                reader.socket.send(encoding.encode(Epoch(split="train", epoch=epoch, entries=[0])))
                 assert isinstance(reader.receive(), Lanes)
                 reader.socket.send(
-                    codec.encode(Ticket(ticket=epoch, split="train", epoch=epoch, lane=0, start=0, count=1))
+                    encoding.encode(Ticket(ticket=epoch, split="train", epoch=epoch, lane=0, start=0, count=1))
                 )
                 assert isinstance(reader.receive(), Piece)
 

@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Epoch, Hello, Ticket
 from tests.end_to_end.faults.conftest import Arena
 from tests.end_to_end.faults.crew import Crew, peak_rss, rss_bytes
@@ -27,9 +27,9 @@ ATTACK_S = 4.0
 """Longer than the heartbeats' time-out (1.5 s) and a rank's time to live (3 s)."""
 MOST_GROWTH_MIB = 200
 """64 MiB of messages that wait, as many in the kernel's and ZeroMQ's hands, and what an honest epoch needs."""
-HELLO = codec.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
+HELLO = encoding.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
 UNKNOWN_FIELDS = b"H" + msgpack.packb({f"unknown{number:05d}": number for number in range(57_000)})
-TICKETS = [codec.encode(Ticket(ticket=n, split="train", epoch=0, lane=n % 4, start=0, count=1)) for n in range(1000)]
+TICKETS = [encoding.encode(Ticket(ticket=n, split="train", epoch=0, lane=n % 4, start=0, count=1)) for n in range(1000)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def send_unknown_fields(peer: RawPeer) -> None:
 
 def ask_and_never_read(peer: RawPeer) -> None:
     """Honest tickets without end, with the heartbeats of an honest rank; the answers stay unread."""
-    peer.send(HELLO, codec.encode(Epoch(split="train", epoch=0, entries=[0])))
+    peer.send(HELLO, encoding.encode(Epoch(split="train", epoch=0, entries=[0])))
     deadline = time.monotonic() + ATTACK_S / 2
     bundle = b"".join(map(frame, TICKETS)) + PING
     with contextlib.suppress(TimeoutError):  # the loader has enough of it: it waits for its turn

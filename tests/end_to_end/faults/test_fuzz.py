@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key, read_public, read_secret
 from stoker_proto.wire.messages import Hello, Ping, Pong, Welcome
 from tests.end_to_end.faults.conftest import Arena
@@ -31,7 +31,7 @@ MIB = 1 << 20
 MOST_OF_A_HANDSHAKE = 100
 """Bytes that the loader may say after its greeting: a READY is about 50, what comes after costs more."""
 GOLDEN = {path.stem: path.read_bytes() for path in sorted((ROOT / "proto" / "golden").glob("*.bin"))}
-HELLO = codec.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
+HELLO = encoding.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
 LEAVES = (
     st.none()
     | st.booleans()
@@ -90,7 +90,7 @@ class Dealer:
         self.nonce = 1 << 40
         self.socket.send(HELLO)
         assert self.socket.poll(60_000)
-        assert isinstance(codec.decode(self.socket.recv()), Welcome)
+        assert isinstance(encoding.decode(self.socket.recv()), Welcome)
 
     def send_all(self, frames: list[bytes]) -> dict[str, float]:
         """The loader's counters after it has dealt with them all."""
@@ -98,10 +98,10 @@ class Dealer:
             self.socket.send(frame)
         self.nonce += 1
         self.socket.send(HELLO)  # a mutant of it may have been refused
-        self.socket.send(codec.encode(Ping(nonce=self.nonce)))
+        self.socket.send(encoding.encode(Ping(nonce=self.nonce)))
         while True:  # some mutants are honest questions: their answers come before
             assert self.socket.poll(60_000), "the loader does not answer any more"
-            answer = codec.decode(self.socket.recv())
+            answer = encoding.decode(self.socket.recv())
             if isinstance(answer, Pong) and answer.nonce == self.nonce:
                 return answer.progress
 
@@ -164,7 +164,7 @@ def test_golden_frames_that_are_for_ranks(target: Target, dealer: Dealer) -> Non
 
 
 def test_frames_made_by_hypothesis(target: Target, arena: Arena, dealer: Dealer) -> None:
-    kinds = st.sampled_from(sorted(codec.KINDS)) | st.binary(max_size=2)
+    kinds = st.sampled_from(sorted(encoding.KINDS)) | st.binary(max_size=2)
     frames = st.builds(lambda kind, body: kind + msgpack.packb(body), kinds, BODIES) | st.binary(max_size=60)
 
     @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))

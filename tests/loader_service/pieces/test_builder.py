@@ -27,7 +27,7 @@ from loader_service.sources import npz
 from stoker_proto.config import Config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
 from tests.end_to_end.fleet import write_demonstrations
 from tests.tiny_models import make_config, write_model_folder
@@ -82,7 +82,7 @@ def building(
     encoder.turns = []
     answers: queue.Queue[Message] = queue.Queue()
     builder = PieceBuilder(
-        encoder, "one", lambda _, frame: answers.put(codec.decode(frame)), threads=threads, cache_bytes=1 << 26,
+        encoder, "one", lambda _, frame: answers.put(encoding.decode(frame)), threads=threads, cache_bytes=1 << 26,
         read_ahead=read_ahead,
     )  # fmt: skip
     try:
@@ -117,8 +117,8 @@ def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> Non
     alone, _ = whole_epoch(config)
     for threads, read_ahead in ((1, True), (3, False), (3, True)):
         together, turns = whole_epoch(config, threads=threads, read_ahead=read_ahead)
-        assert {n: codec.encode(answer) for n, answer in together.items()} == {
-            n: codec.encode(answer) for n, answer in alone.items()
+        assert {n: encoding.encode(answer) for n, answer in together.items()} == {
+            n: encoding.encode(answer) for n, answer in alone.items()
         }
         assert sorted(record for turn in turns for record in turn) == list(range(NUM))
         assert 1 < max(map(len, turns)) <= 128
@@ -213,7 +213,7 @@ def test_a_sample_that_no_piece_can_hold_is_a_bad_one_and_the_loader_lives_on(
 
 
 def test_images_that_fill_more_than_a_message_are_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1 << 20)
+    monkeypatch.setattr(encoding, "MAX_FRAME_BYTES", 1 << 20)
     check_sample([b"x" * 100_000] * 9, 0)
     with pytest.raises(DataError, match=r"its 10 images have 1000000 bytes: at most 1048576 travel in a message"):
         check_sample([b"x" * 100_000] * 10, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loader_service.pieces.service import Workbench
+from loader_service.pieces.service import PieceService
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import Prepared, prepare
@@ -21,7 +21,7 @@ from stoker_proto.config import Config
 from stoker_proto.config.reader import load_config
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.processor import Processor
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
 from tests.end_to_end.fleet import write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
@@ -42,23 +42,23 @@ def prepared(config: Config) -> Prepared:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[Workbench]:
+def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[PieceService]:
     write_job(tmp_path, config, prepared, Processor.build(config, prepared.codec), "loader", 1, 1)
-    made = Workbench(tmp_path)
+    made = PieceService(tmp_path)
     yield made
     made.close()
 
 
-def answer(bench: Workbench, ticket: Ticket) -> Message:
+def answer(bench: PieceService, ticket: Ticket) -> Message:
     bench.submit(b"rank", ticket)
     while (found := bench.take()) is None:
         assert select.select([bench.readable], [], [], 20)[0], "no answer"
         bench.acknowledge()
-    return codec.decode(found[1])
+    return encoding.decode(found[1])
 
 
 def test_a_ticket_whose_plan_was_forgotten_is_asked_again(
-    bench: Workbench, tmp_path: Path, config: Config, prepared: Prepared
+    bench: PieceService, tmp_path: Path, config: Config, prepared: Prepared
 ) -> None:
     """The front may forget a plan between its word to a worker and the worker's turn."""
     failure = answer(bench, TICKET)
@@ -81,7 +81,7 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     assert front is not None
     assert list(front.shards) == [front.key_of(parse_url(url))]
     monkeypatch.setattr(opened, "_stores", {})  # as in another process
-    Workbench(tmp_path).close()
+    PieceService(tmp_path).close()
     worker = remote_store(config.data)
     assert worker is not None
     assert worker is not front

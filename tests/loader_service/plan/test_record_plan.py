@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loader_service.plan.lane_plan import PlanKey, SampleRef, gentle_starts
+from loader_service.plan.lane_plan import PlanKey, SampleRef, staggered_starts
 from loader_service.plan.record_plan import RecordPlan, window_bounds
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
@@ -88,16 +88,18 @@ PINNED = [[(2, 2), (2, 0), (2, 1), (0, 0), (0, 1)], [(1, 0), (3, 1), (3, 0)]]
 
 
 def test_windows_grow_then_are_staggered_by_lane() -> None:
-    bounds = [window_bounds(record, 1000, 4, lane=2, gentle=True) for record in range(24)]
+    bounds = [window_bounds(record, 1000, 4, lane=2, staggered=True) for record in range(24)]
     sizes = [last - first for _, first, last in sorted(set(bounds))]
     assert sizes == [1, 1, 1, 2, 3, 3, 4, 4, 4, 4]  # the repeated ones and 1 + 2 % 4 = 3 put the lanes out of step
     for record, (_, first, last) in enumerate(bounds):
         assert first <= record < last
-    assert window_bounds(999, 1000, 4, lane=2, gentle=True)[2] == 1000
+    assert window_bounds(999, 1000, 4, lane=2, staggered=True)[2] == 1000
 
 
 def test_later_epochs_begin_with_full_windows() -> None:
-    sizes = [last - first for _, first, last in sorted({window_bounds(r, 1000, 4, 2, gentle=False) for r in range(15)})]
+    sizes = [
+        last - first for _, first, last in sorted({window_bounds(r, 1000, 4, 2, staggered=False) for r in range(15)})
+    ]
     assert sizes == [3, 4, 4, 4]
 
 
@@ -131,7 +133,7 @@ def test_a_small_epoch_begins_all_its_lanes_by_its_middle() -> None:
     st.floats(0.01, 1e6),
 )
 def test_lanes_begin_within_the_epoch_however_their_lengths_differ(lengths: list[int], rows_per_record: float) -> None:
-    starts = gentle_starts(lengths, rows_per_record)
+    starts = staggered_starts(lengths, rows_per_record)
     used = [start for start, length in zip(starts, lengths, strict=True) if length]
     assert all(0 <= start < TIME_END for start in starts)
     assert used == sorted(used)
@@ -141,15 +143,15 @@ def test_lanes_begin_within_the_epoch_however_their_lengths_differ(lengths: list
 
 
 def test_short_first_lanes_let_the_others_begin_by_the_middle() -> None:
-    starts = gentle_starts([1] * 4 + [10_000] * 4, 5000.5)
+    starts = staggered_starts([1] * 4 + [10_000] * 4, 5000.5)
     assert starts[:7] == [0, 0, 0, 0, *(TIME_END // 8 * n for n in (1, 2, 3))]
     assert starts[6] < starts[7] < TIME_END // 2
 
 
 def test_starts_that_were_good_are_pinned() -> None:
     """They decide the order of runs that are under way: a change of them is a change of PLAN_VERSION."""
-    assert gentle_starts([100] * 8, 10.0) == [0, 0, 0, 0, 429496729, 765624604, 1037112504, 1261792145]
-    assert gentle_starts([10] * 4 + [30] * 4, 2.0) == [0, 0, 0, 0, 858993459, 1302344922, 1587356576, 1791704555]
+    assert staggered_starts([100] * 8, 10.0) == [0, 0, 0, 0, 429496729, 765624604, 1037112504, 1261792145]
+    assert staggered_starts([10] * 4 + [30] * 4, 2.0) == [0, 0, 0, 0, 858993459, 1302344922, 1587356576, 1791704555]
 
 
 def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:

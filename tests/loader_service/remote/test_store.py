@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from loader_service.remote import filesystem
-from loader_service.remote.filesystem import Info
+from loader_service.remote.filesystem import FileInfo
 from loader_service.remote.index import FILE, Index
 from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import parse_url
@@ -251,9 +251,9 @@ def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFi
     other = make_store()
     with other.pins.reading():
         assert local(other, served, "a.bin").read_bytes() == b"A" * 1000
-        store.known_shards([(place, Info(1000, "1000 ETag=another"))])
+        store.known_shards([(place, FileInfo(1000, "1000 ETag=another"))])
         assert path.read_bytes() == b"A" * 1000  # somebody reads it
-    store.known_shards([(place, Info(1000, "1000 ETag=another"))])
+    store.known_shards([(place, FileInfo(1000, "1000 ETag=another"))])
     assert not path.exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Refuse, Ticket, Welcome
 from tests.end_to_end.fleet import Loader, serving, write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
@@ -33,11 +33,11 @@ class Peer:
         self.socket.connect(address)
 
     def send(self, message: Message | bytes) -> None:
-        self.socket.send(message if isinstance(message, bytes) else codec.encode(message))
+        self.socket.send(message if isinstance(message, bytes) else encoding.encode(message))
 
     def receive(self) -> Message:
         assert self.socket.poll(60_000), "no answer"
-        return codec.decode(self.socket.recv())
+        return encoding.decode(self.socket.recv())
 
     def ask(self, message: Message) -> Message:
         self.send(message)
@@ -145,7 +145,7 @@ def test_impossible_tickets_are_answered_and_cost_nothing(loader: Loader, ticket
         b"P" + b"\x80",
         b"H" + b"\xdf\xff\xff\xff\xff",
         bytes(2000),
-        codec.encode(Drain(loader="x")),
+        encoding.encode(Drain(loader="x")),
     ],
 )
 def test_garbage_is_dropped_and_the_loader_goes_on(loader: Loader, garbage: bytes) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from loader_service.sources.base import BaseSFTDataset, Sample
-from loader_service.sources.code import star_bucket
-from loader_service.sources.fim import FimTokens, fill_in_the_middle
+from loader_service.sources.code import FimTokens, fill_in_the_middle, star_bucket
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.errors import ConfigError, DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import (
     Drain,
     Epoch,
@@ -84,7 +84,7 @@ def main() -> None:
     """Write every frame."""
     GOLDEN.mkdir(exist_ok=True)
     for name, message in MESSAGES.items():
-        (GOLDEN / f"{name}.bin").write_bytes(codec.encode(message))
+        (GOLDEN / f"{name}.bin").write_bytes(encoding.encode(message))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.shown import plain, shown
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
 from tests.proto.wire.make_golden import MESSAGES
 
@@ -48,7 +48,7 @@ def pieces(draw: st.DrawFn) -> Piece:
 @settings(deadline=None)
 @given(piece=pieces())
 def test_pieces_round_trip(piece: Piece) -> None:
-    back = codec.decode(codec.encode(piece))
+    back = encoding.decode(encoding.encode(piece))
     assert isinstance(back, Piece)
     assert piece_payload(back) == piece_payload(piece)
     assert back.num_rows == (len(piece.row_samples) or len(piece.lengths))
@@ -72,25 +72,25 @@ def test_pieces_round_trip(piece: Piece) -> None:
     )
 )
 def test_other_messages_round_trip(message: Message) -> None:
-    assert codec.decode(codec.encode(message)) == message
-    assert codec.decode(memoryview(codec.encode(message))) == message
+    assert encoding.decode(encoding.encode(message)) == message
+    assert encoding.decode(memoryview(encoding.encode(message))) == message
 
 
 def test_big_endian_and_strided_arrays_travel_as_they_mean() -> None:
     piece = MESSAGES["piece"]
     assert isinstance(piece, Piece)
     odd = dataclasses.replace(piece, keys=np.asfortranarray(piece.keys.astype(">i8")))
-    assert codec.encode(odd) == codec.encode(piece)
+    assert encoding.encode(odd) == encoding.encode(piece)
 
 
 @settings(max_examples=300, deadline=None)
 @given(frame=st.binary(max_size=80))
 def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
     try:
-        message = codec.decode(frame)
+        message = encoding.decode(frame)
     except RemoteProtocolError:
         return
-    assert type(message) in codec.KINDS.values()
+    assert type(message) in encoding.KINDS.values()
 
 
 @settings(max_examples=300, deadline=None)
@@ -99,14 +99,14 @@ def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
 )
 def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits: list[tuple[int, int]]) -> None:
-    frame = bytearray(codec.encode(MESSAGES[name]))
+    frame = bytearray(encoding.encode(MESSAGES[name]))
     for position, value in edits:
         frame[position % len(frame)] = value
     try:
-        message = codec.decode(bytes(frame))
+        message = encoding.decode(bytes(frame))
     except RemoteProtocolError:
         return
-    assert type(message) in codec.KINDS.values()
+    assert type(message) in encoding.KINDS.values()
 
 
 TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8}
@@ -141,7 +141,7 @@ TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "co
 )
 def test_what_is_no_message_is_named(frame: bytes, message: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
-        codec.decode(frame)
+        encoding.decode(frame)
     assert message in str(caught.value)
 
 
@@ -164,36 +164,36 @@ def test_what_is_no_message_is_named(frame: bytes, message: str) -> None:
     ],
 )
 def test_pieces_that_contradict_themselves(changes: dict[str, object], message: str) -> None:
-    body = msgpack.unpackb(codec.encode(MESSAGES["piece"])[1:], strict_map_key=False)
+    body = msgpack.unpackb(encoding.encode(MESSAGES["piece"])[1:], strict_map_key=False)
     with pytest.raises(RemoteProtocolError) as caught:
-        codec.decode(b"P" + msgpack.packb({**body, **changes}))
+        encoding.decode(b"P" + msgpack.packb({**body, **changes}))
     assert message in str(caught.value)
 
 
 def test_control_frames_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_CONTROL_BYTES", 40)
+    monkeypatch.setattr(encoding, "MAX_CONTROL_BYTES", 40)
     with pytest.raises(RemoteProtocolError, match="at most 40"):
-        codec.decode(codec.encode(MESSAGES["welcome"]))
-    codec.decode(codec.encode(MESSAGES["ticket"]))
-    codec.decode(codec.encode(MESSAGES["piece"]))
+        encoding.decode(encoding.encode(MESSAGES["welcome"]))
+    encoding.decode(encoding.encode(MESSAGES["ticket"]))
+    encoding.decode(encoding.encode(MESSAGES["piece"]))
 
 
 @pytest.mark.parametrize("name", ["hello", "epoch", "ticket", "ping"])
 def test_questions_are_smaller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = codec.encode(MESSAGES[name])
-    monkeypatch.setitem(codec.QUESTION_BYTES, type(MESSAGES[name]), len(frame) - 1)
+    frame = encoding.encode(MESSAGES[name])
+    monkeypatch.setitem(encoding.QUESTION_BYTES, type(MESSAGES[name]), len(frame) - 1)
     with pytest.raises(RemoteProtocolError, match=f"at most {len(frame) - 1}"):
-        codec.decode(frame)
+        encoding.decode(frame)
     with pytest.raises(
         LocalProtocolError, match=rf"of {len(frame)} bytes: at most {len(frame) - 1} travel to a loader"
     ):
-        codec.encode(MESSAGES[name])
-    codec.decode(codec.encode(MESSAGES["welcome"]))
+        encoding.encode(MESSAGES[name])
+    encoding.decode(encoding.encode(MESSAGES["welcome"]))
 
 
 def test_a_hello_holds_the_fingerprints_of_thousands_of_entries() -> None:
     names = {f"manifest/train/{number}": "f" * 64 for number in range(11_000)}
-    hello = codec.decode(codec.encode(Hello(protocol=3, client="c", rank=0, world_size=1, fingerprints=names)))
+    hello = encoding.decode(encoding.encode(Hello(protocol=3, client="c", rank=0, world_size=1, fingerprints=names)))
     assert isinstance(hello, Hello)
     assert len(hello.fingerprints) == 11_000
 
@@ -204,13 +204,13 @@ def test_small_frames_cannot_take_much_memory() -> None:
     )  # 15 MiB of empty maps, 1 GiB if they were made
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(RemoteProtocolError, match="more than 1048576 items"):
-        codec.decode(frame)
+        encoding.decode(frame)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000  # KiB
 
 
 def test_peek_ticket() -> None:
-    assert codec.peek_ticket(codec.encode(MESSAGES["piece"])) == 7
-    assert codec.peek_ticket(codec.encode(MESSAGES["failure"])) == 7
+    assert encoding.peek_ticket(encoding.encode(MESSAGES["piece"])) == 7
+    assert encoding.peek_ticket(encoding.encode(MESSAGES["failure"])) == 7
 
 
 FINGERPRINTS = {f"name{number:05d}": "value" for number in range(57_000)}
@@ -238,7 +238,7 @@ def test_a_loader_stops_reading_a_question_at_what_is_wrong(frame: bytes, messag
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError) as caught:
-            codec.decode_question(frame)
+            encoding.decode_question(frame)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Message
 from tests.proto.wire.make_golden import GOLDEN, MESSAGES
 
@@ -23,15 +23,15 @@ def as_plain(message: Message) -> dict[str, object]:
 
 
 def test_there_is_one_of_every_kind() -> None:
-    assert {type(message) for message in MESSAGES.values()} == set(codec.KINDS.values())
+    assert {type(message) for message in MESSAGES.values()} == set(encoding.KINDS.values())
     assert {path.stem for path in GOLDEN.glob("*.bin")} == set(MESSAGES)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_frame(name: str) -> None:
     frame = (GOLDEN / f"{name}.bin").read_bytes()
-    assert codec.encode(MESSAGES[name]) == frame
-    decoded = codec.decode(frame)
+    assert encoding.encode(MESSAGES[name]) == frame
+    decoded = encoding.decode(frame)
     assert type(decoded) is type(MESSAGES[name])
     assert as_plain(decoded) == as_plain(MESSAGES[name])
 
@@ -43,7 +43,7 @@ def test_a_frame_by_hand() -> None:
 
 def test_the_prose_names_every_kind_and_field_and_no_other() -> None:
     assert f"Version {PROTOCOL_VERSION}" in PROSE
-    for kind, cls in codec.KINDS.items():
+    for kind, cls in encoding.KINDS.items():
         section = re.search(rf"^### {cls.__name__.upper()} `{kind.decode()}`.*?(?=^##|\Z)", PROSE, re.M | re.S)
         assert section, f"PROTOCOL.md has no section `### {cls.__name__.upper()} `{kind.decode()}``"
         fields = re.findall(r"^\| `(\w+)` \|", section[0], re.M)
@@ -52,11 +52,11 @@ def test_the_prose_names_every_kind_and_field_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("MAX_FRAME_BYTES", codec.MAX_FRAME_BYTES),
-    ("MAX_CONTROL_BYTES", codec.MAX_CONTROL_BYTES),
-    ("MAX_QUESTION_BYTES", codec.MAX_QUESTION_BYTES),
-    ("MAX_ROWS", codec.MAX_ROWS),
-    ("MAX_SAMPLES", codec.MAX_SAMPLES),
+    ("MAX_FRAME_BYTES", encoding.MAX_FRAME_BYTES),
+    ("MAX_CONTROL_BYTES", encoding.MAX_CONTROL_BYTES),
+    ("MAX_QUESTION_BYTES", encoding.MAX_QUESTION_BYTES),
+    ("MAX_ROWS", encoding.MAX_ROWS),
+    ("MAX_SAMPLES", encoding.MAX_SAMPLES),
 ])  # fmt: skip
 def test_the_prose_states_the_limits(name: str, value: int) -> None:
     assert f"| `{name}` | {value} |" in PROSE

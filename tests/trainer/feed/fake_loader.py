@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.config import ClusterConfig, Config, DataConfig, FeedConfig, ModelConfig, OrderConfig, TrainerConfig
 from stoker_proto.hashing import key64
-from stoker_proto.wire import encoding as codec
+from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import (
     Drain,
     Epoch,
@@ -158,7 +158,7 @@ class FakeLoader:
             if not self._socket.poll(5):
                 continue
             client, frame = self._socket.recv_multipart()
-            message = codec.decode(frame)
+            message = encoding.decode(frame)
             if isinstance(message, Hello) and client not in clients:
                 clients.append(client)
             if not self.mute:
@@ -166,7 +166,7 @@ class FakeLoader:
                     self._send(client, answer)
 
     def _send(self, client: bytes, message: Message) -> None:
-        self._socket.send_multipart([client, codec.encode(message)])
+        self._socket.send_multipart([client, encoding.encode(message)])
 
     def _answers(self, message: Message) -> list[Message]:
         if isinstance(message, Hello):
