@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 ROOMS: Mapping[str, Sequence[str]] = {
     "stoker_proto": (
-        *("errors", "hashing", "files", "process", "host_trouble", "descriptors", "model_folder"),
+        *("errors", "hashing", "files", "process", "host_trouble", "descriptors", "shown", "model_folder"),
         *("config", "actions", "wire", "images", "text", "order", "processor"),
     ),
     "loader_service": (
