@@ -31,3 +31,9 @@ def tiny_idefics3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text model of a million parameters."""
     return _build("causal", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_openvla(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OpenVLA of a million parameters, 16 patches per image of 64 x 64."""
+    return _build("openvla", tmp_path_factory)

@@ -1,5 +1,10 @@
-"""Models: loading a base model, and small random ones for demo and tests.
+"""Models: loading a base model, small random ones for demo and tests, and OpenVLA.
 
 In: a folder with a transformers model. Out: the model, ready for the engine, and its family.
-Read `families` (what differs between models), `loading`, then `tiny` and `tiny_tokenizer`.
+Importing this package makes transformers' Auto classes know OpenVLA.
+Read `families` (what differs between models), `loading`, `registration`, `openvla`, then `tiny` and `tiny_tokenizer`.
 """
+
+from trainer.models.registration import register_models
+
+__all__ = ["register_models"]

@@ -2,6 +2,7 @@
 
     text                 no images
     images               pixel_values [I, 3, H, W]: LLaVA, InternVL and most others
+    placed images        placed_pixel_values [I, 6, H, W]: OpenVLA
     images with masks    pixel_values [1, I, 3, H, W], pixel_attention_mask [1, I, H, W]: Idefics3, SmolVLM
 
 I: images of the micro-batch in the order of its rows. Idefics3 only flattens [rows, images of a row], so all images may stand in
@@ -35,6 +36,11 @@ def as_one_row(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels.unsqueeze(0), "pixel_attention_mask": mask}
 
 
+def as_placed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """pixels: float[I, 6, H, W]; their places stand in input_ids."""
+    return {"placed_pixel_values": pixels}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """What differs between the models that Stoker trains."""
@@ -50,7 +56,7 @@ class Family:
         return self.layout is not None
 
 
-LAYOUTS: dict[str, PixelLayout] = {"idefics3": as_one_row, "smolvlm": as_one_row}
+LAYOUTS: dict[str, PixelLayout] = {"idefics3": as_one_row, "smolvlm": as_one_row, "openvla": as_placed}
 """model_type -> layout; all other models take images as a batch."""
 
 UNSUPPORTED: dict[str, str] = {
@@ -80,7 +86,7 @@ def family_of(model_config: PretrainedConfig) -> Family:
         raise ConfigError(
             f"model.base_model_path holds a model of type {kind}: {UNSUPPORTED[kind]}; take another model"
         )
-    if getattr(model_config, "vision_config", None) is None:
+    if getattr(model_config, "vision_config", None) is None and kind not in LAYOUTS:
         return Family(AutoModelForCausalLM, None)
     return Family(AutoModelForImageTextToText, LAYOUTS.get(kind, as_batch))
 

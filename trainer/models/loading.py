@@ -34,6 +34,8 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
                 f"model.base_model_path is {folder!r}: the model cannot be loaded: {first_line}"
             ) from error
         grow_embeddings(model, vocab_size_needed)
+    if hasattr(model, "freeze_unused"):  # afterwards, as loading makes parameters anew
+        model.freeze_unused()
     check_forward(model, family, packing=config.data.packing)
     if config.model.gradient_checkpointing:
         # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.

@@ -1,7 +1,8 @@
 """Small random models that need no download: `python -m trainer.models.tiny --family llava --out models/tiny-llava`.
 
 About a million parameters each, with the tokenizer of `tiny_tokenizer.py`, the model's own image processor and a chat
-template: AutoProcessor, AutoTokenizer, AutoModelForImageTextToText and AutoModelForCausalLM load it like any other.
+template: AutoProcessor, AutoTokenizer, AutoModelForImageTextToText and AutoModelForCausalLM load it like any other. An OpenVLA
+loads after `import trainer.models`; it has no chat template, and only Stoker reads its processor.
 An image is always 16 tokens: the patch size follows the image size.
 """
 
@@ -14,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.errors import ConfigError, StokerError
-from trainer.models.tiny_tokenizer import ASSISTANT, BOS, EOS, IMAGE, PAD, USER, build_tokenizer
+from trainer.models.tiny_tokenizer import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    IMAGE,
+    OPENVLA_PAD,
+    PAD,
+    UNK,
+    USER,
+    build_openvla_tokenizer,
+    build_tokenizer,
+)
 
 TOKENS_PER_SIDE = 4  # an image is 4 x 4 tokens
 MERGE = 2  # idefics3 merges 2 x 2 patches into one token
@@ -43,7 +55,7 @@ def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -
 
     image_size: height and width in pixels that the image processor makes. Raises ConfigError.
     """
-    builders = {"llava": _llava, "idefics3": _idefics3, "causal": _causal}
+    builders = {"llava": _llava, "idefics3": _idefics3, "openvla": _openvla, "causal": _causal}
     if family not in builders:
         raise ConfigError(f"--family {family!r}: choose one of {', '.join(builders)}")
     step = TOKENS_PER_SIDE * (MERGE if family == "idefics3" else 1)
@@ -51,14 +63,15 @@ def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -
         raise ConfigError(
             f"--image-size {image_size}: {family} cuts it into {step} x {step} patches, take a multiple of {step}"
         )
-    tokenizer = _tokenizer(_IDEFICS_TOKENS if family == "idefics3" else ())
+    extra = _IDEFICS_TOKENS if family == "idefics3" else ()
+    tokenizer = _openvla_tokenizer() if family == "openvla" else _tokenizer(extra)
     torch = importlib.import_module("torch")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = builders[family](tokenizer, image_size)
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.update(
-        bos_token_id=_id(tokenizer, BOS), eos_token_id=_id(tokenizer, EOS), pad_token_id=_id(tokenizer, PAD)
+        bos_token_id=_id(tokenizer, BOS), eos_token_id=_id(tokenizer, EOS), pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(out)
     (processor or tokenizer).save_pretrained(out)
@@ -80,6 +93,18 @@ def _tokenizer(extra_tokens: tuple[str, ...]) -> Any:
         model_max_length=2048,
         extra_special_tokens={"image_token": IMAGE, "user_token": USER, "assistant_token": ASSISTANT},
         chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _openvla_tokenizer() -> Any:
+    return _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=build_openvla_tokenizer(),
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        pad_token=OPENVLA_PAD,
+        padding_side="right",
+        model_max_length=2048,
     )
 
 
@@ -155,6 +180,13 @@ def _idefics3(tokenizer: Any, image_size: int) -> tuple[Any, Any]:
     return library.Idefics3ForConditionalGeneration(config), processor
 
 
+def _openvla(tokenizer: Any, image_size: int) -> tuple[Any, Any]:
+    found: tuple[Any, Any] = importlib.import_module("trainer.models.openvla.tiny").build_openvla(
+        tokenizer, image_size, TOKENS_PER_SIDE
+    )
+    return found
+
+
 def _id(tokenizer: Any, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
@@ -168,12 +200,12 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m trainer.models.tiny --family llava --out models/tiny-llava, "
         "then set model.base_model_path: models/tiny-llava",
     )
-    families = "llava: CLIP tower + Llama; idefics3: SmolVLM's kind; causal: a text-only Llama"
-    parser.add_argument("--family", required=True, choices=("llava", "idefics3", "causal"), help=families)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; made if missing")
-    size_help = (
-        "images become PIXELS x PIXELS, always 16 tokens; multiple of 4 (llava) or 8 (idefics3), default %(default)s"
+    families = (
+        "llava: CLIP tower + Llama; idefics3: SmolVLM's kind; openvla: two towers + Llama; causal: a text-only Llama"
     )
+    parser.add_argument("--family", required=True, choices=("llava", "idefics3", "openvla", "causal"), help=families)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; made if missing")
+    size_help = "images become PIXELS x PIXELS, always 16 tokens; a multiple of 4 (idefics3: of 8), default %(default)s"
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help=size_help)
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default %(default)s)")
     options = parser.parse_args(arguments)

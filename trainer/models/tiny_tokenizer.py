@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 BASE_VOCABULARY = 1024
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+UNK, OPENVLA_PAD = "<unk>", "<PAD>"
 IMAGE, USER, ASSISTANT = "<image>", "<|User|>", "<|Assistant|>"
 
 _VERBS = (
@@ -71,18 +72,35 @@ _RARE = (
 
 def build_tokenizer(extra_tokens: tuple[str, ...] = ()) -> Tokenizer:
     """The tokenizer with `<image>`, `<|User|>`, `<|Assistant|>` and the extra tokens; it puts `<s>` in front."""
+    tokenizer = _trained([BOS, EOS, PAD])
+    tokenizer.add_special_tokens([IMAGE, USER, ASSISTANT, *extra_tokens])
+    return _with_bos(tokenizer)
+
+
+def build_openvla_tokenizer() -> Tokenizer:
+    """Laid out as OpenVLA's: `<unk> <s> </s>` first, `<PAD>` behind the base vocabulary, and no other token added."""
+    tokenizer = _trained([UNK, BOS, EOS])
+    tokenizer.add_special_tokens([OPENVLA_PAD])
+    return _with_bos(tokenizer)
+
+
+def _trained(special_tokens: list[str]) -> Tokenizer:
+    """The base vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=BASE_VOCABULARY,
         min_frequency=0,
-        special_tokens=[BOS, EOS, PAD],
+        special_tokens=special_tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sentences(), trainer)
-    tokenizer.add_special_tokens([IMAGE, USER, ASSISTANT, *extra_tokens])
+    return tokenizer
+
+
+def _with_bos(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )

@@ -91,16 +91,23 @@ class InputMaker:
 
 
 class PixelNormaliser:
-    """uint8[I, H, W, 3] -> float[I, 3, H, W] = (pixel * rescale - mean) / std, as the model's own processor would."""
+    """uint8[I, H, W, 3] -> float[I, C, H, W] = (pixel * rescale - mean) / std, as the model's own processor would.
+
+    C is 3, or 6 where the model wants the image normalised twice.
+    """
 
     def __init__(self, image: ImageSpec, device: torch.device, dtype: torch.dtype) -> None:
-        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (image.mean, image.std))
-        self._scale, self._shift = image.rescale / std, mean / std  # [3] each
+        means, stds = (*image.mean, *(image.second_mean or ())), (*image.std, *(image.second_std or ()))
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (means, stds))
+        self._scale, self._shift = image.rescale / std, mean / std  # [C] each
         self._dtype = dtype
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Computed in float32, then converted to the model's number format."""
-        normal = pixels.to(torch.float32) * self._scale - self._shift
+        values = pixels.to(torch.float32)
+        if len(self._scale) > 3:
+            values = torch.cat([values, values], dim=-1)
+        normal = values * self._scale - self._shift
         return normal.permute(0, 3, 1, 2).to(self._dtype).contiguous()
 
 

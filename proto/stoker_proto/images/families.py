@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.images.geometry import Step
+from stoker_proto.images.openvla import openvla_spec
 from stoker_proto.images.spec import ImageSpec, Resample
 from stoker_proto.model_folder import ModelFolder
 
@@ -36,6 +37,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "SiglipImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 3, **_HALF},
     "Idefics3ImageProcessor": _TILED,
     "SmolVLMImageProcessor": _TILED,
+    "PrismaticImageProcessor": {},  # has its own names of everything, see `openvla`
 }
 
 
@@ -193,6 +195,12 @@ def _paligemma(reader: _Reader) -> ImageSpec:
     return reader.spec("paligemma", steps, int(tokens), before_bos=True)
 
 
+def _openvla(reader: _Reader) -> ImageSpec:
+    if reader.kind != "PrismaticImageProcessor":
+        raise reader.error(f"image processor {reader.kind} in an OpenVLA model is not known")
+    return openvla_spec(reader.folder.config, reader.image, reader.error)
+
+
 def _triple(values: Any) -> tuple[float, float, float]:
     red, green, blue = (values, values, values) if isinstance(values, float | int) else values
     return float(red), float(green), float(blue)
@@ -203,5 +211,6 @@ FAMILIES: dict[str, Callable[[_Reader], ImageSpec]] = {
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
     "paligemma": _paligemma,
+    "openvla": _openvla,
 }
 """`model_type` of config.json -> the function that reads its ImageSpec."""

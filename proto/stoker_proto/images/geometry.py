@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-Step = tuple[Literal["square", "shortest", "longest", "fixed", "crop"], int, int]
-"""`square`: pad to a square; `shortest`, `longest`: scale this edge to a number of pixels; `fixed`, `crop`: height, width."""
+Step = tuple[Literal["square", "letterbox", "shortest", "longest", "fixed", "crop", "centre"], int, int]
+"""`square`: pad to a square; `shortest`, `longest`: scale this edge to a number of pixels; `fixed`, `crop`: height, width.
+As in torchvision, `letterbox` pads both sides alike, so the result is one pixel off a square where the difference is odd; `centre`
+crops at an offset that is rounded half to even, where `crop` rounds down."""
 Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
 """(name, top, left, height, width), in pixels."""
 
@@ -27,6 +29,14 @@ def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Oper
             side = max(height, width)
             _append(operations, ("pad", (side - height) // 2, (side - width) // 2, side, side), height, width)
             height = width = side
+        elif name == "letterbox":
+            down, right = (max(height, width) - height) // 2, (max(height, width) - width) // 2
+            _append(operations, ("pad", down, right, height + 2 * down, width + 2 * right), height, width)
+            height, width = height + 2 * down, width + 2 * right
+        elif name == "centre":
+            top, left = round((height - first) / 2), round((width - second) / 2)
+            _append(operations, ("crop", top, left, first, second), height, width)
+            height, width = first, second
         elif name == "crop":
             _append(operations, ("crop", (height - first) // 2, (width - second) // 2, first, second), height, width)
             height, width = first, second

@@ -10,16 +10,21 @@ from stoker_proto.images.geometry import Step
 
 Resample = Literal["bilinear", "bicubic", "lanczos"]
 
+_LATER = frozenset({"after_bos", "second_mean", "second_std"})
+"""Fields that came later: models were exported without, and their JSON must stay as it was."""
 MAX_EDGE = 1 << 14
 """Largest height and width of a model's image, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
-    """The model's input: uint8[height, width, 3], which the device turns into (pixel * rescale - mean) / std."""
+    """The model's input: uint8[height, width, 3], which the device turns into (pixel * rescale - mean) / std.
+
+    With `second_mean` and `second_std` the device normalises the image a second time, into three more channels after the first.
+    """
 
     family: str
-    """llava, idefics3 or paligemma."""
+    """llava, idefics3, paligemma or openvla."""
     height: int
     width: int
     steps: tuple[Step, ...]
@@ -27,7 +32,7 @@ class ImageSpec:
     resample: Resample
     """The filter; antialiased as in Pillow."""
     pad_colour: tuple[int, int, int] = (0, 0, 0)
-    """RGB of the step `square`."""
+    """RGB of the steps `square` and `letterbox`."""
     rescale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -42,17 +47,22 @@ class ImageSpec:
     """Text after them."""
     before_bos: bool = False
     """All images come before the whole text and its begin-of-sequence token (PaliGemma)."""
+    after_bos: bool = False
+    """All images come after the begin-of-sequence token. The tokenizer has no placeholder: `token_id` is ours (OpenVLA)."""
+    second_mean: tuple[float, float, float] | None = None
+    second_std: tuple[float, float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; floats exact."""
-        return asdict(self)
+        """Plain values; floats exact. What only some families have is left out for the others."""
+        tree = asdict(self)
+        return {name: value for name, value in tree.items() if name not in _LATER or value}
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
         """The spec that `to_json` described. Raises DataError."""
         names = {item.name for item in fields(cls)}
-        if set(tree) != names:
-            odd = ", ".join(sorted(map(str, set(tree) ^ names)))
+        if set(tree) - _LATER != names - _LATER or not set(tree) <= names:
+            odd = ", ".join(sorted(map(str, set(tree) ^ (names - (_LATER - set(tree))))))
             raise DataError(
                 f"a processor's image has missing or unknown values: {odd}; build it anew with this version"
             )

@@ -125,6 +125,11 @@ class RowWriter:
         if image is None:
             return EncodedRow(ids, supervised)
         places = ids == image.token_id
+        if image.after_bos and int(places.sum()) != num_images:
+            raise DataError(
+                f"{num_images} images in a dialogue: a model of the family {image.family} takes them behind the first token of "
+                "an instruction and its answer, and not in turns; set data.dialogue.template to openvla"
+            )
         if int(places.sum()) != num_images:
             raise DataError(
                 f"the prompt holds {image.token!r} {int(places.sum())} times for {num_images} images: take that text out of "
@@ -181,7 +186,8 @@ class RowWriter:
     def _check_text(self, name: str, text: str) -> None:
         """Raises DataError for a control token: instructions are short and written for the robot, so it is a mistake."""
         found = self._control.find(text)
-        if found is not None and (self._image is None or found != self._image.token):  # `expand` counts the image's
+        is_counted = self._image is not None and found == self._image.token and not self._image.after_bos
+        if found is not None and not is_counted:
             raise DataError(f"the {name} holds {found!r}, which gives rows their structure: take it out of the text")
 
     def _inline(self, instruction: str, num_images: int, state: str | None) -> list[int]:
@@ -200,6 +206,9 @@ class RowWriter:
             bos = self._tokenizer.named_id("bos_token")
             text = self._dialogue.prompt(instruction, num_images, "", state) + "\n"
             return [*encode(piece * num_images), *([] if bos is None else [bos]), *encode(text)]
+        if image.after_bos:  # OpenVLA, whose tokenizer has no placeholder
+            text = self._dialogue.prompt(instruction, num_images, "", state)
+            return [*leading, *[image.token_id] * num_images, *encode(text)]
         if self._dialogue.images_after_bos:
             text = self._dialogue.prompt(instruction, num_images, "", state)
             return [*leading, *encode(piece * num_images), *encode(text)]
