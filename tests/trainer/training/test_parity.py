@@ -106,7 +106,7 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     return figures, {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics3"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "openvla"])
 def test_two_zero3_ranks_train_as_one_plain_process(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

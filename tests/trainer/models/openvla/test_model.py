@@ -207,7 +207,7 @@ def test_an_action_is_never_made_of_other_tokens(loud: Path) -> None:
     model = load(loud, dtype=torch.float32)
     ids, pixels = inputs(1)
     ids[0, -1] = 29871 % 1024
-    with pytest.raises(ValueError, match="unnorm_key is 'toto': norm_stats of config.json has bridge_orig"):
+    with pytest.raises(ValueError, match=r"unnorm_key is 'toto': norm_stats of config\.json has bridge_orig"):
         model.predict_action(ids, "toto", pixel_values=pixels)
     with pytest.raises(ValueError, match="2 rows"):
         model.predict_action(ids.repeat(2, 1), pixel_values=pixels)
