@@ -34,6 +34,8 @@ class Policy:
             raise ConfigError("this model was trained without actions, so it cannot be used as a policy")
         self.model, self.processor, self.family = model.eval(), processor, family
         self._codec, self._vocabulary = processor.codec, processor.vocabulary
+        self.num_violations = 0
+        """Tokens so far where the largest logit of all was no action token: the model has not learned yet what to answer with."""
         self._filled = self._places_filled()
         if processor.image is not None:
             self._normalise = PixelNormaliser(processor.image, model.device, model.dtype)
@@ -81,6 +83,7 @@ class Policy:
         while left > 0:
             output = self.model(**arguments, past_key_values=cache, use_cache=True)
             logits = output.logits[:, -1, self._vocabulary.first_id : self._vocabulary.end_id]  # [1, num_codes]
+            self.num_violations += int((output.logits[:, -1].max(dim=-1).values > logits.max(dim=-1).values).sum())
             best = logits.masked_fill(self._filled > left, -torch.inf).argmax(dim=-1)  # [1]
             left -= int(self._filled[best])
             best = best + self._vocabulary.first_id

@@ -101,3 +101,14 @@ def test_validation_counts_chunks_that_cannot_be_decoded(processor: Processor, m
     sums = Sums(DIM)
     add_scores(sums, logits, targets, movements[:6], processor)
     assert (sums.undecodable, sums.chunks, sums.timesteps) == (1, 5, 5 * CHUNK)
+
+
+def test_tokens_that_are_no_action_are_counted_and_never_chosen(tiny_causal: Path, processor: Processor) -> None:
+    assert processor.vocabulary is not None
+    first = processor.vocabulary.first_id
+    for wanted, violations in (([5, first], True), ([first, 5], False)):  # 5 is a piece of a word
+        model: Any = Wishes(wanted, processor.vocabulary.end_id)
+        policy = Policy(model, processor, family_of(read_model_config(str(tiny_causal))))
+        ids = policy.action_ids([], "push the cube")
+        assert set(ids.tolist()) >= {first}
+        assert policy.num_violations == (len(ids) if violations else 0)

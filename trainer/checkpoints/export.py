@@ -20,6 +20,7 @@ from stoker_proto.files import whole_folder
 from stoker_proto.processor import Processor
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.zero import Engine
+from trainer.models.openvla.saving import write_published_files
 
 COPIED = (
     "tokenizer.json",
@@ -49,6 +50,11 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
         with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
             copy_base_files(Path(config.model.base_model_path), folder)
             engine.module.save_pretrained(folder, state_dict=weights)
+            if engine.module.config.model_type == "openvla":
+                write_published_files(
+                    Path(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
+                    dtype=str(dtype).removeprefix("torch."), vocab_size=engine.module.config.text_config.vocab_size,
+                )  # fmt: skip
             _share_weights(folder)
             processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
     wait_for_all_ranks()

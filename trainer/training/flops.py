@@ -58,7 +58,8 @@ def count_flops(model: torch.nn.Module, model_config: PretrainedConfig) -> FlopC
         elif parameter is not lookup or tied:
             language += size
     side = _patches_per_side(getattr(model_config, "vision_config", None))
-    return FlopCounter(language_parameters=language, vision_parameters=vision, patches_per_image=side * side)
+    patches = int(getattr(model_config, "num_patches", side * side))  # OpenVLA, which has no `vision_config`, says it
+    return FlopCounter(language_parameters=language, vision_parameters=vision, patches_per_image=patches)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -13,8 +13,8 @@ from typing import Literal
 
 Step = tuple[Literal["square", "letterbox", "shortest", "longest", "fixed", "crop", "centre"], int, int]
 """`square`: pad to a square; `shortest`, `longest`: scale this edge to a number of pixels; `fixed`, `crop`: height, width.
-As in torchvision, `letterbox` pads both sides alike, so the result is one pixel off a square where the difference is odd; `centre`
-crops at an offset that is rounded half to even, where `crop` rounds down."""
+As in torchvision, `letterbox` pads both sides alike, so the result is one pixel off a square where the difference is odd;
+`centre` crops at an offset that is rounded half to even, where `crop` rounds down."""
 Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
 """(name, top, left, height, width), in pixels."""
 

@@ -61,7 +61,7 @@ def test_one_seed_gives_one_model(tmp_path: Path) -> None:
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize(("family", "size"), [("llava", 30), ("idefics3", 36), ("llava", 0)])
+@pytest.mark.parametrize(("family", "size"), [("llava", 30), ("idefics3", 36), ("llava", 0), ("openvla", 30)])
 def test_impossible_image_sizes_are_refused(family: str, size: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--image-size .*take a multiple of"):
         build_tiny(family, tmp_path, image_size=size)

@@ -32,3 +32,13 @@ def test_the_vision_tower_counts_by_patches(tiny_llava: Path) -> None:
 
 def test_the_peak_of_a_cpu_is_not_known() -> None:
     assert peak_flops(torch.device("cpu")) is None
+
+
+def test_patches_of_an_openvla_count(tiny_openvla: Path) -> None:
+    """Its config.json has no vision_config, and says the number of patches itself."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_openvla)
+    counter = count_flops(model, model.config)
+    assert counter.patches_per_image == 16
+    vision = sum(parameter.numel() for parameter in model.vision_backbone.parameters())
+    assert counter.vision_parameters == vision
+    assert counter(0, 3) == 6.0 * vision * 48

@@ -19,6 +19,14 @@ from trainer.models.openvla.configuration import OpenVLAConfig, TowerShape, towe
 from trainer.models.openvla.modeling import OpenVLAForActionPrediction
 
 PADDED_ROWS = 64
+_NAMES: dict[str, Any] = {
+    "arch_specifier": "no-align+fused-gelu-mlp",
+    "image_resize_strategy": "resize-naive",
+    "llm_backbone_id": "llama2-7b-pure",
+    "timm_override_act_layers": [None, None],
+    "vision_backbone_id": "dinosiglip-vit-so-224px",
+}
+"""Keys of config.json that only the published code reads."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,9 @@ def build_openvla(tokenizer: Any, image_size: int, patches_per_side: int) -> tup
         timm_model_ids=[f"vit_tiny_patch{patch_size}_reg4_dinov2", f"vit_tiny_patch{patch_size}_siglip_{image_size}"],
         vision_towers=[tower_values(dino), tower_values(siglip)],
         image_sizes=[image_size, image_size],
-        image_resize_strategy="resize-naive",
         pad_token_id=ids["pad_token_id"],
         pad_to_multiple_of=PADDED_ROWS,
         norm_stats={},
+        **_NAMES,
     )
     return OpenVLAForActionPrediction(config), OpenVLAFiles(tokenizer, image_size)

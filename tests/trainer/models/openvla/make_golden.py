@@ -45,7 +45,7 @@ STATISTICS = {
 }
 
 
-def register_towers() -> None:
+def register_towers(names: list[str], shapes: list[dict[str, Any]]) -> None:
     """timm's own models with the options of the two real towers, smaller."""
     timm = importlib.import_module("timm")
     transformer = importlib.import_module("timm.models.vision_transformer")
@@ -55,13 +55,15 @@ def register_towers() -> None:
             kwargs = {name: value for name, value in kwargs.items() if name in ("img_size", "num_classes", "act_layer")}
             sizes = {"embed_dim": shape["width"], "depth": shape["depth"], "num_heads": shape["num_heads"]}
             ratio = shape["mlp_width"] / shape["width"]
-            return transformer.VisionTransformer(patch_size=14, mlp_ratio=ratio, **sizes, **extra, **kwargs)
+            return transformer.VisionTransformer(
+                patch_size=shape["patch_size"], mlp_ratio=ratio, **sizes, **extra, **kwargs
+            )
 
         return build
 
-    dino = make(SHAPES[0], {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True})
-    siglip = make(SHAPES[1], {"class_token": False, "global_pool": "map"})
-    for name, build in ((DINO, dino), (SIGLIP, siglip)):
+    dino = make(shapes[0], {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True})
+    siglip = make(shapes[1], {"class_token": False, "global_pool": "map"})
+    for name, build in zip(names, (dino, siglip), strict=True):
         build.__name__ = name
         globals()[name] = timm.models.register_model(build)
 
@@ -132,7 +134,7 @@ def images(upstream: str) -> dict[str, Any]:
 def main(upstream: Path, out: Path) -> None:
     """Write config.json, names.json and golden.npz."""
     sys.path.insert(0, str(upstream.parent))
-    register_towers()
+    register_towers([DINO, SIGLIP], SHAPES)
     model = build_model(upstream.name)
     found = {name: np.asarray(value) for name, value in {**run(model), **images(upstream.name)}.items()}
     out.mkdir(parents=True, exist_ok=True)
