@@ -4,12 +4,12 @@ tests/data/openvla was written by `make_golden.py` from a model of which every t
 weights are stored. The published code is not part of this repository. To write it again (transformers 4.40.1, tokenizers 0.19.1,
 timm 0.9.10, torch 2.13, Python 3.11):
 
-    python3.11 -m venv /tmp/golden/venv
-    /tmp/golden/venv/bin/pip install torch numpy pillow safetensors pyyaml regex requests tqdm huggingface_hub==0.23.5
-    /tmp/golden/venv/bin/pip install --no-deps transformers==4.40.1 tokenizers==0.19.1 timm==0.9.10 torchvision==0.28.0
+    python3.11 -m venv golden/venv
+    golden/venv/bin/pip install torch numpy pillow==10.4.0 safetensors pyyaml regex requests tqdm huggingface_hub==0.23.5
+    golden/venv/bin/pip install --no-deps transformers==4.40.1 tokenizers==0.19.1 timm==0.9.10 torchvision==0.28.0
     # prismatic/extern/hf/{configuration,modeling,processing}_prismatic.py of github.com/openvla/openvla at c8f03f4, and an empty
-    # __init__.py, into /tmp/golden/upstream
-    /tmp/golden/venv/bin/python tests/trainer/models/openvla/make_golden.py /tmp/golden/upstream tests/data/openvla
+    # __init__.py, into golden/upstream
+    golden/venv/bin/python tests/trainer/models/openvla/make_golden.py golden/upstream tests/data/openvla
 
 names_7b.txt is the state_dict of the published class with the two real towers on the meta device.
 """
