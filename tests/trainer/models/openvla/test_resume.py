@@ -13,7 +13,7 @@ from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import digests, run, weights
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.process
 CHECKPOINT = {"interval": 3, "keep": 10}
 
 
