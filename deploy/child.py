@@ -1,4 +1,4 @@
-"""One started program: its output is shown line by line with its name before it, and the newest are remembered."""
+"""One started program. Each line of its output is shown after its name; the newest lines are remembered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _output_lock = threading.Lock()
 def say(name: str, line: str) -> None:
     """Write `[name] line` to stderr, below a progress bar rather than into it."""
     start = "\r\x1b[K" if sys.stderr.isatty() else ""
-    # A closed pipe behind our stderr must not stop those who drain the children's output.
+    # A closed stderr must not stop the threads that read the children's output.
     with _output_lock, contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{start}[{name}] {line}\n")
         sys.stderr.flush()
@@ -38,7 +38,7 @@ class Child:
         self.last_lines: deque[str] = deque(maxlen=12)
         """Newest lines of output, progress bars left out."""
         self.ready: str | None = None
-        """What the group of `ready_line` matched, once it did."""
+        """The text that the group of `ready_line` matched; None before."""
         self._ready_line = re.compile(ready_line)
         self._process = subprocess.Popen(
             list(command),
@@ -68,7 +68,8 @@ class Child:
         self._process.terminate()
 
     def drain(self, timeout_s: float = 1.0) -> None:
-        """After its end: wait until the rest of its output has been shown (a daemon of its own may hold the pipe)."""
+        """After the program's end: wait until its output was shown. A daemon that it started may hold the pipe, hence the
+        timeout."""
         end = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))

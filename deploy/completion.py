@@ -13,7 +13,7 @@ Stamp = tuple[int, int, int] | None
 
 
 class CompletionRecord:
-    """Made before the trainer starts: a record of an earlier run proves nothing about this one."""
+    """Create it before the trainer starts, so that the record of an earlier run does not count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

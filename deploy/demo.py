@@ -31,7 +31,7 @@ print(f"{type(model).__name__} with {count:,} parameters and {type(processor).__
 
 
 def main() -> int:
-    """Build the model, prepare the data, train, load what was exported, show what came of it."""
+    """Build the model, prepare the data, train, load the exported model, show the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=v", help="override a key of the demo's config"
@@ -61,7 +61,7 @@ def main() -> int:
             print(f"demo: step {number} ended with code {code}", file=sys.stderr)
             return code
     summary = json.loads((ROOT / OUTPUT / "summary.json").read_text())
-    print(f"\n=== What came of it ({time.monotonic() - started:.0f} s)")
+    print(f"\n=== Results ({time.monotonic() - started:.0f} s)")
     print(describe(summary, ROOT / OUTPUT / "tensorboard"))
     print(f"TensorBoard: tensorboard --logdir {OUTPUT}/tensorboard")
     return 0

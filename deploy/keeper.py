@@ -1,7 +1,7 @@
-"""Nothing is left behind: every process that a launcher starts ends with it, even if the launcher is killed.
+"""Every process that a launcher starts ends with the launcher, even if the launcher is killed.
 
     launcher    what the user started: passes signals on, returns the exit code
-    └── keeper      runs the body; adopts every orphan below it (PR_SET_CHILD_SUBREAPER)
+    └── keeper      runs the body; becomes the parent of processes below it that lose theirs (PR_SET_CHILD_SUBREAPER)
         ├── loader-serve ── workers          each child leads its own process group, so that a Ctrl-C in the terminal
         └── deepspeed ── launch ── ranks     reaches it only through the keeper, in the right order
 
@@ -33,7 +33,7 @@ _LAST_DEADLINE_S = 10.0
 
 
 class Signals:
-    """Stop signals and ended children, as one thing to wait for. Make one, in the main thread."""
+    """Waits for stop signals and ended children together. Create one, in the main thread."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
@@ -65,7 +65,7 @@ class Signals:
 
 
 def run_kept(body: Callable[[Signals], int]) -> int:
-    """Run `body` in a keeper process and give its exit code; whatever it started has ended by then.
+    """Run `body` in a keeper process and return its exit code, after all processes that it started have ended.
 
     Call it from a process without threads: it forks. Stop signals go to the keeper, where `Signals` holds them.
     """
@@ -73,7 +73,9 @@ def run_kept(body: Callable[[Signals], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     launcher = os.getpid()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # none may be lost until the handlers stand
+    mask = signal.pthread_sigmask(
+        signal.SIG_BLOCK, STOP_SIGNALS
+    )  # no signal may be lost before the handlers are installed
     keeper = os.fork()
     if keeper == 0:
         os._exit(_keep(body, launcher, mask))
@@ -119,16 +121,16 @@ def group_members(group: int) -> list[psutil.Process]:
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send the signal to a process group below this process, if anyone lives in it."""
+    """Send the signal to a process group below this process, if it has a living member."""
     if group_members(group):
         with contextlib.suppress(ProcessLookupError):  # ended while we looked
             os.killpg(group, number)
 
 
 def wait_group(group: int, grace_s: float, signals: Signals, num_known: int | None = None) -> bool:
-    """Wait for the end of a process group; SIGKILL after `grace_s` or a further stop signal. True if it needed none.
+    """Wait for the end of a process group. After `grace_s`, or one more stop signal, it gets SIGKILL. Returns False in that case.
 
-    num_known: stop signals already acted upon; a caller that waits because of one says so, or the next may go unseen.
+    num_known: number of stop signals that the caller has handled already; default: those received until now.
     """
     if signals.wait_for(lambda: not group_members(group), grace_s, num_known):
         return True
@@ -137,7 +139,7 @@ def wait_group(group: int, grace_s: float, signals: Signals, num_known: int | No
 
 
 def end_descendants() -> None:
-    """SIGKILL and reap everything below this process; as a subreaper it sees orphans too."""
+    """SIGKILL and reap all processes below this one, also those whose own parent has ended."""
     end = time.monotonic() + _LAST_DEADLINE_S
     while time.monotonic() < end:
         for process in psutil.Process().children(recursive=True):

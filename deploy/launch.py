@@ -1,9 +1,9 @@
-"""One node: a loader per `dataloader` slot, then DeepSpeed on exactly the `trainer` slots; nothing is left behind.
+"""One node: a loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
 
     python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
 
-The exit code is the trainer's; 0 only if it also wrote summary.json in its output_dir. A loader that dies is restarted. Ctrl-C
-and SIGTERM go to the trainer, then the loaders drain; a second one kills.
+The exit code is the trainer's, and 0 only if the trainer wrote summary.json in its output_dir. A loader that dies is restarted.
+Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code."""
+    """Entry point; returns the exit code."""
     options = parse_arguments(arguments)
     try:
         plan = make_plan(options, os.environ)
@@ -65,8 +65,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_count,
         default=10,
         metavar="N",
-        help="restart a loader that dies at most this often in a run, on the same address; after that training goes on with the "
-        "others (default: 10)",
+        help="restart a loader that dies at most this often in a run, on the same address; after that, training continues with "
+        "the others (default: 10)",
     )
     return parser.parse_args(arguments)
 
@@ -79,7 +79,7 @@ def _count(text: str) -> int:
 
 
 def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Plan:
-    """What is to be started on this node. Raises ConfigError."""
+    """The plan of what runs on this node. Raises ConfigError."""
     config = load_config(options.config, options.set)
     placement = config.cluster.component_placement
     if config.cluster.num_nodes != 1:
@@ -91,7 +91,7 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
         raise ConfigError(
             "cluster.component_placement.trainer is empty: name the slots to train on, e.g. `trainer: 0-1`"
         )
-    common = ["--config", str(options.config), *(word for value in options.set for word in ("--set", value))]
+    common = ["--config", str(options.config), *(part for value in options.set for part in ("--set", value))]
     num_loaders = 0 if options.no_loaders else len(placement.dataloader)
     devices = find_devices(environment, placement.trainer)
     base = {**environment, "PYTHONPATH": _python_path(environment), "PYTHONUNBUFFERED": "1"}
@@ -143,7 +143,7 @@ def trainer_command(
 def trainer_environment(
     environment: Mapping[str, str], num_ranks: int, devices: Sequence[str] | None
 ) -> dict[str, str]:
-    """The ranks share the cores; a user's own OMP_NUM_THREADS stands."""
+    """Environment of the ranks, which share the cores. OMP_NUM_THREADS is not changed if the user has set it."""
     result = dict(environment)
     result.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
     if devices is None:
@@ -190,7 +190,7 @@ def _count_cuda_devices(environment: Mapping[str, str]) -> int:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -201,7 +201,7 @@ def _num_cores() -> int:
 
 
 def _python_path(environment: Mapping[str, str]) -> str:
-    """The children run this checkout's code, whatever else is installed."""
+    """PYTHONPATH with this checkout first, so that child processes run its code."""
     return os.pathsep.join([*SOURCE_ROOTS, *filter(None, [environment.get("PYTHONPATH")])])
 
 

@@ -15,12 +15,12 @@ from deploy.child import Child, say
 from deploy.keeper import Signals, as_exit_code, signal_group, wait_group
 
 READY_LINE = r"loader-serve ready (\S+)"
-"""First words of the line that `loader-serve` prints when it can be asked; the group is its bound address."""
+"""Beginning of the line that `loader-serve` prints when it is ready; the group is its address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderPlan:
-    """Everything about the loaders of one node."""
+    """Commands and limits of the loaders of one node."""
 
     commands: tuple[tuple[str, ...], ...]
     """One `loader-serve` command per loader; empty: the loaders run elsewhere."""
@@ -37,7 +37,7 @@ class LoaderPlan:
 
 @dataclass(slots=True)
 class _Slot:
-    """One loader: the process that runs now, and those before it."""
+    """One loader: its current process, and how often it was restarted."""
 
     child: Child
     command: tuple[str, ...]
@@ -56,7 +56,7 @@ class _Slot:
 
 
 class Loaders:
-    """Starts all loaders of the plan. Call `end` whatever happens after that."""
+    """Starts all loaders of the plan. Call `end` in every case afterwards."""
 
     def __init__(self, plan: LoaderPlan) -> None:
         self._plan = plan
@@ -110,7 +110,7 @@ class Loaders:
                 signal_group(slot.child.group, signal.SIGKILL)
 
     def end(self, signals: Signals) -> None:
-        """SIGTERM to all at once, then wait for each; workers that a dead one left behind are killed."""
+        """Send SIGTERM to all, then wait for each; workers of a loader that has died are killed."""
         end = time.monotonic() + self._plan.grace_s
         children = [slot.child for slot in self._slots]
         for loader in children:

@@ -1,4 +1,4 @@
-"""What one node runs: loaders until they are ready, then the trainer until it ends, then the loaders drain."""
+"""Runs one node: starts the loaders, then the trainer; when the trainer ends, the loaders drain."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Plan:
     trainer_grace_s: float = 45.0
     """From the stop signal to SIGKILL; DeepSpeed's own launcher gives each rank 30 s."""
     left_over_s: float = 10.0
-    """What a trainer's helpers (a tracker's uploader, say) may take to end after it."""
+    """How long helper processes of the trainer (an uploader of a tracker, say) may run after it."""
 
 
 def run_node(plan: Plan, signals: Signals) -> int:
-    """Start, watch and end everything. Gives the exit code: the trainer's, or that of a loader which did not start."""
+    """Start, watch and end all processes. Returns the exit code of the trainer, or of a loader that did not start."""
     loaders = Loaders(plan.loaders)
     try:
         return loaders.wait_ready(signals) or _run_trainer(plan, loaders, signals)
@@ -54,7 +54,7 @@ def _run_trainer(plan: Plan, loaders: Loaders, signals: Signals) -> int:
         return code or _check_complete(record)
     stop, num_known = signals.received[0], len(signals.received)
     say("launch", f"{stop.name}: passed on to the trainer, which has {plan.trainer_grace_s:g} s; once more kills it")
-    # Trainers know SIGTERM; a closed terminal means the same to them.
+    # Trainers handle SIGTERM; a closed terminal (SIGHUP) is passed on as SIGTERM.
     signal_group(trainer.pid, signal.SIGTERM if stop == signal.SIGHUP else stop)
     if not wait_group(trainer.pid, plan.trainer_grace_s, signals, num_known):
         say("launch", "the trainer did not end in time and was killed")

@@ -6,9 +6,9 @@
       entries/{key}/state.json    the shards as they were seen last; names the folder of columns
       entries/{key}/{content}/    manifest.json, *.npy columns, actions.npz: one manifest, never changed
       codecs/{key}.json           fitted action codecs
-      in-use, tidied              see `tidy`: what no run has used for a month is removed
+      in-use, tidied              see `prepare.tidy`: files that no run has used for a month are removed
 
-Everything here can be made anew: deleting the folder costs a scan.
+Everything here can be computed again: deleting the folder costs a scan.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cache_root(base: Path, cache_dir: Path | None) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Turns what the operating system says about a folder that cannot be written into a ConfigError with the way out."""
+    """An OSError in the block becomes a ConfigError that names the folder and the way out, or a HostError."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def writable(root: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(root: Path, deadline_s: float) -> Iterator[None]:
-    """Make the folder and hold its lock: of two loaders that start together one scans, the other waits and finds it done."""
+    """Create the folder and hold its lock. Of two loaders that start together, one scans; the other waits and uses the result."""
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         if not (root / ".gitignore").exists():
@@ -72,11 +72,11 @@ def locked(root: Path, deadline_s: float) -> Iterator[None]:
         _wait_for_lock(descriptor, root, deadline_s)
         yield
     finally:
-        os.close(descriptor)  # gives the lock back, as the end of the process would
+        os.close(descriptor)  # frees the lock, as the end of the process would
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An NPZ of the arrays, whole or not at all."""
+    """Write an NPZ of the arrays; a reader sees all of it or nothing."""
     with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

@@ -54,7 +54,7 @@ def keys(argv: list[str] | None = None) -> int:
 
 
 def _guarded(program: str, run: Callable[[], object]) -> int:
-    """0, or 1 after printing a StokerError as one line, or where nobody reads on; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 after a StokerError, printed as one line, or a closed output pipe; 130 after Ctrl-C."""
     raise_descriptor_limit()
     heed_interrupts()
     try:
@@ -64,7 +64,7 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # what reads our output (`head`) has seen enough
+    except BrokenPipeError:  # the reader of our output (`head`) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

@@ -1,10 +1,10 @@
-"""What `loader-prepare` found in one entry of the data paths: five columns over its records, and a fingerprint.
+"""The manifest: what `loader-prepare` found in one entry of the data paths. Five columns over its records, and a fingerprint.
 
     record   shard_index   offset   size   num_samples   num_tokens
     0        0             0        5310   26            0             (0: not counted)
     1        0             5311     4102   20            0
 
-The columns are .npy files that all processes of a host map, so that their pages are shared: 24 bytes a record.
+The columns are .npy files. All processes of a host map them and share their pages: 24 bytes per record.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EntryManifest:
-    """One entry of `data.train_data_paths` or `data.val_data_paths`. R records. Pickled by name: its columns stay files."""
+    """One entry of `data.train_data_paths` or `data.val_data_paths`, with R records. A pickle of it holds the folder's name
+    only."""
 
     split: str
     entry: int
     path: str
-    """As the config names it."""
+    """The entry as it stands in the config."""
     shards: tuple[str, ...]
     """Absolute and without links, in natural order of their names."""
     shard_index: NDArray[np.uint32]  # [R]
@@ -53,27 +54,27 @@ class EntryManifest:
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R], of all samples of the record; 0 where they were not counted
     content: str
-    """Fingerprint of the shards' names and bytes and of all that decides a scan."""
+    """Fingerprint of the shards' names and bytes, and of every setting that decides what a scan finds."""
     fingerprint: str
-    """Of `content` and of all that decides what `read` gives: the same data elsewhere has the same one. Files that a shard only
-    names (NPZ) are not in it: they are checked when they are read."""
+    """Fingerprint of `content` and of every setting that decides what `read` returns. Equal data on another host has an equal
+    fingerprint. Files that a shard only names (NPZ) are not part of it; they are checked when they are read."""
     total_samples: int
     statistics: ActionStatistics | None
-    """Of the entry's actions, without a mask; None if there are none."""
+    """Statistics of the entry's actions, without a mask; None without actions."""
     states: ActionStatistics | None
-    """The same of the robot's states."""
+    """Statistics of the robot's states; None without states."""
     num_bad: int
-    """Records that `read` will fail on, under policy `skip`."""
+    """Records on which `read` will fail (policy `skip`)."""
     num_bad_samples: int
-    """Their samples, at least one each: what a pass over the entry takes of data.bad_sample_budget."""
+    """Samples of these records, at least one each: what one pass over the entry uses up of data.bad_sample_budget."""
     errors: tuple[str, ...]
-    """Examples of why."""
+    """Examples of the reasons."""
     notes: Mapping[str, int]
-    """What was mended or left out -> in how many records."""
+    """What was repaired or left out -> in how many records."""
     folder: Path
-    """Of the columns."""
+    """Holds the columns."""
     stamps: tuple[tuple[int, int], ...] = ()
-    """(bytes, time of the last change in ns) of each shard when it was scanned; none of remote ones: copies never change."""
+    """(bytes, time of the last change in ns) of each shard at the scan. Empty for remote shards: their copies never change."""
 
     @property
     def num_records(self) -> int:
@@ -99,7 +100,7 @@ def load_manifest(
     identity: str,
     stamps: tuple[tuple[int, int], ...] = (),
 ) -> EntryManifest:
-    """Map the columns of a folder that `EntryJob` filled. Raises ManifestError: damaged, or of another version."""
+    """Map the columns of a folder that `EntryJob` wrote. Raises ManifestError for a damaged folder or another version."""
     description = _read_description(folder)
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS.items():
@@ -148,7 +149,7 @@ def write_description(
     num_bad_samples: int, errors: list[str], notes: Mapping[str, int],
     statistics: ActionStatistics | None, states: ActionStatistics | None,
 ) -> None:  # fmt: skip
-    """manifest.json, beside the columns."""
+    """Write manifest.json beside the columns."""
     tree = {
         "version": FORMAT_VERSION,
         "content": content,

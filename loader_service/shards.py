@@ -42,24 +42,25 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class EntryShards:
-    """The shards of one entry: `base` is the folder that their names are relative to."""
+    """The shards of one entry of the data paths."""
 
     base: Path
+    """Folder that the names are relative to."""
     pattern: str
     """What the config names, relative to `base`; empty for the folder itself."""
     names: tuple[str, ...]
-    """Relative to `base`, with `/`, in natural order: what identifies a shard wherever the data lies."""
+    """Relative to `base`, with `/`, in natural order. A name identifies a shard on every host."""
     paths: tuple[Path, ...]
     """The same shards, absolute and without links."""
     identity: str = ""
-    """Fingerprint of an index beside the shards that has a say in what a scan gives; empty where there is none."""
+    """Fingerprint of an index beside the shards that decides what a scan finds (LeRobot's `meta/`); empty without one."""
     versions: tuple[tuple[int, int], ...] = ()
-    """Of remote shards: size in bytes and a number that changes with the content, as the other side says. Then `paths` are where
-    their copies belong (`BaseSFTDataset.local` brings them); empty for files that lie here."""
+    """Remote shards: size in bytes, and a number that changes with the content, as the host of the files reports them. `paths`
+    are then the places of the local copies (`BaseSFTDataset.local` fetches them). Empty for local files."""
 
 
 def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:
-    """The entry's shards as absolute paths in natural order; patterns: which files of a folder. Raises ConfigError."""
+    """The entry's shards as absolute paths in natural order. patterns: which files of a folder are shards. Raises ConfigError."""
     return list(locate_entry(path, patterns).paths)
 
 

@@ -31,9 +31,9 @@ examples:
   loader-convert rlds bridge_orig/1.0.0 --out bridge --image-key steps/observation/image_0 --limit 100
   loader-convert rl4vla collected/ --out plates --task PutOnPlateInScene25Main-v3 --trust-pickle
 
-Then name the JSONL in data.train_data_paths. Interrupted or failed, the same command goes on with the episodes that are
-missing. Those whose own file was written again since (of another size or time) are made anew, and the JSONL with them; more
-or fewer files are another conversion, for another folder. `loader-convert FORMAT --help` shows the options of a format.
+Then name the JSONL in data.train_data_paths. After an interruption or an error, the same command resumes with the episodes that
+are missing. Episodes whose file changed since (another size or time) are converted again, and the JSONL is rewritten. More or
+fewer files are another conversion: use another folder. `loader-convert FORMAT --help` shows the options of a format.
 
 exit codes: 0 all is written; 1 the data or the options are wrong; 2 the command line is wrong; 130 interrupted"""
 
@@ -43,7 +43,7 @@ name to numpy arrays and images, but that is no guarantee: say --trust-pickle fo
 you trust"""
 
 _SHOWN = 20
-"""Bad episodes that are named."""
+"""Bad episodes that are listed at most."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_apart(inputs: Sequence[str], out: Path) -> None:
-    """Raises ConfigError where the output would be input of the next run."""
+    """Raises ConfigError if the output lies in an input folder: it would be input of the next run."""
     for entry in inputs:
         folder = Path(entry).expanduser().resolve()
         if folder.is_dir() and out.expanduser().resolve().is_relative_to(folder):

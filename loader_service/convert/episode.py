@@ -1,4 +1,4 @@
-"""What every format is turned into, and what a format has to offer.
+"""What every format is converted to (`Episode`), and the interface of a format (`EpisodeSource`).
 
 Letters: F frames, T actions of an episode (F = T, or T + 1 where the last frame was seen after the last action), D numbers
 of an action, S of a state.
@@ -27,11 +27,11 @@ class EpisodeRef:
     name: str
     """Of the episode within the file, for messages and for the row's `source`."""
     place: int = 0
-    """Where the format finds it in the file: a byte offset, a number."""
+    """Place in the file, as the format defines it: a byte offset, a number."""
     size_bytes: int
-    """It takes in the input: what the size of the output is estimated by."""
+    """Bytes in the input; the size of the output is estimated from them."""
     error: DataError | None = None
-    """Why it is bad, where that was seen before it is read. Then it may stand for all that cannot be told apart in a file."""
+    """Why it is bad, if that is known before it is read. It may then stand for all unreadable episodes of a file."""
 
     @property
     def source(self) -> str:
@@ -54,10 +54,10 @@ class Episode:
     task: str | None = None
     """Task id, e.g. PushCube-v1."""
     instruction: str | None = None
-    """An empty one is none: then the task is what is said."""
+    """Empty counts as missing: then the task decides the instruction."""
 
     def check(self, ref: EpisodeRef) -> None:
-        """Raises DataError unless it is what `mani_openpi` reads."""
+        """Raises DataError unless `mani_openpi` can read it."""
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 4 or self.rgb.shape[3] != 3 or 0 in self.rgb.shape:
             raise _error(ref, "rgb", f"frames {self.rgb.dtype} {list(self.rgb.shape)}: uint8 [F, H, W, 3] are expected")
         if self.actions.ndim != 2 or 0 in self.actions.shape:
@@ -105,7 +105,7 @@ class EpisodeSource(Protocol):
     def episodes(self) -> list[EpisodeRef]:
         """All episodes, in an order that depends on the names of files and on their content alone.
 
-        One that is seen to be bad is given with its error, so that the others can be had without it. Raises DataError and
+        A bad one is returned with its error, so that the others can be converted. Raises DataError and
         ConfigError for what concerns all of them.
         """
 
@@ -113,7 +113,7 @@ class EpisodeSource(Protocol):
         """One episode that has no error yet. Raises DataError naming file, record and field."""
 
     def identity(self) -> Mapping[str, Any]:
-        """All that decides what `read` gives, beside the files; JSON-able."""
+        """Every setting that decides what `read` returns; JSON values."""
 
 
 def _error(ref: EpisodeRef, field: str, reason: str) -> DataError:

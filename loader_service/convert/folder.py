@@ -1,11 +1,11 @@
-"""The output folder: whose it is, which of its episodes are still those of the input, and its JSONL.
+"""The output folder: which conversion it belongs to, which of its episodes are up to date, and its JSONL.
 
     .convert.json   {"identity": "5d41...", "jsonl": ["train.jsonl"]}: one conversion, and the JSONL files it may replace
     .convert.lock   held while one runs
     train.jsonl     the lines of the episodes, in the order of the input
 
-An episode is known by its stamp, which it keeps as `traj_NNNNNN/input.json`: the size and time of its file and its place in
-it. So it stays what it is when others of the input were recorded again, also where they are more or fewer than before.
+An episode is recognised by its stamp, stored as `traj_NNNNNN/input.json`: size and time of its input file and its place in it.
+So it is kept when other episodes of the input were recorded again.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _LEFTOVER = re.compile(r"\.(traj_\d{6,}|.+\.jsonl|\.convert\.json)\.[0-9a-f]+\.t
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the folder holds of the input."""
+    """Which episodes of the input the folder holds."""
 
     numbers: list[int]
-    """Of the folder of each episode, in the order of the input: its place in that order, unless another one lies there."""
+    """Number of each episode's folder, in the order of the input: its place in that order, unless that is taken."""
     done: set[int]
     """Numbers that are written."""
     stale: list[int]
-    """Numbers that were made of what the input no longer is, or lack their row."""
+    """Numbers of episodes whose input changed, or that lack their row."""
 
 
 def stamps_of(refs: Sequence[EpisodeRef]) -> list[bytes]:
-    """What each episode was made of; a file that was recorded anew often has as many episodes of the same size."""
+    """The stamp of each episode. The file's time is part of it: a file recorded again often has episodes of the same sizes."""
     seen: dict[str, list[int | str]] = {}
     try:
         for file in dict.fromkeys(ref.file for ref in refs):
@@ -63,7 +63,7 @@ def stamps_of(refs: Sequence[EpisodeRef]) -> list[bytes]:
 
 
 def register(out: Path, identity: str, jsonl: str) -> None:
-    """Make it this conversion's. Raises ConfigError if it holds another one, or what is not ours."""
+    """Register the folder for this conversion. Raises ConfigError if it holds another conversion or foreign files."""
     file = out / STATE_FILE
     names: list[str] = []
     if file.exists():
@@ -89,9 +89,9 @@ def register(out: Path, identity: str, jsonl: str) -> None:
 
 
 def look(out: Path, stamps: Sequence[bytes]) -> Found:
-    """Find the episodes with these stamps."""
+    """Find the episodes with these stamps in the folder."""
     there = [int(match[1]) for folder in out.glob("traj_*") if (match := _FOLDER.fullmatch(folder.name))]
-    # A folder without a stamp is not ours: it stays, and its number is left alone.
+    # A folder without a stamp is foreign: it stays, and its number is not used.
     written = [number for number in sorted(there) if (episode_folder(out, number) / STAMP_FILE).exists()]
     held: defaultdict[bytes | None, list[int]] = defaultdict(list)
     for number in reversed(written):
@@ -108,7 +108,7 @@ def look(out: Path, stamps: Sequence[bytes]) -> Found:
 
 
 def remove_stale(out: Path, numbers: Sequence[int]) -> None:
-    """First the JSONL files: no line may stand for frames that are another version's."""
+    """Remove the JSONL files first: no line may name frames of another version."""
     logger.warning(
         "--out %s: what was made of %d episodes is removed, and the JSONL with it: their files were written again since",
         out,
@@ -125,7 +125,7 @@ def remove_stale(out: Path, numbers: Sequence[int]) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """What interrupted runs were writing."""
+    """Remove unfinished files of interrupted runs."""
     with writable(out, "what was left behind"):
         for path in out.glob(".*.tmp"):
             if _LEFTOVER.fullmatch(path.name):
@@ -158,7 +158,7 @@ def locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def writable(out: Path, what: str) -> Iterator[None]:
-    """What the operating system says becomes a ConfigError."""
+    """An OSError in the block becomes a ConfigError that says how to continue."""
     try:
         yield
     except OSError as error:

@@ -92,7 +92,7 @@ class ManiSkill:
         }
 
     def _wanted(self, episode: Any) -> bool:
-        """Also where the JSON does not say: that is an error of the episode."""
+        """True also if the JSON has no `success`: the episode then has an error."""
         success = episode.get("success") if self.only_success and isinstance(episode, dict) else None
         return not isinstance(success, bool | int | float) or bool(success)
 
@@ -135,7 +135,7 @@ class ManiSkill:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """The HDF5 file, read-only; what h5py says becomes a DataError."""
+    """The HDF5 file, read-only; errors of h5py become DataErrors."""
     try:
         import h5py
     except ImportError as error:

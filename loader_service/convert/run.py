@@ -1,4 +1,4 @@
-"""`convert`: list, find what is done, estimate, write what is missing in several processes, put the JSONL together, count."""
+"""`convert`: list the episodes, find those that are done, estimate the size, write the others, assemble the JSONL, count."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PROBES = 3  # episodes that are read for the estimate
 _AHEAD = 4  # tasks per process that wait: results are small, so this only bounds what a Ctrl-C throws away
 
 Written = tuple[int, str | None]
-"""An episode's number, and why it is bad, where such ones are skipped."""
+"""(number of the episode, why it is bad or None)."""
 
 _source: EpisodeSource | None = None  # of this worker process
 
@@ -76,7 +76,7 @@ def convert(
     source: EpisodeSource, out: Path, *, jobs: int = 0, compress: bool = False, limit: int | None = None,
     jsonl: str = "train.jsonl", progress: bool = False, skip_bad: bool = False,
 ) -> Converted:  # fmt: skip
-    """Write episodes into `out` and `jsonl` beside them. Run again after an interruption, it goes on where it was.
+    """Write episodes into `out` and `jsonl` beside them. After an interruption, a second call resumes.
 
     Episodes whose file has another size or time than when they were written are written anew, those of other files are kept.
 
@@ -207,7 +207,7 @@ def _read(source: EpisodeSource, ref: EpisodeRef) -> Episode:
 
 
 def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *, skip_bad: bool) -> None:
-    """Raises ConfigError if the frames, as they are stored, will not fit: judged by some of the episodes."""
+    """Raises ConfigError if the frames will not fit on the disk, estimated from a few episodes."""
     probes = [refs[len(refs) * i // _PROBES] for i in range(min(_PROBES, len(refs)))]
     raw = probed = 0
     for ref in probes:
@@ -229,7 +229,7 @@ def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *,
 
 
 def _check_unchanged(refs: Sequence[EpisodeRef], stamps: Sequence[bytes], todo: Sequence[Task]) -> None:
-    """Raises DataError if a file was written while it was read: its episodes may be of both versions."""
+    """Raises DataError if an input file changed while it was read: its episodes may mix two versions."""
     written = {task.ref.file for task in todo}
     for ref, before, after in zip(refs, stamps, stamps_of(refs), strict=True):
         if before != after and ref.file in written:

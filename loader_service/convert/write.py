@@ -30,7 +30,7 @@ def episode_folder(out: Path, number: int) -> Path:
 
 
 def read_stamp(out: Path, number: int) -> bytes | None:
-    """What it was made of; None unless it was written."""
+    """The episode's stamp; None unless it was written completely."""
     folder = episode_folder(out, number)
     try:
         return (folder / STAMP_FILE).read_bytes() if (folder / ROW_FILE).is_file() else None
@@ -83,6 +83,6 @@ def read_back(out: Path, number: int) -> tuple[bytes, int]:
 
 
 def to_disk(file: Any) -> None:
-    """So that the rename cannot reach the disk before the content does."""
+    """Flush and sync, so that the rename cannot reach the disk before the content does."""
     file.flush()
     os.fsync(file.fileno())

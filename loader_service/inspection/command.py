@@ -21,9 +21,9 @@ from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 
 _DESCRIPTION = """\
-Look at rows as a trainer would be given them: where they come from, their text with the labels marked, their images,
-their action and what is left of it once it has been turned into tokens and back. It runs the loader's own code, without a
-server; use it while you write a dataset class, a template or a config."""
+Show rows as a trainer would receive them: where they come from, their text with the labels marked, their images, their
+action, and the action that its tokens decode to. It runs the loader's own code without a server. Use it while you write a
+dataset class, a template or a config."""
 
 _EPILOG = """\
 examples:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def wanted_entries(data: DataConfig, split: str, source: str | None, entry: int | None) -> list[int]:
-    """Numbers of the entries of a split that the command line means. Raises ConfigError."""
+    """Numbers of the entries that the command line selects. Raises ConfigError."""
     entries = list(range(len(data.paths(split))))
     if not entries:
         raise ConfigError(f"--split {split}: the config names no data of it")

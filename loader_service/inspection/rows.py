@@ -1,4 +1,4 @@
-"""Rows of an entry as its plan and its encoder make them: the same code that answers tickets."""
+"""Rows of an entry, made by the same plan and encoder that answer tickets."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class InspectedRow:
 
     manifest: EntryManifest
     place: str
-    """Where it stands: `lane 3, row 0 of 41`."""
+    """Its place in the epoch: `lane 3, row 0 of 41`."""
     samples: tuple[InspectedSample, ...]
 
 
 def first_rows(
     manifest: EntryManifest, encoder: RecordEncoder, data: DataConfig, *, epoch: int, count: int
 ) -> Iterator[InspectedRow]:
-    """The first rows of the entry's lanes, lane after lane and then round again. Raises DataError under policy `fail`."""
+    """The first row of every lane, then the second of every lane, and so on. Raises DataError under policy `fail`."""
     plan = make_plan(manifest, data, PlanKey(manifest.split, epoch, manifest.entry))
     for lane, position in _places(plan, count):
         rows = plan.rows(lane, position, 1)

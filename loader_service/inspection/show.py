@@ -1,4 +1,4 @@
-"""A row in words: where it comes from, its text with the labels marked, its images, its action and what is left of it as tokens.
+"""A row as text: its origin, its tokens with the labels marked, its images, its action, and the action that its tokens decode to.
 
 train 0 (demos/train.jsonl): lane 3, row 0 of 41
   record 17, sample 3     demos/train.jsonl, offset 5310, size 4102
@@ -60,7 +60,7 @@ def _sample_lines(sample: EncodedSample, processor: Processor, *, tokens: bool, 
     texts, labels = token_texts(sample, processor), sample.supervised.astype(bool)
     if sample.images:
         sizes = ", ".join(f"{len(image) / 1000:.1f} KB" for image in sample.images)
-        assert processor.image is not None  # or the encoder had refused the sample
+        assert processor.image is not None  # else the encoder would have refused the sample
         yield _line("images", f"{processor.image.width}x{processor.image.height}, as they travel: {sizes}")
     yield _line("tokens", f"{len(texts)}, of them {int(labels.sum())} labels")
     yield _line("text", marked_text(texts, labels, colour=colour))
@@ -95,7 +95,7 @@ def _action_lines(sample: EncodedSample, labels: NDArray[np.bool_], processor: P
 
 
 def decoded_action(sample: EncodedSample, labels: NDArray[np.bool_], processor: Processor) -> NDArray[np.float32]:
-    """float32[K, D]: what a model that predicts the answer exactly would do. Raises DataError."""
+    """float32[K, D]: the action of a model that predicts every label exactly. Raises DataError."""
     if processor.vocabulary is None:
         raise DataError("there is no action codec")
     return processor.actions_from_ids(sample.input_ids[_action_places(sample, labels, processor)])

@@ -36,7 +36,7 @@ _WARN_EVERY_S = 30.0
 _MOST_WARNED = 64
 
 Deliver = Callable[[bytes, bytes], None]
-"""(reply address, frame): called from the builder's threads."""
+"""(reply address, frame). The builder's threads call it."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Counters:
     records_distinct: int = 0
     skipped: int = 0
     records_ahead: int = 0
-    """Of the decoded ones: kept, and no ticket had a sample of them yet."""
+    """Decoded and kept, before any ticket asked for a sample of them."""
 
     def as_list(self) -> list[int]:
         """In the order of the fields."""
@@ -62,13 +62,13 @@ class _Pending:
     entry: int
     rows: Rows
     counts: dict[RecordKey, int]
-    """Samples of each record."""
+    """Record -> how many of its samples the ticket needs."""
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
     has_failed: bool = False
 
     def size_bytes(self) -> int:
-        """Of its piece, about; all records are there."""
+        """About how many bytes the piece has. Call it when all records are there."""
         size = 0
         for key, count in self.counts.items():
             record = self.records[key.record]
@@ -120,7 +120,7 @@ class PieceBuilder:
     ) -> None:
         """Build the ticket's piece; the frame goes to `deliver(address, frame)`.
 
-        lane: its number inside the entry; next_plan: gives the plan of the epoch after this one, if there will be one.
+        lane: its number inside the entry. next_plan: returns the plan of the next epoch, or None if there is none (yet).
         """
         with self._wake:
             self._manifests[manifest.split, manifest.entry] = manifest
@@ -150,7 +150,7 @@ class PieceBuilder:
             self._finish(pending)
 
     def close(self) -> None:
-        """Stop the threads; what is in work is finished first."""
+        """Stop the threads after they have finished what they work on."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -166,7 +166,8 @@ class PieceBuilder:
             outcomes = self._encode(places, batch[0][1])
             for pending, outcome in self._store(batch, outcomes):
                 if not isinstance(outcome, EncodedRecord):
-                    # What cannot be fetched now may be had later, or by another loader; bad data is the same everywhere.
+                    # A file that cannot be fetched now may be fetched later, or by another loader. Bad data is bad on every
+                    # loader.
                     reason = "data" if isinstance(outcome, DataError) else "unavailable"
                     if reason == "unavailable":
                         self._warn(str(outcome))
@@ -175,7 +176,7 @@ class PieceBuilder:
                     self._finish(pending)
 
     def _encode(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> Sequence[Outcome]:
-        """Of each record; trouble of the host that befalls the whole batch is the outcome of all of them."""
+        """The outcome of each record. Trouble of the host that stops the whole batch is the outcome of all of them."""
         try:
             return self._encoder.encode_all(places, epoch)
         except Exception as error:
@@ -189,7 +190,7 @@ class PieceBuilder:
         self._deliver(pending.address, encoding.encode(failure))
 
     def _warn(self, message: str) -> None:
-        """The same thing once in a while: ranks ask again and again."""
+        """Log a message, but the same one at most every 30 s: ranks ask again and again."""
         now = time.monotonic()
         with self._wake:
             if now - self._warned.get(message, -_WARN_EVERY_S) < _WARN_EVERY_S:
@@ -200,9 +201,9 @@ class PieceBuilder:
         logger.warning("%s", message)
 
     def _next(self) -> list[tuple[RecordKey, int]]:
-        """The next records to decode, each with the epoch it is for, waiting for one; [] at the end.
+        """The next records to decode, each with its epoch. Waits until there is one; returns [] at the end.
 
-        More than one where they are small: of the same epoch, and together no more work than a thread may have in one batch.
+        Small records of the same epoch come together, up to the limits of a batch.
         """
         with self._wake:
             while not self._closed:
@@ -222,7 +223,7 @@ class PieceBuilder:
             return []
 
     def _take(self, batch: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
-        """A record that tickets wait for, or else one to be read ahead; None where there is none that may join the batch."""
+        """A record that tickets wait for, or else one to read ahead; None if no record may join the batch."""
         while self._urgent:
             key = self._urgent[0]
             if key in self._waiting and key not in self._running:
@@ -250,7 +251,7 @@ class PieceBuilder:
     def _store(
         self, batch: Sequence[tuple[RecordKey, int]], outcomes: Sequence[Outcome]
     ) -> list[tuple[_Pending, Outcome]]:
-        """Book decoded records; the tickets that have all they need now, or whose first bad one is among them."""
+        """Store decoded records. Returns the tickets that are complete now, and those for which a record failed."""
         done: list[tuple[_Pending, Outcome]] = []
         with self._wake:
             for (key, epoch), outcome in zip(batch, outcomes, strict=True):
@@ -261,7 +262,7 @@ class PieceBuilder:
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
                 for pending in waiting:
-                    if pending.has_failed:  # one of its records is enough to say so
+                    if pending.has_failed:  # the first bad record was reported
                         continue
                     if isinstance(outcome, EncodedRecord):
                         pending.records[key.record] = outcome
@@ -300,4 +301,6 @@ class PieceBuilder:
                 self._cache.serve(key, count)
             self.counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()
-        self._deliver(pending.address, frame)  # counted before: whoever has it and asks for counters finds it there
+        self._deliver(
+            pending.address, frame
+        )  # after counting, so that a rank that has the piece finds it in the counters

@@ -1,8 +1,8 @@
 """Whether shards are still the files that were scanned.
 
-A shard that is written while it is served has its records elsewhere, or other ones at the same places: what is read there would
-be mixed into a run whose other loaders, and whose checkpoint, know the old content. Nobody can tell from the rows, so the file
-system is asked: size and time of the last change, behind each turn of reading.
+A shard that is rewritten while it is served has other records at the same offsets. Their rows would be mixed into a run whose
+other loaders and whose checkpoint know the old content. The rows do not show it, so size and time of the last change are compared
+after each batch of reading.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from stoker_proto.errors import FetchError
 from stoker_proto.host_trouble import host_error
 
 Shard = tuple[EntryManifest, int]
-"""Of an entry, its number there."""
+"""(manifest of the entry, number of the shard in it)."""
 
 
 def shard_of(manifest: EntryManifest, record: int) -> Shard:
-    """That a record lies in."""
+    """The shard that holds a record."""
     return manifest, int(manifest.shard_index[record])
 
 
 def changed_shards(places: Iterable[tuple[EntryManifest, int]]) -> dict[Shard, FetchError]:
-    """Shards of the records (manifest, record) that changed since they were scanned, and how."""
+    """Shards of these records (manifest, record) that changed since the scan -> what changed."""
     changed = {}
     for shard in {shard_of(*place) for place in places}:
         error = _change(*shard)
@@ -34,12 +34,12 @@ def changed_shards(places: Iterable[tuple[EntryManifest, int]]) -> dict[Shard, F
 
 
 def _change(manifest: EntryManifest, number: int) -> FetchError | None:
-    """No DataError: the data may be well, so it is not skipped."""
+    """A FetchError and no DataError: the data may be good, so policy `skip` must not skip it."""
     if not manifest.stamps:
         return None
     path, known = manifest.shards[number], manifest.stamps[number]
     try:
-        status = os.stat(path)  # noqa: PTH116 - in each turn of a thread
+        status = os.stat(path)  # noqa: PTH116 - called for every batch
     except OSError as error:
         if (trouble := host_error(error, path)) is not None:
             return trouble

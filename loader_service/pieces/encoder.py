@@ -1,5 +1,5 @@
-"""Record -> encoded samples: a record is decoded once, and every sample of it becomes what travels, token ids, labels and encoded
-images. `piece` only puts such samples together.
+"""Record -> encoded samples. A record is decoded once; each of its samples becomes token ids, labels and encoded images, as they
+travel. `piece` only puts such samples together.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from stoker_proto.processor import EncodedRow, Processor
 logger = logging.getLogger(__name__)
 
 _MOST_TEXTS = 64
-"""Samples of language of one record that wait to be tokenised."""
+"""Samples of language of one record that are tokenised together at most."""
 
 
 class _Text(NamedTuple):
-    """What of a `Sample` with an instruction is still needed when its frames are encoded."""
+    """A `Sample` with an instruction, without its frames: these are encoded already."""
 
     images: tuple[bytes, ...]
     instruction: str
     state: NDArray[np.float32] | None
     action: NDArray[np.float32] | None
     is_pad: NDArray[np.bool_] | None
-    """Timesteps of the action that are no labels."""
+    """bool[K]: actions of the chunk that are no labels; None: all are."""
     answer: str | None
     timestep: int
 
@@ -51,27 +51,27 @@ class _Waiting(NamedTuple):
     text: TextSample
     images: tuple[bytes, ...]
     number: int
-    """Of the sample in its record."""
+    """Number of the sample in its record."""
 
 
 @dataclass(slots=True)
 class _Record:
-    """A record on its way: what was read of it."""
+    """A record that is being encoded."""
 
     manifest: EntryManifest
     number: int
     shard: Path
     found: list[_Text | EncodedSample] = field(default_factory=list)
     texts: list[_Waiting] = field(default_factory=list)
-    """Behind `found`: samples of language that are no rows yet."""
+    """Samples of language that are not tokenised yet; they come after `found`."""
 
     @property
     def expected(self) -> int:
-        """Samples that the scan counted."""
+        """Number of samples that the scan counted."""
         return int(self.manifest.num_samples[self.number])
 
     def check_not_more(self) -> None:
-        """Raises DataError where there are more than those."""
+        """Raises DataError if `read` returned more samples than the scan counted."""
         if len(self.found) > self.expected:
             raise DataError(
                 "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets is_text)",
@@ -94,7 +94,7 @@ class RecordEncoder:
         }
 
     def preload(self, manifests: Iterable[EntryManifest]) -> None:
-        """Import what reading these entries needs, before descriptors may be short."""
+        """Import the libraries that these entries need, while there are descriptors for it."""
         for manifest in manifests:
             dataset = self._dataset_of[manifest.split, manifest.entry]
             dataset.preload([Path(shard) for shard in manifest.shards])
@@ -102,7 +102,7 @@ class RecordEncoder:
                 dataset.remote.preload()
 
     def share_work(self, threads: int) -> int:
-        """How many threads may call `encode` so that `threads` work while others wait for remote files."""
+        """Number of threads to start, so that `threads` work while others wait for remote files."""
         stores = {
             id(dataset.remote): dataset.remote for dataset in self._dataset_of.values() if dataset.remote is not None
         }
@@ -111,19 +111,19 @@ class RecordEncoder:
         return threads + (self.data.remote.concurrency if stores else 0)
 
     def is_small(self, manifest: EntryManifest) -> bool:
-        """Whether several of the entry's records are better encoded together: those of language, none of which had an image."""
+        """Whether the entry's records are encoded several at a time: language, of which no record has had an image so far."""
         key = manifest.split, manifest.entry
         return self._dataset_of[key].is_text and key not in self._with_images
 
     def encode(self, manifest: EntryManifest, record: int, epoch: int) -> EncodedRecord:
-        """The record's samples. A bad record raises DataError, or under policy `skip` says why it is bad."""
+        """The record's samples. A bad record raises DataError; under policy `skip` the result holds the reason."""
         [outcome] = self.encode_all([(manifest, record)], epoch)
         if not isinstance(outcome, EncodedRecord):
             raise outcome
         return outcome
 
     def encode_all(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> list[Outcome]:
-        """The same of several records, whose texts are tokenised together; an error stands in its record's place."""
+        """`encode` for several records, whose texts are tokenised together. An error is returned in its record's place."""
         records: list[_Record | DataError | FetchError] = []
         with ExitStack() as stack:
             for dataset in {id(d): d for d in (self._dataset_of[m.split, m.entry] for m, _ in places)}.values():
@@ -133,7 +133,7 @@ class RecordEncoder:
                     records.append(self._read(manifest, number, epoch))
                 except (DataError, FetchError) as error:
                     records.append(error)
-        changed = changed_shards(places)  # looked at behind the reading, so that a change in it is seen
+        changed = changed_shards(places)  # after the reading, so that a change during it is seen
         if changed:
             records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
         read = [record for record in records if isinstance(record, _Record)]
@@ -156,9 +156,9 @@ class RecordEncoder:
         return EncodedRecord(error=str(error), size_bytes=1000)
 
     def _read(self, manifest: EntryManifest, number: int, epoch: int) -> _Record:
-        """Its samples, read, their frames encoded."""
+        """Read a record and encode its frames."""
         augment = self.data.augment.enabled and manifest.split == "train"
-        # Validation compares whole chunks, so that it says the same of every run.
+        # Validation scores whole chunks, so that its figures are comparable between runs.
         hides_padding = not self.data.action.learn_padding and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
@@ -180,7 +180,7 @@ class RecordEncoder:
                 else:
                     if record.texts:
                         self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
-                    # Kept without its frames, so that one raw frame at a time is alive.
+                    # Kept without its frames, so that only the raw frames of one sample are in memory.
                     record.found.append(
                         _Text(
                             images, sample.instruction, sample.state, sample.action,
@@ -220,7 +220,7 @@ class RecordEncoder:
             return self._bad(error)
         except StokerError as error:
             return _not_here(error)
-        except Exception as error:  # a user's class gave what cannot be stacked or converted
+        except Exception as error:  # a user's class returned values that cannot be stacked or converted
             if (trouble := host_error(error, str(record.shard))) is not None:
                 return trouble
             logger.exception("samples of %s cannot be written as rows", record.shard)
@@ -271,7 +271,7 @@ class RecordEncoder:
         return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
 
     def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
-        """Codes of all action chunks of the record, in one call of the codec."""
+        """Number of the sample -> codes of its action chunk. One call of the codec encodes all chunks of the record."""
         with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
         if not with_action:
             return {}
@@ -282,7 +282,7 @@ class RecordEncoder:
 
 
 def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int) -> None:
-    """Raises DataError where a field of a piece cannot hold what the sample has."""
+    """Raises DataError for a sample that does not fit into a piece."""
     try:
         check_sample(images, sample.timestep, () if sample.action is None else np.shape(sample.action))
     except DataError:  # a context around every sample would be felt
@@ -291,17 +291,18 @@ def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int)
 
 
 def _not_here(error: StokerError) -> FetchError:
-    """What is no DataError says something of this host: a cache folder without room, a package that is missing."""
+    """Any other StokerError concerns this host (a full cache folder, a missing package), so the ticket may go to another
+    loader."""
     return error if isinstance(error, FetchError) else FetchError(str(error))
 
 
 def _failure(record: _Record, error: Exception) -> DataError:
-    """A dataset class may be anybody's: what it fails with is the record's error, and the loader lives on."""
+    """Any exception of a user's dataset class becomes the record's error; the loader keeps running."""
     return DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(record.number))
 
 
 def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path, record: int) -> None:
-    """The plan packed samples of the `expected` lengths, without images and actions. Raises DataError."""
+    """Raises DataError unless the samples have the `expected` numbers of tokens, by which they were packed, and only text."""
     for index, (sample, tokens) in enumerate(zip(encoded.samples, expected, strict=True)):
         where = {"file": str(shard), "record": str(record), "field": f"sample {index}"}
         if sample.images or sample.action is not None:

@@ -1,4 +1,4 @@
-"""Encoded samples -> piece: what a ticket asks for, put together."""
+"""Encoded samples -> piece: the rows of one ticket, put together."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class EncodedSample:
 
 
 MAX_IMAGES = 255
-"""Of a sample: `Piece.image_counts` is uint8."""
+"""Images of one sample at most: `Piece.image_counts` is uint8."""
 MAX_ACTION_SIDE = 4096
-"""Actions in a chunk, and numbers in an action; ranks refuse a piece with more."""
+"""Largest number of actions in a chunk, and of numbers in an action; ranks reject a larger piece."""
 _LARGEST_TIMESTEP = (1 << 63) - 1  # `Piece.keys` is int64
 _OVERHEAD_BYTES = 1 << 16  # of a piece beside its samples
 
 
 def check_sample(images: Sequence[bytes], timestep: object, action_shape: Sequence[int] = ()) -> None:
-    """Raises DataError for a sample that no message can hold, whatever the ticket.
+    """Raises DataError for a sample that fits into no message.
 
     images: as they travel; timestep: part of its key; action_shape: (actions in the chunk, numbers in an action)."""
     if len(images) > MAX_IMAGES:
@@ -55,7 +55,7 @@ def check_sample(images: Sequence[bytes], timestep: object, action_shape: Sequen
 
 @dataclass(frozen=True, slots=True)
 class EncodedRecord:
-    """All samples of one record, or the reason why they are rows without labels."""
+    """All samples of one record, or the reason why they are sent as rows without labels."""
 
     samples: Sequence[EncodedSample] = field(default_factory=tuple)
     error: str | None = None
@@ -63,7 +63,7 @@ class EncodedRecord:
 
 
 Outcome = EncodedRecord | DataError | FetchError
-"""What becomes of a record."""
+"""The result of encoding a record."""
 
 
 def assemble_piece(
@@ -74,7 +74,7 @@ def assemble_piece(
     records: Mapping[int, EncodedRecord],
     filler: EncodedSample,
 ) -> Piece:
-    """Put the ticket's rows together. `filler` stands where a bad record's sample has its place."""
+    """Put the ticket's rows together. `filler` takes the place of each sample of a bad record."""
     refs = rows.samples
     skipped: dict[int, str] = {}
     samples: list[EncodedSample] = []
@@ -105,7 +105,7 @@ def assemble_piece(
 
 
 def _stack_actions(samples: Sequence[EncodedSample]) -> NDArray[np.float32]:
-    """float32[N, K, D]; NaN where a sample has none and others have; [N, 0, 0] where none has."""
+    """float32[N, K, D]; NaN for a sample without an action; [N, 0, 0] if no sample has one."""
     actions = [sample.action for sample in samples if sample.action is not None]
     if len(actions) == len(samples):
         return np.array(actions, np.float32)

@@ -1,8 +1,7 @@
 """Which records are decoded next: pure bookkeeping, the threads are in `builder.py`.
 
-Records that a ticket waits for come first, in the order of the tickets; idle threads read ahead, always the record that is
-needed soonest over all lanes. As every lane is spread evenly over the epoch, "soonest" is its first lane position divided by
-the lane's length: one number comparable between lanes.
+Idle threads read ahead the record that is needed soonest over all lanes. Every lane is spread evenly over the epoch, so a record
+is due at its first lane position divided by the lane's length: a number that can be compared between lanes.
 """
 
 from __future__ import annotations
@@ -35,11 +34,12 @@ class _LaneReader:
     todo: list[tuple[int, int]] = field(default_factory=list)  # (first use, record), soonest last
     next_start: int = 0  # lane position at which the next window begins
     limit: int = 0  # lane position up to which windows may be listed
-    is_over: bool = False  # all was given, and this was said
+    is_over: bool = False  # `asked` has returned True
 
 
 class ReadAhead:
-    """Records worth decoding before they are asked for: the rest of every active lane's window, and its next one."""
+    """Records to decode before a ticket asks for them: the rest of the current window of every active lane, and its next
+    window."""
 
     def __init__(self) -> None:
         self._lanes: dict[LaneKey, _LaneReader] = {}
@@ -48,9 +48,9 @@ class ReadAhead:
         self._queued: set[LaneKey] = set()
 
     def asked(self, lane: LaneKey, plan: LanePlan, length: int, stop: int) -> bool:
-        """A ticket asked for the lane's samples up to `stop` (0: nothing yet, but it soon will be).
+        """Note that a ticket asked for the lane's samples up to `stop` (0: no ticket yet, but the first comes soon).
 
-        True once: when all the rest of the lane was given by `pop`, so that its next epoch may be begun.
+        Returns True once: when `pop` has returned the rest of the lane, so that reading ahead may begin its next epoch.
         """
         if lane not in self._lanes:
             self._forget_for(lane)
@@ -70,11 +70,11 @@ class ReadAhead:
         return is_over
 
     def __len__(self) -> int:
-        """Lanes that are read ahead in."""
+        """Number of lanes in which it reads ahead."""
         return len(self._lanes)
 
     def peek(self) -> RecordKey | None:
-        """The record that is needed soonest of those not yet given, or None. `RecordKey.epoch` is the lane's own."""
+        """The record that is needed soonest and was not popped yet, or None. `RecordKey.epoch` is the lane's epoch."""
         while self._heap:
             lane = self._heap[0][2]
             reader = self._lanes.get(lane)
@@ -85,7 +85,7 @@ class ReadAhead:
         return None
 
     def pop(self) -> RecordKey | None:
-        """Give the record of `peek`."""
+        """Remove and return the record of `peek`."""
         key = self.peek()
         if key is not None:
             lane = self._heap[0][2]
@@ -112,7 +112,7 @@ class ReadAhead:
             self._queued.add(lane)
 
     def _forget_for(self, lane: LaneKey) -> None:
-        """Ranks are in one epoch of an entry, or at the border between two; whatever else is asked for is not kept long."""
+        """Forget old epochs: ranks are in one epoch of an entry, or at the border between two."""
         epochs = self._epochs.setdefault((lane.split, lane.entry), OrderedDict())
         epochs[lane.epoch] = None
         epochs.move_to_end(lane.epoch)

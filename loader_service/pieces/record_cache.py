@@ -16,7 +16,7 @@ MAX_EPOCHS = 3
 
 
 class RecordKey(NamedTuple):
-    """A record as it is decoded in one epoch (the epoch is 0 where it changes nothing, so frames are kept across epochs)."""
+    """A record as decoded in one epoch. The epoch is 0 where it changes nothing, so that frames are kept across epochs."""
 
     split: str
     epoch: int
@@ -25,13 +25,14 @@ class RecordKey(NamedTuple):
 
 
 class SeenRecords:
-    """Which records were decoded in the epochs that entries are in: one bit each."""
+    """Which records were decoded in the newest epochs of each entry: one bit per record."""
 
     def __init__(self) -> None:
         self._bits: dict[tuple[str, int], OrderedDict[int, bytearray]] = {}  # (split, entry): epoch, R / 8 bytes
 
     def is_first(self, key: RecordKey, epoch: int, num_records: int) -> bool:
-        """Whether this record of num_records was not told of before in the epoch (whatever `key.epoch` says)."""
+        """Whether this is the first call for the record in the epoch, which may differ from `key.epoch`. num_records: of the
+        entry."""
         epochs = self._bits.setdefault((key.split, key.entry), OrderedDict())
         bits = epochs.get(epoch)
         if bits is None:
@@ -44,7 +45,7 @@ class SeenRecords:
         return first
 
     def __len__(self) -> int:
-        """Epochs of entries that are kept in mind."""
+        """Number of epochs, over all entries, that are remembered."""
         return sum(map(len, self._bits.values()))
 
 
@@ -56,7 +57,8 @@ class _Kept:
 
 
 class RecordCache:
-    """Encoded records within a byte budget. Those whose samples were all served go first, the oldest of them first."""
+    """Encoded records within a limit of bytes. Records whose samples were all served are dropped first, the oldest of them
+    first."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
@@ -72,23 +74,23 @@ class RecordCache:
         return key in self._wanted or key in self._served
 
     def has_room(self) -> bool:
-        """Whether reading ahead would not push out what is still wanted."""
+        """Whether reading ahead drops no record that is still needed."""
         return self.size_bytes - self._served_bytes < self.budget_bytes
 
     def get(self, key: RecordKey) -> EncodedRecord | None:
-        """The record, or None where it is not kept."""
+        """The record, or None if it is not kept."""
         kept = self._wanted.get(key) or self._served.get(key)
         return kept.value if kept else None
 
     def put(self, key: RecordKey, value: EncodedRecord) -> None:
-        """Keep a record, and drop others down to the budget (never this one)."""
+        """Keep a record, and drop others (never this one) until the limit is met."""
         self._wanted[key] = _Kept(value, len(value.samples))
         self.num_ahead += 1
         self.size_bytes += value.size_bytes
         self._shrink(key)
 
     def serve(self, key: RecordKey, count: int) -> None:
-        """`count` samples of it have gone out. In a later epoch its samples go out again."""
+        """Note that `count` of its samples were sent. A record that was sent completely is kept while there is room."""
         kept = self._wanted.get(key)
         if kept is None:
             if key in self._served:

@@ -1,6 +1,6 @@
-"""What turns tickets into frames on one host process: config, manifests, plans, builder threads, and a box of answers.
+"""Tickets -> frames inside one process: config, manifests, plans, builder threads, and a queue of answers.
 
-A worker process has one, and so has a loader that is small enough to need no worker processes.
+A worker process has one. A loader that is small enough to need no worker processes has one itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait 
 
 
 class PieceService:
-    """Made from what the front left in the run directory. `submit` a ticket; `readable` wakes a poller; `take` the answers."""
+    """Reads its job from the run directory. `submit` tickets, wait until `readable` is ready, `take` the answers."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -69,7 +69,7 @@ class PieceService:
 
     @property
     def counters(self) -> Counters:
-        """What it has done since its start."""
+        """Counters since the start."""
         return self._builder.counters
 
     def submit(self, address: bytes, ticket: Ticket) -> None:
@@ -77,7 +77,7 @@ class PieceService:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         try:
             plan = self._plan(PlanKey(ticket.split, ticket.epoch, entry))
-        except FileNotFoundError:  # the front has other plans now, and makes this one again when it is asked again
+        except FileNotFoundError:  # the server has dropped this plan, and makes it again when a rank asks again
             self._fail(address, ticket, "unavailable", f"the plan of {ticket.split} epoch {ticket.epoch} is made again")
             return
         except (OSError, MemoryError, RuntimeError, StokerError) as error:
@@ -96,7 +96,7 @@ class PieceService:
             self._refuse(address, ticket, error)
 
     def _refuse(self, address: bytes, ticket: Ticket, error: Exception) -> None:
-        """Raises what is neither trouble of the host nor raised on purpose."""
+        """Answer with a FAILURE. Raises an error that is neither trouble of the host nor a StokerError: a bug."""
         trouble = host_error(error, f"the plan of {ticket.split} epoch {ticket.epoch}")
         if trouble is not None:
             logger.warning("%s", trouble)
@@ -120,7 +120,7 @@ class PieceService:
         return answer
 
     def acknowledge(self) -> None:
-        """Call when `readable` is: what was written to wake the poller is read away."""
+        """Call it when `readable` is ready: empties the pipe that woke the poller."""
         os.read(self.readable, 65536)
 
     def close(self) -> None:
@@ -133,13 +133,13 @@ class PieceService:
         os.close(self._wakeup)
 
     def _next_plan(self, key: PlanKey) -> LanePlan | None:
-        """The plan of an epoch that will be trained and is planned already."""
+        """The plan, if this epoch will be trained and is planned already; else None."""
         if key.split != "train" or (key.epoch >= self._config.trainer.epochs and not self._config.data.weights):
             return None
         if plan_exists(self._run_dir, key):
             try:
                 return self._plan(key)
-            except FileNotFoundError:  # the front has forgotten it this moment
+            except FileNotFoundError:  # the server has dropped it this moment
                 return None
             except (OSError, MemoryError) as error:
                 if host_error(error) is None:
@@ -156,7 +156,7 @@ class PieceService:
         return self._plans[key]
 
     def _deliver(self, address: bytes, frame: bytes) -> None:
-        is_owner = threading.current_thread() is self._owner  # it looks at its answers after each submit anyway
+        is_owner = threading.current_thread() is self._owner  # it takes the answers after each submit
         with self._room:
             while not is_owner and self._waiting_bytes > _MAX_WAITING_BYTES and not self._closed:
                 self._room.wait()
@@ -167,10 +167,10 @@ class PieceService:
 
 
 def settle_process() -> None:
-    """For a process that builds pieces from now on.
+    """Settings of a process that builds pieces from now on.
 
-    A thread that fails for another reason than bad data must not leave tickets waiting: the process ends, and is restarted. What
-    was imported and read stays until the end, so the garbage collector need not go through it again and again.
+    A thread that fails for another reason than bad data ends the process, which is then restarted: no ticket waits for ever. The
+    garbage collector skips what was imported and read so far, because that stays until the end.
     """
 
     def end(failure: threading.ExceptHookArgs) -> None:

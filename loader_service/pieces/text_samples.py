@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NO_TOKEN = "left out: no token to learn"
-"""What the tokenizer drops, and a single id that nothing stands in front of: no row is made of them."""
+"""No row is made of a text that the tokenizer drops, or of a single token id: neither has a token to learn."""
 _BATCH_CHARACTERS = 1 << 20
-"""Texts are tokenised together up to this much: bounds the memory, and keeps the cores busy."""
+"""Texts are tokenised together up to this many characters: enough to keep the cores busy, with bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class TextSample:
 
     @classmethod
     def of(cls, sample: Sample) -> TextSample | None:
-        """None for a sample with an instruction. Raises DataError for one of several forms."""
+        """None for a sample with an instruction. Raises DataError for a sample that has several forms at once."""
         if not sample.turns and sample.text is None and sample.input_ids is None:
             return None
         forms = {
@@ -70,21 +70,22 @@ class TextSample:
 
 
 def rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[EncodedRow] | DataError]:
-    """The rows of each sample, or why it has none; all are tokenised together."""
+    """The rows of each sample, or the reason why it has none. All samples are tokenised together."""
     return _together(samples, lambda some: _rows_of(some, processor))
 
 
 def counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
-    """(rows, tokens in them) of each sample: of what `rows_of` gives, which is not made of plain texts for this."""
+    """(number of rows, tokens in them) of each sample, as `rows_of` would make them. Rows of plain text are counted, not
+    built."""
     return _together(samples, lambda some: _counts_of(some, processor))
 
 
 def _together(
     samples: Sequence[TextSample], write: Callable[[Sequence[TextSample]], list[T | DataError]]
 ) -> list[T | DataError]:
-    """`write(samples)`; where a library fails on it, each by itself, so that one sample is not the failure of the others.
+    """`write(samples)`. If a library raises, each sample is written by itself, so that one bad sample does not fail the others.
 
-    Such a sample is anybody's: half a surrogate pair from a dataset class, a dialogue that the model's own template divides by.
+    Examples of such samples: half a surrogate pair from a dataset class, a dialogue that the model's template cannot render.
     """
     try:
         return write(samples)
@@ -139,13 +140,13 @@ class _Pending:
 
 
 class RowCounter:
-    """Gives scanned records the numbers of rows and tokens that the loader will make of them."""
+    """Adds to scanned records how many rows and tokens the loader will make of them."""
 
     def __init__(self, dataset: BaseSFTDataset, processor: Processor) -> None:
         self._dataset, self._processor = dataset, processor
 
     def count(self, shard: Path, records: Iterable[ScannedRecord]) -> Iterator[ScannedRecord]:
-        """The records in their order. A bad one raises DataError, or under policy `skip` says why and keeps its place."""
+        """The records in their order. A bad one raises DataError; under policy `skip` it keeps its place, with the reason."""
         batch: list[_Pending] = []
         characters = 0
         for record in records:
@@ -159,9 +160,9 @@ class RowCounter:
 
     def _read(self, shard: Path, record: ScannedRecord) -> _Pending:
         pending = _Pending(record)
-        if record.error is not None or record.num_samples == 0:  # left out: nobody will read it
+        if record.error is not None or record.num_samples == 0:  # left out: never read
             return pending
-        notes = dict.fromkeys(record.notes)  # `validate` gave them already
+        notes = dict.fromkeys(record.notes)  # from `validate`, if it is on
         try:
             for read in self._dataset.read(shard, record.offset, record.size):
                 sample = TextSample.of(read)
@@ -208,17 +209,17 @@ class RowCounter:
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """That records are counted, and by what: sent to scanning processes, each of which builds its own processor."""
+    """How rows and tokens are counted. Sent to the scanning processes, each of which builds its own processor."""
 
     config: Config
     fingerprint: str
-    """Of what decides the counts, as loaders compare it: the same for a tokenizer.json that was saved again."""
+    """Of the settings that decide the counts; loaders compare it. Equal for a tokenizer.json that was saved again."""
     file_hash: str
-    """Of the very bytes of tokenizer.json: counts in the cache are taken for no other file's."""
+    """Of the bytes of tokenizer.json: cached counts are used for exactly this file."""
 
     @classmethod
     def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
-        """None where `scan` knows the number of rows and nobody asks for tokens. Raises ConfigError."""
+        """None if the scan knows the number of rows and no setting needs tokens. Raises ConfigError."""
         data = config.data
         lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
         if not dataset.is_text or (dataset.one_row_each and not lengths_matter):
@@ -229,7 +230,7 @@ class Counting:
         return cls(config, Processor.build(config, None).text_fingerprint, file_hash.hexdigest())
 
     def counter(self, dataset: BaseSFTDataset) -> RowCounter:
-        """Of this process."""
+        """The counter of this process."""
         key = self.fingerprint, self.file_hash
         processor = _processors.get(key)
         if processor is None:

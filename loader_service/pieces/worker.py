@@ -2,7 +2,7 @@
 
     front -> worker: [client address, ticket frame]        worker -> front: [client address, frame, counters]
 
-It is started as `python -m loader_service.pieces.worker RUN_DIR INDEX PARENT`; all it needs to know lies in the run directory.
+Command line: `python -m loader_service.pieces.worker RUN_DIR INDEX PARENT`. Its job is described in the run directory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_WAITING = 64  # answers that the front has not taken
 
 
 class Worker:
-    """The process's main thread: socket in, workbench, socket out."""
+    """The main thread: tickets from the socket to the service, answers back."""
 
     def __init__(self, run_dir: Path, index: int) -> None:
         self._service = PieceService(run_dir)
@@ -43,7 +43,7 @@ class Worker:
         self._socket.connect(f"ipc://{run_dir}/{ENDPOINT}")
 
     def run(self) -> None:
-        """Serve until the front says so with an empty message."""
+        """Serve until the server sends an empty message."""
         self._send(b"", b"ready")
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)

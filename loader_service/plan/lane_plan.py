@@ -24,7 +24,7 @@ from stoker_proto.hashing import key64, keyed_hashes
 from stoker_proto.order.lanes import TIME_END
 
 FIRST_LANES = 4
-"""That begin with a staggered epoch."""
+"""Lanes that begin together at the start of a staggered epoch."""
 _RECORDS_BETWEEN_LANES = 4  # rows of so many records are trained before the next lane begins ...
 _LAST_START = 0.5  # ... but all lanes have begun when this share of the epoch is trained
 _MAX_LAYOUTS = 512  # window layouts kept; one is a few KB
@@ -55,14 +55,14 @@ class Rows(NamedTuple):
     """Rows of a lane, one after another."""
 
     samples: list[SampleRef]
-    """Of all the rows."""
+    """Samples of all rows, one after another."""
     row_samples: list[int] | None
-    """Samples of each row; None: one each."""
+    """How many samples each row has; None: one each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Consecutive records of a lane, and their samples in training order."""
+    """Consecutive records of a lane, and their samples in training order. R records, n samples."""
 
     start: int
     """Lane position of its first row."""
@@ -108,7 +108,7 @@ class LanePlan(ABC):
 
     @property
     def is_staggered(self) -> bool:
-        """Whether nothing was decoded before it: a run's first epoch, and validation, where the order does not matter."""
+        """Whether lanes begin one after another, because nothing was decoded before: a run's first epoch, and validation."""
         return self.key.epoch == 0 or self.key.split != "train"
 
     def lane_lengths(self) -> list[int]:
@@ -116,7 +116,7 @@ class LanePlan(ABC):
         return [self.lane_length(lane) for lane in range(self.order.lanes)]
 
     def lane_starts(self) -> list[int]:
-        """When each of the entry's lanes begins, in units of 2**-32 of the epoch: see `stoker_proto.order.lanes`."""
+        """Start of each lane of the entry, in units of 2**-32 of the epoch; see `stoker_proto.order.lanes`."""
         lengths = self.lane_lengths()
         if not self.is_staggered or not any(lengths):
             return [0] * len(lengths)
@@ -156,22 +156,22 @@ class LanePlan(ABC):
 
 
 def plan_file(folder: Path, key: PlanKey, name: str) -> Path:
-    """Where one array of a plan is kept."""
+    """Path of one array of a plan."""
     return folder / f"plan-{key.split}-{key.epoch}-{key.entry}-{name}.npy"
 
 
 def save_array(folder: Path, plan: LanePlan, name: str, array: NDArray[np.generic]) -> None:
-    """Write one array of a plan; it is there whole or not at all."""
+    """Write one array of a plan; a reader sees all of it or nothing."""
     with whole_file(plan_file(folder, plan.key, name)) as unfinished, unfinished.open("wb") as file:
         np.save(file, array)
 
 
 def staggered_starts(lengths: Sequence[int], rows_per_record: float) -> list[int]:
-    """Times, in units of 2**-32, at which lanes of these lengths begin, so that a new one needs its first record only every so
-    many rows of the stream. Plain float64 arithmetic in a fixed order: the same on every machine.
+    """Start of each lane, in units of 2**-32 of the epoch: a new lane begins after a fixed number of trained rows, so that its
+    first record is needed only then. Plain float64 arithmetic in a fixed order: the same on every machine.
 
-    0 <= start < 2**32, ascending over the lanes that are used. Those that begin first may be so short that the epoch would end
-    before so many rows are trained: then the others wait no longer than if they began at even distances.
+    0 <= start < 2**32, ascending over the lanes that have rows. If the first lanes are so short that the epoch would end before
+    all lanes have begun, the others begin at even distances at the latest.
     """
     used = [lane for lane, length in enumerate(lengths) if length]
     late = max(1, len(used) - FIRST_LANES)
@@ -186,8 +186,9 @@ def staggered_starts(lengths: Sequence[int], rows_per_record: float) -> list[int
 
 
 def _late_times(lengths: Sequence[int], distance: float, at_most: float = math.inf) -> list[float]:
-    """When lanes of these lengths, none 0, begin, as far as that is before the epoch's end at 1: `distance` rows one after
-    another, and the n-th of those that wait n times `at_most` after the beginning at the latest."""
+    """Start times in [0, 1) of lanes of these lengths, none of them 0; lanes that would begin after the epoch's end are left out.
+
+    A lane begins `distance` rows after the one before it, and the n-th late lane at time n * `at_most` at the latest."""
     times: list[float] = []
     time = rate = 0.0  # rate: rows per unit of time, of the lanes that have begun
     for number, length in enumerate(lengths):

@@ -2,8 +2,8 @@
 
     capacity 8, a window of lengths 5 3 2 6 2 7   ->   the longest first: 7 | 6 2 | 5 3 | 2   ->   rows 2 2 1 1 3 0
 
-Each sample, the longest first, goes into the row that it fills best (of equal ones the first), or begins a new row. That is a
-loop over the places of a window, and each turn of it places one sample in every window: a million samples take about 0.15 s.
+Each sample, the longest first, goes into the row that it fills best (the first of equal ones), or begins a new row. The loop runs
+over the positions of a window and places one sample in every window at a time: a million samples take about 0.15 s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_WINDOW_ITEMS = 1 << 15
-"""Of one window: its rows, and the samples of a row, are counted in uint16."""
+"""Items of one window at most: its rows, and the samples of a row, are counted in uint16."""
 _BLOCK_ITEMS = 1 << 20  # packed together: some 40 bytes each while it lasts
 _FIRST_ROWS = 8
 
@@ -25,7 +25,7 @@ def pack_windows(
     """(rows uint16[R], num_rows int64[W]): the row of each item inside its window, and how many rows each window has.
 
     Window w holds the items [bounds[w], bounds[w + 1]), at most MAX_WINDOW_ITEMS. lengths: uint32[R], none above `capacity`,
-    which is below 2**31; an item of length 0 is in no row (what `rows` says of it means nothing).
+    which is below 2**31; an item of length 0 is in no row (its value in `rows` has no meaning).
     """
     rows, num_rows = np.zeros(len(lengths), np.uint16), np.zeros(len(bounds) - 1, np.int64)
     step = max(1, _BLOCK_ITEMS // max(1, int(np.diff(bounds).max(initial=0))))
@@ -39,7 +39,7 @@ def pack_windows(
 def _pack(
     lengths: NDArray[np.uint32], bounds: NDArray[np.int64], capacity: int, rows: NDArray[np.uint16]
 ) -> NDArray[np.int64]:
-    """Fill `rows`; gives int64[W], the rows of each window."""
+    """Fill `rows`; returns int64[W], the number of rows of each window."""
     order, sizes = _longest_first(lengths, bounds)  # [P, W] each
     # In unsigned arithmetic room - size is huge where an item does not fit, so the smallest difference is the best fit.
     dtype = np.uint16 if capacity < 1 << 15 else np.uint32

@@ -1,4 +1,4 @@
-"""Which plan an entry gets: made and saved by the front, loaded by the workers."""
+"""Which kind of plan an entry has. The server makes and saves plans; the workers load them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_plan(manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePl
 
 
 def load_plan(folder: Path, manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePlan:
-    """The plan that was made and saved in the folder."""
+    """The plan that was saved in the folder."""
     if RowPlan.exists(folder, key):
         counts = TokenCounts.of(manifest, data)
         return RowPlan.load(folder, counts, data, key)
@@ -28,5 +28,5 @@ def load_plan(folder: Path, manifest: EntryManifest, data: DataConfig, key: Plan
 
 
 def plan_exists(folder: Path, key: PlanKey) -> bool:
-    """Whether `load_plan` will find it: `ends` is written last."""
+    """Whether `load_plan` finds the plan. Its array `ends` is written last."""
     return plan_file(folder, key, "ends").exists()

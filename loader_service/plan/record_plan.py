@@ -5,12 +5,12 @@
              any later epoch:                [1 + lane % W] [4 records] [4 records] ...
 
 An `RecordPlan` is two arrays over the records, 8 bytes each record, and answers "which samples are [start, start + count) of
-lane l?" by bisection. The front makes it, saves it, and the workers map the same pages.
+lane l?" by bisection. The server makes and saves it, and the workers map the same pages.
 
-In the first epoch of a run (and in validation, where the order does not matter) nothing was decoded before, so lanes begin
-one after another and their windows grow from one record to `window_records`: the records that are needed then never run far
-ahead of the samples that are trained. Later epochs begin with full windows: the loader reads them ahead while the epoch
-before ends. One window of each lane has a length that depends on the lane, so that they do not turn over at the same moment.
+In the first epoch of a run, and in validation, nothing was decoded before. Lanes then begin one after another (staggered) and
+their windows grow from one record to `window_records`, so that only little more is decoded than is trained. Later epochs begin
+with full windows: the loader reads them ahead while the epoch before ends. One window of each lane has a length that depends on
+the lane, so that not all lanes begin a new window at the same time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class RecordPlan(LanePlan):
         return cls(np.concatenate(lanes), ends, order, key)
 
     def save(self, folder: Path) -> None:
-        """Write the two arrays where `load` finds them; `ends` last, which says that both are there."""
+        """Write the two arrays where `load` finds them; `ends` last: its presence means that both are there."""
         save_array(folder, self, "records", self.records)
         save_array(folder, self, "ends", self.ends)
 
@@ -114,7 +114,7 @@ class RecordPlan(LanePlan):
         return Window(start, stop, records, records[record_of], sample_of, first_use)
 
     def _layout_of_singles(self, start: int, records: NDArray[np.uint32], order: NDArray[np.uint32]) -> Window:
-        """What `_layout` gives where every record has one sample, in a third of the time: such windows are small and many."""
+        """`_layout` for windows whose records have one sample each, in a third of the time: such windows are small and many."""
         first_use = np.empty(len(order), np.int64)
         first_use[order] = np.arange(start, start + len(order))
         return Window(start, start + len(order), records, records[order], np.zeros(len(order), np.uint32), first_use)

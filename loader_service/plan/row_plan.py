@@ -3,12 +3,12 @@
     records permuted   ->   windows of about data.order.window_rows rows   ->   lane 0: windows 0 2 4 ...   lane 1: 1 3 5 ...
     a packed window    ->   rows [7] [6 2] [5 3] [2] (tokens of their samples; see `packing`), then the rows are permuted
 
-A record of k samples is k - 1 segments of `max_seq_len` tokens, which are rows by themselves, and a rest that is packed with the
-rests of other records. A window wastes about half of its last row and little else, so rows are filled to 99% and more in windows
-of 128 rows. A data set that is smaller than a window has one window and so one lane: its fill is as good as its size allows.
+A record of k samples is k - 1 segments of `max_seq_len` tokens, which are rows by themselves, and a last segment that is packed
+with those of other records. A window wastes about half of its last row and little else: rows are filled to 99% and more in
+windows of 128 rows. A data set that is smaller than a window has one window in one lane.
 
-Windows do not grow in a first epoch, as those of trajectories do: a row needs its own records only, and text is quickly
-tokenised. The plan is 6 bytes a record (packed) or 4; the lengths of samples are the manifest's.
+Windows do not grow in a first epoch, unlike those of trajectories: a row needs its own records only, and text is tokenised
+quickly. The plan takes 6 bytes per record (packed) or 4; the lengths of samples stand in the manifest.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class RowPlan(LanePlan):
         return cls(records, bins, ends, counts, data, key)
 
     def save(self, folder: Path) -> None:
-        """Write the three arrays where `load` finds them; `ends` last, which says that all are there."""
+        """Write the three arrays where `load` finds them; `ends` last: its presence means that all are there."""
         save_array(folder, self, "records", self.records)
         save_array(folder, self, "bins", self.bins)
         save_array(folder, self, "ends", self.ends)
 
     @staticmethod
     def exists(folder: Path, key: PlanKey) -> bool:
-        """Whether the saved plan is of this kind."""
+        """Whether the saved plan is a RowPlan."""
         return plan_file(folder, key, "bins").exists()
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Lengths in tokens of an entry's samples, from the manifest's two columns, and which entries have them: text that was counted.
+"""Lengths in tokens of an entry's samples, from two columns of the manifest. Only text has them, where the scan counted tokens.
 
     num_samples 3, num_tokens 5000, max_seq_len 2048   ->   samples of 2048, 2048 and 904 tokens
 
-A record of one sample is that sample, cut at `max_seq_len`. A record that the scan found bad (policy `skip`) has no count: its
-place is taken by a filler of one token.
+A record of one sample is that sample, cut at `max_seq_len`. A record that the scan found bad (policy `skip`) has no count: a
+filler of one token takes its place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILLER_TOKENS = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenCounts:
-    """What a plan of text rows knows of an entry."""
+    """The lengths that a plan of text rows is made of. R records."""
 
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R], of all samples of the record
@@ -35,7 +35,7 @@ class TokenCounts:
 
     @classmethod
     def of(cls, manifest: EntryManifest, data: DataConfig) -> TokenCounts:
-        """Of an entry that `check_token_counts` let pass."""
+        """The counts of an entry that `check_token_counts` has accepted."""
         return cls(num_samples=manifest.num_samples, num_tokens=manifest.num_tokens, max_seq_len=data.max_seq_len)
 
     def of_record(self, record: int) -> list[int]:
@@ -46,12 +46,12 @@ class TokenCounts:
 
     @property
     def total_samples(self) -> int:
-        """Of the entry."""
+        """Samples of the entry."""
         return int(self.num_samples.sum(dtype=np.int64))
 
     @property
     def total_tokens(self) -> int:
-        """Of the entry; what is cut is counted too."""
+        """Tokens of the entry, with those that are cut off."""
         return int(self.num_tokens.sum(dtype=np.int64))
 
     def last_lengths(self, records: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -69,20 +69,20 @@ class TokenCounts:
 
 
 def needs_token_counts(data: DataConfig) -> bool:
-    """Whether plans are made of the lengths of samples, where these are known."""
+    """Whether plans use the lengths of samples, where these are known."""
     return data.packing or data.group_by_length
 
 
 def has_token_counts(manifest: EntryManifest) -> bool:
-    """Whether an entry is text whose tokens the scan counted: those are packed or grouped, others are not. O(records)."""
+    """Whether the scan counted the entry's tokens: only such entries are packed or grouped. O(records)."""
     if manifest.statistics is not None or not manifest.num_tokens.any():
         return False
     return _num_uncounted(manifest) <= manifest.num_bad
 
 
 def check_token_counts(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:
-    """Of the entries held here, split -> entry -> manifest. Raises ConfigError where packing or grouping would change nothing,
-    ManifestError where counts contradict each other.
+    """entries: split -> entry -> manifest. Raises ConfigError where packing or grouping would change nothing, ManifestError for
+    counts that contradict each other.
     """
     if not needs_token_counts(data):
         return

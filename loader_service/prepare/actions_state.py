@@ -1,9 +1,9 @@
-"""Counting a part's actions (and states, likewise) for the cache: what was seen, how much of the sample can matter later.
+"""Statistics and samples of the actions (and likewise the states) of one part, for the cache.
 
 For a codec that is fitted to whole chunks (`fast`) chunks are sampled beside single actions, an eighth as many.
 
-The parts of a large source would together keep far more actions than the fit's sample takes. A part with a share of the bytes
-has about that share of the sample: so it keeps four times as many, those with the smallest hashes, and no more.
+Together, the parts of a large source would keep far more actions than the sample of the fit holds. A part's share of the sample
+is about its share of the bytes. So a part keeps four times that many actions, those with the smallest hashes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def actions_to_keep(part_bytes: int, entry_bytes: int) -> int:
 
 
 def sampled_chunk(action: ActionConfig) -> int:
-    """Timesteps of the chunks that a scan samples for the codec's fit; 0: it needs none, and a scan does not depend on them."""
+    """Timesteps of the chunks that a scan samples for the codec's fit; 0 for a codec that needs no chunks."""
     return action.chunk if codec_class(action.codec).fits_chunks else 0
 
 
 @dataclass(slots=True)
 class GatheredActions:
-    """What a scan keeps of the actions that it saw."""
+    """Statistics of actions, and a sample of them."""
 
     statistics: StatisticsAccumulator
     chunks: ChunkSample | None
@@ -66,7 +66,7 @@ class GatheredActions:
         return self.statistics.dim
 
     def merge(self, other: GatheredActions) -> None:
-        """Take in what another one has kept."""
+        """Add what another one has gathered."""
         self.statistics.merge(other.statistics)
         if self.chunks is not None:
             if other.chunks is None:
@@ -74,13 +74,13 @@ class GatheredActions:
             self.chunks.merge(other.chunks)
 
     def to_arrays(self, keep: int) -> dict[str, NDArray[Any]]:
-        """For a file, with at most `keep` actions and an eighth as many chunks."""
+        """Arrays for a file, with at most `keep` actions and an eighth as many chunks."""
         chunks = {} if self.chunks is None else self.chunks.to_arrays(keep // _ACTIONS_PER_CHUNK)
         return {**self.statistics.to_arrays(keep), **chunks}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], keep: int, chunk: int) -> Self | None:
-        """The inverse; None if fewer were kept than that, and more were there."""
+        """The inverse of `to_arrays`; None if fewer than `keep` were stored although there were more."""
         statistics = StatisticsAccumulator.from_arrays(arrays, keep, capacity=SAMPLE_CAPACITY)
         if statistics is None or chunk == 0:
             return None if statistics is None else cls(statistics, None)
@@ -112,7 +112,7 @@ class ActionCounter:
             self._flush()
 
     def finish(self) -> GatheredActions | None:
-        """None if there were no actions."""
+        """What was gathered; None without actions."""
         self._flush()
         return self.gathered
 

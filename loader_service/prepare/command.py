@@ -27,11 +27,10 @@ from stoker_proto.processor import Processor
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Look through the data once, before training: how many records and samples there are, how the actions are
-distributed, and which codebook turns them into tokens. What is found is kept in a `.stoker` folder beside the data, so
-that loaders start at once; after a change of the data only what changed is looked through again. `loader-serve` does the
-same by itself where it is missing. No image is opened but those of the first
-samples, unless --verify asks for it."""
+Scan the data once, before training: count records and samples, compute statistics of the actions, and fit the codec that
+turns actions into tokens. The results are kept in a `.stoker` folder beside the data, so that loaders start at once. After a
+change of the data only the changed parts are scanned again. `loader-serve` does the same itself if results are missing.
+Only the images of the first samples are opened, unless --verify reads all of them."""
 
 _EPILOG = """\
 examples:
@@ -43,7 +42,7 @@ examples:
   loader-prepare --config demo.yaml --verify                           read every frame once (takes as long as an epoch)
 
 exit codes: 0 all is well; 1 the config or the data is wrong; 2 the command line is wrong; 130 interrupted: run it again,
-and it goes on where it was"""
+and it resumes"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         type=not_negative,
         default=0,
         metavar="N",
-        help="that look through the data (default: one per core)",
+        help="processes that scan the data (default: one per core)",
     )
     parser.add_argument("--codec-out", type=Path, metavar="FILE", help="write the fitted action codec here too")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""One entry from its shards to its manifest: what is known already, what is to be scanned, how the parts become columns."""
+"""One entry, from its shards to its manifest: what the cache holds, what must be scanned, how parts become columns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _MAX_ERRORS = 20
 
 @dataclass(frozen=True, slots=True)
 class EntryJob:
-    """An entry that a loader holds."""
+    """An entry that this loader holds, and how it is scanned."""
 
     split: str
     entry: int
@@ -64,7 +64,7 @@ class EntryJob:
 
     @property
     def scan_identity(self) -> str:
-        """Fingerprint of all that decides a scan, besides the shards' bytes."""
+        """Fingerprint of every setting that decides what a scan finds."""
         identity = [FORMAT_VERSION, parts_module.PART_BYTES, self.dataset.scan_identity(), self.shards.identity]
         if self.sampled_chunk:
             identity.append(self.sampled_chunk)
@@ -74,7 +74,7 @@ class EntryJob:
 
     @property
     def cache_identity(self) -> str:
-        """What the scan is kept under: the same, and the very tokenizer.json that it counted with."""
+        """Key of the scan in the cache: `scan_identity`, and the bytes of the tokenizer.json that counted."""
         return fingerprint([self.scan_identity, self.counting.file_hash]) if self.counting else self.scan_identity
 
     @property
@@ -84,12 +84,12 @@ class EntryJob:
 
     @property
     def folder(self) -> Path:
-        """Where this entry's state is kept."""
+        """Folder of this entry's state in the cache."""
         key = fingerprint([self.cache_identity, self.shards.pattern])
         return self.root / "entries" / key[:16]
 
     def current(self) -> EntryManifest | None:
-        """The manifest in the cache, if every shard is as it was when that was made."""
+        """The cached manifest, if no shard changed since it was made; else None."""
         state = self._read_state()
         if state is None:
             return None
@@ -107,7 +107,7 @@ class EntryJob:
         return manifest
 
     def tasks(self) -> list[PartTask]:
-        """The parts of all shards, in order. Parts of unchanged shards know their digest."""
+        """The parts of all shards, in order. Parts of unchanged shards have their digest."""
         state = self._read_state() or {"shards": []}
         known = {shard["name"]: shard for shard in state["shards"]}
         ranges: list[tuple[Path, Stamp, int, int, str | None]] = []
@@ -165,7 +165,7 @@ class EntryJob:
         return self._load(content, [Stamp(*shard["stamp"]) for shard in shards.values()])
 
     def _stamped(self) -> list[tuple[str, Path, Stamp]]:
-        """(name, path, stamp) of each shard; a remote one's is what the other side says."""
+        """(name, path, stamp) of each shard; stamps of remote shards are what their host reports."""
         if self.shards.versions:
             stamps = [Stamp(size, version, 0, 0) for size, version in self.shards.versions]
         else:
@@ -249,7 +249,7 @@ class EntryJob:
 
 
 def _shard_hash(parts: list[tuple[int, int, str]]) -> str:
-    """Hash of a shard's content: of the digests of its parts, which its content alone decides."""
+    """Hash of a shard's content, from the digests of its parts, which depend on the content alone."""
     digest = hashlib.blake2b(digest_size=16)
     for start, stop, part in parts:
         digest.update(f"{start}-{stop}:{part}\n".encode())

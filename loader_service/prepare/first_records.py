@@ -1,14 +1,14 @@
-"""Before anything is served: a sample of each entry is written as a row, so that what can never fit is said at the start.
+"""Before a loader serves: one sample of each entry is written as a row, so that rows that never fit are an error at the start.
 
     data.max_seq_len too small for the images of a sample, a dialogue that the template cannot write, states that are missing
 
-Where actions have a variable number of tokens, the one sample says little: the longest of some thousand chunks is put into its
-row, and a warning says if that does not fit. It may be that no such chunk has so long an instruction.
+Where actions have a variable number of tokens, one sample says little. So the longest of some thousand chunks takes the place of
+its action, and a warning says if the row does not fit; such a chunk may never occur with so long an instruction.
 
-A sample that is bad in itself is not looked for here: it is told, or skipped, when its turn comes.
+Bad samples are not searched here: they are reported, or skipped, when they are read.
 
-The length of the first good one stands for all of an entry whose tokens nobody counted, where sources are weighed by tokens: a
-robot's samples have all about the same length. It is the same on every loader that holds the entry.
+If sources are weighed by tokens and an entry's tokens were not counted, its first good sample stands for all: samples of a robot
+have about the same length. Every loader that holds the entry finds the same length.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from stoker_proto.processor import Processor
 logger = logging.getLogger(__name__)
 
 _RECORDS = 3
-"""First ones of each entry, one sample each. Of a stored NPZ only those frames are read, a deflated one is inflated whole."""
+"""First records of each entry that are read, one sample each. A stored NPZ is read frame by frame, a deflated one whole."""
 _CHUNKS = 2048
-"""Of an entry, whose tokens are counted: 40 ms."""
+"""Chunks of an entry whose tokens are counted: about 40 ms."""
 _MOST_RECORDS = 1000
-"""That are looked at for a length, where the first ones are bad."""
+"""Records that are read at most to find a length, where the first ones are bad."""
 
 
 def check_first_records(config: Config, prepared: Prepared, processor: Processor) -> dict[str, dict[int, int]]:
@@ -59,7 +59,7 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
 
 
 def _longest_chunk(manifest: EntryManifest, data: DataConfig, processor: Processor) -> int:
-    """Tokens of the longest of a sample of the entry's chunks; 0 where all chunks have the same."""
+    """Tokens of the longest of some chunks of the entry; 0 if all chunks have the same number."""
     if processor.codec is None or processor.codec.code_lengths is None:
         return 0
     chunks = sampled_chunks(manifest, data.action)
@@ -105,7 +105,7 @@ def _check_entry(
 
 
 def _write(sample: Sample, processor: Processor) -> tuple[int, int]:
-    """Tokens of the sample's rows, of their mean where there are several; and those of its action."""
+    """(tokens of the sample's row, or the mean of its rows; tokens of its action)."""
     text = TextSample.of(sample)
     if text is not None:
         [rows] = rows_of([text], processor)

@@ -51,8 +51,8 @@ def fitted_codec(
 ) -> ActionCodec | None:
     """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions.
 
-    Of loaders that start together one fits, under the folder's lock, and the others find what it did.
-    keys: what the entries' own statistics call their actions (`BaseSFTDataset.action_key`).
+    Of loaders that start together, one fits under the folder's lock, and the others use the result.
+    keys: names of the actions in published statistics (`BaseSFTDataset.action_key`).
     """
     if all(entry.statistics is None for entry in train):
         return None
@@ -155,7 +155,7 @@ def _merged(entries: Sequence[EntryManifest], file: str, chunk: int, what: str) 
 
 
 def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
-    """bool[D]: which dimensions are normalised. Unmasked dimensions that actions do not have are of no matter."""
+    """bool[D]: which dimensions are normalised. Unmasked dimensions that the actions do not have are ignored."""
     if any(d < 0 for d in unmasked):
         raise ConfigError(f"data.action.unmasked is {list(unmasked)}: dimensions are counted from 0")
     return np.array([d not in unmasked for d in range(dim)])

@@ -1,8 +1,8 @@
 """One part of a shard: hashed, scanned, and kept in the cache under the name of its content.
 
 A part is a range of bytes; parts are scanned in any order by any number of processes. What a scan found is stored under a key of
-the part's bytes and of all that decides what a scan gives: so an interrupted `loader-prepare` goes on where it was,
-and of changed data only the changed parts are scanned again.
+the part's bytes and of every setting that decides what a scan finds. So an interrupted `loader-prepare` resumes with the parts
+that are missing, and of changed data only the changed parts are scanned again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_NOTES = 64  # kinds of notes told apart
 
 @dataclass(frozen=True, slots=True)
 class RemotePart:
-    """What else is needed where the shard may not be here yet."""
+    """What a part of a remote shard needs besides."""
 
     total: int
     """Bytes of all shards of the entry, for `actions_to_keep`."""
@@ -60,15 +60,15 @@ class PartTask:
     stamp: Stamp
     digest: str | None
     keep: int
-    """Actions of this part that the fit's sample needs at most."""
+    """Actions of this part that the sample of the fit needs at most."""
     chunk: int
-    """Timesteps of the chunks that are sampled too; 0: none (`actions_state.sampled_chunk`)."""
+    """Timesteps of the chunks that are sampled; 0: none (`actions_state.sampled_chunk`)."""
     identity: str
     """`EntryJob.cache_identity`."""
     folder: str
     """`parts` of the cache."""
     remote: RemotePart | None = None
-    """Of a shard that is fetched when its turn comes."""
+    """Set for a shard that is fetched when it is scanned."""
 
     def cache_path(self, digest: str) -> Path:
         """Where the scan of these bytes is kept."""
@@ -98,7 +98,7 @@ PartResult = tuple[PartTask, str, int]
 
 
 def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> list[PartResult]:
-    """Bring the part into the cache; raises DataError. A remote shard not seen before comes as one part, and is cut here.
+    """Scan the part into the cache. Raises DataError. A new remote shard comes as one part, and is cut here.
 
     counting: how text becomes rows, where they are counted; part of the task's identity.
     """
@@ -134,7 +134,7 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
         raise
     except StokerError:
         raise
-    except Exception as error:  # a dataset class may be the user's own: its failure is this shard's, named
+    except Exception as error:  # any exception of a user's dataset class becomes an error of this shard
         check_host(error, task.shard)
         logger.exception("dataset class %s failed on %s", type(dataset).__name__, task.shard)
         reason = f"{type(dataset).__name__}.scan failed: {type(error).__name__}: {error}"
@@ -143,7 +143,7 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
 
 
 def load_part(path: Path, keep: int, chunk: int) -> Part | None:
-    """The part in the cache; None where there is none, a damaged one, or one that kept too few actions."""
+    """The cached part; None if there is none, or it is damaged, or keeps too few actions."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             found: dict[str, GatheredActions | None] = {}
@@ -261,13 +261,13 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
 
 
 def count_notes(notes: Counter[str], more: Mapping[str, int]) -> None:
-    """Add counts; a dataset class that words each note differently fills no memory."""
+    """Add counts. Beyond a number of different notes they count as "other", so that memory is bounded."""
     for note, count in more.items():
         notes[note if note in notes or len(notes) < _MAX_NOTES else "other"] += count
 
 
 def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord) -> None:
-    """What the columns can hold. A dataset class may be anybody's."""
+    """Raises DataError for values that the columns cannot hold, which a user's dataset class may return."""
     limits = {"offset": 1 << 63, "size": 1 << 32, "num_samples": 1 << 32, "num_tokens": 1 << 32}
     for name, limit in limits.items():
         value = getattr(record, name)

@@ -1,4 +1,5 @@
-"""`prepare`: every held entry's manifest, and the action codec; scans only what is not known yet."""
+"""`prepare`: the manifest of every entry that this loader holds, and the action codec. Scans only what the cache does not
+hold."""
 
 from __future__ import annotations
 
@@ -30,18 +31,18 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that is known of the data that a loader holds."""
+    """What loader-prepare knows of the data that a loader holds."""
 
     entries: dict[str, dict[int, EntryManifest]]
     """split -> number of the entry in the config -> its manifest."""
     codec: ActionCodec | None
-    """None where there are no actions."""
+    """None without actions."""
     states: ActionStatistics | None = None
-    """Of the train data's states, with `data.state: text`."""
+    """Statistics of the train data's states, with `data.state: text`."""
 
     @property
     def statistics(self) -> ActionStatistics | None:
-        """Of the actions that the codec was fitted on."""
+        """Statistics of the actions that the codec was fitted on; None without a codec."""
         return None if self.codec is None else self.codec.statistics
 
 
@@ -66,7 +67,7 @@ def prepare(
     Raises:
         ConfigError: an entry names nothing, the cache cannot be written, or a codec cannot be fitted from what is here.
         DataError: a shard or a record is not what its format promises.
-        HostError: this host cannot read now; what was scanned is kept.
+        HostError: this host cannot read now. Finished parts of the scan are kept.
     """
     data = config.data
     datasets = make_datasets(data)
@@ -134,7 +135,7 @@ def _jobs(
 def _scan(
     jobs: Sequence[EntryJob], numbers: Sequence[int], dataset: BaseSFTDataset, processes: int, progress: bool
 ) -> dict[int, EntryManifest]:
-    """Manifests by number. The locks are held: what another process has just finished is taken as it is."""
+    """Manifests by number. The caller holds the locks; what another process has just scanned is used."""
     left = {job.folder: job for job in jobs if job.current() is None}  # data that is named twice is scanned once
     tasks = [job.tasks() for job in left.values()]
     flat = [task for of_job in tasks for task in of_job]

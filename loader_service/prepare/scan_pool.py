@@ -1,4 +1,4 @@
-"""Runs tasks in processes, with a progress bar. The results come in the order of the tasks, however many processes there are."""
+"""Runs tasks in processes, with a progress bar. The results are in the order of the tasks for any number of processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stoker_proto.host_trouble import host_errors
 from stoker_proto.process import end_with_parent
 
 MIN_POOL_BYTES = 64 << 20
-"""Less work than this is done here: starting a process costs more."""
+"""Less work than this is done in the calling process: starting others would take longer."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -1,11 +1,11 @@
-"""The cache folder does not grow for ever: what no run has used for a month is removed, while nobody uses the folder.
+"""Removes files of the cache folder that no run has used for a month, while no process uses the folder.
 
-    in-use     every process that has manifests of the folder holds a shared lock on it until it ends: workers that are started
-               again map the same files, however old these are
-    tidied     its time is that of the last look
+    in-use     every process that uses manifests of the folder holds a shared lock on it until it ends, because restarted workers
+               map the same files, however old these are
+    tidied     its time is the time of the last clean-up
 
-Used means: found good by a `loader-prepare` or a loader at its start, which also looks, after that, what may go. All of it can be
-made anew at the cost of a scan.
+A file is used when a `loader-prepare` or a loader finds it valid at its start. After that it removes what is old. Everything can
+be computed again at the cost of a scan.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _held: dict[Path, int] = {}  # cache folder -> descriptor, open until this proce
 
 
 def use(root: Path) -> None:
-    """Before manifests of the folder are looked for: until this process ends nobody removes any."""
+    """Hold the shared lock until this process ends. Call it before manifests of the folder are read."""
     if root in _held or not root.is_dir():
         return
     with suppress(
@@ -52,17 +52,17 @@ def use(root: Path) -> None:
 
 
 def tidy(root: Path) -> None:
-    """After all that this process needs was found or made: remove what is old, at most once a day."""
+    """Remove old files, at most once a day. Call it after all that this process needs was found or made."""
     descriptor = _held.get(root)
     if descriptor is None or _age_s(root / "tidied") < _DAY_S:
         return
     with suppress(OSError):
         _tidy_if_alone(root, descriptor)
-        _share(descriptor)  # the lock may be lost meanwhile, but what we use has been noted
+        _share(descriptor)  # the lock may be lost for a moment, but the files in use were noted
 
 
 def note_use(path: Path) -> None:
-    """A file of the cache was found good. Its time says so, to the day."""
+    """Note that a cached file is in use: its time is set, at most once a day."""
     if _age_s(path) > _DAY_S:
         with suppress(OSError):  # a folder that is only read
             os.utime(path)
@@ -118,7 +118,7 @@ def _parts_of(state: Path) -> set[str]:
 
 
 def _remove(path: Path) -> int:
-    """How many files that was."""
+    """Remove a file or a folder; returns the number of files."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return 1
@@ -136,7 +136,7 @@ def _is_temporary(path: Path) -> bool:
 
 
 def _age_s(path: Path) -> float:
-    """Since it was written or used; endless where it is not there."""
+    """Seconds since the file was written or used; infinite if it does not exist."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -28,7 +28,7 @@ def verify(
     progress: bool,
     counting: Counting | None = None,
 ) -> list[str]:
-    """What is wrong, one line per bad record, in the order of the records. counting: as for the scan.
+    """One line per bad record, in the order of the records. counting: as for the scan.
 
     Raises HostError where this host cannot read now."""
     tasks: list[VerifyTask] = [
@@ -73,7 +73,7 @@ def _verify_records(dataset: BaseSFTDataset, task: VerifyTask, counting: Countin
             continue
         except StokerError:
             raise
-        except Exception as error:  # a dataset class may be the user's own: its failure is this record's, named
+        except Exception as error:  # any exception of a user's dataset class becomes an error of this record
             check_host(error, str(shard))
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
             reason = f"{type(dataset).__name__} failed: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""One file from its original to its copy, which appears whole and is counted before it is there."""
+"""Copies one remote file. The copy appears whole, and the index counts its bytes before the first one is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def copy_file(original: Original, key: str, part: Path, copies: Copies) -> None:
             file.truncate()
             files.download(place, info, file.fileno(), part)
             os.fsync(file.fileno())
-        # What a single request gives is all of one version.
+        # A file that one request returns is of one version.
         if (original.is_shard or info.size > BLOCK_BYTES) and files.info(place).version != info.version:
             raise FetchError(f"{place.url()}: it changed while it was fetched")
         for _ in range(100):  # another process may be removing the emptied folder
@@ -65,7 +65,7 @@ def copy_file(original: Original, key: str, part: Path, copies: Copies) -> None:
 
 
 def _count_what_is_left(target: Path, key: str, index: Index, is_done: bool) -> None:
-    """It may have failed and left the copy from before, or another process has removed the new one already."""
+    """Correct the index: a failed download leaves an older copy, and another process may have removed the new one."""
     try:
         size = target.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Copies give way to new ones: those used longest ago first, and never one that somebody reads."""
+"""Removes copies to make room for new ones: the least recently used first, and never one that a process reads."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def remove_copy(copies: Copies, key: str) -> bool:
     path = folder / key
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:  # removed by hand, or not yet there: then its process counts it again
+    except FileNotFoundError:  # removed by hand, or not there yet: then its process counts it again
         index.forget(key)
         return True
     try:
@@ -85,7 +85,7 @@ def remove_copy(copies: Copies, key: str) -> bool:
     finally:
         os.close(descriptor)
     index.forget(key)
-    with suppress(OSError):  # its folders, as far as they are empty now
+    with suppress(OSError):  # its folders that are empty now
         for parent in path.relative_to(folder).parents[:-2]:
             (folder / parent).rmdir()
     return True

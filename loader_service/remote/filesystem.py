@@ -1,4 +1,4 @@
-"""One host's files through fsspec: what they are, which there are, their bytes; with retries and a deadline."""
+"""One host's files through fsspec: sizes and versions, listings, content; with retries and a deadline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stoker_proto.errors import ConfigError, FetchError
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 << 20
-"""Asked for at once: what a broken connection costs at most."""
+"""Bytes of one request, and so the most that is fetched again after a broken connection."""
 LISTING_DEADLINE_S = 1800.0
 _SLOWEST = 1 << 20  # bytes per second, where a file can only be had whole
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -30,7 +30,7 @@ _VERSION_FIELDS = (
     *("ETag", "etag", "md5Hash", "md5", "Content-MD5", "checksum", "sha256", "blob_id", "generation"),
     *("mtime", "LastModified", "Last-Modified", "last_modified", "modified", "updated", "created"),
 )
-"""What file systems call that which changes with a file's content, the best first."""
+"""Fields of fsspec's file information that change with the content, the most reliable first."""
 _PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
@@ -46,16 +46,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What the other side says of a file."""
+    """What the host says of a file."""
 
     size: int
     version: str
-    """Another one means other content."""
+    """A different version means different content."""
     is_folder: bool = False
 
 
 def same_version(one: str, other: str) -> bool:
-    """Whether two versions may be of the same content; a listing may say less than a question for one file.
+    """Whether two versions may be of the same content. A listing may hold fewer fields than a request for one file.
 
     >>> same_version("10 ETag=a", "10 ETag=b"), same_version("10 ETag=a", "10 mtime=1")
     (False, True)
@@ -80,12 +80,12 @@ class RemoteFiles:
         self._deadline_s = deadline_s
 
     def info(self, place: Place) -> FileInfo:
-        """Size and version, or that it is a folder."""
+        """Size and version of a file, or that it is a folder."""
         found = self._retrying(place.url(), lambda left_s: self._call("info", left_s, self._path(place.url())))
         return _info_of(found, place.url())
 
     def glob(self, place: Place, pattern: str) -> dict[str, FileInfo]:
-        """Key of each match -> what it is; pattern: a key with wildcards."""
+        """Key of each match -> its information. pattern: a key with wildcards."""
         url = place.url(pattern)
 
         def call(_: float) -> Any:
@@ -96,12 +96,12 @@ class RemoteFiles:
         return {path.removeprefix(prefix): _info_of(info, path) for path, info in found.items()}
 
     def download(self, place: Place, info: FileInfo, descriptor: int, path: Path) -> None:
-        """Fill the empty file, which is open, with the bytes; what has come before a failure is not fetched again."""
+        """Write the content to an open, empty file. A retry fetches only what is missing."""
         url, offset = place.url(), 0
         while offset < info.size:
             stop = min(offset + BLOCK_BYTES, info.size)
             data = self._retrying(url, partial(self._block, url, info.size, offset, stop))
-            if data is None:  # the server knows no ranges
+            if data is None:  # the server does not support ranges
                 self._retrying(url, partial(self._whole, url, info.size, path))
                 return
             if len(data) == info.size:
@@ -114,7 +114,7 @@ class RemoteFiles:
         if place and len(data) == size:
             return (
                 None if self._is_async else data
-            )  # it is all there; and a call that is given up must not write to a file
+            )  # all bytes are here. Async calls are abandoned at a timeout, and must not write to the file
         if len(data) != stop - start:
             raise EOFError(f"{len(data)} bytes came instead of {stop - start}")
         return data
@@ -129,14 +129,14 @@ class RemoteFiles:
         return path
 
     def _call(self, name: str, timeout_s: float, *arguments: Any, **keywords: Any) -> Any:
-        """A method of the file system, given up after a time."""
+        """Call a method of the file system; raises TimeoutError."""
         if not self._is_async:
             return call_within(max(timeout_s, 1.0), partial(getattr(self._fs, name), *arguments, **keywords))
         sync = importlib.import_module("fsspec.asyn").sync
         return sync(self._fs.loop, getattr(self._fs, f"_{name}"), *arguments, timeout=max(timeout_s, 1.0), **keywords)
 
     def _retrying(self, url: str, call: Callable[[float], Result]) -> Result:
-        """What `call(seconds left)` gives, tried again while there is hope and time."""
+        """The result of `call(seconds left)`, retried until the deadline unless the error is final."""
         started, pause_s = time.monotonic(), _FIRST_PAUSE_S
         for attempt in _numbers():
             left_s = started + self._deadline_s - time.monotonic()
@@ -163,14 +163,14 @@ class RemoteFiles:
                     "storage raise data.remote.deadline_s"
                 ) from failure
             logger.info("%s: %s; trying again in %.1f s", url, reason, pause_s)
-            time.sleep(pause_s * random.uniform(0.5, 1.0))  # many loaders fail together: they shall not return together
+            time.sleep(pause_s * random.uniform(0.5, 1.0))  # loaders that failed together must not retry together
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise FetchError(f"{url}: not fetched")
 
 
 @contextmanager
 def missing_package(protocol: str) -> Iterator[None]:
-    """What cannot be imported becomes a ConfigError that says what to install."""
+    """An ImportError in the block becomes a ConfigError that says what to install."""
     try:
         yield
     except ImportError as error:
@@ -195,7 +195,7 @@ def _open(protocol: str, options: dict[str, Any]) -> Any:
                 "brings it"
             ) from error
         try:
-            # What another process wrote meanwhile is to be seen, so listings are not kept.
+            # Listings are not cached, so that files of other processes are seen.
             return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)
         except ImportError:
             raise
@@ -229,7 +229,7 @@ def _write(descriptor: int, data: bytes, offset: int) -> int:
 
 
 def _cause(error: BaseException) -> tuple[BaseException, int | None]:
-    """The error below fsspec's own, and its HTTP status: it calls every failed HTTP request a missing file."""
+    """The error below fsspec's own, and its HTTP status. fsspec raises FileNotFoundError for every failed HTTP request."""
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     status = getattr(error, "status", None) or getattr(error, "code", None)

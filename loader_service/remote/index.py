@@ -1,10 +1,10 @@
-"""What lies in the cache of remote files: an SQLite file that all processes of a host share.
+"""The index of the cache of remote files: an SQLite file that all processes of a host share.
 
-    files    key, size, version, used, fetched     one row per copy, written before the copy is: so no copy is uncounted
-    shards   key, version                          as loader-prepare saw them: a copy of a shard is of this version or none
+    files    key, size, version, used, fetched     one row per copy, written before the copy, so that every copy is counted
+    shards   key, version                          as loader-prepare found them: a copy of a shard must be of this version
     total    bytes                                 of all files, kept by triggers
 
-Keys are paths below `{cache}/remote`. The file can be made anew at any time.
+Keys are paths below `{cache}/remote`. The file can be deleted at any time; it is built again from the copies.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 FILE = "index.sqlite"
 NO_VERSION = ""
-"""Of a copy of which nobody knows what it is a copy of: no original has this one, so it is fetched anew where it is compared."""
+"""Version of a copy of unknown origin: it matches no original, so the file is fetched again when it is compared."""
 _BUSY_S = 60.0
 _POLL_S = 0.01
 _LOCK = "index.lock"
 _VERSION = 1
-"""Of the tables, and that the copies which were there before them are counted."""
+"""Version of the tables. It is set after older copies were counted."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, size INTEGER, version TEXT, used REAL, fetched REAL) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS files_by_use ON files (used)",
@@ -71,7 +71,7 @@ class Index:
                 self._connection = self._open(folder)
 
     def reserve(self, key: str, size: int, version: str) -> None:
-        """Count a copy that is about to be made."""
+        """Count a copy that is about to be written."""
         now = time.time()
         with self._changing() as connection:
             connection.execute("DELETE FROM files WHERE key = ?", (key,))  # not REPLACE: that wakes no trigger
@@ -83,32 +83,32 @@ class Index:
             connection.execute("DELETE FROM files WHERE key = ?", (key,))
 
     def touch(self, used: Mapping[str, float]) -> None:
-        """When copies were used last, in seconds since 1970."""
+        """Note when copies were last used, in seconds since 1970."""
         with self._changing() as connection:
             rows = [(at, key) for key, at in used.items()]
             connection.executemany("UPDATE files SET used = max(used, ?) WHERE key = ?", rows)
 
     def oldest(self, count: int) -> list[Copy]:
-        """Those used longest ago."""
+        """The copies that were used longest ago, the oldest first."""
         rows = self._ask("SELECT key, size, used, fetched FROM files ORDER BY used LIMIT ?", count)
         return [Copy(*row) for row in rows]
 
     def total_bytes(self) -> int:
-        """Of all copies."""
+        """Bytes of all copies."""
         return int(self._ask("SELECT bytes FROM total")[0][0])
 
     def version(self, key: str) -> str | None:
-        """Of a copy; None: there is none."""
+        """Version of a copy; None if there is no copy."""
         rows = self._ask("SELECT version FROM files WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
     def set_shards(self, versions: Mapping[str, str]) -> None:
-        """What loader-prepare found."""
+        """Store the versions of shards that loader-prepare found."""
         with self._changing() as connection:
             connection.executemany("INSERT OR REPLACE INTO shards VALUES (?, ?)", list(versions.items()))
 
     def shard_version(self, key: str) -> str | None:
-        """As loader-prepare found it; None: it is no shard."""
+        """Version of a shard as loader-prepare found it; None for other files."""
         rows = self._ask("SELECT version FROM shards WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
@@ -131,7 +131,7 @@ class Index:
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
-        """One process at a time: SQLite does not wait for its turn where a new file becomes a WAL."""
+        """One process at a time: SQLite does not wait for its lock while a new file is switched to WAL."""
         with writable(self._path.parent):
             file = self._path.with_name(_LOCK).open("wb")
         with file:
@@ -157,8 +157,8 @@ class Index:
         connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = OFF")  # after a power cut it may be damaged, and is made anew
-            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, or its maker was killed
+            connection.execute("PRAGMA synchronous = OFF")  # after a power cut it may be damaged, and is built again
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new or unfinished
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA:
                     connection.execute(statement)
@@ -178,7 +178,7 @@ class Index:
 
 
 def _copies(folder: Path) -> Iterator[tuple[str, int, str, float, float]]:
-    """Rows of the copies that are there without an index. Of which version they are is not known: see `NO_VERSION`."""
+    """Rows for copies that were there before the index. Their versions are unknown: `NO_VERSION`."""
     now = time.time()
     for host in folder.iterdir():
         if host.name.startswith("."):

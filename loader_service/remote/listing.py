@@ -18,7 +18,7 @@ from stoker_proto.errors import ConfigError
 
 
 def locate_remote(url: str, patterns: Sequence[str], store: RemoteStore) -> EntryShards:
-    """The entry's shards. Nothing is fetched but their names, sizes and versions. Raises ConfigError, FetchError."""
+    """The entry's shards. Only names, sizes and versions are fetched. Raises ConfigError, FetchError."""
     place = parse_url(url)
     try:
         base, pattern, found = _find(place, patterns, store)
@@ -52,7 +52,7 @@ def located(place: Place, base: str, pattern: str, infos: dict[str, FileInfo], s
 
 
 def _find(place: Place, patterns: Sequence[str], store: RemoteStore) -> tuple[str, str, dict[str, FileInfo]]:
-    """(base, pattern, key -> what it is)."""
+    """(base, pattern, key -> information of the file)."""
     files = store.files(place)
     if place.has_wildcards:
         base = place.folder_key
@@ -83,5 +83,5 @@ def _visible(folder: str, infos: dict[str, FileInfo]) -> dict[str, FileInfo]:
 
 
 def _number(version: str) -> int:
-    """63 bits of it, as it is kept among the numbers of a stamp."""
+    """The version as an integer of 63 bits, for a stamp."""
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest()) >> 1

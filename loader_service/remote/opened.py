@@ -1,4 +1,4 @@
-"""The store of a process, shared by all that read the same config."""
+"""The `RemoteStore` of a process, shared by all datasets of the same config."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _lock = threading.Lock()
 
 
 def remote_store(data: DataConfig) -> RemoteStore | None:
-    """None where the config names no URL: then nothing of all this is touched. Raises ConfigError."""
+    """The store; None if the config names no URL. Raises ConfigError."""
     named = [*data.paths("train"), *data.paths("val"), *([data.data_root] if data.data_root else [])]
     urls = [path for path in named if is_url(path)]
     if not urls:
         return None
-    from loader_service.remote.store import RemoteStore  # and what it needs: local data does without
+    from loader_service.remote.store import RemoteStore  # imported here: local data needs none of it
 
     folder = cache_folder(data.cache_dir)
     key = fingerprint([str(folder), config_to_tree(data.remote)])
@@ -38,7 +38,7 @@ def remote_store(data: DataConfig) -> RemoteStore | None:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """`remote` in the config's cache folder, or in the user's."""
+    """The folder `remote` in the config's cache folder, or else in the user's."""
     try:
         base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The file that a copy is written to before it has its name, and the lock that lets one of several processes do it."""
+"""The temporary file of a download (a part), and its lock: one of several processes downloads a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _POLL_S = 0.02
 
 @contextmanager
 def locked_part(path: Path, deadline_s: float) -> Iterator[Path]:
-    """Make the file and hold its lock; removed at the end, unless renamed. Another holder may take as long as it writes."""
+    """Create the part and hold its lock; at the end it is removed, unless it was renamed. Waits while another process makes
+    progress.
+
+    Raises ConfigError, FetchError."""
     descriptor = _lock(path, deadline_s)
     try:
         yield path
@@ -29,7 +32,7 @@ def locked_part(path: Path, deadline_s: float) -> Iterator[Path]:
 
 
 def remove_left_parts(folder: Path) -> None:
-    """Those of processes that were killed."""
+    """Remove the parts of processes that were killed."""
     for path in folder.glob("*.part"):
         with suppress(FileNotFoundError), path.open("rb") as file:
             if try_lock(file.fileno()):
@@ -71,7 +74,7 @@ def _lock(path: Path, deadline_s: float) -> int:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still has the name: the holder before may have given it another one, or removed it."""
+    """Whether the open file still has this name: the process before may have renamed or removed it."""
     try:
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:

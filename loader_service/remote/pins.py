@@ -1,4 +1,4 @@
-"""Copies that somebody reads, and how many threads work while others wait for files."""
+"""Copies that are being read are pinned: they are not removed. Also limits how many threads work while others wait for files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Pins:
         self._slots: threading.Semaphore | None = None
 
     def limit_work(self, slots: int) -> None:
-        """At most so many threads are inside `reading` and not inside `waiting`."""
+        """At most `slots` threads are inside `reading` without being inside `waiting`."""
         self._slots = threading.Semaphore(slots)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """What this thread pins in this block is held until the block ends; an inner block is a part of the outer one."""
+        """Pins that this thread takes in the block are held until its end. An inner block is a part of the outer one."""
         if self._thread.pins is not None:
             yield
             return
@@ -52,7 +52,7 @@ class Pins:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Another thread may work meanwhile."""
+        """Give the slot to another thread while this one waits."""
         if not self._thread.has_slot or self._slots is None:
             yield
             return
@@ -61,7 +61,7 @@ class Pins:
         try:
             yield
         finally:
-            # Not for ever: who has the slot may wait for a lock that a dataset class holds around this fetch.
+            # With a deadline: the holder of the slot may wait for a lock that a dataset class holds around this fetch.
             self._thread.has_slot = self._slots.acquire(timeout=_SLOT_WAIT_S)
 
     def __contains__(self, path: str) -> bool:
@@ -69,11 +69,11 @@ class Pins:
         return path in (self._kept if pins is None else pins)
 
     def keep(self, path: str, descriptor: int) -> None:
-        """Hold what `pin` gave: until this thread's block ends, or outside of one until others have taken its place."""
+        """Hold a descriptor of `pin` until this thread's block ends; outside of a block, until newer ones replace it."""
         pins = self._thread.pins
         if pins is not None:
             pins[path] = descriptor
-            if len(pins) > _MAX_PINS:  # the first is the shard; a scan may look at files without number
+            if len(pins) > _MAX_PINS:  # the first is the shard; a scan may open any number of files
                 os.close(pins.pop(next(itertools.islice(pins, 1, None))))
             return
         with self._lock:
@@ -86,13 +86,15 @@ class Pins:
 
 
 def pin(path: str) -> int | None:
-    """A descriptor with a shared lock on the file; None where there is none."""
+    """A descriptor with a shared lock on the file; None if there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # held by others for as long as an unlink takes
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH
+        )  # waits: an exclusive lock is held only while a copy is renamed or removed
     except OSError as error:
         logger.debug("%s cannot be locked (%s)", path, error.strerror)
     if os.fstat(descriptor).st_nlink == 0:

@@ -1,11 +1,11 @@
-"""Copies of remote files on this host: fetched when they are asked for, kept within a bound, never taken from under a reader.
+"""Copies of remote files on this host: fetched on demand, kept within a size limit, never removed while they are read.
 
     {cache}/remote/index.sqlite                     what is here (`index`)
     {cache}/remote/s3-robots-5d0f3a61/bridge/...    copies, by the paths of their originals (`url`)
-    {cache}/remote/.parts/3f09....part              one that is being fetched; locked by the process that does
+    {cache}/remote/.parts/3f09....part              a running download, locked by its process
 
-A copy appears whole, by a rename, and is never written again. Whoever reads it holds a shared lock on it, and only what nobody
-holds is removed: locks end with their processes, so nothing is left behind by one that was killed.
+A copy appears whole, by a rename, and is never written again. A reader holds a shared lock on it, and only copies without a lock
+are removed. Locks end with their processes, so a killed process leaves none behind.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RemoteStore:
 
     @property
     def index(self) -> Index:
-        """What is here. Raises ConfigError where the folder cannot be used."""
+        """The index of the copies. Raises ConfigError if the folder cannot be used."""
         with self._lock:
             if self._index is None:
                 with writable(self.folder):
@@ -73,23 +73,23 @@ class RemoteStore:
         return Copies(self.folder, self.index, self._config)
 
     def cover(self, urls: Iterable[str]) -> None:
-        """Entries of the data paths: what lies in them, or beside those that are files, may be fetched. Raises ConfigError."""
+        """Allow fetching what lies in these entries of the data paths, or beside those that are files. Raises ConfigError."""
         for url in urls:
             place = parse_url(url)
             self._places[place.folder_name(self._options(place))] = place
             self._roots[self.key_of(place, place.folder_key)] = place.folder_key == place.key
 
     def key_of(self, place: Place, key: str | None = None) -> str:
-        """Path of a copy below `folder`; key: another one at the same host."""
+        """Path of a copy relative to `folder`. key: default: the place's own."""
         return f"{place.folder_name(self._options(place))}/{place.key if key is None else key}".rstrip("/")
 
     def path_of(self, url: str) -> Path:
-        """Where the copy of a URL's file, or folder, lies."""
+        """Path of the copy of a URL's file or folder."""
         place = parse_url(url)
         return self.folder / self.key_of(place)
 
     def holds(self, path: Path) -> bool:
-        """Whether the path is that of a copy."""
+        """Whether the path lies in the folder of copies."""
         return path.is_relative_to(self.folder)
 
     def folder_above(self, shard: Path, name: str) -> Path:
@@ -102,12 +102,12 @@ class RemoteStore:
         raise DataError(f"no {name} in any folder above it: run loader-prepare again", file=str(shard))
 
     def place_of(self, path: Path) -> Place:
-        """The URL of a copy. Raises DataError for what no entry of the data paths covers."""
+        """The URL of a copy. Raises DataError for a path that no entry of the data paths covers."""
         return self._place(path.relative_to(self.folder).as_posix(), str(path))
 
     def recheck(self, error: DataError) -> DataError:
-        """What an error says is bad is compared with its original when it is asked for again, however new the copy is; a shard's
-        version is known. Gives the same error, with the URL in place of the copy's path."""
+        """Have a file that an error calls bad compared with its original at the next use, however new the copy is (shards have a
+        known version). Returns the same error with the URL in place of the copy's path."""
         path = Path(error.file)
         if error.file and self.holds(path) and self._expected(path.relative_to(self.folder).as_posix()) is None:
             with suppress(OSError):
@@ -115,11 +115,11 @@ class RemoteStore:
         return type(error)(error.reason, file=self._url(error.file), record=self._url(error.record), field=error.field)
 
     def _url(self, path: str) -> str:
-        """The URL of a copy; anything else is given back as it is."""
+        """The URL of a copy; any other text is returned as it is."""
         return self.place_of(Path(path)).url() if path.startswith(f"{self.folder}/") else path
 
     def files(self, place: Place) -> RemoteFiles:
-        """The host's file system. Raises ConfigError where it cannot be opened."""
+        """The host's file system. Raises ConfigError if it cannot be opened."""
         name = place.folder_name(self._options(place))
         with self._lock:
             if name not in self._files:
@@ -131,14 +131,13 @@ class RemoteStore:
         for place in list(self._places.values()):
             try:
                 self.files(place)
-            except (ConfigError, FetchError) as error:  # told where a file is asked for; every copy may be here already
+            except (ConfigError, FetchError) as error:  # not needed if all copies are here; else the fetch raises it
                 logger.info("%s", error)
 
     def local(self, path: str) -> str:
-        """The same path, with the file's copy there; a path that is no copy's is given back as it is.
+        """Fetch the copy with this path, if it is missing or out of date. Returns the path; other paths are returned as they are.
 
-        Raises DataError: there is no such file, or it lies outside the data paths, or it is a shard that is another one now;
-        FetchError."""
+        Raises DataError for a file that does not exist, lies outside the data paths, or is a shard that changed; FetchError."""
         prefix = f"{self.folder}/"
         if not path.startswith(prefix) or path in self.pins:
             return path
@@ -159,7 +158,7 @@ class RemoteStore:
         return path
 
     def known_shards(self, infos: Sequence[tuple[Place, FileInfo]]) -> None:
-        """What loader-prepare found: copies of other versions are removed, now or when nobody reads them any more."""
+        """Store what loader-prepare found. Copies of other versions are removed, now or when no process reads them any more."""
         versions = {self.key_of(place): info.version for place, info in infos}
         self.index.set_shards(versions)
         self.expect(versions)
@@ -170,18 +169,19 @@ class RemoteStore:
 
     @property
     def shards(self) -> dict[str, str]:
-        """Key -> version of all shards that this process knows: what its workers must `expect`."""
+        """Key -> version of all shards that this process knows. Its workers must `expect` them."""
         return dict(self._shards)
 
     def expect(self, versions: Mapping[str, str]) -> None:
-        """The shards that this run's manifests were made of. Another process may scan others into the same folder meanwhile."""
+        """Set the versions that this run's manifests were made of. Another process may scan newer ones into the same folder
+        meanwhile."""
         with self._lock:
             self._shards.update(versions)
             for key in versions:
                 self._seen.pop(key, None)
 
     def _fetch(self, place: Place, key: str, path: str) -> None:
-        """Bring the copy, or see that it is still the original's; the thread gives its slot to another one meanwhile."""
+        """Fetch the copy, unless it is up to date. The thread gives its slot to another one meanwhile."""
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         index = self.index
         with (
@@ -191,7 +191,7 @@ class RemoteStore:
             expected = self._expected(key)
             there = Path(path).exists()
             if there and (not self._is_old(path) if expected is None else self._is_of(key, expected)):
-                return  # another one brought it
+                return  # another process fetched it
             with self._downloads:
                 try:
                     info = self.files(place).info(place)
@@ -214,7 +214,7 @@ class RemoteStore:
                 logger.debug("fetched %s, %d bytes", place.url(), info.size)
 
     def _expected(self, key: str) -> str | None:
-        """The version that a copy must have; None: it is no shard."""
+        """The version that a copy must have; None for files that are no shards."""
         return self._shards.get(key) or self.index.shard_version(key)
 
     def _is_of(self, key: str, expected: str) -> bool:
@@ -222,7 +222,7 @@ class RemoteStore:
         return version is not None and same_version(version, expected)
 
     def _is_as_scanned(self, descriptor: int, key: str) -> bool:
-        """Whether the pinned copy is the one that the manifests know. Of what is no shard there is no wrong one."""
+        """Whether the pinned copy is of the version in the manifests. Always true for files that are no shards."""
         expected = self._shards.get(key)
         if expected is None:
             return True
@@ -235,7 +235,7 @@ class RemoteStore:
         return True
 
     def _remove_other_version(self, place: Place, key: str) -> None:
-        """Another run may read the copy: it is waited for, since bytes must not change under it. Raises FetchError."""
+        """Remove a copy of another version, after waiting for the processes that read it. Raises FetchError."""
         end = time.monotonic() + self._config.deadline_s
         while not remove_copy(self._copies, key):
             if time.monotonic() > end:
@@ -246,7 +246,7 @@ class RemoteStore:
             time.sleep(_POLL_S)
 
     def _is_due(self, descriptor: int, key: str) -> bool:
-        """Whether the copy is to be compared with its original. Shards are, when they are scanned."""
+        """Whether the copy must be compared with its original. Shards are compared when they are scanned."""
         age_s = time.time() - os.fstat(descriptor).st_mtime
         return age_s > self._recheck_s() and self._expected(key) is None
 
@@ -259,7 +259,7 @@ class RemoteStore:
         return 3600 * self._config.recheck_hours
 
     def _note_use(self, key: str) -> None:
-        """Uses are written down now and then, together."""
+        """Uses are written to the index every few seconds, together."""
         now = time.monotonic()
         with self._lock:
             self._used[key] = time.time()
@@ -269,7 +269,7 @@ class RemoteStore:
         self.index.touch(used)
 
     def _place(self, key: str, path: str) -> Place:
-        """The file's URL. Raises DataError for what no entry of the data paths covers."""
+        """The URL of a key. Raises DataError for a key that no entry of the data paths covers."""
         host, _, rest = key.partition("/")
         known = self._places.get(host)
         if os.path.normpath(path) == path and known is not None and rest and self._is_covered(key):

@@ -1,4 +1,4 @@
-"""Calls of libraries that know no time-out: each in a thread of its own, which is left to itself when it takes too long."""
+"""A timeout for calls of libraries that have none: each call runs in a thread, which is abandoned when it takes too long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from stoker_proto.errors import FetchError
 
 MAX_LEFT = 64
-"""Threads left to themselves at the same time; then nothing is called any more until one of them ends."""
+"""Abandoned threads at the same time; beyond that, every call raises until one of them ends."""
 
 Result = TypeVar("Result")
 _lock = threading.Lock()
@@ -17,9 +17,9 @@ _left: set[threading.Thread] = set()
 
 
 def call_within(timeout_s: float, call: Callable[[], Result]) -> Result:
-    """What the call gives. Raises what it raises, TimeoutError after a time, FetchError where too many others hang.
+    """The result of the call. Raises what the call raises, TimeoutError, and FetchError if too many other calls hang.
 
-    The call may go on after that: it must not write where somebody else does.
+    The call may continue after the timeout: it must not write to a shared place.
     """
     with _lock:
         if len(_left) >= MAX_LEFT:
@@ -40,7 +40,7 @@ def call_within(timeout_s: float, call: Callable[[], Result]) -> Result:
 
 
 class _Call(threading.Thread, Generic[Result]):
-    """A daemon: a process ends without it."""
+    """A daemon thread: the process does not wait for it at its end."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         super().__init__(name="remote-call", daemon=True)
@@ -52,7 +52,7 @@ class _Call(threading.Thread, Generic[Result]):
     def run(self) -> None:
         try:
             self.results.append(self._call())
-        except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+        except BaseException as error:  # noqa: BLE001 - raised by `call_within`
             self.error = error
         with _lock:
             self.is_over.set()

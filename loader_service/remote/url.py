@@ -1,4 +1,4 @@
-"""URLs in the data paths, and where on this host the copies of their files lie.
+"""URLs in the data paths, and the places of their files' copies on this host.
 
     s3://robots/bridge/train.jsonl  <->  {cache}/remote/s3-robots-5d0f3a61/bridge/train.jsonl
 
@@ -31,11 +31,11 @@ class Place:
     host: str
     """Host and port, or bucket; empty where the protocol has none."""
     key: str
-    """What follows, without slashes at its ends."""
+    """The rest of the URL, without slashes at its ends."""
 
     @property
     def has_listing(self) -> bool:
-        """Whether folders can be asked for what is in them."""
+        """Whether folders can be listed."""
         return self.protocol not in _HTTP
 
     @property
@@ -54,11 +54,11 @@ class Place:
         return "/".join(parts)
 
     def url(self, key: str | None = None) -> str:
-        """Of this key, or of another one at the same host."""
+        """The URL of this key, or of another key at the same host."""
         key = self.key if key is None else key
         if self.protocol in _WITHOUT_HOST:
             return f"{self.protocol}:///{key}"
-        if self.protocol in _HTTP:  # in a file's name these begin nothing
+        if self.protocol in _HTTP:  # in a file name these are plain characters
             key = key.replace("?", "%3F").replace("#", "%23")
         return f"{self.protocol}://{self.host}/{key}"
 
@@ -80,7 +80,7 @@ def is_url(path: str) -> bool:
 
 
 def parse_url(url: str) -> Place:
-    """Raises ConfigError for what cannot be fetched, or should not stand in a YAML."""
+    """The URL's parts. Raises ConfigError for a URL that cannot be fetched, or that holds credentials."""
     match = _SCHEME.match(url)
     if match is None:
         raise ConfigError(f"{url!r} is no URL: PROTOCOL://... is expected")
@@ -110,7 +110,7 @@ def parse_url(url: str) -> Place:
 
 
 def check_name(name: str) -> str | None:
-    """Why a name that a listing gave can be no file here; None: it can."""
+    """Why a listed name cannot be the name of a local file; None if it can."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name:
         return "an empty part, . or .. in its name"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stoker_proto.errors import DataError
 
 NOOP_TRANSLATION = 0.01
-"""A shorter movement (Euclidean norm of dx, dy, dz, in action units) is none."""
+"""Longest movement (Euclidean norm of dx, dy, dz, in action units) that counts as no movement."""
 NOOP_ROTATION = 0.06
 """The same for the rotation."""
 
@@ -36,7 +36,7 @@ def parse_states(value: object, num_actions: int) -> NDArray[np.float32]:
 
 
 def is_noop(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """bool[T]: timesteps of float32[T, 7] that move nothing and keep the gripper as it was told just before (RL4VLA's rule).
+    """bool[T]: timesteps of float32[T, 7] that move nothing and repeat the gripper command before them (RL4VLA's rule).
 
     |dxyz| <= 0.01 and |drot| <= 0.06; the first timestep has no gripper command before it, so only its movement counts.
     """
@@ -47,9 +47,9 @@ def is_noop(actions: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _parse(value: list[object], dim: int, one: str, field: str) -> NDArray[np.float32]:
-    """float32[T, dim]; one, field: what a row of it is called, and where it stands."""
+    """float32[T, dim]. one, field: name of a row and of the whole, for messages."""
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+        with np.errstate(over="ignore"):  # too large numbers become infinite, and are found below
             vectors = np.array(value, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
         raise _first_wrong(value, dim, one, field) from None

@@ -1,4 +1,4 @@
-"""What a dataset is to Stoker: subclass `BaseSFTDataset`, name the class in `data.dataset_type`, and all the rest works.
+"""The interface of a dataset: subclass `BaseSFTDataset` and name the class in `data.dataset_type`.
 
     class Captions(BaseSFTDataset):                    # data.dataset_type: my_package.captions:Captions
         def scan(self, shard):                         # cheap: once, by loader-prepare
@@ -28,7 +28,7 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards, locate_entry
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
-from stoker_proto.text.turns import Turn as Turn  # a dataset class finds all it needs here
+from stoker_proto.text.turns import Turn as Turn  # so that a dataset class imports from here alone
 
 if TYPE_CHECKING:
     from loader_service.remote.store import RemoteStore
@@ -40,7 +40,7 @@ SOURCES: dict[str, str] = {
     "text": "loader_service.sources.text:TextDataset",
     "lerobot": "loader_service.sources.lerobot.dataset:LeRobotDataset",
 }
-"""dataset_type -> module:class, imported where it is used."""
+"""dataset_type -> module:class, imported on demand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,25 +48,24 @@ class ScannedRecord:
     """What `scan` found: one record of a shard."""
 
     offset: int
-    """Where `read` finds it; a byte offset, a row number, whatever the dataset likes; 0 <= offset < 2**63."""
+    """Place of the record for `read`: a byte offset, a row number, or what the dataset defines; 0 <= offset < 2**63."""
     size: int
     """Bytes or rows from there; 0 <= size < 2**32."""
     num_samples: int
-    """Samples that `read` will give; 0 is allowed. Where loader-prepare counts text (`is_text`), it puts the rows here."""
+    """Samples that `read` will return; 0 is allowed. For text (`is_text`) loader-prepare replaces it by the number of rows."""
     num_tokens: int = 0
-    """Tokens of all its rows together, where loader-prepare counts them; else 0."""
+    """Tokens of all its rows, if loader-prepare counts them; else 0."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
     chunks of them, see `chunk_offsets`), or None."""
     chunk_offsets: NDArray[np.int64] | None = None
-    """int64[K], of which timesteps of the record, from the own one on, `read` makes a sample's chunk, clamped to its ends; None:
-    of 0 to K - 1."""
+    """int64[K]: offsets from a sample's timestep to those of its chunk, clamped to the record's ends; None: 0 to K - 1."""
     states: NDArray[np.float32] | None = None
     """float32[T, S], the states that `data.state: text` is scaled by, or None."""
     error: str | None = None
-    """Under policy `skip` (data.on_bad_sample): why `read` will fail, found by the scan. The record keeps its place."""
+    """Policy `skip` (data.on_bad_sample): why `read` will fail, as the scan found. The record keeps its place."""
     notes: tuple[str, ...] = ()
-    """What was mended or left out, in words that many records share: loader-prepare counts how often each occurs."""
+    """What was repaired or left out, in texts that many records share: loader-prepare counts each text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +82,25 @@ class Sample:
     turns: tuple[Turn, ...] = ()
     text: str | None = None
     special_tokens: tuple[str, ...] = ()
-    """Those that the dataset itself wrote into `text` (fill-in-the-middle, names of repositories). What else in it looks like a
-    special token is plain words."""
+    """Special tokens that the dataset wrote into `text` (fill-in-the-middle, repository names). Anything else in it that looks
+    like a special token is tokenised as plain text."""
     input_ids: NDArray[np.int32] | None = None
     """int32[T]."""
     state: NDArray[np.float32] | None = None
-    """float32[S], what the robot feels of itself (joints, gripper), in the source's units."""
+    """float32[S], the robot's state (joints, gripper), in the source's units."""
     images: tuple[NDArray[np.uint8], ...] = ()
     """uint8[H, W, 3] each; a depth frame is uint16[H, W] in mm."""
     action: NDArray[np.float32] | None = None
     """float32[K, D], K = data.action.chunk, in action units."""
     action_is_pad: NDArray[np.bool_] | None = None
-    """bool[K], or None where the source does not say: which actions lie beyond the record's ends and repeat its last (or
-    first) one: no labels of training with `data.action.learn_padding: false`."""
+    """bool[K], or None if the source does not say: which actions lie beyond the record's ends and repeat its last (or first) one.
+    With `data.action.learn_padding: false` they are no labels of training."""
     answer: str | None = None
     """Text to be learned, where there is no action."""
     timestep: int = 0
     """Position inside the record; part of the sample's key."""
     notes: tuple[str, ...] = ()
-    """What `read` mended in the record (see `ScannedRecord.notes`)."""
+    """What `read` repaired in the record (see `ScannedRecord.notes`)."""
 
 
 class BaseSFTDataset(ABC):
@@ -110,7 +109,7 @@ class BaseSFTDataset(ABC):
     shard_patterns: ClassVar[tuple[str, ...]] = ("*.jsonl",)
     """Which files of a folder named in the data paths are shards; globs, `**/` for folders below it."""
     version: ClassVar[int] = 1
-    """Raise it when the same bytes give other samples, so that earlier scans no longer hold."""
+    """Increase it when the same bytes give other samples, so that earlier scans are not used."""
     is_text: ClassVar[bool] = False
     """Whether `read` gives turns, text or input_ids: then `num_samples` of a scanned record counts the Samples of `read`, and
     loader-prepare makes rows and tokens of them by tokenising (a long text gives several rows)."""
@@ -119,9 +118,9 @@ class BaseSFTDataset(ABC):
     (data.packing, data.weigh_by: tokens)."""
 
     action_key: str = "action"
-    """What statistics that came with the data (`data.action.statistics_path`) call its actions."""
+    """Name of the actions in published statistics (`data.action.statistics_path`)."""
     remote: RemoteStore | None = None
-    """Where copies of remote files come from; None where the config names no URL."""
+    """The store of copies of remote files; None if the config names no URL."""
 
     def __init__(self, config: DataConfig) -> None:
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""
@@ -141,23 +140,23 @@ class BaseSFTDataset(ABC):
         }
 
     def preload(self, shards: Sequence[Path]) -> None:
-        """Import what `read` of these shards needs, where it is imported late.
+        """Import the libraries that `read` of these shards imports late.
 
         Loaders call this before they serve: later there may be no descriptor for an import."""
         return
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
-        """(file, record): how errors name the record that begins there. May read the shard."""
+        """(file, record): how error messages name the record at this offset. May read the shard."""
         return str(shard), f"at offset {offset}"
 
     def for_split(self, split: str) -> BaseSFTDataset:
-        """What scans the entries of a split ("train", "val"); another one where the options choose records by split."""
+        """The dataset for a split ("train", "val"); a different one if the options choose records by split."""
         return self
 
     def locate(self, path: str) -> EntryShards:
         """An entry of the data paths -> its shards. Raises ConfigError if it has none.
 
-        Override it where an index beside the shards says which they are; its content then belongs into `EntryShards.identity`."""
+        Override it if an index beside the shards lists them; the index's content then belongs into `EntryShards.identity`."""
         if self.remote is not None and is_url(path):
             from loader_service.remote.listing import locate_remote
 
@@ -165,19 +164,21 @@ class BaseSFTDataset(ABC):
         return locate_entry(path, self.shard_patterns)
 
     def local(self, path: Path) -> Path:
-        """The same path, with the file there: call it right before opening a file that lies beside a shard.
+        """The same path. Call it right before opening a file that lies beside a shard.
 
-        Where the data is remote, this fetches what is not here yet; all else passes through. A shard is always here when
-        `scan` and `read` are called. What `local` gave in one call of them stays until that call is over (the last 255 of them).
-        Raises DataError for a file that is missing or lies outside the data paths, FetchError where it cannot be had now."""
+        Fetches a remote file that is not here yet; a local path is returned at once. A shard is always here when `scan` and
+        `read` are called. A file that was fetched in such a call stays until the call ends (the last 255 files).
+        Raises DataError for a file that is missing or lies outside the data paths, FetchError if it cannot be fetched now."""
         return path if self.remote is None else Path(self.remote.local(str(path)))
 
     def reading(self) -> AbstractContextManager[None]:
-        """Around every `scan`, `cut`, `read` and `verify`: what `local` gives in it, in this thread, stays until its end."""
+        """Stands around every `scan`, `cut`, `read` and `verify`: files of `local` in this thread stay until the end of the
+        block."""
         return nullcontext() if self.remote is None else self.remote.pins.reading()
 
     def root_of(self, shard: Path) -> str | None:
-        """The folder of `data.data_root` where it rules this shard, else None: a URL rules what is remote, a folder the rest."""
+        """The folder of `data.data_root` if it applies to this shard, else None. A URL applies to remote shards, a folder to
+        local ones."""
         root = self.config.data_root
         if root is None or self.remote is None:
             return root
@@ -204,7 +205,7 @@ class BaseSFTDataset(ABC):
         return self.scan(shard)
 
     def scan_identity(self) -> dict[str, Any]:
-        """All that decides what `scan` gives, besides the shard's bytes; JSON-able. A change of it makes a new scan."""
+        """Every setting that decides what `scan` finds; JSON values. A change of it causes a new scan."""
         data = self.config
         return {
             "dataset_type": data.dataset_type,
@@ -215,7 +216,7 @@ class BaseSFTDataset(ABC):
         }
 
     def read_identity(self) -> dict[str, Any]:
-        """All that decides what `read` gives, besides the data; JSON-able. Part of the fingerprint that loaders compare."""
+        """Every setting that decides what `read` returns; JSON values. Part of the fingerprint that loaders compare."""
         data = self.config
         identity = {**self.scan_identity(), "chunk": data.action.chunk, "depth": data.image.depth}
         return identity if data.action.learn_padding else {**identity, "learn_padding": False}

@@ -4,7 +4,7 @@
      "max_stars_repo_path": "c/d.py", "max_stars_repo_licenses": ["MIT"], "max_stars_count": 12}
 
 With `repo_metadata` a file begins as StarCoder's do: <reponame>a/b<filename>c/d.py<gh_stars>10-100, a line feed, the content.
-A file that holds one of these tokens itself is left as it is, so that nobody can forge them, and is counted.
+A file whose own content holds one of these tokens gets no metadata, so that tokens cannot be forged; such files are counted.
 
 Files that a filter leaves out keep their place as records without a sample; loader-prepare counts them by reason.
 """
@@ -196,7 +196,7 @@ def _first(row: dict[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _no_column(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """What is wrong with a filter on data that does not say what it asks for."""
+    """The reason, if the data has none of the columns that a filter needs."""
     return None if any(name in row for name in names) else f"none of the columns {', '.join(names)}"
 
 

@@ -22,10 +22,10 @@ from stoker_proto.errors import DataError
 from stoker_proto.host_trouble import check_host
 
 MAX_LINE_BYTES = 256 << 20
-"""A longer line is refused: it is no record, and it would have to be held in memory."""
+"""A longer line is rejected: it is no record, and it would have to be held in memory."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""Of UTF-8, which some editors write in front of a file: no part of what the file says."""
+"""Byte-order mark of UTF-8, which some editors write at the start of a file. It is no part of the content."""
 
 _MOST_HELD = 64
 _files = threading.local()
@@ -67,7 +67,7 @@ def iter_lines(shard: Path, start: int = 0, stop: int | None = None) -> Iterator
 
 @contextmanager
 def held_open() -> Iterator[None]:
-    """What `read_line` opens in this thread stays open until the end of the block (the first 64)."""
+    """Files that `read_line` opens in this thread stay open until the end of the block (the first 64)."""
     outer, _files.held = getattr(_files, "held", None), {}
     try:
         yield
@@ -108,7 +108,7 @@ def read_line(shard: Path, offset: int, size: int) -> bytes:
 
 
 def line_number(shard: Path, offset: int) -> int:
-    """Number (from 1) of the line that begins at `offset`. Reads all before it: for error messages only."""
+    """Number (from 1) of the line that begins at `offset`. Reads the file up to it: use it for error messages only."""
     number = 1
     with shard.open("rb") as file:
         while offset > 0:
@@ -121,7 +121,7 @@ def line_number(shard: Path, offset: int) -> int:
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object on a line. NaN and Infinity, which JSON does not have, are let through for a check that names them."""
+    """The JSON object on a line. NaN and Infinity, which JSON does not have, are accepted: a later check names them."""
     try:
         row = orjson.loads(line)
     except ValueError as error:

@@ -3,8 +3,8 @@
     {"obs_path": "traj_000123/obs.npz", "task": "PutOnPlateInScene25Main-v3", "actions": [[0.12, -0.07, ...], ...]}
 
 `obs_path` is relative to the JSONL file. The NPZ holds `rgb` uint8[T, H, W, 3] and, where data.image.depth asks for it, `depth`
-uint16[T, H, W] or [T, H, W, 1] in mm; options name further cameras. An `instruction` in the row goes before the task table. T
-images belong to T actions, image t is what was seen just before action t; T + 1 images are legal, the last one has no action.
+uint16[T, H, W] or [T, H, W, 1] in mm; options name further cameras. An `instruction` in the row overrides the task table. T
+images belong to T actions: image t was taken just before action t. T + 1 images are legal; the last one has no action.
 States are `states` [T or T + 1][S] in the row, or an array of the NPZ. Sample t is timestep t: its images (with
 data.options.image_history those before it too), the instruction, the state, and actions t, t+1, ..., t+K-1
 (K = data.action.chunk; after the end the last action is repeated, and `action_is_pad` says where).
@@ -50,8 +50,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
         self.tasks = load_task_table(config.task_table)
 
     def scan_identity(self) -> dict[str, Any]:
-        """With what it found of the states, which are read only where they are told; and under policy `skip` a task without an
-        instruction is a bad record, so the task table counts."""
+        """Adds the states, if the scan reads them; and under policy `skip` the task table, because a task without an instruction
+        is a bad record."""
         identity = super().scan_identity()
         if self.config.state == "text":
             identity["state"] = "text"
@@ -62,7 +62,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
         return {**super().read_identity(), "tasks": fingerprint(self.tasks)}
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
-        """One pass over the lines; no NPZ is opened, but for states with `data.state: text` that no row has."""
+        """One pass over the lines. An NPZ is opened only for states that are needed (`data.state: text`) and not in the row."""
         return self.scan_part(shard, 0, shard.stat().st_size)
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
@@ -81,7 +81,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 yield ScannedRecord(offset=offset, size=len(line), num_samples=_num_actions(line), error=str(located))
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
-        """The trajectory's samples, one at a time; a bad trajectory fails before its first sample, where that can be known."""
+        """The trajectory's samples, one at a time. A bad trajectory fails before its first sample, if possible."""
         try:
             yield from self._read_record(shard, offset, size, verify=False)
         except DataError as error:
@@ -112,10 +112,10 @@ class ManiOpenPIDataset(BaseSFTDataset):
         actions = parse_actions(row.get("actions"), self.options.action_dim)
         instruction_of(row, self.tasks)
         states = self._row_states(row, len(actions))
-        if states is None and self.config.state == "text":  # they are scaled by what the scan finds
+        if states is None and self.config.state == "text":  # their scale is fitted on what the scan finds
             with NpzFile(self._npz_path(row, shard)) as npz:
                 states = read_states(npz, self.options.state_keys, len(actions))
-        states = None if states is None else states[: len(actions)]  # after the last action nothing is told
+        states = None if states is None else states[: len(actions)]  # the state after the last action is in no sample
         if self.config.action.drop_noops:
             actions = actions[~is_noop(actions)]
         return ScannedRecord(offset=offset, size=len(line), num_samples=len(actions), actions=actions, states=states)
@@ -152,7 +152,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
 
 
 def _num_actions(line: bytes) -> int:
-    """How many samples a line that cannot be read would have given: its bad samples keep their places, if they can be counted."""
+    """Samples that a bad line would have, if they can be counted: they keep their places."""
     try:
         actions = parse_object(line).get("actions")
     except DataError:

@@ -1,4 +1,4 @@
-"""`data.options` of `mani_openpi`: which arrays of the NPZ are what, and how many numbers an action has."""
+"""`data.options` of `mani_openpi`: names of the arrays in the NPZ, image history, numbers of an action."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loader_service.sources.options import read_options
 from stoker_proto.errors import ConfigError
 
 Names = tuple[str, ...]
-"""That an array may have; the first that is there is taken."""
+"""Names that an array may have; the first that exists is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class ManiOpenPIOptions:
 
 
 def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
-    """Raises ConfigError naming the key."""
+    """The options, checked. Raises ConfigError naming the key."""
     readers = {
         "rgb_keys": _names,
         "camera_keys": _cameras,

@@ -2,7 +2,7 @@
 
     93 'NUMPY' 1 0 u16:118 "{'descr': '|u1', 'fortran_order': False, 'shape': (50, 256, 256, 3), }" spaces newline
 
-The text is matched against the few forms that a plain array's can have, never evaluated.
+The text is matched against the few forms of a plain array's header, and never evaluated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NpyHeader:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     size_bytes: int
-    """Of the header itself: the array begins there."""
+    """Bytes of the header: the array begins behind it."""
 
 
 def parse_npy_header(head: bytes) -> NpyHeader:

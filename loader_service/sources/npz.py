@@ -1,14 +1,14 @@
-"""Arrays of an NPZ file (a ZIP of .npy members), read as little as possible and believed as little as possible.
+"""Arrays of an NPZ file (a ZIP of .npy members). Reads only what is asked for, and checks every claim of the file.
 
     with NpzFile(path) as npz:
         frames = npz.frames("rgb", dtype=np.uint8, ndim=4)      # [T, H, W, 3]
         frames.shape, frames[3]                                 # one frame, uint8[H, W, 3]
 
 A *stored* member is read by offset: one `pread` per frame asked for. A *deflated* one is inflated whole by libdeflate when
-`frames` asks for it, and its CRC-32 is compared. A member nobody asks for is never touched. The CRC of a stored member covers
-the whole of it, so that reading single frames cannot compare it: `NpzFile.verify` does (`loader-prepare --verify`).
+`frames` asks for it, and its CRC-32 is compared. Other members are not read. The CRC of a stored member covers all of it, so
+reading single frames cannot compare it: `NpzFile.verify` does (`loader-prepare --verify`).
 
-Every size that a file claims is checked against what the file can hold before memory is asked for. Nothing is unpickled.
+Every size in the file is compared with what the file can hold before memory is allocated. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class NpzFile:
         self.close()
 
     def close(self) -> None:
-        """Give the file back; a second call does nothing."""
+        """Close the file; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -15,7 +15,7 @@ from stoker_proto.host_trouble import check_host
 
 @lru_cache(maxsize=4096)
 def real_folder(path: str) -> str:
-    """The folder without links; cached, as every record of a shard asks for the same one."""
+    """The folder without links. Cached, because all records of a shard ask for the same one."""
     return _resolved(path)
 
 
@@ -42,8 +42,8 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
 
 
 def _resolved(path: str) -> str:
-    """Without links, as far as the path is there. Raises HostError where a link cannot be read now: `realpath` by itself would
-    take it for a plain name."""
+    """The path without links, as far as it exists. Raises HostError if a link cannot be read now; `realpath` alone would take it
+    for a plain name."""
     try:
         return os.path.realpath(path, strict=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Task id -> instruction: `tasks.yaml` beside this file, and before it the user's own table (`data.task_table`)."""
+"""Task id -> instruction: `tasks.yaml` beside this file, overridden by the user's own table (`data.task_table`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BUILT_IN = Path(__file__).with_name("tasks.yaml")
 
 
 def load_task_table(path: str | None) -> dict[str, str]:
-    """The built-in table, with the entries of the YAML file `path` added to it and before it. Raises ConfigError."""
+    """The built-in table, extended and overridden by the YAML file `path`. Raises ConfigError."""
     table = _read(BUILT_IN)
     if path is not None:
         table.update(_read(Path(path)))

@@ -5,7 +5,7 @@
     story.txt  notes.md                         text files: whole, or by lines or paragraphs
     train.bin  tokens.npy                       token ids in rows of `record_tokens`
 
-Token ids are taken as they are: nothing is put before or behind them. In a record's first token nothing is learned.
+Token ids are used as they are: no token is added before or after them. The first token of a record is no label.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TextOptions:
     column: str = "text"
     """Of tables: texts, or lists of token ids."""
     split: Literal["file", "lines", "paragraphs"] = "file"
-    """What one record of a text file is; paragraphs are parted by blank lines."""
+    """What one record of a text file is; blank lines separate paragraphs."""
     dtype: Literal["uint16", "uint32", "int32", "int64"] = "uint16"
     """Of the numbers in .bin files."""
     record_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""The central directory of a ZIP archive: what is in it, believed only as far as it can be true.
+"""The central directory of a ZIP archive: its members, with every number checked.
 
     local header, data, local header, data, ..., entry, entry, ..., end record [comment]
 

@@ -2,10 +2,10 @@
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
-What is learned is said by `learn`; a message's own flag (`weight`, `train`, `loss`) goes before it. Broken dialogues are mended
-by the rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one that its part names,
+`learn` selects the labels; a message's own flag (`weight`, `train`, `loss`) overrides it. Broken dialogues are repaired by the
+rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one that its part names,
 or else the next of the row's. A row with images and no such mark has them at the beginning of the user's first turn, one per
-line; in a row without images the mark is plain text, and counted.
+line. In a row without images the mark is plain text; such rows are counted.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _mixed(found: str, first: str) -> DataError:
 
 
 def _set_system(conversation: Conversation, system: str | None) -> None:
-    """The config's system text, if there is one, in the place of the row's; function definitions behind it."""
+    """Replace the row's system text by the config's, if it has one, and append the function definitions."""
     messages = conversation.messages
     own = messages[0] if messages and messages[0].role == "system" else None
     if own is None:
@@ -178,7 +178,7 @@ def _set_system(conversation: Conversation, system: str | None) -> None:
 
 
 def _give_images(conversation: Conversation) -> bool:
-    """Each message gets the images that are marked in it. Gives whether there are marks in a row without images."""
+    """Give each message the images that are marked in it. Returns whether a row without images has marks."""
     rows, messages = conversation.images, conversation.messages
     showing = [message for message in messages if message.role in IMAGE_ROLES]
     if not rows and not any(image is not None for message in showing for image in message.images):

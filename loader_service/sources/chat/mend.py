@@ -1,4 +1,4 @@
-"""Broken dialogues, mended by five rules in this order, each counted; what cannot be mended is a bad record.
+"""Repairs broken dialogues by these rules, in this order; each use is counted. A dialogue that stays broken is a bad record.
 
 1. a turn without words is dropped
 2. turns before the first user turn (but the system's) are dropped

@@ -1,4 +1,4 @@
-"""What the formats have in common: a message, the roles, and how function calls are written down.
+"""What the formats share: a message, the roles, and how function calls are written as text.
 
 Functions follow the convention of Hermes and Qwen 2.5: definitions in the system turn between <tools> and </tools>, one JSON
 object per line; each call in the assistant's turn between <tool_call> and </tool_call>.

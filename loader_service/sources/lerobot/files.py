@@ -1,4 +1,4 @@
-"""Whether a data set's files are here, or are fetched when they are opened."""
+"""The files of a data set, local or behind a URL; remote ones are fetched when they are opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Files:
         return path if self.store is None else Path(self.store.local(str(path)))
 
     def is_there(self, path: Path) -> bool:
-        """A remote one is fetched."""
+        """Whether the file exists. A remote one is fetched for that."""
         if not self.is_remote(path):
             return path.is_file()
         try:

@@ -26,7 +26,7 @@ class LeRobotOptions:
     action_key: str = "action"
     """Feature that is the action."""
     instruction: str | None = None
-    """Stands for the task of every frame."""
+    """Used as the task of every frame."""
     episodes: Ranges | None = None
     """Episodes of the train paths, e.g. `[0-19, 22]`, ends included; default: all."""
     val_episodes: Ranges | None = None
@@ -39,7 +39,7 @@ class LeRobotOptions:
 
 
 def read_lerobot_options(options: Mapping[str, Any]) -> LeRobotOptions:
-    """Raises ConfigError naming the key."""
+    """The options, checked. Raises ConfigError naming the key."""
     readers = {
         "image_keys": _names,
         "state_key": _text,

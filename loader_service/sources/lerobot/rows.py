@@ -1,7 +1,7 @@
 """Rows of data files by number: whole columns for the scan, one episode's for a read, images as a stream.
 
 A parquet is decoded by row groups. Where a group holds one episode, as lerobot writes it, nothing is decoded twice; converted
-data sets have groups of many episodes, whose numeric columns are kept, so that each episode does not decode them anew.
+data sets have groups of many episodes. Their numeric columns are kept, so that they are not decoded again for each episode.
 """
 
 from __future__ import annotations

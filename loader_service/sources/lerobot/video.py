@@ -1,8 +1,8 @@
 """An episode's frames in an mp4, in one pass: seek to a keyframe before the first of them, then decode on.
 
 The first is found by time, those that follow are counted: the k-th must be k / fps seconds after it, so that a stream at another
-rate cannot give frames of another moment. Counting from the file's beginning would not do. Where episodes were encoded apart and
-joined, each join may shift the time stamps by a part of a frame, and the from_timestamp of what follows with them.
+rate cannot give frames of another moment. Counting from the file's beginning would be wrong: where episodes were encoded
+separately and joined, each join may shift the time stamps, and the from_timestamp of later episodes, by a part of a frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stoker_proto.host_trouble import check_host
 
 _RATE_TOLERANCE = 0.01
 _TOLERANCE = 0.25
-"""Of a frame's duration, that the first frame may be off, as timestamps of the table may (`columns`)."""
+"""Largest error of the first frame's time, in frames; the same as for timestamps of the table (`columns`)."""
 _STEPS_BACK = (0, 4, 16)
 """Frames before the first at which a keyframe is looked for, one after another. An mp4 is sought by the time of decoding, which
 runs ahead of that of showing where there are B-frames: mostly by 1 to 3 frames, in h264 and hevc by 16 at most."""
@@ -42,7 +42,7 @@ class Begin:
     frames_before: int
     """Of the episodes before it."""
     frames_in_file: int
-    """Of all episodes; a file with another number has frames of none, and nothing is to be counted in it."""
+    """Frames of all episodes in the file. In a file with another number of frames, frames are not counted."""
 
 
 def video_frames(

@@ -1,7 +1,7 @@
-"""What `chat`, `code` and `text` have in common: a record is a row of a table, and a row gives one sample.
+"""What `chat`, `code` and `text` share: a record is a row of a table, and gives one sample.
 
-A subclass says what a row means (`sample`), which rows are left out (`left_out`), and which columns it needs. The scan takes the
-rows' places only; rows are parsed in it where they may be left out, or where `validate` asks for it.
+A subclass defines the sample of a row (`sample`), which rows are left out (`left_out`), and the columns that it needs. The scan
+finds the places of rows; it parses them only if some may be left out, or with `validate`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 
 _MAX_OPEN = 1024
-"""Shards that are remembered with their container: a few hundred bytes each."""
+"""Open tables that are remembered: a few hundred bytes each."""
 
 
 class _Opened(NamedTuple):
@@ -70,7 +70,7 @@ class TableDataset(BaseSFTDataset):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """A shard is looked at (whether it changed) and opened once in each block."""
+        """In each block a shard is checked for changes, and opened, only once."""
         with super().reading(), held_open():
             outer, self._block.opened = getattr(self._block, "opened", None), {}
             try:
@@ -88,10 +88,10 @@ class TableDataset(BaseSFTDataset):
 
     @abstractmethod
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
-        """What a row gives; kind: of the shard, see `kind_of`. Raises DataError with its field."""
+        """The sample of a row. kind: of the shard, see `kind_of`. Raises DataError with its field."""
 
     def left_out(self, row: dict[str, Any]) -> str | None:
-        """Why the row gives no sample, in words that many rows share; None: it gives one."""
+        """Why the row gives no sample, as a text that many rows share; None if it gives one."""
         return None
 
     def columns(self) -> tuple[str, ...] | None:
@@ -99,11 +99,11 @@ class TableDataset(BaseSFTDataset):
         return None
 
     def needed_column(self) -> str | None:
-        """The one that a parquet file must have, where the options name it: found missing before a row is read."""
+        """The column that a parquet file must have, if the options name one; checked before a row is read."""
         return None
 
     def kind_of(self, table: Table, shard: Path, stop: int) -> str:
-        """What the first rows tell of a shard of `stop` bytes; `sample` is given it. Raises DataError for a useless shard."""
+        """A property of the shard that its first rows show, for `sample`. stop: bytes of the shard. Raises DataError."""
         return ""
 
     def open_table(self, path: Path, shard: Path) -> Table:
@@ -111,13 +111,13 @@ class TableDataset(BaseSFTDataset):
         return open_table(path, shard, self.columns(), self.needed_column())
 
     def locate(self, path: str) -> EntryShards:
-        """As any dataset; ConfigError where the shards of the entry do not belong together."""
+        """The entry's shards. Raises ConfigError if they have different formats, or hold the same data twice."""
         shards = super().locate(path)
         self._check_one_format(shards.paths)
         return shards
 
     def _check_one_format(self, shards: Sequence[Path]) -> None:
-        """One entry holds one format: the same data often lies in a folder twice, and descriptions lie beside data."""
+        """An entry has one format: a folder often holds the same data twice, or descriptions beside the data."""
         found: dict[str, Path] = {}
         for shard in shards:
             suffix = plain_suffix(shard.name)
@@ -216,12 +216,12 @@ class TableDataset(BaseSFTDataset):
         return DataError(error.reason, file=f"{shard}{suffix}", record=record, field=error.field)
 
     def _is_unpacked(self, shard: Path) -> bool:
-        """Whether what is read is not the shard itself."""
+        """Whether the unpacked content is read instead of the shard."""
         packed = shard.suffix.lower() in PACKED_SUFFIXES
         return packed or (self.unpack_parquet and plain_suffix(shard.name) == PARQUET_SUFFIX)
 
     def _open(self, shard: Path) -> _Opened:
-        """The shard's table, remembered while the shard stays as it is."""
+        """The shard's table, remembered until the shard changes."""
         block: dict[Path, _Opened] | None = getattr(self._block, "opened", None)
         opened = None if block is None else block.get(shard)
         if opened is None:

@@ -5,7 +5,7 @@
 
 The file is read in blocks, each looked at by NumPy at about 150 MB/s: escapes are blanked, quotes give what is a string, brackets
 outside of strings give the depth. An object of the array begins where the depth becomes 2 and ends where it becomes 1 again;
-between two of them there is one comma. What is inside an object is not checked here: whoever reads it parses it.
+between two objects there is one comma. The content of an object is checked later, when it is parsed.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _BRACES = (b"{"[0], b"}"[0])
 
 @dataclass(frozen=True, slots=True)
 class JsonLines:
-    """One object per line; offsets are those of the objects, spaces around which do no harm."""
+    """One object per line. Offsets are those of the objects; spaces around them are allowed."""
 
     path: Path
 

@@ -1,8 +1,7 @@
 """Parquet files as tables: the offset of a row is its number.
 
-A row is read with its whole row group, of which only the needed columns are decoded; decoded groups are kept in a small cache of
-the process. Reading rows at random costs a group's decoding each time the cache misses; `unpack_parquet` spares that
-(`arrow`).
+A row is read with its row group, in the needed columns; the process keeps some decoded groups. Random reads decode a group at
+each miss of that cache; `unpack_parquet` avoids it (`arrow`).
 """
 
 from __future__ import annotations

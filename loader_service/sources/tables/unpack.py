@@ -1,12 +1,12 @@
-"""Compressed shards, unpacked once into the cache folder, as a compressed stream has no random access.
+"""Unpacks compressed shards once into the cache folder, because a compressed stream has no random access.
 
     data/chats.jsonl.gz
     data/.stoker/unpacked/names/5d0f....json       stamp and BLAKE2b of the shard of this name
     data/.stoker/unpacked/3f09.../plain            its plain content, named by the compressed content
     data/.stoker/unpacked/77ab.../arrow-12...      columns of a parquet file, where `unpack_parquet` asks for it
 
-A shard that is rewritten gets a new folder, and the old one is removed. Every loader does this for itself where its cache has
-none; of several processes one unpacks and the others wait for it.
+A shard that is rewritten gets a new folder, and the old one is removed. Each loader unpacks what its cache folder does not hold;
+of several processes one unpacks and the others wait.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _no_room(shard: Path, folder: Path, why: str) -> ConfigError:
 
 @contextmanager
 def _full_disk_said(shard: Path, root: Path) -> Iterator[None]:
-    """The same of a disk that is full already, which `writable` tells as any other failure to write."""
+    """Replaces the ConfigError of `writable` about a full disk by one that names the shard."""
     try:
         yield
     except ConfigError as error:
@@ -159,7 +159,7 @@ def _gzip_blocks(shard: Path) -> Iterator[bytes]:
 
 
 def _zstd_blocks(shard: Path) -> Iterator[bytes]:
-    """Frame after frame. zstandard's own reader lets a file pass that breaks off in a frame, and this does not."""
+    """Frame after frame. zstandard's own reader accepts a file that ends within a frame; this one does not."""
     zstandard = library("zstandard")
     decompressor = zstandard.ZstdDecompressor()  # refuses frames that ask for more than 128 MiB of history
     frame, block = decompressor.decompressobj(), bytearray()
