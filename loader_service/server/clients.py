@@ -1,4 +1,4 @@
-"""The ranks that a loader has greeted, and how much work each has with it: a ticket is a credit, and credits end."""
+"""The ranks that said HELLO, and how many tickets and rows each has in work. Both are limited."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Client:
     """Of the tickets in work."""
 
     def begin(self, ticket: Ticket, worker: int) -> None:
-        """The ticket is in work there."""
+        """The worker has the ticket now."""
         self.in_work[ticket.ticket] = worker, ticket
         self.num_rows += ticket.count
 
     def end(self, number: int) -> None:
-        """It is not any more; nothing happens where it was not."""
+        """The ticket is answered. Does nothing for an unknown number."""
         found = self.in_work.pop(number, None)
         if found is not None:
             self.num_rows -= found[1].count
 
     def refusal(self, ticket: Ticket) -> tuple[str, str] | None:
-        """(reason, message) of the FAILURE where the credits do not reach."""
+        """(reason, message) of the FAILURE if the ticket exceeds the limits; else None."""
         if ticket.count > MAX_ROWS_PER_CLIENT:
             return "rejected", f"{ticket.count} rows at once: at most {MAX_ROWS_PER_CLIENT} are built"
         if len(self.in_work) >= MAX_TICKETS_PER_CLIENT:
@@ -47,7 +47,7 @@ class Client:
 
 
 class Clients:
-    """By address. Connections end without a word, so those that were not heard of for longest are forgotten first."""
+    """Clients by address. A connection may end unnoticed, so the clients that were silent for longest are forgotten first."""
 
     def __init__(self) -> None:
         self._clients: OrderedDict[bytes, Client] = OrderedDict()
@@ -57,38 +57,38 @@ class Clients:
         return iter(list(self._clients.items()))
 
     def admit(self, address: bytes) -> list[bytes]:
-        """It said HELLO and agreed, perhaps again; the addresses that are forgotten for it."""
+        """Add a client that said HELLO and agreed, perhaps again. Returns the addresses that are forgotten to make room."""
         self._clients.setdefault(address, Client())
         self._gone.pop(address, None)
         return [self._clients.popitem(last=False)[0] for _ in range(len(self._clients) - _MAX_CLIENTS)]
 
     def heard(self, address: bytes) -> bool:
-        """It said something; False where it was not admitted."""
+        """Note a message of a client. Returns False for an address that was not admitted."""
         if address not in self._clients:
             return False
         self._clients.move_to_end(address)
         return True
 
     def get(self, address: bytes) -> Client | None:
-        """None where it was not admitted, or is gone."""
+        """The client; None if it was not admitted, or is gone."""
         return self._clients.get(address)
 
     def forget(self, address: bytes) -> None:
-        """It is gone, or differs. What it had asked before may still be in the queue, and is no stranger's."""
+        """Remove a client that is gone, or that differs. Its earlier messages may still be in the queue: see `is_gone`."""
         if self._clients.pop(address, None) is not None:
             self._gone[address] = None
             if len(self._gone) > _MAX_GONE:
                 self._gone.popitem(last=False)
 
     def is_gone(self, address: bytes) -> bool:
-        """Whether it was admitted once and went, not too long ago."""
+        """Whether the address belonged to a client that was removed recently."""
         return address in self._gone
 
     def tickets(self) -> Iterator[Ticket]:
-        """In work, over all."""
+        """Tickets in work, of all clients."""
         return (ticket for client in self._clients.values() for _, ticket in client.in_work.values())
 
     @property
     def num_in_work(self) -> int:
-        """Tickets, over all."""
+        """Number of tickets in work, of all clients."""
         return sum(len(client.in_work) for client in self._clients.values())

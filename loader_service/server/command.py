@@ -30,7 +30,7 @@ from loader_service.server.run_directory import run_directory
 from loader_service.server.server import LoaderServer
 from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
-from stoker_proto.config import Config
+from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 _WORKERS_START_DEADLINE_S = 60.0
 CORES_PER_WORKER = 4
-"""Threads that one interpreter keeps busy: about a seventh of a sample's time holds its lock."""
+"""Threads that one interpreter can keep busy: a sample holds its lock for about a seventh of the time."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="allow --bind beyond loopback without keys: anyone who reaches it may read",
+        help="allow --bind beyond loopback without keys: any machine that reaches the port may read the data",
     )
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
@@ -141,8 +141,8 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[
 
 
 def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor, dict[str, dict[int, int]]]:
-    """What is in the data, what turns it into rows, and split -> entry -> tokens of its samples. Raises StokerError."""
-    Processor.build(config, None)  # a wrong model folder is said before a long scan, not after it
+    """The prepared data, the processor, and split -> entry -> tokens of its samples. Raises StokerError."""
+    Processor.build(config, None)  # so that a wrong model folder is an error before a long scan
     prepared = prepare(
         config,
         held=held_entries(config, arguments.shards),
@@ -154,7 +154,7 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
 
 
 def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
-    """Refuse to be reachable from other machines without keys, unless told so."""
+    """Raises ConfigError for an address that other machines reach, unless there are keys or --insecure."""
     host, _ = parse_bind(address)
     if not (is_loopback(host) or authenticated or insecure):
         raise ConfigError(
@@ -200,7 +200,7 @@ def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]
 
 
 def _place(path: str) -> str:
-    """What an entry and a glob must have in common to be the same."""
+    """Normal form of an entry or a glob: equal for the same place."""
     return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
 
 
@@ -215,7 +215,7 @@ def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
 
 
 def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
-    """Everything that decides the bytes of a batch, by name."""
+    """Fingerprints of everything that decides the bytes of a batch, by name."""
     data = config.data
     plan = {
         "version": PLAN_VERSION,
@@ -233,9 +233,20 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         **processor.fingerprints(),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
-        "dataset": fingerprint([dataset.identity() for dataset in datasets]),
+        "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),
         **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,
+    }
+
+
+def dataset_settings(data: DataConfig) -> dict[str, Any]:
+    """Settings behind the fingerprint `dataset`. What decides samples is in `BaseSFTDataset.read_identity`, and in `read`."""
+    return {
+        "dataset_type": data.dataset_type,
+        "options": data.options,
+        "chunk": data.action.chunk,
+        "drop_noops": data.action.drop_noops,
+        "depth": data.image.depth,
     }
 
 
@@ -260,7 +271,7 @@ def write_job(
     num_workers: int,
     num_threads: int,
 ) -> None:
-    """Leave in the run directory all that a worker needs to know."""
+    """Write into the run directory all that a worker needs to know."""
     manifests = [
         {
             "folder": str(manifest.folder),
@@ -288,7 +299,7 @@ def write_job(
 
 
 def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, str]) -> str:
-    """The start-up line's facts."""
+    """The facts of the start-up line."""
     parts = []
     for split, entries in prepared.entries.items():
         manifests = entries.values()

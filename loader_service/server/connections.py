@@ -2,8 +2,8 @@
 
     accepted -> a stranger -> HELLO agrees -> admitted -> disconnected
 
-Each connection costs a descriptor, and ZeroMQ accepts until there is none: then no file can be opened any more. So connections
-may have half of the descriptors. Beyond that the oldest stranger is closed; an admitted rank never is. (ZMQ_MAX_SOCKETS counts
+Each connection uses a descriptor, and ZeroMQ accepts connections until none is left; then no file can be opened. So connections
+may use half of the descriptors. Beyond that the oldest stranger is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts
 sockets, of which a ROUTER is one, however many peers it has.)
 """
 
@@ -28,10 +28,10 @@ _WARN_EVERY_S = 30.0
 
 
 class Connections:
-    """Of one ROUTER on TCP. Make it before the socket is bound; close it before the socket."""
+    """The connections of one ROUTER on TCP. Create it before the socket is bound; close it before the socket."""
 
     def __init__(self, router: zmq.Socket[bytes], most: int, more_events: int = 0) -> None:
-        """most: connections at the same time; more_events: of the monitor, which `look` gives back."""
+        """most: connections at the same time; more_events: of the monitor, which `look` returns."""
         self.most = most
         self.num_closed = 0
         """Strangers that were closed to make room."""
@@ -48,11 +48,11 @@ class Connections:
 
     @property
     def num_strangers(self) -> int:
-        """That have not said HELLO, or were refused."""
+        """Connections that have not said HELLO, or were refused."""
         return len(self._strangers)
 
     def look(self) -> list[tuple[int, int]]:
-        """Take what happened since the last look, and close strangers where there are too many connections.
+        """Process the events since the last call, and close strangers if there are too many connections.
 
         Returns (event, value) of `more_events`. Never blocks."""
         others, self._others = self._others, []
@@ -72,7 +72,7 @@ class Connections:
         return others
 
     def admit(self, address: bytes, descriptor: int) -> None:
-        """The rank at this address said HELLO, and agreed. descriptor: of its connection (`descriptor_of`)."""
+        """Note that the rank at this address was welcomed. descriptor: of its connection (`descriptor_of`)."""
         self._others += self.look()  # the connection's own ACCEPTED comes before its first message
         if descriptor in self._strangers:
             del self._strangers[descriptor]
@@ -80,7 +80,7 @@ class Connections:
             self._descriptor_of[address] = descriptor
 
     def forget(self, address: bytes) -> None:
-        """It is a rank no more; its connection may still be there, as a stranger's."""
+        """Note that the address is no rank any more. Its connection, if it is open, counts as a stranger."""
         descriptor = self._descriptor_of.pop(address, None)
         if descriptor is not None:
             self._admitted.pop(descriptor, None)
@@ -107,7 +107,7 @@ class Connections:
             self._descriptor_of.pop(address, None)
 
     def _close(self, descriptor: int) -> None:
-        """Shut it down; ZeroMQ then sees its end and closes it. Nothing is done to another file that has its number by now."""
+        """Shut the connection down, so that ZeroMQ closes it. Another file that has the descriptor by now is not touched."""
         self.num_closed += 1
         self._warn(
             "full",
@@ -138,7 +138,7 @@ class Connections:
 
 
 def descriptor_of(frame: zmq.Frame) -> int:
-    """Of the connection that a received frame came over; -1 where ZeroMQ does not say."""
+    """Descriptor of the connection that a received frame came from; -1 if ZeroMQ does not know it."""
     try:
         return int(frame.get(zmq.SRCFD))
     except (zmq.ZMQError, ValueError):

@@ -12,7 +12,7 @@ from loader_service.server.pool import Pool
 def progress(
     pool: Pool, clients: Clients, outbox: Outbox, *, rejected: int, refused: int, started: float
 ) -> dict[str, float]:
-    """Since the loader's start, at `started` of the monotonic clock."""
+    """Counters since the loader's start. started: its time on the monotonic clock."""
     counters = pool.counters()
     return {
         "cpu_s": pool.cpu_s(),

@@ -24,11 +24,11 @@ _REASONS: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it was made for another loader's public key (cluster.security.loader_key)",
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it brought no key (cluster.security.rank_secret)",
 }
-"""What libzmq says of a handshake that failed before anyone was asked -> in words."""
+"""libzmq's code for a handshake that failed before ZAP was asked -> text for the log."""
 
 
 HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-"""What the socket's monitor must report (`loader_service.server.connections`)."""
+"""Events that the socket's monitor must report (`loader_service.server.connections`)."""
 
 
 class Gate:
@@ -59,12 +59,12 @@ class Gate:
             (zmq.CURVE_PUBLICKEY, zmq.curve_public(secret.value)),
             (zmq.CURVE_SERVER, 1),
             (zmq.ZAP_DOMAIN, _DOMAIN),
-            (zmq.ZAP_ENFORCE_DOMAIN, 1),  # should nobody answer, nobody gets in: without it, everybody would
+            (zmq.ZAP_ENFORCE_DOMAIN, 1),  # without it, peers would be admitted if nothing answered
         ):
             router.setsockopt(option, value)
 
     def look(self) -> None:
-        """Answer the handshakes that wait; at most some hundred, never blocking."""
+        """Answer waiting handshakes, some hundred at most. Never blocks."""
         for _ in range(_AT_ONCE):
             try:
                 request = self.zap.recv_multipart(zmq.NOBLOCK)
@@ -73,7 +73,7 @@ class Gate:
             self.zap.send_multipart(self._answer(request), zmq.NOBLOCK)
 
     def failed(self, event: int, value: int) -> None:
-        """Count one of `HANDSHAKE_EVENTS`, of a handshake that nobody was asked about."""
+        """Count one of `HANDSHAKE_EVENTS`: a handshake that failed before ZAP was asked."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self.hung_up += 1
             logger.info(

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 200  # characters of what a rank says of itself: neither the answer nor the log grow with it
 
 
-class Greeter:
-    """What this loader is, and whether a rank means the same."""
+class Handshake:
+    """Compares a rank's fingerprints with those of this loader."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Greeter:
         )
 
     def answer(self, hello: Hello) -> Welcome | Refuse:
-        """What to say to it."""
+        """WELCOME, or REFUSE with the differences."""
         differences = [
             [name, self._fingerprints[name], plain(theirs, _SHOWN)]
             for name, theirs in sorted(hello.fingerprints.items())

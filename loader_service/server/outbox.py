@@ -1,4 +1,4 @@
-"""Answers on their way out, counted in bytes, so that ranks that do not read cannot fill the loader's memory.
+"""Sends answers and counts their unread bytes, so that ranks that do not read cannot fill the loader's memory.
 
 ZeroMQ's high-water mark counts messages, whatever their size, and it does not say what a connection has taken. But a message sent
 without copying says when it is done with, and a connection sends in order: one such message in every MiB (a *mark*) tells
@@ -35,7 +35,7 @@ class _Account:
     )  # (bytes since the mark before it, mark)
 
     def settle(self) -> int:
-        """How many bytes are known to be taken since the last look."""
+        """Bytes that were taken since the last call."""
         before = self.unread
         while self.marks and self.marks[0][1].done:
             self.unread -= self.marks.popleft()[0]
@@ -52,10 +52,10 @@ class Outbox:
         self._unread = 0
         self.bytes_sent = 0
         self.dropped = 0
-        """Frames that were not sent because a rank, or all ranks together, left too much unread."""
+        """Frames that were not sent because one rank, or all together, had too many unread bytes."""
 
     def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
-        """Send, or drop and count. False where the connection is gone."""
+        """Send the frame, or drop and count it. Returns False if the connection is gone."""
         account = self._account(address)
         if len(frame) > _SMALL and not self._has_room(account, len(frame)):
             self.dropped += 1
@@ -91,7 +91,7 @@ class Outbox:
         return account
 
     def _close_one(self) -> None:
-        """Of the connection that was not sent to for longest among those that have read all; most of these are gone."""
+        """Remove the account that was sent to longest ago among those that have read all; most of these connections are gone."""
         for address, account in self._accounts.items():
             self._unread -= account.settle()
             if not account.unread:
@@ -99,7 +99,7 @@ class Outbox:
                 return
 
     def _forget(self, address: bytes) -> None:
-        """The connection is gone, and with it what it had not read."""
+        """Remove a connection that is gone, with its unread bytes."""
         self._unread -= self._accounts.pop(address).unread
 
     def _has_room(self, account: _Account, size: int) -> bool:

@@ -1,4 +1,4 @@
-"""Where the front's tickets are worked on: worker processes (start, forward, restart, stop), or its own threads."""
+"""Runs tickets in worker processes (start, forward, restart, stop), or in threads of the server's process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAX_RESTARTS = 20  # over a loader's life: a worker that dies again and again h
 
 
 class Pool(Protocol):
-    """Where the front hands tickets to and takes frames from."""
+    """Takes tickets from the server and returns frames."""
 
     num_workers: int
 
@@ -187,7 +187,7 @@ class WorkerPool:
             try:
                 times = psutil.Process(process.pid).cpu_times()
             except psutil.NoSuchProcess:
-                continue  # it ended this moment: the next reading has it among the children
+                continue  # it has just ended: the next call counts it among the children
             total += times.user + times.system
         return total
 
@@ -222,9 +222,9 @@ class WorkerPool:
 
 
 class InlinePool:
-    """No worker processes: the builder threads live in the front's own process, and frames need no way between the two.
+    """No worker processes: the builder threads run in the server's own process, and frames are not copied between processes.
 
-    A seventh less CPU per sample on hosts of few cores; the interpreter lock is what ends it on hosts of many.
+    It uses a seventh less CPU per sample on hosts with few cores; with many cores the interpreter lock limits it.
     """
 
     num_workers = 1
@@ -234,7 +234,7 @@ class InlinePool:
         self.readable = -1
 
     def start(self, deadline_s: float) -> None:
-        """Make the workbench; there is nothing to wait for."""
+        """Create the service; there is nothing to wait for."""
         self._service = PieceService(self._run_dir)
         settle_process()
         self.readable = self._service.readable

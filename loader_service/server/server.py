@@ -15,16 +15,17 @@ from pathlib import Path
 import zmq
 
 from loader_service.manifest import EntryManifest
+from loader_service.plan.lane_plan import PlanKey
 from loader_service.server.clients import Clients
 from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
-from loader_service.server.handshake import Greeter
+from loader_service.server.handshake import Handshake
 from loader_service.server.listening import listen
 from loader_service.server.outbox import Outbox
-from loader_service.server.planner import PlanKey, Planner
+from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
-from loader_service.server.waiting import Awaiting
+from loader_service.server.waiting import WaitingRequests
 from stoker_proto.config import Config
 from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import RemoteProtocolError
@@ -36,11 +37,10 @@ from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Pi
 logger = logging.getLogger(__name__)
 
 MAX_UNHEARD = 16
-"""Messages of one connection that came and are not looked at yet; what comes after waits with the rank. Connections are looked at
-in turns, one message each."""
+"""Messages of one connection that wait in the loader; later ones wait at the rank. Connections take turns, one message each."""
 MAX_UNREAD_FRAMES = 256
-"""Waiting for one rank that does not read; what comes after is dropped, counted, and asked for again by its deadline.
-`loader.unread_mb` bounds the same in bytes."""
+"""Frames that wait for one rank that does not read. Later ones are dropped and counted; the rank asks again at its deadline.
+`loader.unread_mb` limits the same in bytes."""
 _AT_ONCE = 256
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
@@ -62,15 +62,15 @@ class LoaderServer:
         tokens: Mapping[str, Mapping[int, int]],
         keys: tuple[Key, Mapping[bytes, str]] | None = None,
     ) -> None:
-        """tokens: split -> entry -> of all its samples. keys: this loader's secret and the ranks admitted
-        (`stoker_proto.wire.keys.loader_keys`); None: whoever reaches it."""
+        """tokens: split -> entry -> tokens of all its samples. keys: this loader's secret and the admitted ranks
+        (`stoker_proto.wire.keys.loader_keys`); None: any rank that reaches the socket."""
         self.name = name
         self._config, self._entries, self._tokens, self._pool = config, entries, tokens, pool
-        self._greeter = Greeter(config, entries, fingerprints, processor_json, name)
+        self._handshake = Handshake(config, entries, fingerprints, processor_json, name)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._clients = Clients()
         self._planner = Planner(run_dir, entries, config.data, self._wake, self._plans_in_work)
-        self._awaiting = Awaiting()
+        self._waiting = WaitingRequests()
         self._rejected = 0
         self._started = time.monotonic()
         self._drain_deadline: float | None = None
@@ -106,13 +106,13 @@ class LoaderServer:
         return uuid.uuid4().hex[:12]
 
     def plan_ahead(self) -> None:
-        """Begin to plan the first epochs."""
+        """Start planning the first epoch of every entry."""
         for split, manifests in self._entries.items():
             for entry in manifests:
-                self._planner.lanes(split, 0, entry)
+                self._planner.lanes(PlanKey(split, 0, entry))
 
     def bind(self, address: str) -> str:
-        """Bind and return the real address (a port of `*` is chosen)."""
+        """Bind, and return the address with the port that `*` stands for."""
         listener = listen(address)
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
@@ -126,13 +126,13 @@ class LoaderServer:
         self._wake()
 
     def drain(self, deadline_s: float) -> None:
-        """Finish what was asked for, take nothing new, then end. May be called from a signal handler."""
+        """Answer the tickets in work, reject new ones, then end. May be called from a signal handler."""
         if self._drain_deadline is None:
             self._drain_deadline = time.monotonic() + deadline_s
         self._wake()
 
     def run(self) -> None:
-        """Serve."""
+        """Serve until `stop`, or until a drain is complete."""
         poller = zmq.Poller()
         gate = self._gate
         watched = [self._socket, self._pool.readable, self._wake_read, self._connections.monitor]
@@ -191,7 +191,7 @@ class LoaderServer:
             return  # full: the loop is going to wake up anyway
 
     def _from_workers(self) -> None:
-        """Pass on what is ready, but at most some hundred frames, so that neither side starves the other."""
+        """Pass on finished frames, but at most some hundred, so that messages of ranks are read in between."""
         for _ in range(_AT_ONCE):
             answer = self._pool.receive()
             if answer is None:
@@ -207,7 +207,7 @@ class LoaderServer:
             if not has_message(self._socket):
                 return
             self._from_client()
-            self._from_workers()  # what is cached is built at once: it must not pile up behind the messages that wait
+            self._from_workers()  # cached pieces are ready at once: they must not wait for all messages to be read
 
     def _look_at_connections(self) -> None:
         for event, value in self._connections.look():
@@ -231,7 +231,7 @@ class LoaderServer:
 
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
-            self._greet(address, message)
+            self._answer_hello(address, message)
         elif self._clients.is_gone(address):
             pass  # asked before it went
         elif not self._clients.heard(address):
@@ -243,14 +243,14 @@ class LoaderServer:
         elif isinstance(message, Ticket):
             self._forward(address, message, frame)
 
-    def _greet(self, address: bytes, hello: Hello) -> None:
-        answer = self._greeter.answer(hello)
+    def _answer_hello(self, address: bytes, hello: Hello) -> None:
+        answer = self._handshake.answer(hello)
         if isinstance(answer, Welcome):
             forgotten = self._clients.admit(address)
         else:
             self._clients.forget(address)  # also one that agreed before: nothing more may be mixed into its run
             forgotten = [address]
-        self._send(address, answer)  # what it has not read stays counted, whatever it says, until its connection ends
+        self._send(address, answer)  # its unread bytes stay counted, whatever it says, until its connection ends
         for other in forgotten:
             self._connections.forget(other)
 
@@ -263,7 +263,7 @@ class LoaderServer:
         answer = self._planner.answer(asked, self._tokens.get(message.split, {}))
         if answer is not None:
             self._send(address, answer)
-        elif not self._awaiting.add_lanes(address, asked):
+        elif not self._waiting.add_lanes(address, asked):
             raise RemoteProtocolError("too many EPOCHs wait for plans already")  # dropped; ranks ask again
 
     def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
@@ -279,9 +279,9 @@ class LoaderServer:
         entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
         if entry not in self._entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
-        lanes = self._planner.plan(ticket.split, ticket.epoch, entry)
+        lanes = self._planner.plan(PlanKey(ticket.split, ticket.epoch, entry))
         if lanes is None:
-            if not self._awaiting.add_ticket(address, ticket, frame):
+            if not self._waiting.add_ticket(address, ticket, frame):
                 return self._fail(address, ticket, "unavailable", "too many tickets wait for plans already")
             return None
         length = lanes.lengths[lane]
@@ -297,10 +297,10 @@ class LoaderServer:
 
     def _plans_in_work(self) -> set[PlanKey]:
         lanes = self._config.data.order.lanes
-        return {(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
+        return {PlanKey(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
 
     def _answer_planned(self) -> None:
-        lanes, tickets = self._awaiting.take()
+        lanes, tickets = self._waiting.take()
         for address, asked in lanes:
             if self._clients.get(address):  # it may have gone meanwhile
                 self._answer_epoch(address, asked)

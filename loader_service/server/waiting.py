@@ -1,4 +1,4 @@
-"""What ranks asked and cannot be told before a plan is made: kept until it is, and bounded whatever they ask."""
+"""Requests of ranks that wait until a plan is made. Their number is bounded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections import Counter
 from stoker_proto.wire.messages import Epoch, Ticket
 
 MAX_PER_CLIENT = 1024
-"""Tickets of one connection, and passes (of a split) that it asked the lanes of."""
+"""Waiting tickets of one connection, and waiting EPOCHs of it."""
 _MAX_TICKETS = 65_536
 _MAX_ENTRIES = 1 << 20  # of all EPOCHs that wait
 
 
-class Awaiting:
-    """By connection. Who asks again waits once: for a ticket of the same number, for the lanes of the same pass."""
+class WaitingRequests:
+    """EPOCHs and tickets by connection. A repeated request (the same pass, or the same ticket number) waits once."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[bytes, str, int], dict[int, None]] = {}  # connection, split, epoch -> entries
@@ -23,7 +23,7 @@ class Awaiting:
         self._num_entries = 0
 
     def add_lanes(self, address: bytes, asked: Epoch) -> bool:
-        """asked: with the entries alone that are held here. False: there is no room."""
+        """Add an EPOCH, with the entries that are held here. Returns False if there is no room."""
         key = address, asked.split, asked.epoch
         entries = self._lanes.get(key)
         if entries is None:
@@ -41,7 +41,7 @@ class Awaiting:
         return True
 
     def add_ticket(self, address: bytes, ticket: Ticket, frame: bytes) -> bool:
-        """False: there is no room."""
+        """Add a ticket and its frame. Returns False if there is no room."""
         key = address, ticket.ticket
         if key not in self._tickets:
             if self._tickets_of[address] >= MAX_PER_CLIENT or len(self._tickets) >= _MAX_TICKETS:
@@ -51,7 +51,7 @@ class Awaiting:
         return True
 
     def take(self) -> tuple[list[tuple[bytes, Epoch]], list[tuple[bytes, Ticket, bytes]]]:
-        """All, in the order in which they came, to be looked at again: (lanes asked for, tickets). Nothing waits any more."""
+        """Remove and return all requests in the order in which they came: (EPOCHs, tickets)."""
         lanes = [
             (address, Epoch(split=split, epoch=epoch, entries=list(entries)))
             for (address, split, epoch), entries in self._lanes.items()

@@ -127,18 +127,6 @@ class BaseSFTDataset(ABC):
         self.config = config
         self.remote = remote_store(config)
 
-    def identity(self) -> dict[str, Any]:
-        """JSON values whose hash loaders and ranks compare, beside that of `read_identity`. What decides samples belongs into
-        `read_identity`: it is part of each manifest's fingerprint too."""
-        action, image = self.config.action, self.config.image
-        return {
-            "dataset_type": self.config.dataset_type,
-            "options": self.config.options,
-            "chunk": action.chunk,
-            "drop_noops": action.drop_noops,
-            "depth": image.depth,
-        }
-
     def preload(self, shards: Sequence[Path]) -> None:
         """Import the libraries that `read` of these shards imports late.
 

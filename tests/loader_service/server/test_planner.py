@@ -40,8 +40,8 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     planner = Planner(tmp_path, entries, make_data(lanes=4), woken.set)  # type: ignore[arg-type]
 
     def planned(split: str, epoch: int) -> PlannedLanes:
-        wait_until(lambda: planner.plan(split, epoch, 0) is not None, 60, f"the plan of {split} {epoch}")
-        lanes = planner.plan(split, epoch, 0)
+        wait_until(lambda: planner.plan(PlanKey(split, epoch, 0)) is not None, 60, f"the plan of {split} {epoch}")
+        lanes = planner.plan(PlanKey(split, epoch, 0))
         assert lanes is not None
         return lanes
 
@@ -62,12 +62,12 @@ def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
 def test_the_next_epoch_of_a_large_set_waits_until_this_one_runs(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(40_960, 1, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
-    planner._request("train", 0, 0)  # not counted, however soon the plan is there
+    planner._request(PlanKey("train", 0, 0))  # not counted, however soon the plan is there
     wait_until(lambda: planner._plans["train", 0][0].done(), 60, "the first plan")
     for _ in range(10):
-        planner.plan("train", 0, 0)
+        planner.plan(PlanKey("train", 0, 0))
     assert len(planner._plans["train", 0]) == 1
-    planner.plan("train", 0, 0)
+    planner.plan(PlanKey("train", 0, 0))
     wait_until(lambda: list(tmp_path.glob("plan-train-1-*-ends.npy")), 60, "the plan of the next epoch")
     planner.close()
 
@@ -76,7 +76,7 @@ def test_a_flood_of_epochs_is_not_planned(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(200_000, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
     for epoch in range(1000):
-        planner.lanes("train", epoch, 0)
+        planner.lanes(PlanKey("train", epoch, 0))
     planner.close()
     assert len(list(tmp_path.glob("plan-train-*-ends.npy"))) < 50
 
@@ -97,7 +97,7 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
     waiting = list(range(60))
 
     def all_answered() -> bool:
-        waiting[:] = [e for e in waiting if None in [planner.lanes("train", e, entry) for entry in (0, 1)]]
+        waiting[:] = [e for e in waiting if None in [planner.lanes(PlanKey("train", e, entry)) for entry in (0, 1)]]
         return not waiting
 
     wait_until(all_answered, 60, "the lanes of all passes")
@@ -108,18 +108,18 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
 
 def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
-    in_work = {("train", 0, 0)}
+    in_work = {PlanKey("train", 0, 0)}
     planner = Planner(tmp_path, entries, make_data(), lambda: None, lambda: in_work)  # type: ignore[arg-type]
 
     def passes(first: int, last: int) -> set[int]:
         for epoch in range(first, last):
-            wait_until(lambda: planner.plan("train", epoch, 0) is not None, 60, f"the plan of {epoch}")  # noqa: B023
+            wait_until(lambda: planner.plan(PlanKey("train", epoch, 0)) is not None, 60, f"the plan of {epoch}")  # noqa: B023
         return {int(path.name.split("-")[2]) for path in tmp_path.glob("plan-train-*-ends.npy")}
 
     assert 0 in passes(0, 20)
     in_work.clear()
     assert 0 not in passes(20, 25)
-    in_work |= {("train", epoch, 0) for epoch in range(1000)}  # of a rank that asks for whatever there is
+    in_work |= {PlanKey("train", epoch, 0) for epoch in range(1000)}  # of a rank that asks for whatever there is
     assert len(passes(25, 80)) <= 34
     planner.close()
 
@@ -140,8 +140,8 @@ def test_a_plan_that_a_full_disk_prevents_is_made_when_there_is_room(
     monkeypatch.setattr(planner_module, "RETRY_S", 0.01)
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]
-    wait_until(lambda: planner.plan("train", 0, 0) is not None, 20, "the plan")
-    assert sum(planner.plan("train", 0, 0).lengths) == 60  # type: ignore[union-attr]
+    wait_until(lambda: planner.plan(PlanKey("train", 0, 0)) is not None, 20, "the plan")
+    assert sum(planner.plan(PlanKey("train", 0, 0)).lengths) == 60  # type: ignore[union-attr]
     assert caplog.text.count("ENOSPC") == 1
     planner.close()
 
@@ -157,6 +157,6 @@ def test_a_planner_that_waits_for_room_can_be_closed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(planner_module, "RETRY_S", 3600)
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
     planner = Planner(tmp_path, entries, make_data(lanes=4), lambda: None)  # type: ignore[arg-type]
-    assert planner.plan("train", 0, 0) is None
+    assert planner.plan(PlanKey("train", 0, 0)) is None
     assert failed.wait(20)
     planner.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loader_service.server import waiting as awaiting_module
-from loader_service.server.waiting import MAX_PER_CLIENT, Awaiting
+from loader_service.server.waiting import MAX_PER_CLIENT, WaitingRequests
 from stoker_proto.wire.messages import Epoch, Ticket
 
 
@@ -18,7 +18,7 @@ def ticket(number: int) -> Ticket:
 
 
 def test_what_waits_is_taken_once_in_its_order() -> None:
-    waiting = Awaiting()
+    waiting = WaitingRequests()
     assert waiting.add_lanes(b"a", lanes(1, 0))
     assert waiting.add_lanes(b"b", lanes(1, 0, 3))
     assert waiting.add_ticket(b"a", ticket(7), b"frame 7")
@@ -31,7 +31,7 @@ def test_what_waits_is_taken_once_in_its_order() -> None:
 
 
 def test_who_asks_again_and_again_waits_once() -> None:
-    waiting = Awaiting()
+    waiting = WaitingRequests()
     for number in range(3 * MAX_PER_CLIENT):
         assert waiting.add_lanes(b"a", lanes(1, number % 3))
         assert waiting.add_ticket(b"a", ticket(7), b"frame")
@@ -41,7 +41,7 @@ def test_who_asks_again_and_again_waits_once() -> None:
 
 
 def test_one_connection_takes_no_more_than_its_share() -> None:
-    waiting = Awaiting()
+    waiting = WaitingRequests()
     for _ in range(2):
         assert [waiting.add_lanes(b"a", lanes(n, 0)) for n in range(2000)].count(True) == MAX_PER_CLIENT
         assert [waiting.add_ticket(b"a", ticket(n), b"") for n in range(2000)].count(True) == MAX_PER_CLIENT
@@ -55,7 +55,7 @@ def test_one_connection_takes_no_more_than_its_share() -> None:
 def test_all_of_them_together_take_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(awaiting_module, "_MAX_ENTRIES", 10)
     monkeypatch.setattr(awaiting_module, "_MAX_TICKETS", 10)
-    waiting = Awaiting()
+    waiting = WaitingRequests()
     for _ in range(2):
         assert [waiting.add_lanes(b"%d" % n, lanes(0, 0, 1, 2)) for n in range(5)].count(True) == 3
         assert [waiting.add_ticket(b"%d" % n, ticket(0), b"") for n in range(50)].count(True) == 10

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loader_service.server.command import dataset_settings
 from loader_service.sources.base import Sample
 from loader_service.sources.mani_openpi import ManiOpenPIDataset
 from stoker_proto.errors import DataError
@@ -166,7 +167,7 @@ def test_a_config_without_new_options_has_the_identity_it_had(make_mani: Make, t
     dataset = make_mani()
     old = {"dataset_type": "mani_openpi", "options": {}, "drop_noops": False}
     tasks = "0822eb282e04da63b81f2c54623c23dbdace579654bf4cfff74ad79f119efc11"
-    assert dataset.identity() == {**old, "chunk": 1, "depth": False}
+    assert dataset_settings(dataset.config) == {**old, "chunk": 1, "depth": False}
     assert dataset.scan_identity() == {**old, "version": 1, "on_bad_sample": "fail"}
     assert dataset.read_identity() == {**dataset.scan_identity(), "chunk": 1, "depth": False, "tasks": tasks}
 

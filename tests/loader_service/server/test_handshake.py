@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from loader_service.server.handshake import Greeter
+from loader_service.server.handshake import Handshake
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse
 from tests.trainer.feed.fake_loader import make_config
 
 
 def test_a_hello_cannot_forge_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    greeter = Greeter(make_config(["tcp://nobody:1"]), {}, {"order": "ours"}, "{}", "loader")
+    greeter = Handshake(make_config(["tcp://nobody:1"]), {}, {"order": "ours"}, "{}", "loader")
     hello = Hello(
         protocol=PROTOCOL_VERSION,
         client="me\n2026-01-01 all is well\x1b[2J",
