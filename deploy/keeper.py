@@ -24,7 +24,7 @@ from types import FrameType
 
 import psutil
 
-from stoker_proto.process import end_with_parent
+from stoker_proto.host.process import end_with_parent
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from loader_service.shards import CACHE_FOLDER
 from stoker_proto.errors import ConfigError, DeadlineError
-from stoker_proto.files import open_lock_file, try_lock, whole_file, write_whole
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.files import open_lock_file, try_lock, whole_file, write_whole
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable
 
-from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
-from stoker_proto.host_trouble import host_error
-from stoker_proto.interrupts import heed_interrupts
+from stoker_proto.host.descriptors import raise_descriptor_limit
+from stoker_proto.host.interrupts import heed_interrupts
+from stoker_proto.host.trouble import host_error
 
 
 def serve(argv: list[str] | None = None) -> int:

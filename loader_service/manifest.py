@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stoker_proto.actions.statistics import ActionStatistics
 from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 FORMAT_VERSION = 3
 """Version of everything in the cache folder; another version means a new scan."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 CACHE_FOLDER = ".stoker"
 

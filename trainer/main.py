@@ -23,8 +23,8 @@ def use_source_roots() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0; 1 after one line on stderr with the error and the way out; 130 after Ctrl-C."""
-    from stoker_proto.descriptors import raise_descriptor_limit
     from stoker_proto.errors import StokerError
+    from stoker_proto.host.descriptors import raise_descriptor_limit
     from trainer.cli import parse_arguments, report_error, set_up_logging
     from trainer.process.parents import DeepSpeedParents
     from trainer.process.signals import StopSignals

@@ -27,8 +27,8 @@ import orjson
 from loader_service.convert.episode import EpisodeRef
 from loader_service.convert.write import STAMP_FILE, episode_folder, read_back, read_stamp, to_disk
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.files import open_lock_file, try_lock, whole_file
 from stoker_proto.hashing import canonical_json
+from stoker_proto.host.files import open_lock_file, try_lock, whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from loader_service.convert.folder import (
 from loader_service.convert.write import write_episode
 from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.process import end_with_parent
+from stoker_proto.host.process import end_with_parent
 
 _PROBES = 3  # episodes that are read for the estimate
 _AHEAD = 4  # tasks per process that wait: results are small, so this only bounds what a Ctrl-C throws away

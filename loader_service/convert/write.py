@@ -19,7 +19,7 @@ import orjson
 from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.sources.npz import NpzFile
 from stoker_proto.errors import DataError
-from stoker_proto.files import whole_folder
+from stoker_proto.host.files import whole_folder
 
 ROW_FILE, NPZ_FILE, STAMP_FILE = "row.json", "obs.npz", "input.json"
 

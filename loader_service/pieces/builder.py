@@ -22,7 +22,7 @@ from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import host_error
+from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Ticket
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from loader_service.manifest import EntryManifest
 from stoker_proto.errors import FetchError
-from stoker_proto.host_trouble import host_error
+from stoker_proto.host.trouble import host_error
 
 Shard = tuple[EntryManifest, int]
 """(manifest of the entry, number of the shard in it)."""

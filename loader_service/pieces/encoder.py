@@ -23,7 +23,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
-from stoker_proto.host_trouble import check_host, host_error
+from stoker_proto.host.trouble import check_host, host_error
 from stoker_proto.processor import EncodedRow, Processor
 
 logger = logging.getLogger(__name__)

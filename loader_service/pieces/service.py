@@ -22,7 +22,7 @@ from loader_service.remote.opened import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
 from stoker_proto.errors import StokerError
-from stoker_proto.host_trouble import host_error
+from stoker_proto.host.trouble import host_error
 from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Ticket

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, located
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from stoker_proto.text.rows import EncodedRow

@@ -16,9 +16,9 @@ import msgpack
 import zmq
 
 from loader_service.pieces.service import PieceService, settle_process
-from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import StokerError
-from stoker_proto.process import end_with_parent
+from stoker_proto.host.descriptors import raise_descriptor_limit
+from stoker_proto.host.process import end_with_parent
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Ticket
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from stoker_proto.config import OrderConfig
 from stoker_proto.errors import LocalProtocolError
-from stoker_proto.files import whole_file
 from stoker_proto.hashing import key64, keyed_hashes
+from stoker_proto.host.files import whole_file
 from stoker_proto.order.lanes import TIME_END
 
 FIRST_LANES = 4

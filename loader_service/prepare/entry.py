@@ -39,9 +39,9 @@ from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.errors import DataError, ManifestError
-from stoker_proto.files import whole_folder, write_whole
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.files import whole_folder, write_whole
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import DataError, FetchError, RowError, located
-from stoker_proto.host_trouble import host_errors
+from stoker_proto.host.trouble import host_errors
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)

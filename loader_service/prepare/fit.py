@@ -21,7 +21,7 @@ from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 

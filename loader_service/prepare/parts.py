@@ -29,7 +29,7 @@ from loader_service.shards import Stamp
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.host_trouble import host_errors
+from stoker_proto.host.trouble import host_errors
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from loader_service.sources.base import BaseSFTDataset, make_dataset
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import StokerError
-from stoker_proto.host_trouble import host_errors
-from stoker_proto.process import end_with_parent
+from stoker_proto.host.process import end_with_parent
+from stoker_proto.host.trouble import host_errors
 
 MIN_POOL_BYTES = 64 << 20
 """Less work than this is done in the calling process: starting others would take longer."""

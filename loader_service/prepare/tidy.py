@@ -22,7 +22,7 @@ import orjson
 
 from loader_service.cache_folder import locked, writable
 from stoker_proto.errors import ConfigError, DeadlineError
-from stoker_proto.files import try_lock
+from stoker_proto.host.files import try_lock
 
 logger = logging.getLogger(__name__)
 

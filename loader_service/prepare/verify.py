@@ -11,7 +11,7 @@ from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.scan_pool import run_all
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from loader_service.remote.index import Copy, Index
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.errors import FetchError
-from stoker_proto.files import try_lock
+from stoker_proto.host.files import try_lock
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from loader_service.cache_folder import writable
 from stoker_proto.errors import ConfigError, FetchError
-from stoker_proto.files import try_lock
+from stoker_proto.host.files import try_lock
 
 logger = logging.getLogger(__name__)
 

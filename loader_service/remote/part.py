@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stoker_proto.errors import ConfigError, FetchError
-from stoker_proto.files import open_lock_file, try_lock
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.files import open_lock_file, try_lock
+from stoker_proto.host.trouble import check_host
 
 _POLL_S = 0.02
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from loader_service.manifest import EntryManifest
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.config import Config
-from stoker_proto.shown import plain
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
+from stoker_proto.wire.shown import plain
 
 logger = logging.getLogger(__name__)
 

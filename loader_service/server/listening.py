@@ -15,7 +15,7 @@ import socket
 import struct
 
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.shown import plain
+from stoker_proto.wire.shown import plain
 
 _ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
 _BACKLOG = 100

@@ -15,7 +15,7 @@ from loader_service.manifest import EntryManifest
 from loader_service.plan.lane_plan import PlanKey, plan_file
 from loader_service.plan.plan_files import make_plan
 from stoker_proto.config import DataConfig
-from stoker_proto.host_trouble import host_error
+from stoker_proto.host.trouble import host_error
 from stoker_proto.wire.messages import Epoch, Lanes
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from loader_service.pieces.builder import Counters
 from loader_service.pieces.service import PieceService, settle_process
 from loader_service.pieces.worker import ENDPOINT
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.host_trouble import host_error
+from stoker_proto.host.trouble import host_error
 from stoker_proto.wire.messages import Ticket
 
 logger = logging.getLogger(__name__)

@@ -27,12 +27,12 @@ from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
 from loader_service.server.waiting import WaitingRequests
 from stoker_proto.config import Config
-from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import RemoteProtocolError
-from stoker_proto.shown import shown
+from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.shown import shown
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 _EXTRAS = {
     "pyarrow": ("reading parquet", "tables"),

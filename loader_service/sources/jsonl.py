@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 MAX_LINE_BYTES = 256 << 20
 """A longer line is rejected: it is no record, and it would have to be held in memory."""

@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from loader_service.sources.npy_header import MAX_HEADER_BYTES, parse_npy_header
 from loader_service.sources.zip_directory import Member, data_offset, read_directory
 from stoker_proto.errors import DataError, located
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 MAX_MEMBER_BYTES = 4 << 30
 """Largest array that is read into memory, however small its file."""

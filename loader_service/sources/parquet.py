@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from loader_service.sources.extras import library
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 _MAX_FOOTERS = 64
 

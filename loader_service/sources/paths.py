@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@
     │   └── RemoteProtocolError  the other side sent something that the protocol forbids
     ├── RefusedError       a loader and a trainer do not agree on what a batch means; carries the diff
     ├── FetchError         a file, mostly a remote one, cannot be read as it was scanned; a retry may succeed
-    │   └── HostError      this host is in trouble (descriptors, memory, room, a failing disk): see `host_trouble`
+    │   └── HostError      this host is in trouble (descriptors, memory, room, a failing disk): see `host.trouble`
     └── DeadlineError      a wait took too long: names the loaders, what is missing and the last contact
 
 A message is one line: the value, the rule that it breaks, and the way out. Entry points print it without a traceback and exit

@@ -10,8 +10,19 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 ROOMS: Mapping[str, Sequence[str]] = {
     "stoker_proto": (
-        *("errors", "hashing", "files", "process", "host_trouble", "descriptors", "shown", "model_folder"),
-        *("config", "actions", "wire", "images", "text", "order", "processor"),
+        *(
+            "errors",
+            "hashing",
+            "host",
+            "model_folder",
+            "config",
+            "actions",
+            "wire",
+            "images",
+            "text",
+            "order",
+            "processor",
+        ),
     ),
     "loader_service": (
         *("arguments", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),

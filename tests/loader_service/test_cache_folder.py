@@ -18,7 +18,7 @@ from loader_service.cache_folder import cache_root, locked, save_arrays
 from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DeadlineError
-from stoker_proto.files import whole_folder, write_whole
+from stoker_proto.host.files import whole_folder, write_whole
 
 MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]

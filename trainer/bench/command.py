@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import add_config_arguments, load_config
-from stoker_proto.descriptors import raise_descriptor_limit
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.interrupts import heed_interrupts
+from stoker_proto.host.descriptors import raise_descriptor_limit
+from stoker_proto.host.interrupts import heed_interrupts
 from trainer.bench.report import BenchReport
 from trainer.feed.batch import StepBatch
 from trainer.feed.feed import Feed

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from stoker_proto.config import Config
-from stoker_proto.files import whole_folder
+from stoker_proto.host.files import whole_folder
 from stoker_proto.processor import Processor
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.zero import Engine

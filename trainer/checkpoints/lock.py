@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.files import open_lock_file, try_lock
+from stoker_proto.host.files import open_lock_file, try_lock
 from trainer.engine.ranks import Ranks, text_of_first_rank
 
 log = logging.getLogger(__name__)

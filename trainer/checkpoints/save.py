@@ -23,7 +23,7 @@ from pathlib import Path
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.files import sync, sync_tree
+from stoker_proto.host.files import sync, sync_tree
 from stoker_proto.processor import Processor
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
 from trainer.engine.ranks import Ranks, wait_for_all_ranks

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from stoker_proto.errors import DataError, DeadlineError
-from stoker_proto.files import whole_folder
+from stoker_proto.host.files import whole_folder
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import Engine
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from stoker_proto.interrupts import heed_interrupts
+from stoker_proto.host.interrupts import heed_interrupts
 from trainer.process.parents import DeepSpeedParents
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from loader_service.sources.lerobot.info import Info
 from loader_service.sources.parquet import ParquetReader
 from stoker_proto.errors import DataError, located
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 _TASK_COLUMNS = ("task", "__index_level_0__")
 

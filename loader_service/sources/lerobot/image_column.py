@@ -14,7 +14,7 @@ from PIL import Image
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import orjson
 
 from loader_service.sources.lerobot.template import PathTemplate
 from stoker_proto.errors import DataError, located
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 INFO_PATH = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")

@@ -19,7 +19,7 @@ from loader_service.sources.lerobot.meta import Meta, load_meta, selected
 from loader_service.sources.lerobot.options import Ranges
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 
 def locate(path: str, episodes: Ranges | None) -> tuple[EntryShards, dict[Path, Meta]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from loader_service.sources.extras import library
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 _RATE_TOLERANCE = 0.01
 _TOLERANCE = 0.25

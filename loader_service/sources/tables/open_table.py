@@ -17,7 +17,7 @@ from loader_service.sources.tables.json_table import JsonArray, JsonLines
 from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import JSON_SUFFIXES, PARQUET_SUFFIX, Table, plain_suffix
 from stoker_proto.errors import DataError
-from stoker_proto.host_trouble import check_host
+from stoker_proto.host.trouble import check_host
 
 _HEAD_BYTES = 64 << 10
 _MAGICS = {

@@ -32,8 +32,8 @@ from loader_service.sources.tables.arrow import write_arrow
 from loader_service.sources.tables.parquet import ParquetTable
 from loader_service.sources.tables.table import PACKED_SUFFIXES
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.files import whole_file, write_whole
 from stoker_proto.hashing import fingerprint
+from stoker_proto.host.files import whole_file, write_whole
 
 MIN_FREE_BYTES = 1 << 30
 """Unpacking stops rather than leave less than this on the disk."""

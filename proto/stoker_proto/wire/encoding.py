@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
-from stoker_proto.shown import shown
 from stoker_proto.wire.messages import (
     Drain,
     Epoch,
@@ -35,6 +34,7 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
+from stoker_proto.wire.shown import shown
 
 MAX_FRAME_BYTES = 256 << 20
 """Largest PIECE."""

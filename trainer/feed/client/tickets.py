@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
-from stoker_proto.shown import plain
 from stoker_proto.wire.messages import Failure, Piece, Ticket
+from stoker_proto.wire.shown import plain
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import Attempt, Pace
 from trainer.feed.client.schedule import Slice

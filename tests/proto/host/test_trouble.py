@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from stoker_proto.errors import ConfigError, DataError, FetchError, HostError
-from stoker_proto.host_trouble import check_host, host_error, host_errors
+from stoker_proto.host.trouble import check_host, host_error, host_errors
 
 
 def os_error(name: str) -> OSError:

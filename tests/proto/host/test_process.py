@@ -23,7 +23,7 @@ time.sleep(120)
 CHILD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from stoker_proto.process import end_with_parent
+from stoker_proto.host.process import end_with_parent
 print(end_with_parent(os.getppid()), flush=True)
 time.sleep(120)
 """
@@ -50,6 +50,6 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 @pytest.mark.process
 def test_a_parent_that_is_gone_already_is_noticed() -> None:
-    code = f"import sys; sys.path.insert(0, {str(PROTO)!r}); from stoker_proto.process import end_with_parent"
+    code = f"import sys; sys.path.insert(0, {str(PROTO)!r}); from stoker_proto.host.process import end_with_parent"
     check = f"{code}; sys.exit(0 if not end_with_parent({os.getpid()} + 1) else 1)"  # not this process: it is gone
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

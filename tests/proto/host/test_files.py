@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker_proto.files import open_lock_file, sync_tree, try_lock, whole_file, whole_folder, write_whole
+from stoker_proto.host.files import open_lock_file, sync_tree, try_lock, whole_file, whole_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from loader_service.cli import _guarded
-from stoker_proto.interrupts import heed_interrupts
+from stoker_proto.host.interrupts import heed_interrupts
 from trainer.bench import command as bench
 
 
