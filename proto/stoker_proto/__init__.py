@@ -2,8 +2,8 @@
 
 In: one YAML, a model's folder, observations and text. Out: the config, rows of tokens and labels, messages, the order of samples,
 and actions from tokens. Read upwards, for no file imports what comes later in this list: `errors` and `hashing`; `host` (files,
-processes, limits of the machine); `model_folder`; `config` (the YAML); `actions` (codecs); `wire` (messages); `images`; `text` (rows); `order` (which sample comes when);
-`processor` (one object that joins actions, images and text).
+processes, limits of the machine); `model_folder`; `config` (the YAML); `actions` (codecs); `wire` (messages); `images`;
+`text` (rows); `order` (which sample comes when); `processor` (one object that joins actions, images and text).
 """
 
 PROTOCOL_VERSION = 3

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stoker_proto import process
+from stoker_proto.host import process
 
-PROTO = Path(process.__file__).parents[1]
+PROTO = Path(process.__file__).parents[2]
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE, text=True)
