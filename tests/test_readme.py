@@ -74,3 +74,15 @@ def test_the_readme_says_how_the_commands_are_installed() -> None:
     command = "pip install -c deploy/constraints.txt -e '.[train]'"
     assert command in README.split("## Point it at your data")[1].split("loader-prepare --config")[0]
     assert command in (ROOT / "deploy" / "README.md").read_text()
+
+
+def test_every_test_that_a_support_table_names_exists() -> None:
+    """A name without a folder lies beside the name before it, as in `tests/a/test_b.py`, `test_c.py`."""
+    named = []
+    for row in re.findall(r"^\|.*\|$", README, re.M):
+        folder = ROOT
+        for name in re.findall(r"`([\w/]+\.py)`", row.split("|")[-2]):
+            folder = (ROOT / name).parent if "/" in name else folder
+            named.append(folder / Path(name).name)
+    assert len(named) >= 15
+    assert [str(path) for path in named if not path.is_file()] == []
