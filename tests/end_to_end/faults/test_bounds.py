@@ -177,8 +177,8 @@ def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
         reader = Reader(stack, crew.addresses[0])
         for ticket in tickets(3000):
             reader.socket.send(ticket)
-        refused = built = 0
-        while reader.socket.poll(int(2000 * slowness())):  # what is built faster than it is read is dropped
+        refused, built, wait_ms = 0, 0, int(2000 * slowness())
+        while reader.socket.poll(wait_ms):  # what is built faster than it is read is dropped
             answer = encoding.decode(reader.socket.recv())
             built += isinstance(answer, Piece)
             if isinstance(answer, Failure):
