@@ -41,11 +41,11 @@ _TOLERANCE = 0.25
 seconds written as float32 (half an ulp is 1 ms after 4 hours) and for clocks that jitter. lerobot's own 1e-4 s is not."""
 
 
-def parse_rows(table: Any, columns: Columns, episode: int, fps: float) -> EpisodeRows:
+def parse_rows(table: Any, columns: Columns, episode: int, fps: float | None) -> EpisodeRows:
     """The rows of one episode. Raises DataError naming the field and, where there is one, the frame and the dimension.
 
     Timestamps say which frames of a video belong to the rows, `fps` (of info.json) what a row is of actions and history: both
-    must mean the same.
+    must mean the same. fps: None: frames are told by frame_index alone, and timestamps are not checked.
     """
     found = integers(table, "episode_index")
     if len(np.flatnonzero(found != episode)):
@@ -59,15 +59,8 @@ def parse_rows(table: Any, columns: Columns, episode: int, fps: float) -> Episod
         t = int(wrong[0])
         raise DataError(f"{int(frame_index[t])}: 0, 1, 2 ... are expected", field=f"frame_index[{t}]")
     timestamps = _numbers(table.column("timestamp"), "timestamp").astype(np.float64)
-    _check_finite(timestamps[:, None], "timestamp")
-    wrong = np.flatnonzero(np.abs(timestamps * fps - frame_index) > _TOLERANCE)
-    if len(wrong):
-        t = int(wrong[0])
-        raise DataError(
-            f"{timestamps[t]:.7g} s, and frame {t} at fps {fps:g} (meta/info.json) is at {t / fps:.7g} s: correct fps, or mend "
-            "or leave out the episode (data.options.episodes)",
-            field=f"timestamp[{t}]",
-        )
+    if fps is not None:
+        _check_timestamps(timestamps, fps)
     return EpisodeRows(
         episode,
         vectors(table, columns.action),
@@ -75,6 +68,18 @@ def parse_rows(table: Any, columns: Columns, episode: int, fps: float) -> Episod
         timestamps,
         integers(table, "task_index"),
     )
+
+
+def _check_timestamps(timestamps: NDArray[np.float64], fps: float) -> None:
+    _check_finite(timestamps[:, None], "timestamp")
+    wrong = np.flatnonzero(np.abs(timestamps * fps - np.arange(len(timestamps))) > _TOLERANCE)
+    if len(wrong):
+        t = int(wrong[0])
+        raise DataError(
+            f"{timestamps[t]:.7g} s, and frame {t} at fps {fps:g} (meta/info.json) is at {t / fps:.7g} s: correct fps, mend or "
+            "leave out the episode (data.options.episodes), or set data.options.match_frames: frame_index if its clock drifts",
+            field=f"timestamp[{t}]",
+        )
 
 
 def integers(table: Any, name: str) -> NDArray[np.int64]:

@@ -42,9 +42,7 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = (
-        3  # the frame of a video that an episode begins with is the nearest in time, and the others are counted from it
-    )
+    version = 4  # each frame of a video is found by time and by number, and the two must agree
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)

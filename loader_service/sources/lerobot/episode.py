@@ -32,6 +32,11 @@ class LeRobotFolder:
     data_root: str
     """No image and no video outside of it is read."""
 
+    @property
+    def fps_of_timestamps(self) -> float | None:
+        """What the timestamps of rows must agree with; None: they are not used."""
+        return self.meta.info.fps if self.options.match_frames == "timestamp" else None
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -57,7 +62,7 @@ def read_episode(shard: Path, start: int, length: int, folder: LeRobotFolder) ->
     with located(record=f"episode {index}"):
         if expected != length:
             raise DataError(f"{length} rows were scanned, and meta/ says {expected}: run loader-prepare again")
-        rows = parse_rows(table, columns, index, meta.info.fps)
+        rows = parse_rows(table, columns, index, folder.fps_of_timestamps)
         return Episode(rows, instructions_of(rows, folder), columns, pieces)
 
 
@@ -133,6 +138,8 @@ def open_camera(
             float(places.from_timestamp[row] + episode.rows.timestamps[0]),
             int(places.frames_before[row]),
             int(places.frames_in_file[row]),
+            int(places.frames_before_with_gaps[row]),
+            by_number=folder.options.match_frames == "frame_index",
         )
         return video_frames(path, wanted, begin=begin, fps=meta.info.fps, size=size)
     cells: Iterator[Any] = (

@@ -27,6 +27,7 @@ from stoker_proto.errors import DataError, located
 from stoker_proto.host.trouble import check_host
 
 _TASK_COLUMNS = ("task", "__index_level_0__")
+_MAX_GAP = 1e9  # frames between two episodes of a video; more is a wrong from_timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class VideoPlaces:
     from_timestamp: NDArray[np.float64]  # [E], seconds from the file's first frame on
     frames_before: NDArray[np.int64]  # [E], of the episodes that begin before it in its file
     frames_in_file: NDArray[np.int64]  # [E], of all episodes in its file
+    frames_before_with_gaps: NDArray[np.int64]  # [E], and whole frames between them, by their from_timestamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,11 @@ def load_episodes(info: Info) -> EpisodeTable:
             )
     twice = np.flatnonzero(index[1:] == index[:-1])
     _check(len(twice) == 0, "it stands there twice", file, record=str(index[twice[0]]) if len(twice) else "")
-    videos = {key: _video_places(key, columns) for key in cameras}
+    videos = {key: _video_places(key, columns, info.fps) for key in cameras}
     return EpisodeTable(index, columns["length"], columns["data/chunk_index"], columns["data/file_index"], videos)
 
 
-def _video_places(key: str, columns: dict[str, NDArray[Any]]) -> VideoPlaces:
+def _video_places(key: str, columns: dict[str, NDArray[Any]], fps: float) -> VideoPlaces:
     chunk, file, start = (columns[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index", "from_timestamp"))
     order = np.lexsort((start, file, chunk))
     ends = np.cumsum(columns["length"][order])
@@ -90,10 +92,18 @@ def _video_places(key: str, columns: dict[str, NDArray[Any]]) -> VideoPlaces:
     of_file = np.cumsum(is_first) - 1
     base = np.append(0, ends[first[1:] - 1])  # frames of all files before
     total = np.diff(np.append(base, ends[-1]))
-    before, in_file = np.empty_like(ends), np.empty_like(ends)
-    before[order] = ends - columns["length"][order] - base[of_file]
+    lengths = columns["length"][order]
+    begins = start[order] * fps  # in frames
+    stops = np.append(0, (begins + lengths)[:-1])  # of the episode before
+    stops[first] = 0
+    # A part of a frame is a shift at a join. Rounded one by one, shifts do not add up to a frame.
+    gaps = np.cumsum(np.rint(np.clip(begins - stops, -_MAX_GAP, _MAX_GAP)).astype(np.int64))
+    gaps -= np.append(0, gaps[first[1:] - 1])[of_file]
+    before, in_file, with_gaps = np.empty_like(ends), np.empty_like(ends), np.empty_like(ends)
+    before[order] = ends - lengths - base[of_file]
     in_file[order] = total[of_file]
-    return VideoPlaces(chunk, file, start.astype(np.float64), before, in_file)
+    with_gaps[order] = ends - lengths - base[of_file] + gaps
+    return VideoPlaces(chunk, file, start.astype(np.float64), before, in_file, with_gaps)
 
 
 def load_tasks(info: Info) -> dict[int, str]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from loader_service.sources.options import read_options
 from stoker_proto.errors import ConfigError
@@ -34,6 +34,9 @@ class LeRobotOptions:
     action_delta_timestamps: tuple[float, ...] | None = None
     """When, in seconds from the frame on, the actions of a chunk are taken: multiples of 1/fps, data.action.chunk of them;
     default: 0, 1/fps, 2/fps ..."""
+    match_frames: Literal["timestamp", "frame_index"] = "timestamp"
+    """How a row finds its frame of a video. `timestamp`: by time, and the count of frames must agree. `frame_index`: by the count
+    alone, where a clock drifts; neither the rows' timestamps nor the video's times are looked at."""
     image_history: tuple[float, ...] = (0.0,)
     """When, in seconds from the frame on (0 or before), each camera's images were taken: multiples of 1/fps, oldest first."""
 
@@ -49,6 +52,7 @@ def read_lerobot_options(options: Mapping[str, Any]) -> LeRobotOptions:
         "val_episodes": _ranges,
         "action_delta_timestamps": _seconds,
         "image_history": _history,
+        "match_frames": _match_frames,
     }
     return read_options(LeRobotOptions, options, "lerobot", readers)
 
@@ -64,6 +68,14 @@ def _text(key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{key} is {value!r}: a text is expected")
     return value
+
+
+def _match_frames(key: str, value: object) -> Literal["timestamp", "frame_index"]:
+    if value == "timestamp":
+        return "timestamp"
+    if value == "frame_index":
+        return "frame_index"
+    raise ConfigError(f"{key} is {value!r}: timestamp or frame_index is expected")
 
 
 def _names(key: str, value: object) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def scan_shard(shard: Path, folder: LeRobotFolder, config: DataConfig) -> Iterat
                 count = int((episode_index == episode).sum()) if start >= 0 else 0
                 _check_rows(start, count, length, len(episode_index))
                 if start + length <= len(episode_index):
-                    parsed = parse_rows(table.slice(start, length), columns, episode, meta.info.fps)
+                    parsed = parse_rows(table.slice(start, length), columns, episode, folder.fps_of_timestamps)
                     instructions_of(parsed, folder)
                 else:
                     parsed = read_episode(shard, start, length, folder).rows

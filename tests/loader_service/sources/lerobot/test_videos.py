@@ -45,7 +45,7 @@ def remux(files: Sequence[Path], out: Path, *, shift: float = 0.0, **options: st
         for file in files:
             with av.open(file) as source:
                 template = source.streams.video[0]
-                stream = stream or target.add_stream_from_template(template)
+                stream = stream or target.add_stream_from_template(template, opaque=True)
                 ticks = 1 / (float(template.time_base) * FPS)
                 for packet in source.demux(template):
                     if packet.dts is None:
