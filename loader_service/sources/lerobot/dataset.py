@@ -25,6 +25,7 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.extras import library
+from loader_service.sources.lerobot.alike import check_alike
 from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
@@ -64,6 +65,7 @@ class LeRobotDataset(BaseSFTDataset):
         self._rows = RowReader(Files(self.remote))
         self._metas: dict[Path, Meta] = {}
         self._roots: dict[Path, Path] = {}  # of shards' folders
+        self._located: dict[Path, Meta] = {}  # by this one and its splits, in order
         self._lock = threading.Lock()
 
     def for_split(self, split: str) -> LeRobotDataset:
@@ -83,10 +85,15 @@ class LeRobotDataset(BaseSFTDataset):
         chosen = data.options.get("episodes" if split == "train" else "val_episodes")
         if chosen is not None:
             changed["episodes"] = chosen
-        return LeRobotDataset(dataclasses.replace(data, options=changed))
+        view = LeRobotDataset(dataclasses.replace(data, options=changed))
+        view._located = self._located  # what is validated on must be like what is trained on
+        return view
 
     def locate(self, path: str) -> EntryShards:
-        """The data files that hold the chosen episodes, with the fingerprint of `meta/`."""
+        """The data files that hold the chosen episodes, with the fingerprint of `meta/`.
+
+        Raises DataError too where a data set and those located before differ in what a sample is made of.
+        """
         if self.remote is not None and is_url(path):
             from loader_service.sources.lerobot.remote import locate_remote
 
@@ -95,6 +102,9 @@ class LeRobotDataset(BaseSFTDataset):
             shards, metas = locate(path, self.options.episodes)
         with self._lock:
             self._metas.update(metas)
+            self._located.update(metas)
+            located_sets = list(self._located.values())
+        check_alike(located_sets, self.options, self.config)
         return shards
 
     def preload(self, shards: Sequence[Path]) -> None:

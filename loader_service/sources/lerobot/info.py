@@ -42,6 +42,8 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
+    is_depth: bool = False
+    """Of a camera: its frames are distances, written as grey or coded as colours."""
 
     @property
     def is_camera(self) -> bool:
@@ -49,7 +51,13 @@ class Feature:
         return self.dtype in _CAMERAS
 
     def size(self) -> tuple[int, int]:
-        """Height and width of a camera's frames in pixels. Raises DataError unless they are RGB."""
+        """Height and width of a camera's frames in pixels. Raises DataError unless they are RGB, for depth too."""
+        if self.is_depth:
+            raise DataError(
+                "a depth camera (is_depth_map): its frames are distances, and would be read as colours; leave it out of "
+                "data.options.image_keys",
+                field=f"features[{self.key}]",
+            )
         names = [name.rstrip("s") for name in self.names]
         if len(self.shape) == 3:
             first = names[0] == "channel" if len(names) == 3 else self.shape[0] == 3 and self.shape[2] != 3
@@ -182,10 +190,29 @@ def _parse_features(tree: object) -> dict[str, Feature]:
         shape = value.get("shape") if isinstance(value, dict) else None
         if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
             raise DataError("an object with dtype and shape is expected", field=f"features[{key}]")
-        names = value.get("names")
-        names = tuple(map(str, names)) if isinstance(names, list) else ()
-        features[key] = Feature(key, str(value.get("dtype")), tuple(shape), names)
+        is_depth = any(_is_depth(value.get(place)) for place in ("info", "video_info")) or _is_depth(value)
+        features[key] = Feature(key, str(value.get("dtype")), tuple(shape), _names(value.get("names")), is_depth)
     return features
+
+
+def _names(tree: object) -> tuple[str, ...]:
+    """["x", "y"], {"motors": ["x", "y"]} or {"x": 0, "y": 1}; () for anything else."""
+    if isinstance(tree, dict):
+        if tree and all(type(place) is int for place in tree.values()):
+            return tuple(str(name) for name in sorted(tree, key=tree.__getitem__))
+        inner = list(tree.values())
+        return _names(inner[0]) if len(inner) == 1 and isinstance(inner[0], list) else ()
+    return tuple(map(str, tree)) if isinstance(tree, list) else ()
+
+
+def _is_depth(tree: object) -> bool:
+    """Whether lerobot's notes on a camera mark it as depth: `video.is_depth_map` or `is_depth_map`, also as `video: {...}`."""
+    if not isinstance(tree, dict):
+        return False
+    marks = [tree.get("video.is_depth_map"), tree.get("is_depth_map")]
+    if isinstance(tree.get("video"), dict):
+        marks.append(tree["video"].get("is_depth_map"))
+    return any(mark not in (None, False, 0, "false", "False") for mark in marks)
 
 
 def check_dtype(feature: Feature, file: str) -> None:

@@ -25,7 +25,7 @@ from tests.loader_service.sources.lerobot.reference import all_frames
 from tests.loader_service.sources.lerobot.test_videos import FPS, read_each, remux, set_from_timestamp
 
 SIZE = (64, 96)
-CASES = Path(os.environ.get("STOKER_SHARED_DATA", Path(__file__).parents[5] / "shared")) / "data/cases/video_offset"
+CASES = Path(os.environ.get("STOKER_SHARED_DATA", Path(__file__).parents[5] / "shared" / "data")) / "cases/video_offset"
 Encode = Callable[[Path, int, int], None]
 
 
@@ -147,7 +147,7 @@ def test_a_drift_of_a_whole_frame_is_no_agreement(tmp_path: Path, removed: bool)
 
 def test_the_case_of_the_shared_data() -> None:
     if not CASES.is_dir():
-        pytest.skip(f"NOT TESTED: {CASES} is not there; set STOKER_SHARED_DATA to the folder that holds data/")
+        pytest.skip(f"NOT TESTED: {CASES} is not there; set STOKER_SHARED_DATA to the folder that holds cases/")
     text = refusal(CASES, episodes=["0-5", "15-22"])
     assert "record episode 15, field from_timestamp: frame 0 of the episode is by its from_timestamp +1 frames" in text
     assert len(samples(CASES, episodes=["0-5"])) == 42
