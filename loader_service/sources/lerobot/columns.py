@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.extras import library
+from loader_service.sources.lerobot.episodes import whole_numbers
 from loader_service.sources.lerobot.info import Feature
 from loader_service.sources.lerobot.meta import Columns
 from stoker_proto.errors import DataError
@@ -27,13 +28,14 @@ class EpisodeRows:
     actions: NDArray[np.float32]  # [T, D]
     states: NDArray[np.float32] | None  # [T, S]
     timestamps: NDArray[np.float64]  # [T], seconds from the episode's first frame on
-    task_index: NDArray[np.int64]  # [T]
+    task_index: NDArray[np.int64] | None  # [T]; None where the options have the instruction
 
 
 def numeric_columns(columns: Columns) -> list[str]:
     """What is read of a data file, but for images."""
-    names = ["episode_index", "frame_index", "timestamp", "task_index", columns.action.key]
-    return names if columns.state is None or columns.state.key in names else [*names, columns.state.key]
+    tasks = ["task_index"] if columns.has_tasks else []
+    state = [] if columns.state is None else [columns.state.key]
+    return list(dict.fromkeys(["episode_index", "frame_index", "timestamp", *tasks, columns.action.key, *state]))
 
 
 _TOLERANCE = 0.25
@@ -66,7 +68,7 @@ def parse_rows(table: Any, columns: Columns, episode: int, fps: float | None) ->
         vectors(table, columns.action),
         None if columns.state is None else vectors(table, columns.state),
         timestamps,
-        integers(table, "task_index"),
+        integers(table, "task_index") if columns.has_tasks else None,
     )
 
 
@@ -83,8 +85,8 @@ def _check_timestamps(timestamps: NDArray[np.float64], fps: float) -> None:
 
 
 def integers(table: Any, name: str) -> NDArray[np.int64]:
-    """int64[T]."""
-    values = _numbers(table.column(name), name)
+    """int64[T]; floating-point numbers that are all whole are taken as such."""
+    values = whole_numbers(_numbers(table.column(name), name))
     if values.dtype.kind not in "iu":
         raise DataError(f"{values.dtype}: whole numbers are expected", field=name)
     return values.astype(np.int64)

@@ -17,6 +17,7 @@ import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate, named_sets
-from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
+from loader_service.sources.lerobot.meta import Meta, Wanted, find_root, load_meta
 from loader_service.sources.lerobot.options import overlap, read_lerobot_options
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.scan import scan_shard
@@ -43,7 +44,7 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = 4  # each frame of a video is found by time and by number, and the two must agree
+    version = 5  # 4: each frame of a video is found by time and by number; 5: states are read only where they are asked for
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -62,11 +63,17 @@ class LeRobotDataset(BaseSFTDataset):
             )
         if config.image.depth:
             raise ConfigError("data.image.depth is on, and LeRobot's depth cameras are not read: turn it off")
+        self._wanted = Wanted(self.options, config.state == "text" or self.options.state_key is not None)
         self._rows = RowReader(Files(self.remote))
         self._metas: dict[Path, Meta] = {}
         self._roots: dict[Path, Path] = {}  # of shards' folders
         self._located: dict[Path, Meta] = {}  # by this one and its splits, in order
         self._lock = threading.Lock()
+
+    def scan_identity(self) -> dict[str, Any]:
+        """Adds whether states are read."""
+        identity = super().scan_identity()
+        return {**identity, "state": "text"} if self.config.state == "text" else identity
 
     def for_split(self, split: str) -> LeRobotDataset:
         """With the episodes of the split."""
@@ -97,9 +104,9 @@ class LeRobotDataset(BaseSFTDataset):
         if self.remote is not None and is_url(path):
             from loader_service.sources.lerobot.remote import locate_remote
 
-            shards, metas = locate_remote(path, self.options.episodes, self.remote)
+            shards, metas = locate_remote(path, self._wanted, self.remote)
         else:
-            shards, metas = locate(path, self.options.episodes)
+            shards, metas = locate(path, self._wanted)
         with self._lock:
             self._metas.update(metas)
             self._located.update(metas)
@@ -162,10 +169,10 @@ class LeRobotDataset(BaseSFTDataset):
             if root in self._metas:
                 return self._metas[root]
             if store is None:
-                return self._metas.setdefault(root, load_meta(root))
+                return self._metas.setdefault(root, load_meta(root, self._wanted))
         from loader_service.sources.lerobot.remote import remote_meta
 
-        meta = remote_meta(root, store)  # without the lock: nobody else's files wait for it
+        meta = remote_meta(root, store, self._wanted)  # without the lock: nobody else's files wait for it
         with self._lock:
             return self._metas.setdefault(root, meta)
 

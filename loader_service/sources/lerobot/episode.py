@@ -14,7 +14,7 @@ from loader_service.sources.extras import library
 from loader_service.sources.lerobot.columns import EpisodeRows, integers, numeric_columns, parse_rows
 from loader_service.sources.lerobot.image_column import ImagePlace, image_frames
 from loader_service.sources.lerobot.info import Feature
-from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns
+from loader_service.sources.lerobot.meta import Columns, Meta
 from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.video import Begin, video_frames
@@ -52,7 +52,7 @@ class Episode:
 def read_episode(shard: Path, start: int, length: int, folder: LeRobotFolder) -> Episode:
     """The episode whose rows begin at `start`. Raises DataError."""
     meta, reader = folder.meta, folder.reader
-    columns = choose_columns(meta.info, folder.options)
+    columns = meta.columns
     pieces = episode_pieces(shard, start, length, folder)
     names = numeric_columns(columns)
     tables = [reader.read(file, first, last, names) for file, first, last in pieces]
@@ -103,7 +103,8 @@ def instructions_of(rows: EpisodeRows, folder: LeRobotFolder) -> list[str]:
     """The text of each frame. Raises DataError for a task without one."""
     meta, options = folder.meta, folder.options
     if options.instruction is not None:
-        return [options.instruction] * len(rows.task_index)
+        return [options.instruction] * len(rows.actions)
+    assert rows.task_index is not None
     texts = []
     for t, task in enumerate(rows.task_index.tolist()):
         text = meta.tasks.get(task)

@@ -60,9 +60,8 @@ class EpisodeTable:
         return row
 
 
-def load_episodes(info: Info) -> EpisodeTable:
-    """Raises DataError naming the file, the episode and the column."""
-    cameras = [key for key, feature in info.features.items() if feature.dtype == "video"]
+def load_episodes(info: Info, cameras: list[str]) -> EpisodeTable:
+    """cameras: the video features that are read. Raises DataError naming the file, the episode and the column."""
     columns = _v3_columns(info.root, cameras) if info.is_v3 else _v2_columns(info, cameras)
     file = str(info.root / ("meta/episodes" if info.is_v3 else "meta/episodes.jsonl"))
     order = np.argsort(columns["episode_index"], kind="stable")
@@ -113,6 +112,10 @@ def load_tasks(info: Info) -> dict[int, str]:
     tasks: dict[int, str] = {}
     for number, (task_index, task) in enumerate(rows):
         with located(file=file, record=str(number)):
+            if (
+                type(task_index) is float and task_index.is_integer()
+            ):  # pandas writes such where a value was missing once
+                task_index = int(task_index)
             if type(task_index) is not int or task_index in tasks:
                 raise DataError(f"{task_index!r}: a whole number, once, is expected", field="task_index")
             if info.is_v3 and task_index != number:  # lerobot itself goes by the row there
@@ -131,11 +134,16 @@ def _v2_columns(info: Info, cameras: list[str]) -> dict[str, NDArray[Any]]:
     rows = list(_json_lines(info.root / "meta/episodes.jsonl"))
     columns: dict[str, NDArray[Any]] = {}
     for name in ("episode_index", "length"):
+        values = []
         for number, row in enumerate(rows):
-            if type(row.get(name)) is not int or not 0 <= row[name] < 1 << 62:
+            value: Any = row.get(name)
+            if type(value) is float and value.is_integer():
+                value = int(value)
+            if type(value) is not int or not 0 <= value < 1 << 62:
                 file = f"{info.root / 'meta/episodes.jsonl'}:{number + 1}"
                 raise DataError(f"{row.get(name)!r}: a whole number is expected", file=file, field=name)
-        columns[name] = np.array([row[name] for row in rows], np.int64)
+            values.append(value)
+        columns[name] = np.array(values, np.int64)
     index = columns["episode_index"]
     chunk = index // info.chunks_size
     columns |= {"data/chunk_index": chunk, "data/file_index": index}
@@ -157,12 +165,17 @@ def _v3_columns(root: Path, cameras: list[str]) -> dict[str, NDArray[Any]]:
         part = {}
         for name in names:
             column = table.column(name)
+            values = column.to_numpy()
             try:
-                dtype = np.float64 if name.endswith("timestamp") else np.int64
-                part[name] = column.to_numpy().astype(dtype, casting="same_kind")
+                if name.endswith("timestamp"):
+                    part[name] = values.astype(np.float64, casting="same_kind")
+                else:
+                    part[name] = whole_numbers(values).astype(np.int64, casting="same_kind")
             except (TypeError, ValueError) as error:  # null, or no number
                 raise DataError(
-                    f"{column.type}: a number in every row is expected", file=str(file), field=name
+                    f"{column.type}: a number in every row is expected, and whole numbers but for seconds",
+                    file=str(file),
+                    field=name,
                 ) from error
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
@@ -208,6 +221,19 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise DataError("a JSON object is expected", file=f"{file}:{number + 1}")
         yield row
+
+
+def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Floating-point numbers that are all whole become int64; all else is returned as it is.
+
+    pandas makes float64 of a column of integers in which a value was missing for a while.
+
+    >>> whole_numbers(np.array([0.0, 1.0])), whole_numbers(np.array([0.5, 1.0]))
+    (array([0, 1]), array([0.5, 1. ]))
+    """
+    if values.dtype.kind == "f" and bool(((np.abs(values) < 2.0**53) & (np.trunc(values) == values)).all()):
+        return values.astype(np.int64)
+    return values
 
 
 def _check(is_well: bool, reason: str, file: str, *, record: str = "") -> None:

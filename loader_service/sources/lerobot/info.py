@@ -44,6 +44,13 @@ class Feature:
     names: tuple[str, ...]
     is_depth: bool = False
     """Of a camera: its frames are distances, written as grey or coded as colours."""
+    problem: str = ""
+    """Why the feature cannot be read; empty for a feature that can."""
+
+    @property
+    def looks_like_a_camera(self) -> bool:
+        """Whether its name or its shape is that of a camera, whatever its dtype is."""
+        return self.key.startswith("observation.image") or (len(self.shape) == 3 and 3 in self.shape)
 
     @property
     def is_camera(self) -> bool:
@@ -187,11 +194,13 @@ def _parse_features(tree: object) -> dict[str, Feature]:
         raise DataError(f"{type(tree).__name__}: a JSON object of features is expected", field="features")
     features = {}
     for key, value in tree.items():
-        shape = value.get("shape") if isinstance(value, dict) else None
-        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-            raise DataError("an object with dtype and shape is expected", field=f"features[{key}]")
-        is_depth = any(_is_depth(value.get(place)) for place in ("info", "video_info")) or _is_depth(value)
-        features[key] = Feature(key, str(value.get("dtype")), tuple(shape), _names(value.get("names")), is_depth)
+        described = value if isinstance(value, dict) else {}
+        shape, dtype = described.get("shape"), str(described.get("dtype"))
+        is_depth = any(_is_depth(described.get(place)) for place in ("info", "video_info")) or _is_depth(described)
+        if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape):
+            features[key] = Feature(key, dtype, tuple(shape), _names(described.get("names")), is_depth)
+        else:
+            features[key] = Feature(key, dtype, (), (), problem="an object with dtype and shape is expected")
     return features
 
 
@@ -215,8 +224,10 @@ def _is_depth(tree: object) -> bool:
     return any(mark not in (None, False, 0, "false", "False") for mark in marks)
 
 
-def check_dtype(feature: Feature, file: str) -> None:
-    """Raises DataError for a dtype that the format does not have."""
+def check_feature(feature: Feature, file: str) -> None:
+    """Call it for features that are read. Raises DataError for one that info.json does not describe as the format says."""
+    if feature.problem:
+        raise DataError(feature.problem, file=file, field=f"features[{feature.key}]")
     if feature.dtype not in _KNOWN:
         raise DataError(
             f"unknown dtype {feature.dtype!r}: {', '.join(sorted(_KNOWN))} are known; correct it, or name the cameras to read "

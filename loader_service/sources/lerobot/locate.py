@@ -15,23 +15,22 @@ import numpy as np
 from loader_service.remote.url import is_url, parse_url
 from loader_service.shards import EntryShards, folder_without_wildcards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH
-from loader_service.sources.lerobot.meta import Meta, load_meta, selected
-from loader_service.sources.lerobot.options import Ranges
+from loader_service.sources.lerobot.meta import Meta, Wanted, load_meta, selected
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.trouble import check_host
 
 
-def locate(path: str, episodes: Ranges | None) -> tuple[EntryShards, dict[Path, Meta]]:
+def locate(path: str, wanted: Wanted) -> tuple[EntryShards, dict[Path, Meta]]:
     """The data files in which the chosen episodes begin, and the index of each data set. Raises ConfigError, DataError."""
     base, pattern, roots = _roots(Path(path).expanduser())
     metas: dict[Path, Meta] = {}
     shards: dict[str, Path] = {}
     for root in roots:
         real = root.resolve()
-        meta = metas[real] = load_meta(real)
+        meta = metas[real] = load_meta(real, wanted)
         prefix = root.relative_to(base).as_posix() + "/" if root != base else ""
-        chosen = selected(meta, episodes)
+        chosen = selected(meta, wanted.options.episodes)
         for name, rows in meta.rows_of.items():
             if not chosen[rows].any():
                 continue

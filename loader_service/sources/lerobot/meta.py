@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.lerobot.episodes import EpisodeTable, load_episodes, load_tasks
-from loader_service.sources.lerobot.info import INFO_PATH, Feature, Info, check_dtype, load_info
+from loader_service.sources.lerobot.info import INFO_PATH, Feature, Info, check_feature, load_info
 from loader_service.sources.lerobot.options import LeRobotOptions, Ranges
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
@@ -19,16 +19,17 @@ _STATE_KEY = "observation.state"
 
 
 @dataclass(frozen=True, slots=True)
-class Meta:
-    """A data set's index."""
+class Wanted:
+    """What the config asks of a data set. Nothing else in it is read, so nothing else can be wrong."""
 
-    info: Info
-    episodes: EpisodeTable
-    tasks: dict[int, str]
-    rows_of: dict[str, NDArray[np.int64]]
-    """Data file, relative to the root -> rows of the table whose episodes begin in it, rising."""
-    fingerprint: str
-    """Of all this: what besides the data files decides what is read."""
+    options: LeRobotOptions
+    state: bool
+    """Whether states are read: with `data.state: text`, or where the options name one."""
+
+    @property
+    def tasks(self) -> bool:
+        """Whether the instructions come from the table of tasks."""
+        return self.options.instruction is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,31 @@ class Columns:
     cameras: tuple[Feature, ...]
     state: Feature | None
     action: Feature
+    has_tasks: bool = True
+    """Whether each row's task is read."""
 
 
-def load_meta(root: Path) -> Meta:
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """A data set's index."""
+
+    info: Info
+    columns: Columns
+    episodes: EpisodeTable
+    tasks: dict[int, str]
+    """Empty where the options have the instruction."""
+    rows_of: dict[str, NDArray[np.int64]]
+    """Data file, relative to the root -> rows of the table whose episodes begin in it, rising."""
+    fingerprint: str
+    """Of all this: what besides the data files decides what is read."""
+
+
+def load_meta(root: Path, wanted: Wanted) -> Meta:
     """Raises DataError naming file and field."""
     info = load_info(root)
-    episodes, tasks = load_episodes(info), load_tasks(info)
+    columns = choose_columns(info, wanted)
+    episodes = load_episodes(info, [camera.key for camera in columns.cameras if camera.dtype == "video"])
+    tasks = load_tasks(info) if wanted.tasks else {}
     places = np.stack([episodes.data_chunk, episodes.data_file], axis=1)
     files, inverse = np.unique(places, axis=0, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
@@ -56,7 +76,7 @@ def load_meta(root: Path) -> Meta:
     for places_of_camera in episodes.videos.values():
         tables += [places_of_camera.chunk, places_of_camera.file, places_of_camera.from_timestamp]
     parts = [info.tree, sorted(tasks.items()), [table.tobytes().hex() for table in tables]]
-    return Meta(info, episodes, tasks, rows_of, fingerprint(parts))
+    return Meta(info, columns, episodes, tasks, rows_of, fingerprint(parts))
 
 
 def find_root(shard: Path) -> Path:
@@ -67,12 +87,14 @@ def find_root(shard: Path) -> Path:
     raise DataError(f"no {INFO_PATH} in any folder above it", file=str(shard))
 
 
-def choose_columns(info: Info, options: LeRobotOptions) -> Columns:
+def choose_columns(info: Info, wanted: Wanted) -> Columns:
     """What the options name, or the defaults. Raises DataError for features that are not there or cannot be read."""
+    options = wanted.options
     keys = options.image_keys
     if keys is None:
         for feature in info.features.values():
-            check_dtype(feature, info.file)
+            if feature.looks_like_a_camera:  # a camera that cannot be read must not be left out in silence
+                check_feature(feature, info.file)
         keys = tuple(key for key, feature in info.features.items() if feature.is_camera)
     cameras = tuple(_feature(info, key, "image_keys") for key in keys)
     for camera in cameras:
@@ -83,9 +105,9 @@ def choose_columns(info: Info, options: LeRobotOptions) -> Columns:
                 field=f"features[{camera.key}].dtype",
             )
     state = None
-    if options.state_key is not None or _STATE_KEY in info.features:
+    if wanted.state and (options.state_key is not None or _STATE_KEY in info.features):
         state = _feature(info, options.state_key or _STATE_KEY, "state_key")
-    return Columns(cameras, state, _feature(info, options.action_key, "action_key"))
+    return Columns(cameras, state, _feature(info, options.action_key, "action_key"), has_tasks=wanted.tasks)
 
 
 def selected(meta: Meta, ranges: Ranges | None) -> NDArray[np.bool_]:
@@ -110,5 +132,5 @@ def _feature(info: Info, key: str, option: str) -> Feature:
             file=info.file,
             field="features",
         )
-    check_dtype(info.features[key], info.file)
+    check_feature(info.features[key], info.file)
     return info.features[key]

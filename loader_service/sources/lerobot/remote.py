@@ -19,17 +19,16 @@ from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, parse_url
 from loader_service.shards import EntryShards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH, load_info
-from loader_service.sources.lerobot.meta import Meta, load_meta, selected
-from loader_service.sources.lerobot.options import Ranges
+from loader_service.sources.lerobot.meta import Meta, Wanted, load_meta, selected
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
 
-_V2_FILES = ("meta/episodes.jsonl", "meta/tasks.jsonl")
+_V2_EPISODES, _V2_TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
 _V3_TASKS, _V3_EPISODES = "meta/tasks.parquet", "meta/episodes"
 _THREADS = 16
 
 
-def locate_remote(url: str, episodes: Ranges | None, store: RemoteStore) -> tuple[EntryShards, dict[Path, Meta]]:
+def locate_remote(url: str, wanted: Wanted, store: RemoteStore) -> tuple[EntryShards, dict[Path, Meta]]:
     """As `locate.locate`. Raises ConfigError, DataError, FetchError."""
     place = parse_url(url)
     base, pattern, keys = _roots(place, store)
@@ -38,16 +37,16 @@ def locate_remote(url: str, episodes: Ranges | None, store: RemoteStore) -> tupl
     identity = []
     for key in keys:
         root = store.folder / store.key_of(place, key)
-        meta = metas[root] = remote_meta(root, store, is_new=True)
-        chosen = selected(meta, episodes)
-        wanted = {
+        meta = metas[root] = remote_meta(root, store, wanted, is_new=True)
+        chosen = selected(meta, wanted.options.episodes)
+        begin = {
             name: int(rows[np.flatnonzero(chosen[rows])[0]])
             for name, rows in meta.rows_of.items()
             if chosen[rows].any()
         }
         prefix = key[len(base) + 1 if base else 0 :]
-        found = _infos(place, key, list(wanted), store)
-        for name, row in wanted.items():
+        found = _infos(place, key, list(begin), store)
+        for name, row in begin.items():
             if name not in found:
                 episode = str(int(meta.episodes.index[row]))
                 raise DataError(
@@ -62,7 +61,7 @@ def locate_remote(url: str, episodes: Ranges | None, store: RemoteStore) -> tupl
     return replace(shards, identity=fingerprint(identity)), metas
 
 
-def remote_meta(root: Path, store: RemoteStore, *, is_new: bool = False) -> Meta:
+def remote_meta(root: Path, store: RemoteStore, wanted: Wanted, *, is_new: bool = False) -> Meta:
     """The index of the data set in the folder of copies.
 
     is_new: take it as it is now, and remember its version; else it must be of the version that is remembered.
@@ -71,14 +70,14 @@ def remote_meta(root: Path, store: RemoteStore, *, is_new: bool = False) -> Meta
         _bring(root, [INFO_PATH], store, is_new)
         info = load_info(root)
         if not info.is_v3:
-            _bring(root, list(_V2_FILES), store, is_new)
+            _bring(root, [_V2_EPISODES, *([_V2_TASKS] if wanted.tasks else [])], store, is_new)
         else:
             names = _episode_files(root, store)
             for left in (root / _V3_EPISODES).glob("*/*.parquet"):
                 if left.relative_to(root).as_posix() not in names:  # of a version before
                     left.unlink(missing_ok=True)
-            _bring(root, [_V3_TASKS, *names], store, is_new)
-        return load_meta(root)
+            _bring(root, [*([_V3_TASKS] if wanted.tasks else []), *names], store, is_new)
+        return load_meta(root, wanted)
 
 
 def _roots(place: Place, store: RemoteStore) -> tuple[str, str, list[str]]:

@@ -12,7 +12,7 @@ from loader_service.sources.actions import is_noop
 from loader_service.sources.base import ScannedRecord
 from loader_service.sources.lerobot.columns import integers, numeric_columns, parse_rows
 from loader_service.sources.lerobot.episode import LeRobotFolder, instructions_of, read_episode, video_path
-from loader_service.sources.lerobot.meta import Columns, choose_columns, selected
+from loader_service.sources.lerobot.meta import Columns, selected
 from loader_service.sources.trajectory import frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError, located
@@ -22,7 +22,7 @@ def scan_shard(shard: Path, folder: LeRobotFolder, config: DataConfig) -> Iterat
     """The records in the order of their rows. Raises DataError; under policy `skip`, bad episodes say what is wrong."""
     meta, options, reader = folder.meta, folder.options, folder.reader
     skip = config.on_bad_sample == "skip"
-    columns = choose_columns(meta.info, options)
+    columns = meta.columns
     offsets = _check_info(columns, folder, config)
     rows = meta.rows_of.get(shard.relative_to(meta.info.root).as_posix())
     if rows is None:

@@ -30,6 +30,7 @@ def data_config(
     drop_noops: bool = False,
     on_bad_sample: str = "fail",
     val: Sequence[Path] = (),
+    state: str = "text",
     **options: Any,
 ) -> DataConfig:
     return DataConfig(
@@ -39,6 +40,7 @@ def data_config(
         max_seq_len=64,
         on_bad_sample=on_bad_sample,  # type: ignore[arg-type]
         action=ActionConfig(chunk=chunk, drop_noops=drop_noops),
+        state=state,  # type: ignore[arg-type]
         options=options,
     )
 
