@@ -26,7 +26,9 @@ import psutil
 
 from stoker_proto.host.process import end_with_parent
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # `nohup`: the run outlives its terminal
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LAST_DEADLINE_S = 10.0
 """How long SIGKILL may take to show; only a process stuck in the kernel (a dead network disk) needs longer."""

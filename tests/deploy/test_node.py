@@ -29,9 +29,10 @@ class Run:
         loaders: list[list[str]],
         trainer: list[str],
         of_loaders: dict[str, float] | None = None,
+        hang_up: signal.Handlers = signal.SIG_DFL,
         **options: float,
     ) -> "Run":
-        """of_loaders: fields of LoaderPlan; options: fields of Plan."""
+        """of_loaders: fields of LoaderPlan; hang_up: how SIGHUP stands for the launcher; options: fields of Plan."""
 
         def stand_in(kind: str, *arguments: str) -> list[str]:
             return [sys.executable, str(HERE / "stand_in.py"), kind, str(self.folder), *arguments]
@@ -48,13 +49,17 @@ class Run:
             "completion_record": str(self.folder / "summary.json"),
             **options,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "run_plan.py"), json.dumps(plan)],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        before = signal.signal(signal.SIGHUP, hang_up)  # inherited, whatever started the tests
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "run_plan.py"), json.dumps(plan)],
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        finally:
+            signal.signal(signal.SIGHUP, before)
         return self
 
     @property
@@ -130,6 +135,17 @@ def test_a_stop_signal_reaches_the_trainer_first_and_then_the_loaders(
     stops = [event for event in run.events() if "SIG" in event]
     assert stops == [f"trainer {received}", "loader SIGTERM"]
     assert not run.left()
+
+
+def test_under_nohup_a_hang_up_ends_nothing(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"]], trainer=["trainer"], hang_up=signal.SIG_IGN)
+    run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001")
+    keeper = psutil.Process(run.pid).children()[0].pid
+    for pid in (run.pid, keeper):
+        os.kill(pid, signal.SIGHUP)
+    os.kill(run.pid, signal.SIGINT)  # it comes after SIGHUP, which would have stopped the trainer with SIGTERM
+    assert run.end()[0] == 5
+    assert [event for event in run.events() if "SIG" in event] == ["trainer SIGINT", "loader SIGTERM"]
 
 
 def test_a_trainer_that_does_not_stop_is_killed_at_the_second_signal(run: Run) -> None:
