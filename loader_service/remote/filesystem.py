@@ -69,6 +69,7 @@ class RemoteFiles:
     """The files of one host. Used by several threads at once. Raises FileNotFoundError, FetchError, ConfigError."""
 
     def __init__(self, protocol: str, options: dict[str, Any], deadline_s: float) -> None:
+        _import(protocol)  # before the clock runs: it may take seconds on a busy host, and says nothing of the storage
         try:
             self._fs = call_within(deadline_s, partial(_open, protocol, options))  # some log in here
         except TimeoutError as error:
@@ -179,7 +180,8 @@ def missing_package(protocol: str) -> Iterator[None]:
         raise ConfigError(f"{protocol}:// in the data paths: {' '.join(str(error).split())}: {install}") from error
 
 
-def _open(protocol: str, options: dict[str, Any]) -> Any:
+def _import(protocol: str) -> None:
+    """Import the protocol's file system. Raises ConfigError."""
     try:
         fsspec = importlib.import_module("fsspec")
     except ImportError as error:
@@ -194,6 +196,11 @@ def _open(protocol: str, options: dict[str, Any]) -> Any:
                 f"{protocol}:// in the data paths: fsspec knows no such protocol; correct the URL, or install the package that "
                 "brings it"
             ) from error
+
+
+def _open(protocol: str, options: dict[str, Any]) -> Any:
+    fsspec = importlib.import_module("fsspec")
+    with missing_package(protocol):
         try:
             # Listings are not cached, so that files of other processes are seen.
             return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options)

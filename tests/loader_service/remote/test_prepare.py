@@ -246,11 +246,11 @@ def test_local_data_touches_nothing_of_it(config: MakeConfig, bucket: Path) -> N
             "sftp://host/demos",
             r"sftp:// in the data paths: .*paramiko.*: install the package of its fsspec file system",
         ),
-        ("s3://bucket/demos", r"s3:// in the data paths: Install s3fs to access S3: pip install s3fs"),
+        ("az://bucket/demos", r"az:// in the data paths: Install adlfs to access .*: pip install adlfs"),
     ],
 )
 def test_what_cannot_be_had_is_named(config: MakeConfig, bucket: Path, url: str, said: str) -> None:
-    package = {"sftp": "paramiko", "s3": "s3fs"}.get(url.partition(":")[0])
+    package = {"sftp": "paramiko", "az": "adlfs"}.get(url.partition(":")[0])
     if package is not None and importlib.util.find_spec(package) is not None:
         pytest.skip(f"NOT TESTED: {package} is installed")
     with pytest.raises(ConfigError, match=said):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from loader_service.remote import filesystem
@@ -28,6 +30,29 @@ def released() -> Iterator[threading.Event]:
     yield event
     event.set()
     wait_until(lambda: not patience._left, 60, "the end of all calls")
+
+
+def test_the_import_of_a_file_system_does_not_count_against_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large_library.py").write_text(
+        "from fsspec.implementations.local import LocalFileSystem\n\n\n"
+        "class Large(LocalFileSystem):\n    protocol = 'large'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    fsspec.register_implementation("large", "large_library.Large", clobber=True)
+    imported: list[bool] = []
+
+    def call(deadline_s: float, function: Callable[[], object]) -> object:
+        imported.append("large_library" in sys.modules)
+        return call_within(deadline_s, function)
+
+    monkeypatch.setattr(filesystem, "call_within", call)
+    try:
+        filesystem.RemoteFiles("large", {}, 60)
+    finally:
+        sys.modules.pop("large_library", None)
+    assert imported == [True], "when the clock starts"
 
 
 def test_a_file_system_that_hangs_is_given_up(make_store: MakeStore, tmp_path: Path, released: threading.Event) -> None:
