@@ -44,7 +44,9 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = 5  # 4: each frame of a video is found by time and by number; 5: states are read only where they are asked for
+    version = (
+        5  # 4: each frame of a video is found by time and by number; 5: states are read only where they are asked for
+    )
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
