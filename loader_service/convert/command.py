@@ -92,7 +92,8 @@ def _source(arguments: argparse.Namespace) -> EpisodeSource:
         return ManiSkill(
             inputs=inputs,
             task=task,
-            camera=arguments.camera,
+            cameras=arguments.camera,
+            control_mode=arguments.control_mode,
             only_success=arguments.only_success,
             depth=arguments.depth,
             qvel=arguments.qvel,
@@ -101,7 +102,7 @@ def _source(arguments: argparse.Namespace) -> EpisodeSource:
         inputs=inputs,
         task=task,
         split=arguments.split,
-        image_key=arguments.image_key,
+        image_keys=arguments.image_key,
         action_keys=tuple(arguments.action_key.split(",")),
         instruction_key=arguments.instruction_key or None,
         state_keys=tuple(arguments.state_key.split(",")) if arguments.state_key else (),
@@ -146,7 +147,16 @@ def _parser() -> argparse.ArgumentParser:
         help="JPEG images have their colours right (RL4VLA's collector swaps red and blue, which is undone by default)",
     )
     maniskill = formats.add_parser("maniskill", parents=[common], help="HDF5 and JSON", formatter_class=shape)
-    maniskill.add_argument("--camera", metavar="NAME", help="which one, where there are several")
+    maniskill.add_argument(
+        "--camera",
+        type=_keys,
+        default=(),
+        metavar="NAME[,NAME...]",
+        help="which, where there are several; the first is written as `rgb`, others as `rgb_NAME` (data.options.camera_keys)",
+    )
+    maniskill.add_argument(
+        "--control-mode", metavar="MODE", help="leave out episodes of another mode; needed where there are several"
+    )
     maniskill.add_argument("--only-success", action="store_true", help="leave out episodes that did not succeed")
     maniskill.add_argument("--depth", action="store_true", help="write depth frames too (data.image.depth)")
     maniskill.add_argument(
@@ -154,7 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     rlds = formats.add_parser("rlds", parents=[common], help="TFRecord files", formatter_class=shape)
     rlds.add_argument("--split", default="train", metavar="NAME", help="%(default)s")
-    rlds.add_argument("--image-key", default="steps/observation/image", metavar="KEY", help="%(default)s")
+    rlds.add_argument(
+        "--image-key",
+        type=_keys,
+        default="steps/observation/image",
+        metavar="KEY[,KEY...]",
+        help="%(default)s; the first is written as `rgb`, others as `rgb_` and the key's last part (data.options.camera_keys)",
+    )
     rlds.add_argument(
         "--action-key",
         default="steps/action",
@@ -171,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         "--state-key", metavar="KEY[,KEY...]", help="write states too (data.state), e.g. steps/observation/state"
     )
     return parser
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    keys = tuple(text.split(","))
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise argparse.ArgumentTypeError(f"{text!r}: names with commas between them, each once")
+    return keys
 
 
 def _name(text: str) -> str:

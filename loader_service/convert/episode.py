@@ -7,7 +7,7 @@ of an action, S of a state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Episode:
     """[F, H, W, 3]."""
     actions: NDArray[np.float32]
     """[T, D]."""
+    more_cameras: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Name of the array in the NPZ (`camera_array`) -> frames [F, H, W, 3] of a further camera."""
+    control_mode: str | None = None
+    """What the numbers of an action mean, as ManiSkill calls it, e.g. pd_ee_delta_pose."""
     depth: NDArray[np.uint16] | None = None
     """[F, H, W] in mm."""
     states: NDArray[np.float32] | None = None
@@ -58,8 +62,11 @@ class Episode:
 
     def check(self, ref: EpisodeRef) -> None:
         """Raises DataError unless `mani_openpi` can read it."""
-        if self.rgb.dtype != np.uint8 or self.rgb.ndim != 4 or self.rgb.shape[3] != 3 or 0 in self.rgb.shape:
-            raise _error(ref, "rgb", f"frames {self.rgb.dtype} {list(self.rgb.shape)}: uint8 [F, H, W, 3] are expected")
+        for name, frames in {"rgb": self.rgb, **self.more_cameras}.items():
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+                raise _error(ref, name, f"frames {frames.dtype} {list(frames.shape)}: uint8 [F, H, W, 3] are expected")
+            if len(frames) != len(self.rgb):
+                raise _error(ref, name, f"{len(frames)} frames, and the first camera has {len(self.rgb)}")
         if self.actions.ndim != 2 or 0 in self.actions.shape:
             raise _error(
                 ref, "actions", f"shape {list(self.actions.shape)}: [T, D] with at least one action is expected"
@@ -118,6 +125,11 @@ class EpisodeSource(Protocol):
 
 def _error(ref: EpisodeRef, field: str, reason: str) -> DataError:
     return DataError(reason, file=ref.file, record=ref.name, field=field)
+
+
+def camera_array(name: str) -> str:
+    """Name of the NPZ's array with the frames of a further camera; the first one's is `rgb`."""
+    return f"rgb_{name}"
 
 
 def check_episode_size(num_frames: int, frame_bytes: int) -> None:

@@ -10,7 +10,8 @@ Images are there when it was recorded, or replayed, with `obs_mode` rgb. Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loader_service.convert.episode import Episode, EpisodeRef, check_episode_size
+from loader_service.convert.episode import Episode, EpisodeRef, camera_array, check_episode_size
 from loader_service.shards import expand_entry
 from stoker_proto.errors import ConfigError, DataError, located
 
@@ -32,8 +33,10 @@ class ManiSkill:
     """HDF5 files that hold many episodes each."""
 
     inputs: tuple[str, ...]
-    camera: str | None = None
-    """None: the only one there is."""
+    cameras: tuple[str, ...] = ()
+    """In the order of the sample's images; depth is the first one's. Empty: the only one there is."""
+    control_mode: str | None = None
+    """Leave out episodes with another one. None: all episodes must have the same."""
     only_success: bool = False
     depth: bool = False
     qvel: bool = False
@@ -44,18 +47,24 @@ class ManiSkill:
     def episodes(self) -> list[EpisodeRef]:
         """In the order of the JSON's episodes."""
         found = []
+        modes: Counter[str] = Counter()
         for entry in self.inputs:
             for path in expand_entry(entry, ("**/*.h5", "**/*.hdf5")):
                 try:
                     tree = _describe(path)
                     with _open(path) as file:
-                        found += [
-                            self._ref(file, path, number, episode)
-                            for number, episode in enumerate(tree["episodes"])
-                            if self._wanted(episode)
-                        ]
+                        for number, episode in enumerate(tree["episodes"]):
+                            mode = _control_mode(tree, episode, file)
+                            if self._wanted(episode) and self.control_mode in (None, mode):
+                                found.append(self._ref(file, path, number, episode))
+                                modes.update(() if mode is None else (mode,))
                 except DataError as error:  # of the file: what it holds cannot be told
                     found.append(EpisodeRef(file=str(path), name="", size_bytes=0, error=error))
+        if len(modes) > 1:
+            shown = ", ".join(f"{mode} ({count})" for mode, count in modes.items())
+            raise ConfigError(
+                f"episodes of the control modes {shown}: the same numbers mean other motions; choose one with --control-mode"
+            )
         return found
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -64,10 +73,9 @@ class ManiSkill:
         with _open(path) as file, located(file=ref.file, record=ref.name):
             group = _child(file, ref.name)
             actions = _array(group, "actions", np.floating, 2).astype(np.float32)
-            camera = self._camera(group)
-            check_episode_size(camera["rgb"].shape[0], int(np.prod(camera["rgb"].shape[1:])))
-            frames = _array(camera, "rgb", np.uint8, 4)
-            depth = _depth(camera) if self.depth else None
+            cameras = self._cameras(group)
+            frames = [_frames(camera, name) for name, camera in cameras.items()]
+            depth = _depth(next(iter(cameras.values()))) if self.depth else None
             states = _states(group, self.qvel)
             if len(actions) != ref.place:
                 raise DataError(
@@ -75,16 +83,30 @@ class ManiSkill:
                     "belong to different recordings",
                     field="actions",
                 )
-        task = self.task or _describe(path)["env_info"].get("env_id")
+            tree = _describe(path)
+            described = (one for one in tree["episodes"] if isinstance(one, dict))
+            mode = next((_control_mode(tree, one, file) for one in described if _name(one) == ref.name), None)
+        task = self.task or tree["env_info"].get("env_id")
         if not isinstance(task, str):
             raise DataError("env_info.env_id is missing: give --task", file=str(path.with_suffix(".json")))
-        return Episode(rgb=frames, actions=actions, depth=depth, states=states, task=task)
+        more = {camera_array(name): of for name, of in zip(list(cameras)[1:], frames[1:], strict=True)}
+        return Episode(
+            rgb=frames[0],
+            more_cameras=more,
+            actions=actions,
+            depth=depth,
+            states=states,
+            task=task,
+            control_mode=mode,
+        )
 
     def identity(self) -> dict[str, Any]:
-        """Camera, depth, states, choice, task."""
+        """Cameras, depth, states, choice, task."""
+        chosen = {} if self.control_mode is None else {"control_mode": self.control_mode}
         return {
+            **chosen,
             "format": "maniskill",
-            "camera": self.camera,
+            "camera": ",".join(self.cameras) or None,
             "only_success": self.only_success,
             "depth": self.depth,
             "states": ["qpos", "qvel"] if self.qvel else ["qpos"],
@@ -103,7 +125,8 @@ class ManiSkill:
             with located(file=str(path.with_suffix(".json")), record=name):
                 name, place = self._described(episode)
             with _readable(path), located(file=str(path), record=name):
-                size = int(np.prod(self._camera(_child(file, name))["rgb"].shape))
+                cameras = self._cameras(_child(file, name)).values()
+                size = sum(int(np.prod(_dataset(camera, "rgb").shape)) for camera in cameras)
         except DataError as error:
             wrong = error
         return EpisodeRef(file=str(path), name=name, place=place, size_bytes=size, error=wrong)
@@ -117,20 +140,21 @@ class ManiSkill:
         success = episode.get("success")
         if self.only_success and not isinstance(success, bool | int | float):
             raise DataError(f"{success!r}: --only-success needs true or false for every episode", field="success")
-        return f"traj_{episode['episode_id']}", episode["elapsed_steps"]
+        return _name(episode), episode["elapsed_steps"]
 
-    def _camera(self, group: Any) -> Any:
-        """The HDF5 group of the camera."""
+    def _cameras(self, group: Any) -> dict[str, Any]:
+        """Name -> HDF5 group of each camera."""
         sensors = _child(_child(group, "obs"), "sensor_data")
-        names = [name for name in sensors if "rgb" in sensors[name]]
+        _check_group(sensors, "obs/sensor_data")
+        names = [name for name in sensors if isinstance(sensors[name], Mapping) and "rgb" in sensors[name]]
         if not names:
             raise DataError("no camera with rgb: record or replay with obs_mode rgb", field="obs/sensor_data")
-        if self.camera is None and len(names) > 1:
-            raise ConfigError(f"there are the cameras {', '.join(names)}: choose one with --camera")
-        name = self.camera or names[0]
-        if name not in names:
-            raise DataError(f"--camera {name}: there are {', '.join(names)}", field="obs/sensor_data")
-        return sensors[name]
+        if not self.cameras and len(names) > 1:
+            raise ConfigError(f"there are the cameras {', '.join(names)}: choose with --camera, e.g. {','.join(names)}")
+        for name in self.cameras:
+            if name not in names:
+                raise DataError(f"--camera {name}: there are {', '.join(names)}", field="obs/sensor_data")
+        return {name: sensors[name] for name in self.cameras or names}
 
 
 @contextmanager
@@ -171,20 +195,62 @@ def _describe(path: Path) -> dict[str, Any]:
         return tree
 
 
+def _name(episode: Mapping[str, Any]) -> str:
+    """Of the HDF5 group of an episode of the JSON."""
+    return f"traj_{episode.get('episode_id')}"
+
+
+def _control_mode(tree: Mapping[str, Any], episode: Any, file: Any) -> str | None:
+    """Of the episode: as the JSON says of it, as the HDF5 group says of it, or as the JSON says of all."""
+    if not isinstance(episode, dict):
+        return None
+    kwargs = tree["env_info"].get("env_kwargs")
+    group = file.get(_name(episode))
+    of_group = None if group is None else group.attrs.get("control_mode")
+    of_all = kwargs.get("control_mode") if isinstance(kwargs, dict) else None
+    found = (episode.get("control_mode"), of_group, of_all)
+    return next((mode for mode in found if isinstance(mode, str) and mode), None)
+
+
 def _child(group: Any, name: str) -> Any:
+    """Raises DataError unless `group` is a group that has it."""
+    _check_group(group, "")
     if name not in group:
         raise DataError(f"there is no {name}; there are {', '.join(list(group)[:10]) or 'none'}", field=name)
     return group[name]
 
 
-def _array(group: Any, name: str, kind: Any, ndim: int) -> NDArray[Any]:
+def _check_group(node: Any, field: str) -> None:
+    if not isinstance(node, Mapping):  # h5py's groups are
+        place = field or str(getattr(node, "name", "")).partition("/traj_")[2].partition("/")[2]
+        raise DataError("an array: a group is expected, as ManiSkill writes it", field=place)
+
+
+def _dataset(group: Any, name: str) -> Any:
+    """An HDF5 array, not read yet. Raises DataError for a group, and for an array without values."""
     dataset = _child(group, name)
+    if isinstance(dataset, Mapping) or getattr(dataset, "shape", None) is None:
+        kind = "a group" if isinstance(dataset, Mapping) else "no values"
+        raise DataError(f"{kind}: an array is expected, as ManiSkill writes it", field=name)
+    return dataset
+
+
+def _array(group: Any, name: str, kind: Any, ndim: int) -> NDArray[Any]:
+    dataset = _dataset(group, name)
     if not np.issubdtype(dataset.dtype, kind) or len(dataset.shape) != ndim:
         raise DataError(
             f"{dataset.dtype} {list(dataset.shape)}: {kind.__name__} with {ndim} dimensions is expected", field=name
         )
     array: NDArray[Any] = dataset[()]
     return array
+
+
+def _frames(camera: Any, name: str) -> NDArray[np.uint8]:
+    """uint8[F, H, W, 3]."""
+    with located(field=name):
+        shape = _dataset(camera, "rgb").shape
+        check_episode_size(shape[0] if shape else 1, int(np.prod(shape[1:])))
+    return _array(camera, "rgb", np.uint8, 4)
 
 
 def _depth(camera: Any) -> NDArray[np.uint16]:
@@ -198,6 +264,7 @@ def _depth(camera: Any) -> NDArray[np.uint16]:
 def _states(group: Any, qvel: bool) -> NDArray[np.float32] | None:
     """float32[T + 1, S], the joints' positions and, if asked for, velocities; None where none were recorded."""
     agent = group["obs"].get("agent", {})
+    _check_group(agent, "obs/agent")
     names = ["qpos", "qvel"] if qvel else [name for name in ("qpos",) if name in agent]
     with located(field="obs/agent"):
         parts = [_array(agent, name, np.floating, 2) for name in names]

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from loader_service.convert.episode import Episode, EpisodeRef
+from loader_service.convert.episode import Episode, EpisodeRef, camera_array
 from loader_service.convert.example import Feature, parse_example
 from loader_service.convert.images import decode_frames
 from loader_service.convert.tfrecord import read_record, scan_records
@@ -36,7 +36,8 @@ class RLDS:
     inputs: tuple[str, ...]
     """Folders with features.json."""
     split: str = "train"
-    image_key: str = "steps/observation/image"
+    image_keys: tuple[str, ...] = ("steps/observation/image",)
+    """Cameras, in the order of the sample's images."""
     action_keys: tuple[str, ...] = ("steps/action",)
     """Several are put side by side."""
     instruction_key: str | None = "steps/language_instruction"
@@ -47,6 +48,12 @@ class RLDS:
 
     def episodes(self) -> list[EpisodeRef]:
         """Every record of every shard, by the framing alone."""
+        short = [_short(key) for key in self.image_keys]
+        if len(set(short)) < len(short):
+            raise ConfigError(
+                f"--image-key {','.join(self.image_keys)}: the last parts name the cameras, and two are the same"
+            )
+        self._check_alike()
         return [ref for folder in self.inputs for ref in self._of_folder(Path(folder).expanduser().resolve())]
 
     def read(self, ref: EpisodeRef) -> Episode:
@@ -55,11 +62,11 @@ class RLDS:
         shapes = _shapes(path.parent)
         with located(file=ref.file, record=ref.name):
             features = parse_example(read_record(path, ref.place))
-            with located(field=self.image_key):
-                encoded = _feature(features, self.image_key).bytes_values()
-            rgb = decode_frames(encoded, self.image_key)
+            rgb, *others = [_images(features, key) for key in self.image_keys]
+            names = [camera_array(_short(key)) for key in self.image_keys[1:]]
             return Episode(
                 rgb=rgb,
+                more_cameras=dict(zip(names, others, strict=True)),
                 actions=_side_by_side(features, self.action_keys, len(rgb), shapes),
                 states=_side_by_side(features, self.state_keys, len(rgb), shapes) if self.state_keys else None,
                 task=self.task,
@@ -71,17 +78,29 @@ class RLDS:
         identity = {
             "format": "rlds",
             "split": self.split,
-            "image": self.image_key,
+            "image": ",".join(self.image_keys),
             "action": list(self.action_keys),
             "instruction": self.instruction_key,
             "task": self.task,
         }
         return {**identity, "state": list(self.state_keys)} if self.state_keys else identity
 
+    def _check_alike(self) -> None:
+        """Raises ConfigError for folders whose actions or states have other numbers."""
+        folders = [Path(folder).expanduser().resolve() for folder in self.inputs]
+        shapes = [_shapes(folder) for folder in folders]
+        for folder, found in zip(folders[1:], shapes[1:], strict=True):
+            for key in (*self.action_keys, *self.state_keys):
+                if found.get(key) != shapes[0].get(key):
+                    raise ConfigError(
+                        f"{folder / 'features.json'}: {key} has {found.get(key)} numbers, and in {folders[0]} it has "
+                        f"{shapes[0].get(key)}: convert each into a folder of its own"
+                    )
+
     def _of_folder(self, folder: Path) -> list[EpisodeRef]:
         shapes = _shapes(folder)
         instruction = [self.instruction_key] if self.instruction_key else []
-        for key in (self.image_key, *self.action_keys, *self.state_keys, *instruction):
+        for key in (*self.image_keys, *self.action_keys, *self.state_keys, *instruction):
             if key not in shapes:
                 raise ConfigError(
                     f"{folder / 'features.json'}: there is no {key}; there are {', '.join(sorted(shapes))}"
@@ -137,6 +156,18 @@ def _records(shard: Path, promised: int | None) -> Iterator[EpisodeRef]:
             )
     except DataError as error:
         yield EpisodeRef(file=str(shard), name=f"record {number}", size_bytes=0, error=error)
+
+
+def _short(key: str) -> str:
+    """steps/observation/wrist_image -> wrist_image."""
+    return key.rpartition("/")[2]
+
+
+def _images(features: Mapping[str, Feature], key: str) -> NDArray[np.uint8]:
+    """uint8[F, H, W, 3]."""
+    with located(field=key):
+        encoded = _feature(features, key).bytes_values()
+    return decode_frames(encoded, key)
 
 
 def _feature(features: Mapping[str, Feature], key: str) -> Feature:

@@ -218,6 +218,7 @@ def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *,
                 raise
             continue  # told where it is written
         raw += episode.rgb.nbytes + (0 if episode.depth is None else episode.depth.nbytes)
+        raw += sum(frames.nbytes for frames in episode.more_cameras.values())
         probed += ref.size_bytes
     needed = raw * sum(ref.size_bytes for ref in refs) // max(1, probed)
     free = shutil.disk_usage(out).free

@@ -1,6 +1,6 @@
 """One episode on disk: a folder that appears whole or not at all.
 
-    traj_000123/obs.npz     rgb uint8[F, H, W, 3], depth uint16[F, H, W] where there is one
+    traj_000123/obs.npz     rgb uint8[F, H, W, 3], rgb_NAME of further cameras, depth uint16[F, H, W] where there is one
     traj_000123/row.json    its line of the JSONL
     traj_000123/input.json  the stamp of what it was made of (`folder.stamps_of`)
 
@@ -49,10 +49,12 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
     row["actions"] = np.ascontiguousarray(episode.actions)
     if episode.states is not None:
         row["states"] = np.ascontiguousarray(episode.states)
+    if episode.control_mode is not None:
+        row["control_mode"] = episode.control_mode
     row["source"] = ref.source
-    arrays: dict[str, Any] = (
-        {"rgb": episode.rgb} if episode.depth is None else {"rgb": episode.rgb, "depth": episode.depth}
-    )
+    arrays: dict[str, Any] = {"rgb": episode.rgb, **episode.more_cameras}
+    if episode.depth is not None:
+        arrays["depth"] = episode.depth
     with whole_folder(folder) as unfinished:
         with (unfinished / NPZ_FILE).open("wb") as file:
             (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
@@ -76,9 +78,9 @@ def read_back(out: Path, number: int) -> tuple[bytes, int]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"it cannot be read back ({error}): {again}", file=str(folder / ROW_FILE)) from error
     with NpzFile(str(folder / NPZ_FILE)) as npz:
-        num_frames = len(npz.frames("rgb", dtype=np.uint8, ndim=4))
-    if num_frames not in (num_actions, num_actions + 1):
-        raise DataError(f"{num_frames} frames and {num_actions} actions: {again}", file=str(folder))
+        counts = {name: len(npz.frames(name, dtype=np.uint8, ndim=4)) for name in npz.names if name.startswith("rgb")}
+    if "rgb" not in counts or not {*counts.values()} <= {num_actions, num_actions + 1}:
+        raise DataError(f"{counts} frames and {num_actions} actions: {again}", file=str(folder))
     return line, num_actions
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.remote.url import is_url
+from loader_service.shards import EntryShards
 from loader_service.sources.actions import is_noop, parse_actions, parse_states
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
@@ -48,6 +50,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 "nothing is defined for 7 dimensions (dxyz, drot, gripper); turn it off"
             )
         self.tasks = load_task_table(config.task_table)
+        self._first: tuple[Path, str] | None = None
+        """Of the entries located so far, of both splits: the first file with a control mode, and this mode."""
 
     def scan_identity(self) -> dict[str, Any]:
         """Adds the states, if the scan reads them; and under policy `skip` the task table, because a task without an instruction
@@ -65,15 +69,28 @@ class ManiOpenPIDataset(BaseSFTDataset):
         """One pass over the lines. An NPZ is opened only for states that are needed (`data.state: text`) and not in the row."""
         return self.scan_part(shard, 0, shard.stat().st_size)
 
+    def locate(self, path: str) -> EntryShards:
+        """Raises DataError too where files that lie here begin with other control modes."""
+        shards = super().locate(path)
+        if self.remote is not None and is_url(path):
+            return shards  # each would be fetched
+        for shard in shards.paths:
+            mode = _first_mode(shard)
+            if mode is not None:
+                self._first = self._first or (shard, mode)
+                _check_mode(mode, self._first[1], str(self._first[0]), file=str(shard))
+        return shards
+
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
         """At the ends of lines."""
         return cut_lines(shard, part_bytes)
 
     def scan_part(self, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
         """The trajectories whose lines begin in bytes [start, stop)."""
+        mode = _first_mode(shard)
         for offset, line in iter_lines(shard, start, stop):
             try:
-                yield self._scan_line(shard, offset, line)
+                yield self._scan_line(shard, offset, line, mode)
             except DataError as error:
                 located = self._located(error, shard, offset)
                 if self.config.on_bad_sample == "fail":
@@ -105,8 +122,9 @@ class ManiOpenPIDataset(BaseSFTDataset):
             return DataError(error.reason, file=error.file, record=line, field=error.field)
         return DataError(error.reason, file=line, field=error.field)
 
-    def _scan_line(self, shard: Path, offset: int, line: bytes) -> ScannedRecord:
+    def _scan_line(self, shard: Path, offset: int, line: bytes, mode: str | None) -> ScannedRecord:
         row = parse_object(line)
+        _check_mode(_mode_of(row), mode, "the first line")
         if not isinstance(row.get("obs_path"), str):
             raise DataError(f"{row.get('obs_path')!r}: the path of an NPZ is expected", field="obs_path")
         actions = parse_actions(row.get("actions"), self.options.action_dim)
@@ -149,6 +167,29 @@ class ManiOpenPIDataset(BaseSFTDataset):
         folder = str(shard.parent)
         path = resolve_inside(row.get("obs_path"), base=folder, root=self.root_of(shard) or folder, field="obs_path")
         return path if self.remote is None else self.remote.local(path)
+
+
+def _mode_of(row: dict[str, Any]) -> str | None:
+    """What the numbers of an action mean, where the row says it."""
+    mode = row.get("control_mode")
+    return mode if isinstance(mode, str) and mode else None
+
+
+def _first_mode(shard: Path) -> str | None:
+    """Of the first line; None where it says nothing, or cannot be read (the scan then names what is wrong)."""
+    try:
+        return next((_mode_of(parse_object(line)) for _, line in iter_lines(shard)), None)
+    except DataError:
+        return None
+
+
+def _check_mode(mode: str | None, first: str | None, where: str, *, file: str = "") -> None:
+    if mode is not None and first is not None and mode != first:
+        raise DataError(
+            f"{mode}, and {where} has {first}: the same numbers mean other motions; make each a source of its own (data.sources)",
+            file=file,
+            field="control_mode",
+        )
 
 
 def _num_actions(line: bytes) -> int:

@@ -177,7 +177,7 @@ def test_maniskill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_maniskill_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_maniskill(tmp_path / "t.h5", [record(2, 0, extra=1)], [True], cameras=["hand", "base"])
     code, said = run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1)
-    assert (code, "there are the cameras base, hand: choose one with --camera" in said) == (1, True)
+    assert (code, "there are the cameras base, hand: choose with --camera, e.g. base,hand" in said) == (1, True)
     code, said = run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1, "--camera", "left")
     assert (code, "--camera left: there are base, hand" in said) == (1, True)
     assert run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1, "--camera", "hand")[0] == 0
