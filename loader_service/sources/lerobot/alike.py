@@ -10,28 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from loader_service.sources.lerobot.info import Feature
-from loader_service.sources.lerobot.meta import Columns, Meta, choose_columns
-from loader_service.sources.lerobot.options import LeRobotOptions
+from loader_service.sources.lerobot.meta import Columns, Meta, Wanted, choose_columns
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import DataError
 
 
-def check_alike(metas: Sequence[Meta], options: LeRobotOptions, config: DataConfig) -> None:
+def check_alike(metas: Sequence[Meta], wanted: Wanted, config: DataConfig) -> None:
     """Raises DataError with the first difference from the first data set, and the way out."""
     if len(metas) < 2:
         return
     first = metas[0]
-    columns = choose_columns(first.info, options)
+    columns = choose_columns(first.info, wanted)
     for other in metas[1:]:
-        for field, reason in _differences(first, columns, other, options, config):
+        for field, reason in _differences(first, columns, other, wanted, config):
             raise DataError(f"{reason}; both are trained together", file=other.info.file, field=field)
 
 
 def _differences(
-    first: Meta, columns: Columns, other: Meta, options: LeRobotOptions, config: DataConfig
+    first: Meta, columns: Columns, other: Meta, wanted: Wanted, config: DataConfig
 ) -> Iterator[tuple[str, str]]:
     """(field, reason)."""
-    others, file = choose_columns(other.info, options), first.info.file
+    others, file = choose_columns(other.info, wanted), first.info.file
     names, found = ([camera.key for camera in of.cameras] for of in (columns, others))
     if names != found:
         common = [name for name in names if name in found]
@@ -43,7 +42,7 @@ def _differences(
     if config.state == "text" and (columns.state is None) != (others.state is None):
         yield "features", f"a state in one of it and {file}: name it in data.options.state_key, or {_APART}"
     fps, own = first.info.fps, other.info.fps
-    if own != fps and config.action.chunk > 1 and options.action_delta_timestamps is None:
+    if own != fps and config.action.chunk > 1 and wanted.options.action_delta_timestamps is None:
         yield (
             "fps",
             f"{own:g}, and {file} has {fps:g}: {config.action.chunk} actions take another time; set "

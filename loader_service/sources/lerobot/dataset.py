@@ -44,9 +44,7 @@ class LeRobotDataset(BaseSFTDataset):
     """Episodes of LeRobot data sets."""
 
     shard_patterns = ("data/*/*.parquet",)
-    version = (
-        5  # 4: each frame of a video is found by time and by number; 5: states are read only where they are asked for
-    )
+    version = 5  # states are read only where they are asked for
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -113,7 +111,7 @@ class LeRobotDataset(BaseSFTDataset):
             self._metas.update(metas)
             self._located.update(metas)
             located_sets = list(self._located.values())
-        check_alike(located_sets, self.options, self.config)
+        check_alike(located_sets, self._wanted, self.config)
         return shards
 
     def preload(self, shards: Sequence[Path]) -> None:

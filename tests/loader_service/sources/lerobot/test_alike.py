@@ -70,7 +70,7 @@ def test_actions_with_names_in_another_order_are_refused(tmp_path: Path, form: s
 def test_another_number_of_actions_or_states_is_refused(tmp_path: Path) -> None:
     root = two(tmp_path, [FRONT], [FRONT], dim=8, state_dim=6)
     assert f"field features[action]: shape [8], and {root}/a/meta/info.json has [7]" in refusal(root)
-    assert len(samples(root, action_key="timestamp")) == 6  # states are not asked for
+    assert len(samples(root, action_key="timestamp", state="none")) == 6  # states are not asked for
 
 
 def test_another_rate_is_refused_where_chunks_take_another_time(tmp_path: Path) -> None:
