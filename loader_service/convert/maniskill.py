@@ -26,6 +26,10 @@ from loader_service.shards import expand_entry
 from stoker_proto.errors import ConfigError, DataError, located
 
 MAX_JSON_BYTES = 1 << 30
+_REPLAY = (
+    "replay the demonstrations with obs_mode rgb (python -m mani_skill.trajectory.replay_trajectory --traj-path FILE.h5 "
+    "--obs-mode rgb --save-traj)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +148,14 @@ class ManiSkill:
 
     def _cameras(self, group: Any) -> dict[str, Any]:
         """Name -> HDF5 group of each camera."""
-        sensors = _child(_child(group, "obs"), "sensor_data")
+        obs: Any = group.get("obs")
+        if not hasattr(obs, "keys") or "sensor_data" not in obs:  # none at all, or a state vector in its place
+            raise DataError(f"no images were recorded: {_REPLAY}", field="obs")
+        sensors = _child(obs, "sensor_data")
         _check_group(sensors, "obs/sensor_data")
         names = [name for name in sensors if isinstance(sensors[name], Mapping) and "rgb" in sensors[name]]
         if not names:
-            raise DataError("no camera with rgb: record or replay with obs_mode rgb", field="obs/sensor_data")
+            raise DataError(f"no camera with rgb: {_REPLAY}", field="obs/sensor_data")
         if not self.cameras and len(names) > 1:
             raise ConfigError(f"there are the cameras {', '.join(names)}: choose with --camera, e.g. {','.join(names)}")
         for name in self.cameras:

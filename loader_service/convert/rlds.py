@@ -105,6 +105,12 @@ class RLDS:
                 raise ConfigError(
                     f"{folder / 'features.json'}: there is no {key}; there are {', '.join(sorted(shapes))}"
                 )
+        for key in (*self.action_keys, *self.state_keys):
+            if shapes[key] < 0:
+                raise ConfigError(
+                    f"{folder / 'features.json'}: {key} has a dimension of -1, so its numbers per step are not fixed: name a "
+                    "feature of a fixed shape with --action-key or --state-key"
+                )
         matches = [(match, file) for file in folder.iterdir() if (match := _SHARD.search(file.name))]
         shards = [file for match, file in matches if match["split"] == self.split]
         if not shards:
@@ -222,7 +228,8 @@ def _walk(node: dict[str, Any], prefix: str, found: dict[str, int]) -> None:
         _walk(node["sequence"]["feature"], prefix, found)
     else:
         dimensions = node.get("tensor", {}).get("shape", {}).get("dimensions", [])
-        found[prefix] = int(np.prod([int(length) for length in dimensions], dtype=np.int64))
+        lengths = [int(length) for length in dimensions]
+        found[prefix] = -1 if min(lengths, default=1) < 0 else int(np.prod(lengths, dtype=np.int64))
 
 
 def _promised(folder: Path, split: str) -> list[int] | None:

@@ -27,6 +27,7 @@ from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
 from loader_service.shards import Stamp
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.trouble import check_host
@@ -120,6 +121,8 @@ def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | No
 
 def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> tuple[str, int]:
     try:
+        if task.start == 0:
+            refuse_pointer(task.shard)  # of any dataset: one that reads plain text would learn it
         digest = task.digest or _digest(task)
         path = task.cache_path(digest)
         part = load_part(path, task.keep, task.chunk)

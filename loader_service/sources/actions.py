@@ -62,7 +62,8 @@ def _first_wrong(value: list[object], dim: int, one: str, field: str) -> DataErr
     for t, vector in enumerate(value):
         if not isinstance(vector, list) or len(vector) != dim:
             found = f"{len(vector)} numbers" if isinstance(vector, list) else _brief(vector)
-            return DataError(f"{found}: {one} has {dim} numbers", field=f"{field}[{t}]")
+            remedy = "; set data.options.action_dim to the numbers of your robot" if field == "actions" else ""
+            return DataError(f"{found}: {one} has {dim} numbers{remedy}", field=f"{field}[{t}]")
         for d, number in enumerate(vector):
             if not isinstance(number, int | float):
                 return DataError(f"{_brief(number)}: a number is expected", field=f"{field}[{t}][{d}]")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loader_service.sources.extras import library
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
 
@@ -146,6 +147,8 @@ def guarded(read: Callable[[], Any], kind: str, file: str = "") -> Any:
         return read()
     except (arrow.ArrowException, OSError, ValueError) as error:
         check_host(error, file or kind)
+        if file:
+            refuse_pointer(file)
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"unreadable {kind} ({type(error).__name__}: {reason}): copy or write it again", file=file

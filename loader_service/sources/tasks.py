@@ -9,6 +9,7 @@ import yaml
 
 from stoker_proto.errors import ConfigError, DataError
 
+_MOST_SHOWN = 20
 BUILT_IN = Path(__file__).with_name("tasks.yaml")
 
 
@@ -31,7 +32,11 @@ def instruction_of(row: Mapping[str, object], table: Mapping[str, str]) -> str:
         return instruction
     task = row.get("task")
     if not isinstance(task, str):
-        raise DataError(f"{task!r}: the row has no `instruction`, so a task id is expected here", field="task")
+        raise DataError(
+            f"{task!r}: the row has no `instruction`, so a task id is expected here; its keys are {_keys(row)}: rename the one "
+            "that holds the text to `instruction`",
+            field="task",
+        )
     if task not in table:
         raise DataError(
             f"the row has no `instruction` and the task {task!r} has none in the table: add `instruction` to the row, or "
@@ -39,6 +44,11 @@ def instruction_of(row: Mapping[str, object], table: Mapping[str, str]) -> str:
             field="task",
         )
     return table[task]
+
+
+def _keys(row: Mapping[str, object]) -> str:
+    shown = ", ".join(key[:40] for key in list(row)[:_MOST_SHOWN])
+    return f"{shown} ..." if len(row) > _MOST_SHOWN else shown or "none"
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
     local header, data, local header, data, ..., entry, entry, ..., end record [comment]
 
-Only what NPZ writers make is read: one file, below 4 GiB, with the directory right before the end record. One `pread` of the
-last KB is enough for the usual archive.
+Only what NPZ writers make is read: one file, with the directory right before the end records. One `pread` of the last KB is
+enough for the usual archive. Some writers use the records of zip64 for small archives too: they are read where a number says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from loader_service.sources import lfs
 from stoker_proto.errors import DataError
 
 Read = Callable[[int, int], bytes]
@@ -19,6 +20,8 @@ Read = Callable[[int, int], bytes]
 
 _MAX_BYTES = 16 << 20
 _END = struct.Struct("<4s4H2LH")  # end record: 22 bytes, then the comment
+_END64 = struct.Struct("<4sQ2H2L4Q")  # zip64 end record: 56 bytes
+_LOCATOR64 = struct.Struct("<4sLQL")  # 20 bytes, between the zip64 end record and the end record
 _ENTRY = struct.Struct("<4s6H3L5H2L")  # entry: 46 bytes, then name, extra, comment
 _LOCAL = struct.Struct("<4s5H3L2H")  # local header: 30 bytes, then name, extra, data
 
@@ -42,11 +45,15 @@ def read_directory(read: Read, file_size: int) -> dict[str, Member]:
         raise DataError("it is empty (0 bytes): copy it again")
     tail_start, tail, end = _find_end(read, file_size)
     _, disk, directory_disk, here, count, size, offset, _ = _END.unpack_from(tail, end)
-    if disk or directory_disk or here != count or 0xFFFFFFFF in (size, offset) or count == 0xFFFF:
-        raise DataError("an archive in several parts or of 4 GiB and more is not read: write smaller files")
-    if offset + size != tail_start + end or size > _MAX_BYTES:
+    directory_end = tail_start + end
+    has_locator = tail[max(end - _LOCATOR64.size, 0) :].startswith(b"PK\6\7")
+    if has_locator or 0xFFFFFFFF in (size, offset) or 0xFFFF in (disk, directory_disk, here, count):
+        directory_end, disk, directory_disk, here, count, size, offset = _read_end64(read, directory_end)
+    if disk or directory_disk or here != count:
+        raise DataError("an archive in several parts is not read: write one file")
+    if offset + size != directory_end or size > _MAX_BYTES:
         raise DataError("its directory does not lie where it should: the file is damaged; copy it again")
-    directory = tail[offset - tail_start : end] if offset >= tail_start else read(offset, size)
+    directory = tail[offset - tail_start : directory_end - tail_start] if offset >= tail_start else read(offset, size)
     members: dict[str, Member] = {}
     position = 0
     for _ in range(count):
@@ -80,10 +87,42 @@ def _find_end(read: Read, file_size: int) -> tuple[int, bytes, int]:
         end = tail.rfind(b"PK\5\6")
         if 0 <= end <= len(tail) - _END.size and end + _END.size + _END.unpack_from(tail, end)[-1] == len(tail):
             return start, tail, end
-    head = read(0, min(file_size, 16))
+    head = read(0, min(file_size, len(lfs.MAGIC)))
+    if head == lfs.MAGIC:
+        raise DataError(lfs.REASON)
     if head.startswith(b"PK"):
         raise DataError(f"its end is missing: the file was cut short at {file_size} bytes; copy it again")
-    raise DataError(f"not an NPZ (a ZIP archive): it begins with {head!r}; copy or record it again")
+    raise DataError(f"not an NPZ (a ZIP archive): it begins with {head[:16]!r}; copy or record it again")
+
+
+def _read_end64(read: Read, end: int) -> tuple[int, ...]:
+    """The zip64 end record before the end record at `end`: its own offset, then the fields that the end record has too."""
+    damaged = DataError("its zip64 end record does not lie where it should: the file is damaged; copy it again")
+    start = end - _LOCATOR64.size
+    if start < _END64.size:
+        raise damaged
+    magic, _, offset, _ = _LOCATOR64.unpack(read(start, _LOCATOR64.size))
+    if magic != b"PK\6\7" or not 0 <= offset <= start - _END64.size:
+        raise damaged
+    magic, size, _, _, disk, directory_disk, here, count, directory_size, directory_offset = _END64.unpack(
+        read(offset, _END64.size)
+    )
+    if magic != b"PK\6\6" or offset + 12 + size != start:
+        raise damaged
+    return offset, disk, directory_disk, here, count, directory_size, directory_offset
+
+
+def _wide(extra: bytes, numbers: tuple[int, ...]) -> list[int]:
+    """(size, compressed size, offset) with those that do not fit 32 bits from the entry's extra field 1."""
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        field = extra[position + 4 : position + 4 + length]
+        if kind == 1:
+            wide = iter(struct.unpack(f"<{len(field) // 8}Q", field[: len(field) // 8 * 8]))
+            return [next(wide, number) if number == 0xFFFFFFFF else number for number in numbers]
+        position += 4 + length
+    return list(numbers)
 
 
 def _read_entry(directory: bytes, position: int) -> tuple[int, Member]:
@@ -95,4 +134,10 @@ def _read_entry(directory: bytes, position: int) -> tuple[int, Member]:
     start = position + _ENTRY.size
     name = directory[start : start + name_length]
     end = start + name_length + extra_length + comment_length
-    return end, Member(name, flags, method, crc, compressed_size, size, fields[16])
+    header_offset = fields[16]
+    if 0xFFFFFFFF in (size, compressed_size, header_offset):
+        extra = directory[start + name_length : start + name_length + extra_length]
+        size, compressed_size, header_offset = _wide(extra, (size, compressed_size, header_offset))
+        if max(size, compressed_size, header_offset) >= 1 << 62:  # beyond every file
+            raise DataError("its directory is damaged; copy it again")
+    return end, Member(name, flags, method, crc, compressed_size, size, header_offset)

@@ -22,6 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loader_service.sources.lerobot.info import Info
+from loader_service.sources.lfs import refuse_pointer
 from loader_service.sources.parquet import ParquetReader
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.trouble import check_host
@@ -217,6 +218,7 @@ def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
         try:
             row = orjson.loads(line)
         except ValueError as error:
+            refuse_pointer(file)
             raise DataError(f"unreadable JSON ({error})", file=f"{file}:{number + 1}") from error
         if not isinstance(row, dict):
             raise DataError("a JSON object is expected", file=f"{file}:{number + 1}")

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from loader_service.sources.lerobot.template import PathTemplate
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.trouble import check_host
 
@@ -137,6 +138,7 @@ def load_info(root: Path) -> Info:
             check_host(error, str(file))
             raise DataError(f"it cannot be read ({error.strerror})") from error
         except ValueError as error:
+            refuse_pointer(file)
             raise DataError(f"unreadable JSON ({error})") from error
         if not isinstance(tree, dict):
             raise DataError(f"a JSON object is expected, not {type(tree).__name__}")

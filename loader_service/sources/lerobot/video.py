@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from loader_service.sources.extras import library
 from loader_service.sources.lerobot.shown_order import ShownOrder
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
 
@@ -261,4 +262,5 @@ def _decoding(path: str) -> Iterator[None]:
         yield
     except library("av").FFmpegError as error:
         check_host(error, path)
+        refuse_pointer(path)
         raise DataError(f"the video cannot be read ({error.strerror})", file=path) from error

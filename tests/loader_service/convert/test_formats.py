@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from numpy.lib import format as npy_format
@@ -268,6 +269,31 @@ def test_rlds_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "states" not in json.loads((tmp_path / "none" / "train.jsonl").read_text())
     code, said = run(capsys, "rlds", folder, "--out", tmp_path / "no", "--jobs", 1, "--state-key", "steps/joints")
     assert (code, "features.json: there is no steps/joints; there are" in said) == (1, True)
+
+
+def test_rlds_actions_without_a_fixed_shape_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_rlds(tmp_path / "d", [[example(rlds_features(record(4, 3)))]])
+    tree = json.loads((folder / "features.json").read_text())
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    steps["action"] = tensor(-1)
+    (folder / "features.json").write_text(json.dumps(tree))
+    code, said = run(capsys, "rlds", folder, "--out", tmp_path / "out", "--jobs", 1)
+    assert (code, "features.json: steps/action has a dimension of -1" in said) == (1, True), said
+
+
+@pytest.mark.parametrize("obs", ["none", "state"])
+def test_maniskill_without_images_says_how_to_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], obs: str
+) -> None:
+    path = write_maniskill(tmp_path / "t.h5", [record(2, 0, extra=1)], [True])
+    with h5py.File(path, "r+") as file:
+        del file["traj_0/obs"]
+        if obs == "state":  # obs_mode state: one vector in the place of the group
+            file["traj_0/obs"] = np.zeros((3, 5), np.float32)
+    code, said = run(capsys, "maniskill", path, "--out", tmp_path / "o", "--jobs", 1)
+    assert (code, "no images were recorded: replay the demonstrations with obs_mode rgb" in said) == (1, True), said
 
 
 def test_rlds_with_other_keys_and_as_a_sequence_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

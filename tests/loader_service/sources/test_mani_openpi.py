@@ -161,7 +161,10 @@ def test_parts_of_a_shard_give_what_the_whole_gives(write_demo: Write, make_mani
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"actions": [[0.0] * 7, [0.0] * 6]}, "train.jsonl:2: field actions[1]: 6 numbers: an action has 7 numbers"),
+        (
+            {"actions": [[0.0] * 7, [0.0] * 6]},
+            "field actions[1]: 6 numbers: an action has 7 numbers; set",
+        ),
         (
             {"actions": [[0.0] * 7, [0.0] * 6 + [float("nan")]]},
             "train.jsonl:2: field actions[1][6]: nan is not a finite",

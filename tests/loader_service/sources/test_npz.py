@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from stoker_proto.errors import DataError
 
 RGB = np.random.default_rng(3).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 DEPTH = np.arange(5 * 4 * 6, dtype=np.uint16).reshape(5, 4, 6)
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
 
 
 @pytest.fixture(params=["stored", "deflated"])
@@ -316,3 +319,25 @@ def test_random_damage_gives_the_arrays_or_a_data_error(archive: Path) -> None:
         if archive.stem == "deflated":
             np.testing.assert_array_equal(found, RGB, err_msg=f"seed {seed}, trial {trial}")
     assert refused > 15
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_small_archive_with_the_records_of_zip64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    save(tmp_path / "a.npz", rgb=RGB, depth=DEPTH)
+    content = (tmp_path / "a.npz").read_bytes()
+    assert b"PK\6\6" in content
+    assert b"PK\6\7" in content
+    np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), RGB)
+    with NpzFile(str(tmp_path / "a.npz")) as npz:
+        np.testing.assert_array_equal(npz.frames("depth", dtype=np.uint16, ndim=3).whole(), DEPTH)
+        npz.verify("rgb")
+    (tmp_path / "a.npz").write_bytes(content.replace(b"PK\6\7", b"PK\6\0"))
+    assert "its directory does not lie where it should" in refusal(tmp_path / "a.npz")
+
+
+def test_a_git_lfs_pointer(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(POINTER)
+    assert "a Git LFS pointer, not the file itself: run `git lfs pull`" in refusal(tmp_path / "a.npz")

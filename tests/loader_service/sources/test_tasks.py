@@ -63,3 +63,8 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
         load_task_table(str(tmp_path / "absent.yaml"))
     (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     assert load_task_table(str(tmp_path / "empty.yaml")) == load_task_table(None)
+
+
+def test_the_keys_of_a_row_without_an_instruction_are_listed() -> None:
+    with pytest.raises(DataError, match=r"no `instruction`.*its keys are actions, language, obs_path: rename the one"):
+        instruction_of({"actions": [], "language": "push the cube", "obs_path": "a.npz"}, {})

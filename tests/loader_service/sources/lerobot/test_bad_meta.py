@@ -95,6 +95,17 @@ def test_a_camera_named_like_a_way_out(new: Path) -> None:
     assert "leads outside" in refusal(new, image_keys=["../../secret"])
 
 
+@pytest.mark.parametrize("name", ["meta/info.json", "data/*/*", "videos/**/*.mp4", "meta/tasks.*", "meta/episodes*"])
+@pytest.mark.parametrize("named", ["old", "new"])
+def test_git_lfs_pointers(named: str, name: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(named)
+    file = next(path for found in sorted(root.glob(name)) for path in [found, *found.rglob("*")] if path.is_file())
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    text = refusal(root)
+    assert str(file) in text
+    assert "a Git LFS pointer, not the file itself: run `git lfs pull`" in text
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
 def test_info_that_is_no_json_object(new: Path, content: bytes) -> None:
     (new / "meta/info.json").write_bytes(content)
