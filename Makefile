@@ -8,7 +8,7 @@ INSTALLED = $(VENV)/.installed
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
-.PHONY: demo test test-fast test-all test-busy test-sim test-images test-faults lint clean install bench bench-prepare soak soak-sim help
+.PHONY: demo test test-fast test-all test-busy test-sim test-remote test-images test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -34,6 +34,10 @@ test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot 
 
 test-busy: $(INSTALLED)  ## `make test` beside five busy loops per core
 	$(BIN)/python -m tests.support.busy $(BIN)/python -m pytest -m "$(QUICK)"
+
+test-remote: $(INSTALLED)  ## s3:// and gs:// against servers of these APIs on loopback
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test-remote]'
+	$(BIN)/python -m pytest tests/loader_service/remote/test_buckets.py
 
 test-sim: $(VENV)/.installed-sim  ## the collector in the real simulator (needs the renderer: trainer/sim/install_renderer.sh)
 	$(BIN)/python -m pytest tests/trainer/sim
