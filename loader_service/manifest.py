@@ -1,10 +1,11 @@
-"""The manifest: what `loader-prepare` found in one entry of the data paths. Five columns over its records, and a fingerprint.
+"""The manifest: what `loader-prepare` found in one entry of the data paths. Seven columns over its records, and a fingerprint.
 
-    record   shard_index   offset   size   num_samples   num_tokens
-    0        0             0        5310   26            0             (0: not counted)
-    1        0             5311     4102   20            0
+    record   shard_index   offset   size   num_samples   num_tokens          files          file_times
+    0        0             0        5310   26            0 (not counted)     75312...214    1757...000
+    1        0             5311     4102   20            0                   0 (no file)    0
 
-The columns are .npy files. All processes of a host map them and share their pages: 24 bytes per record.
+The columns are .npy files. All processes of a host map them and share their pages: 24 bytes per record, and 16 more where records
+name files.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from stoker_proto.errors import DataError, ManifestError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.trouble import check_host
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of everything in the cache folder; another version means a new scan."""
 COLUMNS: dict[str, type[np.generic]] = {
     "shard_index": np.uint32,
@@ -32,6 +33,8 @@ COLUMNS: dict[str, type[np.generic]] = {
     "sizes": np.uint32,
     "num_samples": np.uint32,
     "num_tokens": np.uint32,
+    "files": np.int64,
+    "file_times": np.int64,
 }
 _as_path = lru_cache(maxsize=4096)(Path)  # making one, and its hash, costs more than reading a row
 ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
@@ -53,11 +56,15 @@ class EntryManifest:
     sizes: NDArray[np.uint32]  # [R]
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R], of all samples of the record; 0 where they were not counted
+    files: NDArray[np.int64]  # [R], `NamedFiles.content`; 0 where it is not known
+    file_times: NDArray[np.int64]  # [R], `NamedFiles.changed_ns` on this host
     content: str
     """Fingerprint of the shards' names and bytes, and of every setting that decides what a scan finds."""
     fingerprint: str
     """Fingerprint of `content` and of every setting that decides what `read` returns. Equal data on another host has an equal
-    fingerprint. Files that a shard only names (NPZ) are not part of it; they are checked when they are read."""
+    fingerprint. Files that a shard only names (NPZ, videos) are not part of it, but of `files_fingerprint`."""
+    files_fingerprint: str
+    """Fingerprint of the column `files`; empty where nothing is known of such files (none, or behind a URL)."""
     total_samples: int
     statistics: ActionStatistics | None
     """Statistics of the entry's actions, without a mask; None without actions."""
@@ -131,6 +138,7 @@ def load_manifest(
         shards=shards,
         content=description["content"],
         fingerprint=identity,
+        files_fingerprint=description["files"],
         total_samples=description["total_samples"],
         statistics=None if statistics is None else ActionStatistics.from_json(statistics),
         states=None if states is None else ActionStatistics.from_json(states),
@@ -145,7 +153,7 @@ def load_manifest(
 
 
 def write_description(
-    folder: Path, *, content: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
+    folder: Path, *, content: str, files: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
     num_bad_samples: int, errors: list[str], notes: Mapping[str, int],
     statistics: ActionStatistics | None, states: ActionStatistics | None,
 ) -> None:  # fmt: skip
@@ -153,6 +161,7 @@ def write_description(
     tree = {
         "version": FORMAT_VERSION,
         "content": content,
+        "files": files,
         "num_shards": num_shards,
         "num_records": num_records,
         "total_samples": total_samples,
@@ -195,6 +204,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         tree.setdefault("num_bad_samples", 0)
     required = {
         "content",
+        "files",
         "num_shards",
         "num_records",
         "total_samples",

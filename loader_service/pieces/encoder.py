@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.manifest import EntryManifest
-from loader_service.pieces.changed_shards import changed_shards, shard_of
+from loader_service.pieces.changed_shards import changed_shards, check_files, shard_of
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
 from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
@@ -167,6 +167,8 @@ class RecordEncoder:
         try:
             record.shard = dataset.local(shard)
             for index, sample in enumerate(dataset.read(record.shard, offset, size)):
+                if index == 0 and not check_files(manifest, number, sample.files):
+                    dataset.verify(record.shard, offset, size)  # touched, or copied anew: compare its checksums
                 key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
                 _check(sample, images, record, index)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.cache_dir is not None:
         config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
     progress = sys.stderr.isatty() and not arguments.json
-    prepared = prepare(config, processes=arguments.processes, progress=progress)
+    prepared = prepare(config, processes=arguments.processes, progress=progress, rescan=arguments.rescan)
     check_token_counts(prepared.entries, config.data)
     if not Path(config.model.base_model_path).is_dir():  # a host that only prepares data need not have the model
         logger.warning(
@@ -158,6 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verify",
         action="store_true",
         help="then read every record, with all its frames and checksums, and list the bad ones",
+    )
+    parser.add_argument(
+        "--rescan",
+        action="store_true",
+        help="scan everything again. Changed shards are always noticed. Changed NPZ files and videos beside an unchanged shard "
+        "are noticed here only with this option, and by loaders when they open them",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON and no progress bar")
     return parser

@@ -98,7 +98,7 @@ class EntryJob:
         if seen != found:
             return None
         try:
-            manifest = self._load(state["content"], [stamp for _, stamp in found])
+            manifest = self._load(state["content"], state["files"], [stamp for _, stamp in found])
         except ManifestError as error:
             logger.info("a manifest is made anew: %s", error)
             return None
@@ -106,8 +106,8 @@ class EntryJob:
         note_use(manifest.folder / "manifest.json")
         return manifest
 
-    def tasks(self) -> list[PartTask]:
-        """The parts of all shards, in order. Parts of unchanged shards have their digest."""
+    def tasks(self, *, rescan: bool = False) -> list[PartTask]:
+        """The parts of all shards, in order. Parts of unchanged shards have their digest. rescan: use no cached scan."""
         state = self._read_state() or {"shards": []}
         known = {shard["name"]: shard for shard in state["shards"]}
         ranges: list[tuple[Path, Stamp, int, int, str | None]] = []
@@ -136,6 +136,7 @@ class EntryJob:
                 identity=self.cache_identity,
                 folder=str(self.root / "parts"),
                 remote=RemotePart(total) if is_remote else None,
+                rescan=rescan,
             )
             for path, stamp, start, stop, digest in ranges
         ]
@@ -146,7 +147,7 @@ class EntryJob:
             str(path): {"name": name, "parts": [], "num_records": 0}
             for name, path in zip(self.shards.names, self.shards.paths, strict=True)
         }
-        for task, digest, num_records in results:
+        for task, digest, num_records, _ in results:
             shard = shards[task.shard]
             shard["parts"].append((task.start, task.stop, digest))
             shard["stamp"] = (task.stamp.size, task.stamp.mtime_ns, task.stamp.ctime_ns, task.stamp.inode)
@@ -156,13 +157,20 @@ class EntryJob:
                 raise DataError("a shard without a record: write it again, or remove it", file=path)
         hashes = [[shard["name"], _shard_hash(shard["parts"])] for shard in shards.values()]
         content = fingerprint({"scan": self.scan_identity, "shards": hashes})
-        if not self._is_whole(content):  # files touched without a change: others may be reading these columns
-            with whole_folder(self.folder / content[:32]) as folder:
-                self._write_columns(folder, results, content)
-        parts = [task.cache_path(digest).stem for task, digest, _ in results]
-        state = {"version": FORMAT_VERSION, "content": content, "shards": list(shards.values()), "parts": parts}
+        files = fingerprint([r.files for r in results]) if any(r.files for r in results) else ""
+        if not self._is_whole(content, files):  # files touched without a change: others may be reading these columns
+            with whole_folder(self._columns(content, files)) as folder:
+                self._write_columns(folder, results, content, files)
+        parts = [result.task.cache_path(result.digest).stem for result in results]
+        state = {
+            "version": FORMAT_VERSION,
+            "content": content,
+            "files": files,
+            "shards": list(shards.values()),
+            "parts": parts,
+        }
         write_whole(self.folder / "state.json", orjson.dumps(state))
-        return self._load(content, [Stamp(*shard["stamp"]) for shard in shards.values()])
+        return self._load(content, files, [Stamp(*shard["stamp"]) for shard in shards.values()])
 
     def _stamped(self) -> list[tuple[str, Path, Stamp]]:
         """(name, path, stamp) of each shard; stamps of remote shards are what their host reports."""
@@ -172,18 +180,23 @@ class EntryJob:
             stamps = [Stamp.of(path) for path in self.shards.paths]
         return list(zip(self.shards.names, self.shards.paths, stamps, strict=True))
 
-    def _load(self, content: str, stamps: Sequence[Stamp] = ()) -> EntryManifest:
+    def _columns(self, content: str, files: str) -> Path:
+        """Folder of the columns: others may be reading those of files that have changed since."""
+        return self.folder / (fingerprint([content, files]) if files else content)[:32]
+
+    def _load(self, content: str, files: str, stamps: Sequence[Stamp] = ()) -> EntryManifest:
         identity = read_fingerprint(content, self.dataset.read_identity())
         shards = tuple(map(str, self.shards.paths))
         kept = () if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps)
-        manifest = load_manifest(self.folder / content[:32], shards, self.split, self.entry, self.path, identity, kept)
-        if manifest.content != content:
+        folder = self._columns(content, files)
+        manifest = load_manifest(folder, shards, self.split, self.entry, self.path, identity, kept)
+        if (manifest.content, manifest.files_fingerprint) != (content, files):
             raise ManifestError("it belongs to other data; run loader-prepare again", file=str(manifest.folder))
         return manifest
 
-    def _is_whole(self, content: str) -> bool:
+    def _is_whole(self, content: str, files: str) -> bool:
         try:
-            self._load(content)
+            self._load(content, files)
         except ManifestError:
             return False
         return True
@@ -196,8 +209,8 @@ class EntryJob:
             return None
         return state if isinstance(state, dict) and state.get("version") == FORMAT_VERSION else None
 
-    def _write_columns(self, folder: Path, results: list[PartResult], content: str) -> None:
-        num_records = sum(count for _, _, count in results)
+    def _write_columns(self, folder: Path, results: list[PartResult], content: str, files: str) -> None:
+        num_records = sum(result.num_records for result in results)
         columns: dict[str, Any] = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_records,))
             for name, dtype in COLUMNS.items()
@@ -207,7 +220,7 @@ class EntryJob:
         position = num_bad = num_bad_samples = total_samples = 0
         errors: list[str] = []
         notes: Counter[str] = Counter()
-        for task, digest, _ in results:
+        for task, digest, _, _ in results:
             part = load_part(task.cache_path(digest), task.keep, task.chunk)
             if part is None:
                 raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)
@@ -217,6 +230,8 @@ class EntryJob:
             columns["sizes"][rows] = part.sizes
             columns["num_samples"][rows] = part.num_samples
             columns["num_tokens"][rows] = part.num_tokens
+            if part.files is not None:  # else the file stays a hole of zeros, which takes no room on disk
+                columns["files"][rows], columns["file_times"][rows] = part.files.T
             position = rows.stop
             total_samples += int(part.num_samples.sum(dtype=np.int64))
             num_bad += part.num_bad
@@ -236,6 +251,7 @@ class EntryJob:
         write_description(
             folder,
             content=content,
+            files=files,
             num_shards=len(numbers),
             num_records=num_records,
             total_samples=total_samples,

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,8 @@ class PartTask:
     """`parts` of the cache."""
     remote: RemotePart | None = None
     """Set for a shard that is fetched when it is scanned."""
+    rescan: bool = False
+    """Do not use the cached scan: files that the records name may have changed."""
 
     def cache_path(self, digest: str) -> Path:
         """Where the scan of these bytes is kept."""
@@ -85,6 +87,7 @@ class Part:
     sizes: NDArray[np.uint32]  # [R]
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R]
+    files: NDArray[np.int64] | None  # [R, 2], `NamedFiles` of each record; None where no record names a file
     num_bad: int
     num_bad_samples: int
     errors: tuple[str, ...]
@@ -94,8 +97,15 @@ class Part:
     states: GatheredActions | None
 
 
-PartResult = tuple[PartTask, str, int]
-"""The part, its digest and its number of records."""
+class PartResult(NamedTuple):
+    """A part that was scanned."""
+
+    task: PartTask
+    digest: str
+    """Of its bytes."""
+    num_records: int
+    files: str
+    """Digest of the files that its records name; empty without any."""
 
 
 def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> list[PartResult]:
@@ -104,9 +114,9 @@ def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | No
     counting: how text becomes rows, where they are counted; part of the task's identity.
     """
     if task.remote is None:
-        return [(task, *_run(dataset, task, counting))]
-    if task.digest is not None and (part := load_part(task.cache_path(task.digest), task.keep, task.chunk)) is not None:
-        return [(task, task.digest, len(part.offsets))]
+        return [_run(dataset, task, counting)]
+    if task.digest is not None and (part := _cached(task, task.digest)) is not None:
+        return [_result(task, task.digest, part)]
     with dataset.reading():
         shard = dataset.local(Path(task.shard))
         status = shard.stat()
@@ -116,19 +126,18 @@ def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | No
             replace(task, start=a, stop=b, keep=actions_to_keep(b - a, remote.total), remote=remote)
             for a, b in itertools.pairwise(bounds)
         ]
-        return [(part, *_run(dataset, part, counting)) for part in parts]
+        return [_run(dataset, part, counting) for part in parts]
 
 
-def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> tuple[str, int]:
+def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> PartResult:
     try:
         if task.start == 0:
             refuse_pointer(task.shard)  # of any dataset: one that reads plain text would learn it
         digest = task.digest or _digest(task)
-        path = task.cache_path(digest)
-        part = load_part(path, task.keep, task.chunk)
+        part = _cached(task, digest)
         if part is None:
             part = _scan(dataset, task, digest, counting)
-            _save(path, part, task.keep)
+            _save(task.cache_path(digest), part, task.keep)
     except OSError as error:
         check_host(error, task.shard)
         raise DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard) from error
@@ -142,7 +151,18 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
         logger.exception("dataset class %s failed on %s", type(dataset).__name__, task.shard)
         reason = f"{type(dataset).__name__}.scan failed: {type(error).__name__}: {error}"
         raise DataError(reason, file=task.shard) from error
-    return digest, len(part.offsets)
+    return _result(task, digest, part)
+
+
+def _cached(task: PartTask, digest: str) -> Part | None:
+    return None if task.rescan else load_part(task.cache_path(digest), task.keep, task.chunk)
+
+
+def _result(task: PartTask, digest: str, part: Part) -> PartResult:
+    """Times of change are this host's own, and do not enter the digest."""
+    contents = b"" if part.files is None else part.files[:, 0].astype("<i8").tobytes()
+    files = hashlib.blake2b(contents, digest_size=16).hexdigest() if contents else ""
+    return PartResult(task, digest, len(part.offsets), files)
 
 
 def load_part(path: Path, keep: int, chunk: int) -> Part | None:
@@ -162,6 +182,7 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
                 saved["sizes"],
                 saved["num_samples"],
                 saved["num_tokens"],
+                saved["files"] if "files" in saved.files else None,
                 num_bad := int(saved["num_bad"]),
                 int(saved["num_bad_samples"]) if num_bad else 0,  # one from before these were counted is scanned again
                 tuple(map(str, saved["errors"].tolist())),
@@ -188,6 +209,8 @@ def _save(path: Path, part: Part, keep: int) -> None:
         "notes": np.array(list(part.notes), dtype=np.str_),
         "note_counts": np.array(list(part.notes.values()), dtype=np.int64),
     }
+    if part.files is not None:
+        arrays["files"] = part.files
     for what, prefix in _PREFIXES.items():
         gathered: GatheredActions | None = getattr(part, what)
         if gathered is not None:
@@ -224,6 +247,7 @@ def _check_unchanged(task: PartTask) -> None:
 
 def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counting | None) -> Part:
     columns = array("q")  # 32 bytes a record: what cannot be cut is one part, however many records it has
+    files = array("q")  # `NamedFiles` of each record, from the first on that names one
     errors: list[str] = []
     notes: Counter[str] = Counter()
     num_bad = num_bad_samples = 0
@@ -235,6 +259,9 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
     for record in records:
         _check_record(dataset, task, record)
         columns.extend((record.offset - task.start, record.size, record.num_samples, record.num_tokens))
+        if files or record.files is not None:
+            files.frombytes(bytes(len(columns) // 4 * 16 - 16 - len(files) * 8))  # records before it name no file
+            files.extend(record.files or (0, 0))
         if record.notes:
             count_notes(notes, dict.fromkeys(record.notes, 1))
         if record.error is not None:
@@ -254,6 +281,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
         table[:, 1].astype(np.uint32),
         table[:, 2].astype(np.uint32),
         table[:, 3].astype(np.uint32),
+        np.frombuffer(files, dtype=np.int64).reshape(-1, 2) if files else None,
         num_bad,
         num_bad_samples,
         tuple(errors),

@@ -55,6 +55,7 @@ def prepare(
     cache_dir: Path | None = None,
     processes: int = 0,
     progress: bool = False,
+    rescan: bool = False,
     lock_deadline_s: float = LOCK_DEADLINE_S,
 ) -> Prepared:
     """Manifests of the entries and the codec of the train entries, from the cache where nothing changed.
@@ -63,6 +64,7 @@ def prepare(
         held: split -> numbers of the entries that are here; None: all of them.
         cache_dir: default: data.cache_dir, else beside the data.
         processes: that scan; 0 means one per core.
+        rescan: scan again what the cache holds, since files that records name may have changed.
 
     Raises:
         ConfigError: an entry names nothing, the cache cannot be written, or a codec cannot be fitted from what is here.
@@ -79,7 +81,9 @@ def prepare(
     roots = sorted({job.root for job in jobs})
     for root in roots:
         use(root)
-    manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
+    manifests: dict[int, EntryManifest] = {}
+    if not rescan:
+        manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
     stale = [number for number in range(len(jobs)) if number not in manifests]
     if stale:
         with ExitStack() as stack:
@@ -89,7 +93,8 @@ def prepare(
                 stack.enter_context(locked(root, lock_deadline_s))
             for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
                 own = [number for number in stale if jobs[number].dataset is dataset]
-                manifests.update(_scan([jobs[n] for n in own], own, dataset, processes, progress))
+                scanned = _scan([jobs[n] for n in own], dataset, processes=processes, progress=progress, rescan=rescan)
+                manifests.update(zip(own, scanned, strict=True))
         for root in roots:
             use(root)  # those that were not there before
     entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
@@ -133,11 +138,12 @@ def _jobs(
 
 
 def _scan(
-    jobs: Sequence[EntryJob], numbers: Sequence[int], dataset: BaseSFTDataset, processes: int, progress: bool
-) -> dict[int, EntryManifest]:
-    """Manifests by number. The caller holds the locks; what another process has just scanned is used."""
-    left = {job.folder: job for job in jobs if job.current() is None}  # data that is named twice is scanned once
-    tasks = [job.tasks() for job in left.values()]
+    jobs: Sequence[EntryJob], dataset: BaseSFTDataset, *, processes: int, progress: bool, rescan: bool
+) -> list[EntryManifest]:
+    """Their manifests. The caller holds the locks; what another process has just scanned is used, unless `rescan`."""
+    # Data that is named twice is scanned once.
+    left = {job.folder: job for job in jobs if rescan or job.current() is None}
+    tasks = [job.tasks(rescan=rescan) for job in left.values()]
     flat = [task for of_job in tasks for task in of_job]
     weights = [task.stop - task.start for task in flat]
     counting = jobs[0].counting if jobs else None  # all of them are of one dataset
@@ -155,12 +161,12 @@ def _scan(
         with writable(job.root):
             job.assemble([part for parts in results[position : position + len(of_job)] for part in parts])
         position += len(of_job)
-    done: dict[int, EntryManifest] = {}
-    for number, job in zip(numbers, jobs, strict=True):
+    done: list[EntryManifest] = []
+    for job in jobs:
         manifest = job.current()
         if manifest is None:
             raise DataError("its shards changed while they were scanned: run loader-prepare again", file=job.path)
-        done[number] = manifest
+        done.append(manifest)
     return done
 
 

@@ -228,6 +228,12 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         for split, entries in prepared.entries.items()
         for entry, manifest in entries.items()
     }
+    files = {
+        f"files/{split}/{entry}": manifest.files_fingerprint
+        for split, entries in prepared.entries.items()
+        for entry, manifest in entries.items()
+        if manifest.files_fingerprint
+    }
     datasets = make_datasets(data)
     return {
         **processor.fingerprints(),
@@ -236,6 +242,7 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),
         **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,
+        **files,
     }
 
 

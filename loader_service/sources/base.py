@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards, locate_entry
+from loader_service.sources.named_files import (
+    NamedFiles as NamedFiles,
+)  # so that a dataset class imports from here alone
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.text.turns import Turn as Turn  # so that a dataset class imports from here alone
@@ -66,6 +69,8 @@ class ScannedRecord:
     """Policy `skip` (data.on_bad_sample): why `read` will fail, as the scan found. The record keeps its place."""
     notes: tuple[str, ...] = ()
     """What was repaired or left out, in texts that many records share: loader-prepare counts each text."""
+    files: NamedFiles | None = None
+    """The files that the record only names; part of the fingerprint that loaders compare. None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +106,8 @@ class Sample:
     """Position inside the record; part of the sample's key."""
     notes: tuple[str, ...] = ()
     """What `read` repaired in the record (see `ScannedRecord.notes`)."""
+    files: NamedFiles | None = None
+    """The files that were opened for this record. The loader compares those of the first sample with what the scan found."""
 
 
 class BaseSFTDataset(ABC):

@@ -28,6 +28,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.mani_arrays import open_frames, read_states
 from loader_service.sources.mani_options import read_mani_options
+from loader_service.sources.named_files import UNREADABLE, NamedFiles
 from loader_service.sources.npz import NpzFile
 from loader_service.sources.paths import resolve_inside
 from loader_service.sources.tasks import instruction_of, load_task_table
@@ -35,6 +36,8 @@ from loader_service.sources.trajectory import Trajectory
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
+
+_UNREADABLE_NOTE = "its NPZ cannot be opened: training will fail on it, or skip it"
 
 
 class ManiOpenPIDataset(BaseSFTDataset):
@@ -66,7 +69,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
         return {**super().read_identity(), "tasks": fingerprint(self.tasks)}
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
-        """One pass over the lines. An NPZ is opened only for states that are needed (`data.state: text`) and not in the row."""
+        """One pass over the lines. Of each local NPZ the directory is read. One behind a URL is opened only for states that are
+        needed (`data.state: text`) and not in the row."""
         return self.scan_part(shard, 0, shard.stat().st_size)
 
     def locate(self, path: str) -> EntryShards:
@@ -130,13 +134,33 @@ class ManiOpenPIDataset(BaseSFTDataset):
         actions = parse_actions(row.get("actions"), self.options.action_dim)
         instruction_of(row, self.tasks)
         states = self._row_states(row, len(actions))
+        files: NamedFiles | None = None
+        notes: tuple[str, ...] = ()
         if states is None and self.config.state == "text":  # their scale is fitted on what the scan finds
             with NpzFile(self._npz_path(row, shard)) as npz:
                 states = read_states(npz, self.options.state_keys, len(actions))
+        if self.remote is None or not self.remote.holds(shard):  # each remote file would be fetched for it
+            files, notes = self._scan_npz(row, shard)
         states = None if states is None else states[: len(actions)]  # the state after the last action is in no sample
         if self.config.action.drop_noops:
             actions = actions[~is_noop(actions)]
-        return ScannedRecord(offset=offset, size=len(line), num_samples=len(actions), actions=actions, states=states)
+        return ScannedRecord(
+            offset=offset,
+            size=len(line),
+            num_samples=len(actions),
+            actions=actions,
+            states=states,
+            files=files,
+            notes=notes if len(actions) else (),
+        )
+
+    def _scan_npz(self, row: dict[str, Any], shard: Path) -> tuple[NamedFiles, tuple[str, ...]]:
+        """What the directory of the record's NPZ says, and a note if it cannot be opened: then `read` gives the error."""
+        try:
+            with NpzFile(self._npz_path(row, shard)) as npz:
+                return npz.named_files, ()
+        except DataError:
+            return UNREADABLE, (_UNREADABLE_NOTE,)
 
     def _read_record(self, shard: Path, offset: int, size: int, *, verify: bool) -> Iterator[Sample]:
         row = parse_object(read_line(shard, offset, size))
@@ -154,6 +178,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 drop_noops=self.config.action.drop_noops,
                 chunk_offsets=np.arange(self.config.action.chunk),
                 history_offsets=np.array(self.options.image_history, np.int64),
+                files=npz.named_files,
             )
             yield from trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
 

@@ -25,6 +25,7 @@ import deflate
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from loader_service.sources.named_files import NamedFiles, content_of
 from loader_service.sources.npy_header import MAX_HEADER_BYTES, parse_npy_header
 from loader_service.sources.zip_directory import Member, data_offset, read_directory
 from stoker_proto.errors import DataError, located
@@ -93,7 +94,7 @@ class NpzFile:
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self._error("not a file: an NPZ is expected")
-            self._size = status.st_size
+            self._size, self._changed_ns = status.st_size, status.st_mtime_ns
             with located(file=path):
                 self._members = read_directory(self._read, self._size)
         except BaseException:
@@ -116,6 +117,14 @@ class NpzFile:
     def names(self) -> list[str]:
         """The arrays in the file."""
         return list(self._members)
+
+    @property
+    def named_files(self) -> NamedFiles:
+        """Fingerprint of the directory: name, size and CRC-32 of each member. How members are compressed does not enter."""
+        members = sorted(
+            (m.name, m.size.to_bytes(8, "little"), m.crc.to_bytes(4, "little")) for m in self._members.values()
+        )
+        return NamedFiles(content_of(part for member in members for part in member), self._changed_ns)
 
     def frames(self, name: str, *, dtype: DTypeLike | None, ndim: int, drop_channel: bool = False) -> Frames:
         """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order.

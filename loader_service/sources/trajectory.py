@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.actions import is_noop
-from loader_service.sources.base import Sample
+from loader_service.sources.base import NamedFiles, Sample
 from stoker_proto.errors import ConfigError
 
 _TOLERANCE_S = 1e-4  # lerobot's
@@ -50,6 +50,8 @@ class Trajectory:
     """[K]: which actions, counted from a sample's own, are its chunk."""
     history_offsets: NDArray[np.int64]
     """[H], rising: which frames, counted from a sample's own, are its images of each camera."""
+    files: NamedFiles | None = None
+    """The files that hold the frames."""
 
     def samples(self, open_cameras: Callable[[list[int]], Sequence[Iterator[NDArray[Any]]]]) -> Iterator[Sample]:
         """The samples in the order of time.
@@ -72,6 +74,7 @@ class Trajectory:
                 action=chunk_actions[i],
                 action_is_pad=actions_are_pad[i],
                 timestep=t,
+                files=self.files,
             )
 
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/prepare_scale.py [--rows 100000] [--actions 80] [--processes 1] [--folder /tmp]
 
-The rows are deterministic: actions of 6 decimals, as the collector writes them. No NPZ is made, as the scan opens none. Every
+The rows are deterministic: actions of 6 decimals, as the collector writes them. Each row has a small NPZ, of which the scan reads
+the directory (a real one is larger, and no more of it is read). The page cache holds them: a network disk takes longer. Every
 measurement runs in a process of its own. Memory per trajectory is a slope: the peak of ten times as many trajectories of one
 action, less the peak of twice as many, by their difference; so the interpreter, the libraries and the bounded buffers do not
 count.
@@ -12,6 +13,7 @@ Everything is written below a temporary folder and removed.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -70,9 +72,14 @@ def write_rows(path: Path, rows: int, num_actions: int) -> None:
     """rows trajectories of num_actions actions float[7]; 64 different ones in turn, so that writing is quick."""
     path.parent.mkdir(parents=True)
     random = np.random.default_rng(0)
+    npz = io.BytesIO()
+    np.savez(npz, rgb=np.zeros((num_actions, 1, 1, 3), np.uint8))
     texts = [json.dumps(random.uniform(-1, 1, (num_actions, 7)).round(6).tolist()) for _ in range(64)]
     with path.open("w") as file:
         for row in range(rows):
+            frames = path.parent / f"traj_{row:06d}" / "obs.npz"
+            frames.parent.mkdir()
+            frames.write_bytes(npz.getvalue())
             file.write(
                 f'{{"obs_path": "traj_{row:06d}/obs.npz", "task": "PickCube-v1", "actions": {texts[row % len(texts)]}}}\n'
             )

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 STATE_FILE = "stoker.json"
 _NAMES = {"serial", "world_size", "cursor", "fingerprints", "global_batch_size", "zero_stage", "precision", "seed"}
-_HARMLESS = ("image_libraries", "manifest/val/")
+_HARMLESS = ("image_libraries", "manifest/val/", "files/val/")
 """Fingerprints that may change between two runs: the first changes few pixels, the second no training row."""
 
 

@@ -27,7 +27,7 @@ from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.extras import library
 from loader_service.sources.lerobot.alike import check_alike
-from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode
+from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode, video_files
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.locate import locate, named_sets
@@ -139,6 +139,7 @@ class LeRobotDataset(BaseSFTDataset):
 
     def _samples(self, episode: Episode, folder: LeRobotFolder) -> Iterator[Sample]:
         options, fps = self.options, folder.meta.info.fps
+        is_remote = folder.reader.files.is_remote(folder.meta.info.root / INFO_PATH)
         deltas = options.action_delta_timestamps
         trajectory = Trajectory(
             actions=episode.rows.actions,
@@ -149,6 +150,7 @@ class LeRobotDataset(BaseSFTDataset):
             if deltas is None
             else frame_offsets(deltas, fps, "data.options.action_delta_timestamps"),
             history_offsets=frame_offsets(options.image_history, fps, "data.options.image_history"),
+            files=None if is_remote else video_files(episode.columns, episode.rows.episode, folder),
         )
         yield from trajectory.samples(
             lambda wanted: [open_camera(camera, episode, wanted, folder) for camera in episode.columns.cameras]

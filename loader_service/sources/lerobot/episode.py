@@ -18,6 +18,7 @@ from loader_service.sources.lerobot.meta import Columns, Meta
 from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.video import Begin, video_frames
+from loader_service.sources.named_files import NamedFiles, content_of, video_content
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
 
@@ -123,6 +124,19 @@ def video_path(camera: Feature, episode: int, folder: LeRobotFolder) -> str:
     row, place = meta.episodes.row_of(episode), meta.episodes.videos[camera.key]
     name = meta.info.video_file(camera.key, int(place.chunk[row]), int(place.file[row]))
     return resolve_inside(name, base=str(meta.info.root), root=folder.data_root, field="video_path")
+
+
+def video_files(columns: Columns, episode: int, folder: LeRobotFolder) -> NamedFiles | None:
+    """Size and header of each of the episode's videos, which must be here; None without videos. Raises DataError."""
+    parts: list[bytes] = []
+    for camera in columns.cameras:
+        if camera.dtype != "video":
+            continue
+        path = video_path(camera, episode, folder)
+        if not Path(path).is_file():
+            raise DataError(f"the video {path} is missing: fetch it", field=camera.key)
+        parts += [camera.key.encode(), video_content(path).to_bytes(8, "little")]
+    return NamedFiles(content_of(parts)) if parts else None
 
 
 def open_camera(

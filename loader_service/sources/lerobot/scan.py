@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.actions import is_noop
-from loader_service.sources.base import ScannedRecord
+from loader_service.sources.base import NamedFiles, ScannedRecord
 from loader_service.sources.lerobot.columns import integers, numeric_columns, parse_rows
-from loader_service.sources.lerobot.episode import LeRobotFolder, instructions_of, read_episode, video_path
+from loader_service.sources.lerobot.episode import LeRobotFolder, instructions_of, read_episode, video_files
 from loader_service.sources.lerobot.meta import Columns, selected
 from loader_service.sources.trajectory import frame_offsets
 from stoker_proto.config import DataConfig
@@ -42,7 +42,7 @@ def scan_shard(shard: Path, folder: LeRobotFolder, config: DataConfig) -> Iterat
                 yield _record(start, int(meta.episodes.length[row]), error=str(failed))
         return
     starts = _first_rows(episode_index, meta.episodes.index[rows])
-    videos_there: dict[str, bool] | None = None if reader.files.is_remote(shard) else {}
+    is_remote = reader.files.is_remote(shard)
     for place in np.argsort(np.where(starts < 0, len(episode_index), starts), kind="stable").tolist():
         row, start, length = int(rows[place]), int(starts[place]), int(lengths[place])
         if not chosen[row]:
@@ -57,15 +57,16 @@ def scan_shard(shard: Path, folder: LeRobotFolder, config: DataConfig) -> Iterat
                     instructions_of(parsed, folder)
                 else:
                     parsed = read_episode(shard, start, length, folder).rows
-                if videos_there is not None:  # to ask for remote ones would take as long as to read them
-                    _check_videos(columns, episode, folder, videos_there)
+                files = (
+                    None if is_remote else video_files(columns, episode, folder)
+                )  # remote ones would be fetched for it
         except DataError as error:
             if not skip:
                 raise
             yield _record(max(start, 0), length, error=str(error))
             continue
         actions = parsed.actions[~is_noop(parsed.actions)] if config.action.drop_noops else parsed.actions
-        yield _record(start, length, actions=actions, states=parsed.states, offsets=offsets)
+        yield _record(start, length, actions=actions, states=parsed.states, offsets=offsets, files=files)
 
 
 def _check_info(columns: Columns, folder: LeRobotFolder, config: DataConfig) -> NDArray[np.int64] | None:
@@ -107,17 +108,6 @@ def _check_rows(start: int, count: int, length: int, num_rows: int) -> None:
         raise DataError(f"{count} rows, and meta/ says {length}", field="length")
 
 
-def _check_videos(columns: Columns, episode: int, folder: LeRobotFolder, videos_there: dict[str, bool]) -> None:
-    for camera in columns.cameras:
-        if camera.dtype != "video":
-            continue
-        path = video_path(camera, episode, folder)
-        if path not in videos_there:
-            videos_there[path] = Path(path).is_file()
-        if not videos_there[path]:
-            raise DataError(f"the video {path} is missing: fetch it", field=camera.key)
-
-
 def _record(
     start: int,
     length: int,
@@ -126,6 +116,7 @@ def _record(
     states: NDArray[np.float32] | None = None,
     offsets: NDArray[np.int64] | None = None,
     error: str | None = None,
+    files: NamedFiles | None = None,
 ) -> ScannedRecord:
     num_samples = length if actions is None else len(actions)
     return ScannedRecord(
@@ -136,4 +127,5 @@ def _record(
         chunk_offsets=offsets,
         states=states,
         error=error,
+        files=files,
     )
