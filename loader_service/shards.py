@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loader_service.sources.paths import hub_blobs
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.host.trouble import check_host
 
@@ -51,7 +52,7 @@ class EntryShards:
     names: tuple[str, ...]
     """Relative to `base`, with `/`, in natural order. A name identifies a shard on every host."""
     paths: tuple[Path, ...]
-    """The same shards, absolute and without links."""
+    """The same shards, absolute and without links (in a Hugging Face cache's snapshot: without those of folders)."""
     identity: str = ""
     """Fingerprint of an index beside the shards that decides what a scan finds (LeRobot's `meta/`); empty without one."""
     versions: tuple[tuple[int, int], ...] = ()
@@ -78,15 +79,26 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
         found = []
         for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
             found.extend(_in_folder(match, patterns) if match.is_dir() else [match])
-    shards: dict[Path, str] = {}
+    shards: dict[Path, tuple[str, Path]] = {}
     for file in sorted(set(found), key=lambda file: natural_key(file.relative_to(base).as_posix())):
-        shards.setdefault(file.resolve(), file.relative_to(base).as_posix())  # one file under two names is one shard
+        real = file.resolve()
+        shards.setdefault(
+            real, (file.relative_to(base).as_posix(), _place(file, real))
+        )  # two names of a file: one shard
     if not shards:
         raise ConfigError(
             f"{path!r} names no shard: it is no file, no folder with {' or '.join(patterns)} in it, and no glob that "
             f"matches (working folder: {Path.cwd()})"
         )
-    return EntryShards(base.resolve(), pattern, tuple(shards.values()), tuple(shards))
+    names, paths = zip(*shards.values(), strict=True)
+    return EntryShards(base.resolve(), pattern, names, paths)
+
+
+def _place(file: Path, real: Path) -> Path:
+    """The file without links. In a snapshot of a download cache the last link stays: what the shard names lies beside it."""
+    folder = file.parent.resolve()
+    blobs = hub_blobs(str(folder))
+    return folder / file.name if blobs and real.is_relative_to(blobs) else real
 
 
 def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:

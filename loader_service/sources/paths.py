@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from pathlib import Path
 
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
@@ -17,6 +18,20 @@ from stoker_proto.host.trouble import check_host
 def real_folder(path: str) -> str:
     """The folder without links. Cached, because all records of a shard ask for the same one."""
     return _resolved(path)
+
+
+@lru_cache(maxsize=4096)
+def hub_blobs(folder: str) -> str:
+    """The folder that holds the content of a Hugging Face cache's snapshot; "" for a folder that is in none.
+
+    datasets--owner--name/snapshots/<revision>/train.jsonl -> ../../blobs/<hash>
+
+    A link from a snapshot into the blobs of the same repository counts as inside."""
+    for inner in (Path(folder), *Path(folder).parents):
+        repository = inner.parent.parent
+        if inner.parent.name == "snapshots" and (repository / "blobs").is_dir():
+            return real_folder(str(repository / "blobs"))
+    return ""
 
 
 def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
@@ -32,7 +47,9 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
         path = _resolved(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much
     except (OSError, ValueError) as error:  # a name that no file can have
         raise DataError(f"{name!r} cannot be resolved ({error})", field=field) from error
-    if not path.startswith(real_root.rstrip(os.sep) + os.sep):  # both resolved, and the separator ends a whole name
+    blobs = hub_blobs(real_root)
+    inside = path.startswith(real_root.rstrip(os.sep) + os.sep)  # both resolved, and the separator ends a whole name
+    if not inside and not (blobs and path.startswith(blobs + os.sep)):
         raise DataError(
             f"{name!r} leads outside {real_root}, and nothing outside the data root is read: move the file inside, "
             "or set data.data_root to a folder that holds both",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from loader_service.shards import expand_entry
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
 
@@ -63,3 +65,25 @@ def test_names_that_lead_outside_are_refused(root: Path) -> None:
 def test_what_is_no_name_is_refused(root: Path, name: object) -> None:
     with pytest.raises(DataError, match="is not the path of a file"):
         resolve(name, root)
+
+
+def test_a_snapshot_of_a_download_cache_holds_what_its_links_lead_to(tmp_path: Path) -> None:
+    """datasets--o--n/snapshots/abc/train.jsonl -> ../../blobs/123, and NPZ files likewise."""
+    repository = tmp_path / "datasets--o--n"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    (snapshot / "traj_0").mkdir(parents=True)
+    blobs.mkdir()
+    for name, blob in (("train.jsonl", "123"), ("traj_0/obs.npz", "456")):
+        (blobs / blob).write_text("content")
+        link = snapshot / name
+        link.symlink_to(os.path.relpath(blobs / blob, link.parent))
+    [shard] = expand_entry(str(snapshot), ["*.jsonl"])
+    assert shard == snapshot / "train.jsonl"
+    found = resolve_inside("traj_0/obs.npz", base=str(shard.parent), root=str(shard.parent), field="obs_path")
+    assert found == str(blobs / "456")
+    other = tmp_path / "datasets--o--secret" / "blobs" / "789"
+    other.parent.mkdir(parents=True)
+    other.write_text("content")
+    (snapshot / "other.npz").symlink_to(other)
+    with pytest.raises(DataError, match="leads outside"):
+        resolve_inside("other.npz", base=str(snapshot), root=str(snapshot), field="obs_path")
