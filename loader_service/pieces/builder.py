@@ -149,13 +149,16 @@ class PieceBuilder:
         if not pending.missing:
             self._finish(pending)
 
-    def close(self) -> None:
-        """Stop the threads after they have finished what they work on."""
+    def close(self, deadline_s: float) -> bool:
+        """Stop the threads after they have finished what they work on. False if one still works at the deadline: it hangs in a
+        read of a file system, and ends with the process."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+        deadline = time.monotonic() + deadline_s
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _key(self, split: str, epoch: int, entry: int, record: int) -> RecordKey:
         return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)

@@ -29,6 +29,8 @@ from stoker_proto.wire.messages import Failure, Ticket
 
 logger = logging.getLogger(__name__)
 
+CLOSE_DEADLINE_S = 5.0
+"""How long threads may finish their work at the end. A worker process is killed before, so this is for the inline pool."""
 _KEEP_PLANS = 8  # over splits, epochs and entries; one is a pair of mapped files
 _MAX_WAITING_BYTES = 32 << 20  # of answers not yet taken; builder threads wait rather than build more
 
@@ -124,11 +126,13 @@ class PieceService:
         os.read(self.readable, 65536)
 
     def close(self) -> None:
-        """Stop the threads; what is in work is finished first."""
+        """Stop the threads; what is in work is finished first, within CLOSE_DEADLINE_S."""
         with self._room:
             self._closed = True
             self._room.notify_all()
-        self._builder.close()
+        if not self._builder.close(CLOSE_DEADLINE_S):
+            logger.error("a read of the data still hangs after %.0f s: it is given up", CLOSE_DEADLINE_S)
+            return  # that thread may yet write to the pipe, whose number must not become another file's
         os.close(self.readable)
         os.close(self._wakeup)
 

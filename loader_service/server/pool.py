@@ -25,6 +25,7 @@ from stoker_proto.wire.messages import Ticket
 logger = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 30.0
+_KILL_DEADLINE_S = 5.0
 _MAX_RESTARTS = 20  # over a loader's life: a worker that dies again and again has a cause that a restart does not cure
 
 
@@ -201,7 +202,10 @@ class WorkerPool:
                 process.wait(max(0.05, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                try:
+                    process.wait(_KILL_DEADLINE_S)
+                except subprocess.TimeoutExpired:  # the kernel ends it when the file system answers
+                    logger.error("worker process %d hangs in the kernel: it is left behind", process.pid)
         self.readable.close(0)
 
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.files import read_regular
 
 _KEY = "model.base_model_path"
+MAX_TOKENIZER_BYTES = 256 << 20
+"""Of tokenizer.json; the largest published ones have 35 MB."""
+MAX_JSON_BYTES = 64 << 20
+"""Of any other JSON file."""
+MAX_TEMPLATE_BYTES = 1 << 20
+"""Of a chat template; the largest published ones have 20 KB."""
 
 
 class ModelFolder:
@@ -45,9 +52,11 @@ class ModelFolder:
         if optional and not file.is_file():
             return {}
         try:
-            tree = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
+            tree = json.loads(read_regular(file, MAX_JSON_BYTES))
+        except FileNotFoundError as error:
             raise ConfigError(f"{_KEY} is {str(self.path)!r}: {name} is missing ({error.strerror})") from error
+        except OSError as error:
+            raise ConfigError(f"{file}: it cannot be read ({error.strerror}); copy the model folder again") from error
         except ValueError as error:
             raise ConfigError(f"{file}: not JSON ({error}); copy the model folder again") from error
         if not isinstance(tree, dict):
@@ -73,7 +82,7 @@ class ModelFolder:
         """The model's jinja2 chat template, from the first file that has one; None where none has."""
         file = self.path / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return _template_text(file)
         for source in (self.json("chat_template.json", optional=True), self.tokenizer_config):
             template = source.get("chat_template")
             if isinstance(template, list):  # several, by name
@@ -91,3 +100,13 @@ class ModelFolder:
                 if name.endswith("_token") and isinstance(text, str):
                     tokens[name] = text
         return tokens
+
+
+def _template_text(file: Path) -> str:
+    try:
+        return read_regular(file, MAX_TEMPLATE_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"{file}: the chat template cannot be read ({reason}); copy the model folder again"
+        ) from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
+from stoker_proto.host.files import read_regular
 from stoker_proto.host.trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
@@ -110,14 +109,9 @@ def _from_uri(uri: str, field: str) -> bytes:
 
 def _read_file(path: str) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not hold the loader up
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError("not a file: an image is expected", file=path)
-            return file.read(MAX_FILE_BYTES + 1)
+        return read_regular(path, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise DataError("there is no such file: copy it there, or correct the row that names it", file=path) from None
     except OSError as error:
         check_host(error, path)
-        raise DataError(f"it cannot be read ({error.strerror})", file=path) from error
+        raise DataError(f"an image is expected ({error.strerror}): correct the row that names it", file=path) from error

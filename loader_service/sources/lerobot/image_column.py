@@ -14,7 +14,10 @@ from PIL import Image
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
+from stoker_proto.host.files import read_regular
 from stoker_proto.host.trouble import check_host
+
+MAX_FILE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDA
     if encoded is None:
         path = resolve_inside(value["path"], base=place.root, root=place.data_root, field="path")
         try:
-            encoded = place.files.local(Path(path)).read_bytes()
+            encoded = read_regular(place.files.local(Path(path)), MAX_FILE_BYTES)
         except OSError as error:
             check_host(error, path)
             raise DataError(f"{path} cannot be read ({error.strerror})") from error

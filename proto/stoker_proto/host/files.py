@@ -10,10 +10,12 @@ See rename(2), fsync(2) and flock(2).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,26 @@ def whole_folder(path: Path, *, unfinished: Path | None = None) -> Iterator[Path
 def _temporary_name(path: Path) -> Path:
     """Beside `path`, and of nobody else: processes in several containers that share the folder may have the same number."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+# -- reading what others wrote
+
+
+def read_regular(path: str | Path, most_bytes: int) -> bytes:
+    """The content of a regular file of at most `most_bytes`.
+
+    Raises OSError: also EINVAL for a pipe, a device or a folder, of which no byte is read, and EFBIG for a larger file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer must not block
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and at most {most_bytes} are read", str(path))
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(most_bytes)
+    finally:
+        os.close(descriptor)
 
 
 # -- on the disk

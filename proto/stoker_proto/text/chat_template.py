@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, NoReturn, TypeVar
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stoker_proto.errors import ConfigError, DataError
@@ -23,6 +26,10 @@ from stoker_proto.text.turns import Parts, Turn, mark_parts
 Message = dict[str, Any]
 _GENERATION = re.compile(f"[{GENERATION_OPEN}{GENERATION_CLOSE}]")
 _PROBE = "probe words"
+_DEADLINE_S = 20.0
+"""For one short turn; published templates take 1 ms."""
+_MOST = 1_000_000
+"""Characters of a repeated text; size of a factor."""
 
 
 class _Generation(Extension):
@@ -39,19 +46,57 @@ class _Generation(Extension):
         return f"{GENERATION_OPEN}{caller()}{GENERATION_CLOSE}"
 
 
+class _BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox bounds `range`. This one bounds `*` and `**` too, each of which can take all memory in one step."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Raises SecurityError for a product that may be large."""
+        plain = isinstance(left, int | float) and isinstance(right, int | float)
+        if not (plain and operator == "*" and max(abs(left), abs(right)) <= _MOST):
+            size = max((len(value) for value in (left, right) if isinstance(value, str | list | tuple)), default=0)
+            times = max((value for value in (left, right) if isinstance(value, int)), default=0)
+            if plain or size * times > _MOST:
+                raise SecurityError(f"{operator} of large values is not computed")
+        return super().call_binop(context, operator, left, right)
+
+
+Rendered = TypeVar("Rendered")
+
+
+def _in_time(work: Callable[[], Rendered]) -> Rendered:
+    """`work()`, of a template that nobody has tried yet. Raises ConfigError if it takes longer than _DEADLINE_S."""
+    done: Future[Rendered] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            done.set_exception(error)
+
+    # A daemon: a template that never ends must not keep the process from ending with the error.
+    threading.Thread(target=run, name="chat-template", daemon=True).start()
+    try:
+        return done.result(_DEADLINE_S)
+    except TimeoutError:
+        raise ConfigError(
+            f"the model's chat template takes more than {_DEADLINE_S:.0f} s for one user's turn: it does not end, or not soon; "
+            "use another template"
+        ) from None
+
+
 class ChatTemplate:
     """One template, compiled."""
 
     def __init__(self, source: str, names: dict[str, str]) -> None:
         """names: special tokens by name, e.g. {"bos_token": "<s>"}. Raises ConfigError."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        environment = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         self._names = names
         try:
-            self._template = environment.from_string(source)
+            self._template = _in_time(lambda: environment.from_string(source))
             self._template.globals = dict(
                 self._template.globals
             )  # was a ChainMap, which is slow to copy for each rendering
@@ -104,13 +149,14 @@ class ChatTemplate:
             raise DataError(f"the model's chat template does not take this dialogue ({roles} ...): {error}") from error
 
     def _render(self, messages: Sequence[Message], opening: bool) -> str:
-        return self._template.render(
+        text: str = self._template.render(
             messages=list(messages), tools=None, documents=None, add_generation_prompt=opening, **self._names
         )
+        return text
 
     def _probe(self, content: str | list[dict[str, str]]) -> str:
         try:
-            return self._render([{"role": "user", "content": content}], True)
+            return _in_time(lambda: self._render([{"role": "user", "content": content}], True))
         except (TemplateError, TypeError, ValueError) as error:
             if isinstance(content, str) and not isinstance(error, TemplateError):
                 return ""  # the template takes a list of parts

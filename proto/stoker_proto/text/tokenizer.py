@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from stoker_proto.actions.vocabulary import ActionVocabulary, action_tokens
-from stoker_proto.errors import ConfigError
+from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
-from stoker_proto.model_folder import ModelFolder
+from stoker_proto.host.files import read_regular
+from stoker_proto.model_folder import MAX_TOKENIZER_BYTES, ModelFolder
 from stoker_proto.text.control_tokens import is_action_token
 from stoker_proto.text.token_bytes import TokenBytes
 
@@ -57,7 +59,8 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer, self.names = tokenizer, names
-        plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        with _panics(ConfigError, "the model's tokenizer fails on the text 'a'"):
+            plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
         self.leading: list[int] = full[: next((i for i, token in enumerate(full) if [token] == plain[:1]), 0)]
         """Ids before every text, e.g. [bos]."""
         self._fingerprint: str | None = None
@@ -79,17 +82,21 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without leading tokens. Special tokens in it are recognised."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with _panics(DataError, "the model's tokenizer fails on this text"):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """int32[T] of each text, as `encode`. Uses several cores where TOKENIZERS_PARALLELISM allows it."""
         pipeline: Any = self.tokenizer
-        return [int32_array(found.ids) for found in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+        with _panics(DataError, "the model's tokenizer fails on a text"):
+            encoded = pipeline.encode_batch_fast(texts, add_special_tokens=False)
+        return [int32_array(found.ids) for found in encoded]
 
     def encoding(self, text: str) -> Encoding:
         """As `encode`, together with the characters that each token stands for."""
-        found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        with _panics(DataError, "the model's tokenizer fails on this text"):
+            found: Encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return found
 
     @property
@@ -170,7 +177,9 @@ class TextTokenizer:
         digest = hashlib.sha256("\n".join(tokens).encode("utf-8", "surrogatepass"))
         digest.update(np.array([numbers[token] for token in tokens], "<i8").tobytes())
         digest.update("\n".join([merge if isinstance(merge, str) else " ".join(merge) for merge in merges]).encode())
-        return fingerprint([digest.hexdigest(), self.leading, [self.encode(text) for text in _PROBES]])
+        with _panics(ConfigError, "the model's tokenizer fails on a short text"):
+            probes = [self.tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES]
+        return fingerprint([digest.hexdigest(), self.leading, probes])
 
     def add_actions(self, mode: str, num_codes: int) -> ActionVocabulary:
         """Choose the ids of action codes; the mode `added` adds tokens that are not there yet. Raises ConfigError."""
@@ -201,11 +210,24 @@ class TextTokenizer:
         file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
+@contextmanager
+def _panics(kind: type[StokerError], what: str) -> Iterator[None]:
+    """A panic of the Rust library becomes an error of this kind. Its regexes give up so after 10 million steps back, in 1 to 2 s.
+
+    A panic is no `Exception`, and would end the thread."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what} ({error}): use another tokenizer.json, or shorten the text") from error
+
+
 def load_tokenizer(file: Path) -> Tokenizer:
     """The `tokenizers` object of a tokenizer.json. Raises ConfigError."""
     loading: Any = Tokenizer
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MAX_TOKENIZER_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: the tokenizer cannot be read ({error}); check model.base_model_path") from error
     try:

@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +27,12 @@ from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import prepare
 from loader_service.sources import npz
 from stoker_proto.config import Config
+from stoker_proto.config.reader import load_config
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
-from tests.end_to_end.fleet import write_demonstrations
+from tests.end_to_end.fleet import write_config, write_demonstrations
 from tests.tiny_models import make_config, write_model_folder
 
 NUM = 200
@@ -88,7 +91,7 @@ def building(
     try:
         yield builder, encoder, prepared.entries["train"][0], answers
     finally:
-        builder.close()
+        assert builder.close(60)
 
 
 def whole_epoch(config: Config, **options: bool | int) -> tuple[dict[int, Message], list[list[int]]]:
@@ -256,3 +259,30 @@ def raising(error: Exception) -> Callable[..., None]:
         raise error
 
     return call
+
+
+def test_a_read_that_hangs_does_not_keep_the_builder_open(tmp_path: Path) -> None:
+    """A file system that does not answer: the process must still end after SIGTERM."""
+    released, began = threading.Event(), threading.Event()
+
+    class Hanging(RecordEncoder):
+        def encode_all(self, places: Any, epoch: int) -> Any:
+            began.set()
+            assert released.wait(60)
+            return super().encode_all(places, epoch)
+
+    (tmp_path / "model").mkdir()
+    demos = write_demonstrations(tmp_path / "demos", [4] * 3)
+    config = load_config(write_config(tmp_path, write_model_folder(tmp_path / "model"), [demos]), [])
+    prepared = prepare(config)
+    manifest = prepared.entries["train"][0]
+    encoder = Hanging(config.data, Processor.build(config, prepared.codec))
+    builder = PieceBuilder(encoder, "one", lambda *_: None, threads=1, cache_bytes=1 << 26, read_ahead=False)
+    plan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
+    builder.submit(
+        b"rank", Ticket(ticket=1, split="train", epoch=0, lane=0, start=0, count=1), manifest, plan, 0, lambda: None
+    )
+    assert began.wait(60)
+    assert not builder.close(0.1)
+    released.set()
+    assert builder.close(60)

@@ -210,7 +210,7 @@ def test_images_that_have_no_place_are_refused(
         (["link.png"], r"field images\[0\]: 'link.png' leads outside"),
         (["missing.png"], r"missing\.png: record .*a\.jsonl:1: there is no such file"),
         (["text.png"], r"text\.png: record .*a\.jsonl:1: no readable image"),
-        (["pipe.png"], r"pipe\.png: record .*a\.jsonl:1: not a file"),
+        (["pipe.png"], r"pipe\.png: record .*a\.jsonl:1: an image is expected \(it is no regular file\)"),
         (["https://example.org/a.png"], r"field images\[0\]: 'https://example.org/a.png': nothing is fetched"),
         (["data:image/png,abc"], r"field images\[0\]: 'data:image/png,abc': data:image/...;base64"),
         (["data:image/png;base64,!!"], r"field images\[0\]: a data URI that is no Base64"),
