@@ -18,6 +18,7 @@ import torch
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
 from stoker_proto.processor import Processor
+from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.zero import Engine
 from trainer.models.openvla.saving import write_published_files
@@ -47,7 +48,8 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
     if ranks.is_first:
         dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        with whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
+        partial = target.with_name(target.name + ".partial")
+        with writing(target), whole_folder(target, unfinished=partial) as folder:
             copy_base_files(Path(config.model.base_model_path), folder)
             engine.module.save_pretrained(folder, state_dict=weights)
             if engine.module.config.model_type == "openvla":

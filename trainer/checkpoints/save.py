@@ -26,6 +26,7 @@ from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.host.files import sync, sync_tree
 from stoker_proto.processor import Processor
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
+from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, repair_optimizer
 from trainer.engine.zero import Engine
@@ -89,8 +90,16 @@ class Checkpoints:
         convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks)
 
     def save(self, engine: Engine, cursor: Cursor, fingerprints: Mapping[str, str], processor: Processor) -> Path:
-        """Write a checkpoint, and delete all but the newest `keep`; returns its folder."""
+        """Write a checkpoint, and delete all but the newest `keep`; returns its folder. Raises HostError for a full disk."""
         target = self.folder / f"step-{cursor.step:08d}"
+        with writing(target):
+            self._write(target, engine, cursor, fingerprints, processor)
+        self.newest = target
+        return target
+
+    def _write(
+        self, target: Path, engine: Engine, cursor: Cursor, fingerprints: Mapping[str, str], processor: Processor
+    ) -> None:
         partial = target.with_name(target.name + _PARTIAL)
         if self.ranks.is_first:
             self._sweep()
@@ -115,8 +124,6 @@ class Checkpoints:
             sync(self.folder)
             self._prune()
         wait_for_all_ranks()
-        self.newest = target
-        return target
 
     def load(self, engine: Engine, checkpoint: Checkpoint) -> None:
         """Load weights and optimizer states into the engine; weight decay, betas and so on stay those of the config."""

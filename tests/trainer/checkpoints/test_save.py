@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from stoker_proto.config import Config
-from stoker_proto.errors import ConfigError, DataError, RefusedError
+from stoker_proto.errors import ConfigError, DataError, HostError, RefusedError
 from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_processor
 from trainer.checkpoints.save import Checkpoints
@@ -323,3 +325,41 @@ def test_what_changes_no_training_row_is_only_said(
     assert found is not None
     checkpoints.check(found, {"image_libraries": "simplejpeg 2", "codec": "c", "manifest/val/0": "v"})
     assert "image_libraries simplejpeg 1 -> simplejpeg 2, manifest/val/0 none -> v" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0"), "PytorchStreamWriter failed"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(
+    error: Exception, reason: str, tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(config_of(tmp_path), RANKS)
+    save(checkpoints, 5, processor)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    engine = Engine()
+    monkeypatch.setattr(engine, "save_checkpoint", fails)
+    with pytest.raises(HostError, match=rf"step-00000010 cannot be written \(.*{reason}.*\): make room there, or name"):
+        save(checkpoints, 10, processor, engine)
+    found = checkpoints.find()
+    assert found is not None
+    assert (found.cursor.step, checkpoints.newest) == (5, checkpoints.folder / "step-00000005")
+
+
+def test_a_bug_while_saving_keeps_its_traceback(
+    tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    engine = Engine()
+    monkeypatch.setattr(engine, "save_checkpoint", fails)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        save(Checkpoints(config_of(tmp_path), RANKS), 5, processor, engine)
