@@ -50,7 +50,10 @@ def _parse(value: list[object], dim: int, one: str, field: str) -> NDArray[np.fl
     """float32[T, dim]. one, field: name of a row and of the whole, for messages."""
     try:
         with np.errstate(over="ignore"):  # too large numbers become infinite, and are found below
-            vectors = np.array(value, dtype=np.float32)
+            numbers = np.array(value)
+            if numbers.dtype.kind not in "biuf":  # numpy would read the text "0.1" as a number
+                raise ValueError(numbers.dtype)
+            vectors = numbers.astype(np.float32)
     except (ValueError, TypeError, OverflowError):
         raise _first_wrong(value, dim, one, field) from None
     if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loader_service.sources.actions import is_noop, parse_actions
+from loader_service.sources.actions import is_noop, parse_actions, parse_states
 from stoker_proto.errors import DataError
 
 
@@ -40,6 +40,9 @@ def test_actions_are_float32_rows() -> None:
         ([1.0, 2.0], "actions[0]", "1.0: an action has 2 numbers"),
         ([[1.0, None]], "actions[0][1]", "None: a number is expected"),
         ([[1.0, "x"]], "actions[0][1]", "'x': a number is expected"),
+        ([[1.0, "0.1"]], "actions[0][1]", "'0.1': a number is expected"),  # numpy would read it
+        ([["1", "2"]], "actions[0][0]", "'1': a number is expected"),
+        ([[1.0, 2.0], [3, "nan"]], "actions[1][1]", "'nan': a number is expected"),
         ([[1.0, [2.0]]], "actions[0][1]", "[2.0]: a number is expected"),
         ([[1.0, 2.0], [float("nan"), 0.0]], "actions[1][0]", "nan is not a finite 32-bit number"),
         ([[1.0, float("-inf")]], "actions[0][1]", "-inf is not a finite"),
@@ -52,3 +55,11 @@ def test_wrong_actions_are_named(value: object, field: str, said: str) -> None:
         parse_actions(value, 2)
     assert caught.value.field == field
     assert said in caught.value.reason
+
+
+def test_states_in_text_are_named() -> None:
+    with pytest.raises(DataError) as caught:
+        parse_states([[0.5, 1], ["0.5", 1]], 2)
+    assert caught.value.field == "states[1][0]"
+    assert "'0.5': a number is expected" in caught.value.reason
+    assert parse_states([[0.5, 1], [2, -1]], 2).tolist() == [[0.5, 1.0], [2.0, -1.0]]
