@@ -7,18 +7,27 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from loader_service.arguments import not_negative
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.rows import InspectedRow, first_rows, rows_of_record
 from loader_service.inspection.show import row_lines, row_tree
+from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
+from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.run import prepare
+from loader_service.sources.base import make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.config.reader import add_config_arguments, load_config
-from stoker_proto.errors import ConfigError
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host.trouble import host_errors
 from stoker_proto.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Show rows as a trainer would receive them: where they come from, their text with the labels marked, their images, their
@@ -55,9 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = first_rows(manifest, encoder, config.data, epoch=arguments.epoch, count=arguments.num)
         else:
             rows = rows_of_record(manifest, encoder, arguments.record, epoch=arguments.epoch, count=arguments.num)
+        for finding in _camera_findings(config.data, manifest, processor):
+            logger.warning("%s: %s", manifest.path, finding)
         for row in rows:
             _print(row, processor, arguments)
     return 0
+
+
+def _camera_findings(data: DataConfig, manifest: EntryManifest, processor: Processor) -> list[str]:
+    """What the model does not see of the entry's first sample. None where it is bad: its row says so."""
+    dataset = make_datasets(data)[data.entry_sources(manifest.split)[manifest.entry]]
+    for record in np.flatnonzero(manifest.num_samples[:1000])[:1].tolist():
+        shard, offset, size = manifest.place(record)
+        try:
+            with host_errors(str(shard)), dataset.reading():
+                for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
+                    return camera_findings(sample.images, processor.image)
+        except DataError as error:
+            logger.info("a bad first sample of %s: %s", manifest.path, error)
+    return []
 
 
 def wanted_entries(data: DataConfig, split: str, source: str | None, entry: int | None) -> list[int]:

@@ -15,7 +15,7 @@ from loader_service.pieces.text_samples import Counting
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, prepare
-from loader_service.prepare.summary import report_of, summary_lines, summary_tree
+from loader_service.prepare.summary import action_findings, report_of, summary_lines, summary_tree
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
 from stoker_proto.actions import save_codec
@@ -68,12 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.state_out is not None:
         _write_states(prepared, arguments.state_out)
     report = report_of(prepared, config.data.action)
+    findings = action_findings(prepared, config.data.action)
     problems = _verify(prepared, config, arguments.processes, progress) if arguments.verify else []
     if arguments.json:
-        tree = summary_tree(prepared, report)
+        tree = summary_tree(prepared, report, findings)
         print(json.dumps({**tree, "problems": problems} if arguments.verify else tree))
     else:
-        print("\n".join(summary_lines(prepared, report)))
+        print("\n".join(summary_lines(prepared, report, findings)))
         if arguments.verify:
             print(
                 f"verified: every record was read, {len(problems)} bad"

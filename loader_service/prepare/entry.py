@@ -106,6 +106,13 @@ class EntryJob:
         note_use(manifest.folder / "manifest.json")
         return manifest
 
+    def shard_hashes(self) -> dict[str, str]:
+        """Path of each shard -> hash of its bytes, as the last scan found them; empty before a scan."""
+        state = self._read_state() or {"shards": []}
+        known = {shard["name"]: _shard_hash(shard["parts"]) for shard in state["shards"]}
+        pairs = zip(self.shards.names, self.shards.paths, strict=True)
+        return {str(path): known[name] for name, path in pairs if name in known}
+
     def tasks(self, *, rescan: bool = False) -> list[PartTask]:
         """The parts of all shards, in order. Parts of unchanged shards have their digest. rescan: use no cached scan."""
         state = self._read_state() or {"shards": []}

@@ -20,6 +20,7 @@ import numpy as np
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.text_samples import TextSample, rows_of
+from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.fit import sampled_chunks
 from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
@@ -75,6 +76,7 @@ def _check_entry(
     all bad.
     """
     length, needed = 0, 0
+    cut: dict[str, None] = {}  # findings, each once
     for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
         if number >= _RECORDS and (length or not wanted):
             break
@@ -83,6 +85,7 @@ def _check_entry(
             with host_errors(str(shard)), dataset.reading():
                 for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
                     found, of_action = _write(sample, processor)
+                    cut |= dict.fromkeys(camera_findings(sample.images, processor.image))
                     length = length or found
                     needed = max(needed, found - of_action + longest if of_action else 0)
         except FetchError as error:
@@ -95,6 +98,8 @@ def _check_entry(
             logger.info("a bad sample among the first of %s: %s", manifest.path, error)
         except Exception:  # a dataset class may be anybody's: its failure is told when the record is asked for
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
+    for finding in cut:
+        logger.warning("%s: %s", manifest.path, finding)
     if longest and needed > dataset.config.max_seq_len:
         logger.warning(
             "%s: action chunks of up to %d tokens occur, and with the first samples' instruction and images such a row needs %d; "

@@ -6,6 +6,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from loader_service.cache_folder import LOCK_DEADLINE_S, locked, writable
 from loader_service.manifest import ACTIONS_FILE, FORMAT_VERSION, STATES_FILE, EntryManifest
 from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
-from loader_service.prepare.published import published_statistics
+from loader_service.prepare.mask import Names, check_in_range, derived_mask, named_mask
+from loader_service.prepare.published import published_mask, published_statistics
+from loader_service.prepare.statistics_check import check_clamped
 from loader_service.prepare.tidy import note_use
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
@@ -47,18 +50,25 @@ def fitted_codec(
     action: ActionConfig,
     root: Path,
     keys: Collection[str] = ("action",),
+    names: Collection[Names] = (),
     lock_deadline_s: float = LOCK_DEADLINE_S,
 ) -> ActionCodec | None:
     """The codec of all train entries, from the cache folder or fitted and put there; None if there are no actions.
 
     Of loaders that start together, one fits under the folder's lock, and the others use the result.
-    keys: names of the actions in published statistics (`BaseSFTDataset.action_key`).
+    keys: names of the actions in published statistics (`BaseSFTDataset.action_key`); names: of the dimensions of an action
+    (`BaseSFTDataset.action_names`). Raises ConfigError where the statistics do not fit the data.
     """
     if all(entry.statistics is None for entry in train):
         return None
-    settings: list[Any] = [action.codec, action.chunk, action.codec_options, list(action.unmasked)]
-    given = _given(train, action, keys)
-    if given is not None:
+    if action.statistics_path is not None:
+        _check_one_key(action.statistics_path, keys)
+    mask = action_mask(train, action, next(iter(keys), "action"), names)
+    unmasked = np.flatnonzero(~mask).tolist()
+    settings: list[Any] = [action.codec, action.chunk, action.codec_options, unmasked, action.most_clamped]
+    given = None
+    if action.statistics_path is not None:
+        given = published_statistics(action.statistics_path, mask, next(iter(keys)))
         settings.append(given.to_json())
     key = fingerprint([FORMAT_VERSION, [entry.content for entry in train], settings])[:32]
     path = root / "codecs" / f"{key}.json"
@@ -69,9 +79,10 @@ def fitted_codec(
         found = _kept(path)
         if found is not None:
             return found
-        statistics, sample = train_actions(train, action)
-        statistics = statistics if given is None else given
+        own, sample = train_actions(train, action)
+        statistics = _own_statistics(own, mask, action) if given is None else given
         codec = fit_codec(action.codec, sample, statistics, chunk=action.chunk, **action.codec_options)
+        check_clamped(codec, sample, own, action)
         with writable(root):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_codec(codec, path)
@@ -90,20 +101,44 @@ def _kept(path: Path) -> ActionCodec | None:
     return codec
 
 
-def _given(train: Sequence[EntryManifest], action: ActionConfig, keys: Collection[str]) -> ActionStatistics | None:
-    if action.statistics_path is None:
-        return None
+def _own_statistics(own: ActionStatistics, mask: NDArray[np.bool_], action: ActionConfig) -> ActionStatistics:
+    """Those of the data, with this mask. `vq` and `fast` find the range of a dimension that hardly moves on their own."""
+    masked = replace(own, mask=mask)
+    return masked.widened() if action.codec == "bins" else masked
+
+
+def _check_one_key(path: str, keys: Collection[str]) -> None:
     if len(keys) > 1:
         raise ConfigError(
-            f"data.action.statistics_path {action.statistics_path}: the sources' actions are {', '.join(sorted(keys))}, and it "
+            f"data.action.statistics_path {path}: the sources' actions are {', '.join(sorted(keys))}, and it "
             "is the statistics of one: leave the key out to take those of the data"
         )
-    dim = next(entry.statistics.dim for entry in train if entry.statistics is not None)
-    return published_statistics(action.statistics_path, action_mask(dim, action.unmasked), next(iter(keys)))
+
+
+def action_mask(
+    train: Sequence[EntryManifest], action: ActionConfig, key: str, names: Collection[Names]
+) -> NDArray[np.bool_]:
+    """bool[D]: which dimensions are normalised. Some entry has actions.
+
+    data.action.unmasked decides; without it the mask of published statistics; without one the data and its names.
+    """
+    known = [entry.statistics for entry in train if entry.statistics is not None]
+    dim = known[0].dim
+    known = [statistics for statistics in known if statistics.dim == dim]  # a different width is refused by the merge
+    low, high = (np.min([one.min for one in known], axis=0), np.max([one.max for one in known], axis=0))
+    if action.unmasked is not None:
+        return named_mask(low, high, action.unmasked)
+    path = action.statistics_path
+    mask = None if path is None else published_mask(path, dim, key)
+    if mask is None:
+        return derived_mask(low, high, [one for one in names if len(one) == dim])
+    who = f"data.action.statistics_path {path} has mask false in it"
+    check_in_range(mask, low, high, who, "name the statistics of this data, or remove the key")
+    return mask
 
 
 def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple[ActionStatistics, NDArray[np.float32]]:
-    """Statistics of all entries together, and the sample that the codec is fitted on. Some entry has actions.
+    """Statistics of all entries together, without a mask, and the sample that the codec is fitted on. Some entry has actions.
 
     The sample is float32[M, D] of single actions, or float32[M, K, D] of chunks for a codec that is fitted to chunks.
     """
@@ -111,7 +146,7 @@ def train_actions(train: Sequence[EntryManifest], action: ActionConfig) -> tuple
     merged = _merged(with_actions, ACTIONS_FILE, sampled_chunk(action), "actions")
     if merged is None:
         raise DataError("no train entry has actions: there is nothing to fit a codec to")
-    statistics, sample = merged.statistics.finish(action_mask(merged.dim, action.unmasked))
+    statistics, sample = merged.statistics.finish()
     return statistics, sample if merged.chunks is None else merged.chunks.finish()
 
 
@@ -152,13 +187,6 @@ def _merged(entries: Sequence[EntryManifest], file: str, chunk: int, what: str) 
         check_same_width([found.dim], entry.path, merged, what)
         merged.merge(found)
     return merged
-
-
-def action_mask(dim: int, unmasked: tuple[int, ...]) -> NDArray[np.bool_]:
-    """bool[D]: which dimensions are normalised. Unmasked dimensions that the actions do not have are ignored."""
-    if any(d < 0 for d in unmasked):
-        raise ConfigError(f"data.action.unmasked is {list(unmasked)}: dimensions are counted from 0")
-    return np.array([d not in unmasked for d in range(dim)])
 
 
 def _load_actions(path: Path, chunk: int) -> GatheredActions:

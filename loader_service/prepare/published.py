@@ -20,18 +20,17 @@ from numpy.typing import NDArray
 
 from stoker_proto.actions import ActionStatistics
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.trouble import check_host
 
 _PARTS = ("min", "max", "mean", "std", "q01", "q99")
 
 
 def published_statistics(path: str, mask: NDArray[np.bool_], name: str = "action") -> ActionStatistics:
-    """The statistics of the feature `name` in the file, with data.action.unmasked's mask bool[D]. Raises ConfigError."""
+    """The statistics of the feature `name` in the file, with the mask bool[D], which the file's own must equal.
+
+    Raises ConfigError."""
     key, dim = f"data.action.statistics_path {path}", len(mask)
-    try:
-        tree = orjson.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: not readable JSON ({error})") from error
-    action = _find(tree, key, name)
+    action = _read(path, key, name)
     missing = [name for name in _PARTS if name not in action]
     if missing:
         raise ConfigError(
@@ -39,10 +38,7 @@ def published_statistics(path: str, mask: NDArray[np.bool_], name: str = "action
         )
     parts: dict[str, NDArray[np.float64]] = {}
     for part in _PARTS:
-        try:
-            parts[part] = np.asarray(action[part], np.float64)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{key}: {name}.{part} is no list of numbers") from error
+        parts[part] = _numbers(action[part], f"{key}: {name}.{part}")
         if parts[part].shape != (dim,) or not np.isfinite(parts[part]).all():
             raise ConfigError(
                 f"{key}: {name}.{part} has the shape {list(parts[part].shape)}: {dim} finite numbers are expected, one for each "
@@ -54,17 +50,50 @@ def published_statistics(path: str, mask: NDArray[np.bool_], name: str = "action
     return ActionStatistics(count=_count(action), mask=mask, **parts)
 
 
+def published_mask(path: str, dim: int, name: str = "action") -> NDArray[np.bool_] | None:
+    """bool[D], the file's own mask; None where it has none (LeRobot). Raises ConfigError."""
+    key = f"data.action.statistics_path {path}"
+    found = _read(path, key, name).get("mask")
+    return None if found is None else np.array(_flags(found, dim, f"{key}: {name}.mask"), np.bool_)
+
+
+def _read(path: str, key: str, name: str) -> Mapping[str, Any]:
+    """What the file says of the feature."""
+    try:
+        tree = orjson.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        check_host(error, path)
+        raise ConfigError(f"{key}: not readable JSON ({error})") from error
+    return _find(tree, key, name)
+
+
+def _numbers(value: object, place: str) -> NDArray[np.float64]:
+    """The list as it stands. A text such as "0.1" is no number. Raises ConfigError."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise ConfigError(f"{place} is no list of numbers") from error
+    if array.dtype.kind not in "iuf":
+        raise ConfigError(f"{place} is no list of numbers: {value!r:.80}")
+    return array.astype(np.float64)
+
+
+def _flags(found: object, dim: int, place: str) -> list[bool]:
+    if not isinstance(found, list) or len(found) != dim or not all(isinstance(one, bool) for one in found):
+        raise ConfigError(f"{place} is {found!r:.80}: {dim} times true or false is expected")
+    return found
+
+
 def _check_mask(found: object, mask: NDArray[np.bool_], place: str) -> None:
     """What was normalised there must be what is normalised here."""
     if found is None:
         return
-    if not isinstance(found, list) or len(found) != len(mask) or not all(isinstance(one, bool) for one in found):
-        raise ConfigError(f"{place} is {found!r:.80}: {len(mask)} times true or false is expected")
-    if found != mask.tolist():
-        unmasked = [d for d, one in enumerate(found) if not one]
+    flags = _flags(found, len(mask), place)
+    if flags != mask.tolist():
+        unmasked = [d for d, one in enumerate(flags) if not one]
         raise ConfigError(
             f"{place} leaves out the dimensions {unmasked}, and data.action.unmasked is {np.flatnonzero(~mask).tolist()}: set "
-            f"data.action.unmasked: {unmasked}"
+            f"data.action.unmasked: {unmasked}, or remove the key"
         )
 
 

@@ -14,9 +14,11 @@ from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, wri
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.entry import EntryJob
-from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_states
+from loader_service.prepare.findings import scan_findings
+from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_actions, train_states
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
+from loader_service.prepare.statistics_check import check_clamped
 from loader_service.prepare.tidy import tidy, use
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
@@ -39,6 +41,8 @@ class Prepared:
     """None without actions."""
     states: ActionStatistics | None = None
     """Statistics of the train data's states, with `data.state: text`."""
+    findings: tuple[str, ...] = ()
+    """What is no error, and should be known before training (`findings`)."""
 
     @property
     def statistics(self) -> ActionStatistics | None:
@@ -105,12 +109,25 @@ def prepare(
     if codec is None and "train" in splits:
         codec = _fit(entries["train"], jobs, data, datasets, lock_deadline_s)
     _check_codec_width(codec, entries)
+    if codec is not None and data.action.codec_path is not None:
+        _check_given_codec(codec, entries.get("train", {}), data)
+    findings = scan_findings(jobs, entries)
+    for finding in findings:
+        logger.warning("%s", finding)
     states = None
     if data.state == "text":
         states = given_states(data.state_path) if data.state_path is not None else _states(entries, data, splits)
     for root in roots:
         tidy(root)
-    return Prepared(entries=entries, codec=codec, states=states)
+    return Prepared(entries=entries, codec=codec, states=states, findings=findings)
+
+
+def _check_given_codec(codec: ActionCodec, train: Mapping[int, EntryManifest], data: DataConfig) -> None:
+    """Raises ConfigError if the codec of data.action.codec_path was fitted to other actions than those that are here."""
+    with_actions = [entry for entry in train.values() if entry.statistics is not None]
+    if with_actions:
+        own, sample = train_actions(with_actions, data.action)
+        check_clamped(codec, sample, own, data.action)
 
 
 def _jobs(
@@ -184,7 +201,8 @@ def _fit(
     if not missing:
         of_train = [job for job in jobs if job.split == "train"]
         keys = {job.dataset.action_key for job in of_train if train[job.entry].statistics is not None}
-        return fitted_codec(list(train.values()), data.action, of_train[0].root, keys, lock_deadline_s)
+        dimensions = set().union(*(job.dataset.action_names(job.shards.paths) for job in of_train))
+        return fitted_codec(list(train.values()), data.action, of_train[0].root, keys, dimensions, lock_deadline_s)
     if train and all(entry.statistics is None for entry in train.values()):
         return None
     names = ", ".join(data.path_key("train", number) for number in missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from loader_service.manifest import EntryManifest
 from loader_service.prepare.fit import train_actions
 from loader_service.prepare.run import Prepared
+from loader_service.prepare.statistics_check import statistics_findings
 from stoker_proto.actions import ActionStatistics, CodecReport, codec_report
 from stoker_proto.config import ActionConfig
 
@@ -23,8 +25,17 @@ def report_of(prepared: Prepared, action: ActionConfig) -> CodecReport | None:
     return codec_report(prepared.codec, train_actions(train, action)[1])
 
 
-def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
-    """The text, line by line."""
+def action_findings(prepared: Prepared, action: ActionConfig) -> list[str]:
+    """How well the codec's statistics describe the train actions that are here, one line for each finding."""
+    train = [entry for entry in prepared.entries.get("train", {}).values() if entry.statistics is not None]
+    if prepared.codec is None or not train:
+        return []
+    own, sample = train_actions(train, action)
+    return statistics_findings(prepared.codec, sample, own, action)
+
+
+def summary_lines(prepared: Prepared, report: CodecReport | None, findings: Sequence[str] = ()) -> list[str]:
+    """The text, line by line. findings: of the actions (`action_findings`)."""
     header = ("split", "entry", "shards", "records", "samples", "tokens", "bad", "fingerprint", "path")
     rows = [
         (
@@ -52,6 +63,7 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
         return [*lines, "", "no actions: no action codec"]
     lines += ["", f"actions of the codec's fit: {prepared.statistics.count:,}"]
     lines += _statistics_table(prepared.statistics)
+    lines += findings
     if report is not None:
         lines += ["", *report.format().splitlines()]
     if prepared.codec is not None:
@@ -59,7 +71,7 @@ def summary_lines(prepared: Prepared, report: CodecReport | None) -> list[str]:
     return lines
 
 
-def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, Any]:
+def summary_tree(prepared: Prepared, report: CodecReport | None, findings: Sequence[str] = ()) -> dict[str, Any]:
     """The same for programs (`--json`)."""
     codec = prepared.codec
     tree: dict[str, Any] = {
@@ -81,6 +93,7 @@ def summary_tree(prepared: Prepared, report: CodecReport | None) -> dict[str, An
         ],
         "statistics": None if prepared.statistics is None else prepared.statistics.to_json(),
         "codec": None,
+        "findings": [*prepared.findings, *findings],
     }
     if codec is not None:
         tree["codec"] = {"name": codec.name, "chunk": codec.chunk, "fingerprint": codec.fingerprint}

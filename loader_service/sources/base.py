@@ -144,6 +144,12 @@ class BaseSFTDataset(ABC):
         """(file, record): how error messages name the record at this offset. May read the shard."""
         return str(shard), f"at offset {offset}"
 
+    def action_names(self, shards: Sequence[Path]) -> set[tuple[str, ...]]:
+        """What the data calls the dimensions of an action, e.g. `x, ..., yaw, gripper`; different names if data sets differ.
+
+        Empty where the data has no names. They say whether the last dimension is a gripper (`data.action.unmasked`)."""
+        return set()
+
     def for_split(self, split: str) -> BaseSFTDataset:
         """The dataset for a split ("train", "val"); a different one if the options choose records by split."""
         return self

@@ -76,7 +76,9 @@ class ProcessorParts:
         return {
             **seen,
             "image": None if self.image is None else self.image.to_json(),
-            "image_config": asdict(self.image_config),
+            "image_config": {
+                name: value for name, value in asdict(self.image_config).items() if name != "pad_to_square"
+            },
             "augment": asdict(self.augment),
             "dialogue": self.dialogue.to_json(),
             "end_token": self.end_token,
@@ -160,6 +162,8 @@ class Processor:
             raise ConfigError(f"{folder.path}: the tokenizer names no end-of-sequence token; set data.dialogue.end")
         chat_template = folder.chat_template() if data.dialogue.template == "chat_template" else None
         image = read_image_spec(folder, tokenizer.tokenizer)
+        if image is not None and data.image.pad_to_square:  # one of the steps from here on
+            image = replace(image, steps=(("square", 0, 0), *image.steps))
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
         parts = ProcessorParts(
             image=image,

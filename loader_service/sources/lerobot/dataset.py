@@ -114,6 +114,11 @@ class LeRobotDataset(BaseSFTDataset):
         check_alike(located_sets, self._wanted, self.config)
         return shards
 
+    def action_names(self, shards: Sequence[Path]) -> set[tuple[str, ...]]:
+        """`names` of the feature that is the action, in each data set's info.json."""
+        features = [self._meta(shard).info.features.get(self.action_key) for shard in shards]
+        return {feature.names for feature in features if feature is not None and feature.names}
+
     def preload(self, shards: Sequence[Path]) -> None:
         """pyarrow and PyAV, and Pillow's formats for frames in parquet files."""
         for name in ("pyarrow.parquet", "av", "av.video.reformatter"):

@@ -207,13 +207,16 @@ def _parse_features(tree: object) -> dict[str, Feature]:
 
 
 def _names(tree: object) -> tuple[str, ...]:
-    """["x", "y"], {"motors": ["x", "y"]} or {"x": 0, "y": 1}; () for anything else."""
+    """`["x", "y"]`, the same inside an object or a list (`{"motors": ["x", "y"]}`), or `{"x": 0, "y": 1}`."""
     if isinstance(tree, dict):
-        if tree and all(type(place) is int for place in tree.values()):
-            return tuple(str(name) for name in sorted(tree, key=tree.__getitem__))
-        inner = list(tree.values())
-        return _names(inner[0]) if len(inner) == 1 and isinstance(inner[0], list) else ()
-    return tuple(map(str, tree)) if isinstance(tree, list) else ()
+        values = list(tree.values())
+        if all(type(value) is int for value in values) and sorted(values) == list(range(len(values))):
+            return tuple(map(str, sorted(tree, key=tree.__getitem__)))
+        tree = [value for value in values if isinstance(value, list)]
+    if not isinstance(tree, list):
+        return ()
+    flat = [name for item in tree for name in (item if isinstance(item, list) else [item])]
+    return tuple(map(str, flat))
 
 
 def _is_depth(tree: object) -> bool:

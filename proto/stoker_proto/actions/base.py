@@ -16,6 +16,7 @@ from stoker_proto.hashing import fingerprint
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 
 
 class ActionCodec(ABC):
@@ -61,8 +62,13 @@ class ActionCodec(ABC):
         """
 
     @abstractmethod
+    def clamped(self, actions: npt.ArrayLike) -> Int64Array:
+        """int64[D]: how many numbers of each dimension of the actions float32[N, chunk, D] the codec cannot express and so
+        clamps."""
+
     def num_clamped(self, actions: npt.ArrayLike) -> int:
-        """How many numbers of the actions float32[N, chunk, D] the codec cannot express and so clamps."""
+        """The sum of `clamped` over all dimensions."""
+        return int(self.clamped(actions).sum())
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

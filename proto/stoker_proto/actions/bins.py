@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from stoker_proto.actions.base import ActionCodec, Float32Array, Int32Array
+from stoker_proto.actions.base import ActionCodec, Float32Array, Int32Array, Int64Array
 from stoker_proto.actions.statistics import ActionStatistics
 from stoker_proto.errors import ConfigError
 
@@ -50,14 +50,16 @@ class UniformBins(ActionCodec):
         centres = self._centres[np.minimum(checked, len(self._centres) - 1)]
         return self.statistics.unnormalise(centres.reshape(len(checked), self.chunk, self.dim))
 
-    def num_clamped(self, actions: npt.ArrayLike) -> int:
+    def clamped(self, actions: npt.ArrayLike) -> Int64Array:
         """Numbers outside q01..q99, or outside -1..1 without the mask. In a constant dimension: all other values."""
         checked, known = self.checked_actions(actions), self.statistics
         is_constant = known.min == known.max
         low = np.where(is_constant, known.min, np.where(known.mask, known.q01, -1.0)).astype(np.float32)
         high = np.where(is_constant, known.max, np.where(known.mask, known.q99, 1.0)).astype(np.float32)
         slack = np.float32(5e-7) * (high - low)
-        return int(((checked < low - slack) | (checked > high + slack)).sum())
+        outside = (checked < low - slack) | (checked > high + slack)  # bool[N, chunk, D]
+        counts: Int64Array = outside.sum(axis=(0, 1), dtype=np.int64)
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         """Name, chunk, number of bins, statistics."""

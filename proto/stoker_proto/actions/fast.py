@@ -100,9 +100,14 @@ class FastCodec(ActionCodec):
         amplitudes = (symbols + self.lowest).reshape(len(symbols), self.chunk, len(self._dims))
         return self._from_scaled(self._cosine.backward(amplitudes) / self.scale)
 
-    def num_clamped(self, actions: npt.ArrayLike) -> int:
+    def clamped(self, actions: npt.ArrayLike) -> Int64Array:
         """Numbers outside the data's range, unknown values of discrete dimensions, and amplitudes outside the fitted range."""
-        return int(self._amplitudes(self.checked_actions(actions))[1].sum())
+        outside: Int64Array = self._amplitudes(self.checked_actions(actions))[1].sum(
+            axis=(0, 1), dtype=np.int64
+        )  # [D + C]
+        counts = outside[: self.dim].copy()
+        counts[self._dims] += outside[self.dim :]
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         """Range and merges as numbers, space in Base64."""

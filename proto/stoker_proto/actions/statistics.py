@@ -8,7 +8,7 @@ Letters: N actions, D dimensions of an action, M actions in the sample.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Self, TypeVar
 
@@ -68,6 +68,15 @@ class ActionStatistics:
             raise DataError(f"action statistics with the names {sorted(d)}; expected {sorted(names)}")
         arrays = {n: np.asarray(d[n], dtype=bool if n == "mask" else np.float64) for n in names - {"count"}}
         return cls(count=int(d["count"]), **arrays)
+
+    def widened(self) -> Self:
+        """The same, with min and max in place of q01 and q99 in a normalised dimension where these are equal although it
+        moves.
+
+        A gripper that closes in one timestep of 200 has q01 = q99, and its movements would be clipped away.
+        """
+        flat = self.mask & (self.q01 == self.q99) & (self.min < self.max)
+        return replace(self, q01=np.where(flat, self.min, self.q01), q99=np.where(flat, self.max, self.q99))
 
     def normalise(self, actions: npt.ArrayLike) -> Float32Array:
         """[..., D] in the units of the dataset -> float32[..., D]: 2 (x - q01) / (q99 - q01 + 1e-8) - 1, clipped to [-1, 1],

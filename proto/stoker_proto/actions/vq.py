@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from stoker_proto.actions.base import ActionCodec, Float32Array, Int32Array
+from stoker_proto.actions.base import ActionCodec, Float32Array, Int32Array, Int64Array
 from stoker_proto.actions.bins import UniformBins
 from stoker_proto.actions.codebook import ROWS_PER_CODEWORD, Codebook, cover
 from stoker_proto.actions.lattice import ResidualLattice
@@ -69,9 +69,10 @@ class VectorQuantizer(ActionCodec):
         actions = self.space.from_scaled(points, self.codebook.groups[flat[:, 0]])
         return actions.reshape(len(checked), self.chunk, self.dim)
 
-    def num_clamped(self, actions: npt.ArrayLike) -> int:
+    def clamped(self, actions: npt.ArrayLike) -> Int64Array:
         """Numbers outside the fitted range, and unknown values of discrete dimensions."""
-        return int(self.space.outside(self.checked_actions(actions)).sum())
+        counts: Int64Array = self.space.outside(self.checked_actions(actions)).sum(axis=(0, 1), dtype=np.int64)
+        return counts
 
     def with_levels(self, levels: int, *, chunk: int | None = None) -> "VectorQuantizer":
         """The same codec with only its first `levels` levels (coarser), for chunks of `chunk` timesteps."""

@@ -18,6 +18,9 @@ class ImageConfig:
         default=95, metadata=allowed("JPEG quality lies in 1-100", lambda quality: 1 <= quality <= 100)
     )
     """JPEG quality, 1-100; chroma is stored at half resolution (4:2:0)."""
+    pad_to_square: bool = False
+    """Pad frames to a square, with black, before the model's own steps. Then a centre crop cuts nothing off wide frames, and
+    everything is seen smaller. Policies of the exported model do the same."""
     depth: bool = False
     """Add the depth frame as a second image (see `stoker_proto.images.transport.depth_to_rgb`)."""
     depth_max_mm: int = field(default=2000, metadata=at_least(1))
@@ -61,8 +64,13 @@ class ActionConfig:
     statistics_path: str | None = None
     """Normalise by the statistics in this file (LeRobot's `meta/stats.json`, OpenVLA's `dataset_statistics.json`) instead of the
     statistics of the train data."""
-    unmasked: tuple[int, ...] = (6,)
-    """Dimensions that are not normalised by their quantiles. The default is the gripper of a 7-DoF arm, as in OpenVLA."""
+    unmasked: tuple[int, ...] | None = None
+    """Dimensions that are not normalised by their quantiles; their values must lie in [-1, 1]. `[]`: all are normalised. Default:
+    the gripper (dimension 6) of 7 dimensions where it lies in [-1, 1] and the data's own names do not say otherwise, as in
+    OpenVLA; with `statistics_path`, what that file's `mask` says."""
+    most_clamped: float = field(default=0.3, metadata=between(0, 1))
+    """Largest share of a dimension's numbers that the codec may clamp. A larger one is an error of `loader-prepare`. The data's
+    own statistics clamp at most 2%; LeRobot's published ones clamp up to 20% of short episodes."""
     learn_padding: bool = True
     """Whether a chunk's timesteps beyond the trajectory's ends, which repeat its last (or first) action, are labels. `false`
     needs a codec with separate tokens for each timestep (`vq`, `bins`)."""

@@ -47,6 +47,31 @@ def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Oper
     return tuple(operations)
 
 
+def visible_share(steps: Sequence[Step], height: int, width: int) -> tuple[float, float]:
+    """(of the rows, of the columns) of a frame of this size: the share that is still there after all steps.
+
+    >>> visible_share([("shortest", 224, 0), ("crop", 224, 224)], 480, 640)
+    (1.0, 0.7516778523489933)
+    """
+    shares = []
+    for axis, edge in enumerate((height, width)):
+        size = float(edge)  # of the whole
+        start, stop = 0.0, size  # of what is left of the frame
+        content = size  # of the frame, with what was cut, in the present scale
+        for name, top, left, new_height, new_width in operations_for(steps, height, width):
+            offset, new = (top, left)[axis], (new_height, new_width)[axis]
+            if name == "resize":
+                scale = new / size
+                start, stop, content = start * scale, stop * scale, content * scale
+            elif name == "pad":
+                start, stop = start + offset, stop + offset
+            else:
+                start, stop = max(start - offset, 0.0), min(stop - offset, float(new))
+            size = float(new)
+        shares.append(max(stop - start, 0.0) / content)
+    return shares[0], shares[1]
+
+
 def _append(operations: list[Operation], operation: Operation, height: int, width: int) -> None:
     if operation[3:] != (height, width):
         operations.append(operation)
