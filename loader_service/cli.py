@@ -1,5 +1,5 @@
-"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-convert`, `loader-keys`; also
-`python -m loader_service.cli serve|prepare|inspect|convert|keys ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-doctor`, `loader-convert`, `loader-keys`; also
+`python -m loader_service.cli serve|prepare|inspect|doctor|convert|keys ...`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ def inspect(argv: list[str] | None = None) -> int:
     return _guarded("loader-inspect", lambda: main(argv))
 
 
+def doctor(argv: list[str] | None = None) -> int:
+    """`loader-doctor`. Its exit code says what it found."""
+    from loader_service.doctor.command import main
+
+    return _guarded("loader-doctor", lambda: main(argv))
+
+
 def convert(argv: list[str] | None = None) -> int:
     """`loader-convert`."""
     from loader_service.convert.command import main
@@ -54,11 +61,12 @@ def keys(argv: list[str] | None = None) -> int:
 
 
 def _guarded(program: str, run: Callable[[], object]) -> int:
-    """Returns the exit code: 0; 1 after a StokerError, printed as one line, or a closed output pipe; 130 after Ctrl-C."""
+    """Returns the exit code: that of `run`, 0 where it has none; 1 after a StokerError, printed as one line, or a closed output
+    pipe; 130 after Ctrl-C."""
     raise_descriptor_limit()
     heed_interrupts()
     try:
-        run()
+        code = run()
     except StokerError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
@@ -72,11 +80,18 @@ def _guarded(program: str, run: Callable[[], object]) -> int:
             raise
         print(f"{program}: {trouble}", file=sys.stderr)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 if __name__ == "__main__":
-    commands = {"serve": serve, "prepare": prepare, "inspect": inspect, "convert": convert, "keys": keys}
+    commands = {
+        "serve": serve,
+        "prepare": prepare,
+        "inspect": inspect,
+        "doctor": doctor,
+        "convert": convert,
+        "keys": keys,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         sys.exit(f"usage: python -m loader_service.cli {{{','.join(commands)}}} ...")
     sys.exit(commands[sys.argv[1]](sys.argv[2:]))

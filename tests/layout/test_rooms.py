@@ -26,7 +26,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
     ),
     "loader_service": (
         *("arguments", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
-        *("server", "inspection", "convert", "cli"),
+        *("server", "inspection", "doctor", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),

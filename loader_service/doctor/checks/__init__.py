@@ -1,0 +1,6 @@
+"""The checks of `loader-doctor`, each a function from what was read to findings.
+
+In: `facts.Examined`. Out: findings. No check reads a sample again; `lerobot` alone opens files, for what samples
+do not hold.
+Read `model`, `actions`, `episodes`, `frames`, `text`, `mixture` and `lerobot`.
+"""
