@@ -89,6 +89,10 @@ class EntryFacts:
         """float32[T, D] of all records that were read, as far as they are of one width."""
         return _joined([record.actions for record in self.records])
 
+    def states(self) -> NDArray[np.float32] | None:
+        """float32[T, S], likewise."""
+        return _joined([record.states for record in self.records])
+
 
 @dataclass(slots=True, kw_only=True)
 class Examined:

@@ -144,21 +144,23 @@ def gripper(examined: Examined) -> Iterator[Finding]:
 def saturated(examined: Examined) -> Iterator[Finding]:
     """Over half of a dimension's values are its smallest or its largest: a note for two-valued ones, else a warning."""
     for entry in examined.entries:
-        actions = entry.actions()
-        if actions is None or len(actions) < _ENOUGH:
-            continue
-        for d in range(actions.shape[1]):
-            column = actions[:, d]
-            for name, value in (("minimum", float(column.min())), ("maximum", float(column.max()))):
-                share = float((column == value).mean())
-                if share > _SATURATED and column.min() != column.max():
-                    severity: Severity = (
-                        "note" if len(np.unique(column)) == 2 or (name == "minimum" and value == 0) else "warning"
-                    )
-                    problem = f"{share:.1%} of {len(column):,} sampled values are the {name}, {value:g}"
-                    yield Finding(
-                        severity, "saturated", entry.path, f"action[{d}]", problem, "check that nothing clipped it"
-                    )
+        for what, array in (("action", entry.actions()), ("state", entry.states())):
+            if array is not None and len(array) >= _ENOUGH:
+                for d in range(array.shape[1]):
+                    yield from _saturated(entry, f"{what}[{d}]", array[:, d])
+
+
+def _saturated(entry: EntryFacts, place: str, column: NDArray[np.float32]) -> Iterator[Finding]:
+    values, counts = np.unique(column, return_counts=True)
+    if len(values) == 1:
+        return  # it never moves
+    for name, at in (("minimum", 0), ("maximum", -1)):
+        share = float(counts[at] / len(column))
+        if share > _SATURATED:
+            is_usual = len(values) == 2 or values[at] == 0  # open or closed; at rest
+            severity: Severity = "note" if is_usual else "warning"
+            problem = f"{share:.1%} of {len(column):,} sampled values are the {name}, {values[at]:g}"
+            yield Finding(severity, "saturated", entry.path, place, problem, "check that nothing clipped it")
 
 
 def _statistics(examined: Examined) -> Iterator[tuple[EntryFacts, ActionStatistics]]:

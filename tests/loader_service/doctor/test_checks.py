@@ -195,6 +195,13 @@ SPEAKS: list[tuple[str, Examined, str, str, str]] = [
     ),
     ("short_episodes", of_lengths(30, 2, 30), "warning", "record 1", "1 of 3 episodes are of at most 2 samples"),
     (
+        "saturated",
+        of_states(np.minimum(np.arange(40), 9)[:, None]),
+        "warning",
+        "state[0]",
+        "77.5% of 40 sampled values are the maximum, 9",
+    ),
+    (
         "short_episodes",
         of_lengths(30, 30, 30, 5),
         "warning",
@@ -329,6 +336,7 @@ QUIET: list[tuple[str, Examined]] = [
     ("unmasked_range", of_codec(ACTIONS, statistics(ACTIONS, [True, True, False]))),
     ("gripper", of_actions(ACTIONS)),
     ("saturated", of_actions(ACTIONS)),
+    ("saturated", of_states(STATES)),
     ("short_episodes", of_lengths(30, 31, 29)),
     ("empty_episodes", of_lengths(3, 3)),
     ("duplicates", examined(an_entry(a_record(3, content="x"), a_record(4, content="y"), a_record(5), a_record(6)))),
