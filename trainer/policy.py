@@ -1,16 +1,19 @@
 """An exported model as a policy: camera frames and an instruction in, actions out.
 
     policy = Policy.load("outputs/export")
-    actions = policy.act(frame, "push the cube to the goal")   # float32[chunk, D], in action units
+    actions = policy.act(frame, "push the cube to the goal")        # float32[chunk, D], in action units
+    several = policy.act_batch([PolicyInput(images=[frame], instruction="push"), ...])     # float32[B, chunk, D]
 
 Prompt, image transform, vocabulary and decoding come from `stoker_processor.json`, the object with which the loaders made the
 training rows. Decoding is greedy: each token is the one with the largest logit among the action tokens that still fit into the
-chunk.
+chunk. Inputs whose prompts have the same number of tokens share a forward pass, so no row is padded.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,38 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.processor import Processor
 from trainer.models.families import Family, family_of, read_model_config
 from trainer.training.inputs import PixelNormaliser
+
+
+class PolicyError(StokerError):
+    """The model computes something that cannot become an action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInput:
+    """Everything that a policy is told at one timestep."""
+
+    images: Sequence[NDArray[Any]]
+    """As many as in training: each uint8[H, W, 3], or a depth frame uint16[H, W] in mm."""
+    instruction: str
+    state: NDArray[np.float32] | None = None
+    """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One chunk of actions, and the tokens that it was decoded from."""
+
+    actions: NDArray[np.float32]
+    """float32[chunk, D], in action units."""
+    ids: NDArray[np.int64]
+    """int64[tokens]; together they fill the chunk exactly."""
+    outside_mass: float
+    """Probability that the model gives to tokens that are no action tokens, mean over the tokens: in [0, 1]. A trained model
+    is close to 0."""
 
 
 class Policy:
@@ -49,6 +80,16 @@ class Policy:
         model = family.auto_class.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
         return cls(model.to(device), Processor.load(Path(folder)), family)
 
+    @property
+    def chunk(self) -> int:
+        """Timesteps of a predicted chunk."""
+        return self._codec.chunk
+
+    @property
+    def action_width(self) -> int:
+        """D: numbers of one action."""
+        return self._codec.dim
+
     def act(
         self,
         images: NDArray[Any] | Sequence[NDArray[Any]],
@@ -57,13 +98,17 @@ class Policy:
     ) -> NDArray[np.float32]:
         """float32[chunk, D]: the predicted actions, in action units.
 
-        images: one uint8[H, W, 3] (a depth frame: uint16[H, W]), or a list of them. Pass as many images as in training.
-        state: float32[S] in the dataset's units; only for a model that was trained with `data.state: text`.
-        Raises DataError for another number of images than in training, or a state for a model that was trained without.
+        images: one frame or a list of them; see `PolicyInput`, also for the state.
+        Raises DataError for another number of images than in training, or a state for a model that was trained without;
+        PolicyError for a model that computes NaN.
         """
-        return self.processor.actions_from_ids(self.action_ids(images, instruction, state))
+        return self.predict([_input(images, instruction, state)])[0].actions
 
-    @torch.no_grad()
+    def act_batch(self, inputs: Sequence[PolicyInput]) -> NDArray[np.float32]:
+        """float32[B, chunk, D]: the actions of B inputs, in their order. Raises as `act`."""
+        actions = [prediction.actions for prediction in self.predict(inputs)]
+        return np.stack(actions) if actions else np.zeros((0, self.chunk, self.action_width), np.float32)
+
     def action_ids(
         self,
         images: NDArray[Any] | Sequence[NDArray[Any]],
@@ -71,27 +116,70 @@ class Policy:
         state: NDArray[np.float32] | None = None,
     ) -> NDArray[np.int64]:
         """int64[tokens]: the tokens that `act` decodes; together they fill the chunk exactly."""
-        frames = [images] if isinstance(images, np.ndarray) else list(images)
-        self._check_like_training(len(frames), state)
-        prompt = torch.from_numpy(self.processor.prompt(instruction, len(frames), state).astype(np.int64))
-        arguments: dict[str, Any] = {"input_ids": prompt[None].to(self.model.device)}
+        return self.predict([_input(images, instruction, state)])[0].ids
+
+    def predict(self, inputs: Sequence[PolicyInput]) -> list[Prediction]:
+        """One prediction for each input, in their order. Raises as `act`."""
+        alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        prompts = []
+        for index, one in enumerate(inputs):
+            self._check_like_training(len(one.images), one.state)
+            prompts.append(self.processor.prompt(one.instruction, len(one.images), one.state).astype(np.int64))
+            alike[len(prompts[-1]), len(one.images)].append(index)
+        found: dict[int, Prediction] = {}
+        for indexes in alike.values():
+            frames = [frame for index in indexes for frame in inputs[index].images]
+            rows = self._decode(np.stack([prompts[index] for index in indexes]), frames)
+            found.update(zip(indexes, rows, strict=True))
+        return [found[index] for index in range(len(inputs))]
+
+    @torch.no_grad()
+    def _decode(self, prompts: NDArray[np.int64], frames: Sequence[NDArray[Any]]) -> list[Prediction]:
+        """The predictions for prompts int64[B, T]; frames: those of all rows, in the order of the rows."""
+        arguments: dict[str, Any] = {"input_ids": torch.from_numpy(prompts).to(self.model.device)}
         if self.family.layout is not None and frames:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
         cache: Any = None
-        ids: list[torch.Tensor] = []
-        left = self._codec.max_tokens
-        while left > 0:
+        ids: list[torch.Tensor] = []  # [B] each
+        masses: list[torch.Tensor] = []  # [B] each
+        lengths = torch.zeros(len(prompts), dtype=torch.int64, device=self.model.device)  # tokens of each row
+        left = torch.full_like(lengths, self._codec.max_tokens)  # places to fill
+        while bool((is_open := left > 0).any()):
             output = self.model(**arguments, past_key_values=cache, use_cache=True)
-            logits = output.logits[:, -1, self._vocabulary.first_id : self._vocabulary.end_id]  # [1, num_codes]
-            self.num_violations += int((output.logits[:, -1].max(dim=-1).values > logits.max(dim=-1).values).sum())
-            best = logits.masked_fill(self._filled > left, -torch.inf).argmax(dim=-1)  # [1]
-            left -= int(self._filled[best])
-            best = best + self._vocabulary.first_id
+            logits = output.logits[:, -1].float()  # [B, vocabulary]
+            actions = logits[:, self._vocabulary.first_id : self._vocabulary.end_id]  # [B, num_codes]
+            self._check_finite(logits[is_open], actions[is_open], len(ids))
+            beaten = (
+                logits.max(dim=-1).values > actions.max(dim=-1).values
+            )  # [B]: a token that is no action is likelier
+            self.num_violations += int((beaten & is_open).sum())
+            masses.append(-torch.expm1(actions.logsumexp(-1) - logits.logsumexp(-1)))
+            # A row that is complete runs along with the others; its tokens are not used.
+            best = actions.masked_fill(self._filled > left[:, None], -torch.inf).argmax(dim=-1)
+            left = torch.where(is_open, left - self._filled[best], left)
+            lengths += is_open
+            ids.append(best + self._vocabulary.first_id)
             cache = output.past_key_values
-            arguments = {"input_ids": best[None]}
-            ids.append(best)
-        found: NDArray[np.int64] = torch.cat(ids).cpu().numpy()
-        return found
+            arguments = {"input_ids": ids[-1][:, None]}
+        all_ids, all_masses = torch.stack(ids, dim=1).cpu().numpy(), torch.stack(masses, dim=1).cpu().numpy()
+        counts = lengths.tolist()
+        return [self._prediction(all_ids[row, :n], all_masses[row, :n]) for row, n in enumerate(counts)]
+
+    def _prediction(self, ids: NDArray[np.int64], masses: NDArray[np.float32]) -> Prediction:
+        actions = self.processor.actions_from_ids(ids)
+        if not np.isfinite(actions).all():
+            raise PolicyError(
+                f"tokens {ids.tolist()} decode to {actions.tolist()}: finite actions are expected; export again"
+            )
+        return Prediction(actions=actions, ids=ids, outside_mass=float(np.clip(masses.mean(), 0, 1)))
+
+    def _check_finite(self, logits: torch.Tensor, actions: torch.Tensor, token: int) -> None:
+        """Raises PolicyError: the largest of logits that are NaN would still be an action, and a meaningless one."""
+        if torch.isnan(logits).any() or not torch.isfinite(actions).all():
+            raise PolicyError(
+                f"the model's logits for action token {token} are not finite (NaN or infinite): its weights are damaged, or "
+                "its training diverged; take an earlier export or checkpoint"
+            )
 
     def _check_like_training(self, num_images: int, state: NDArray[np.float32] | None) -> None:
         """Raises DataError for other inputs than in training: the model would answer them, but badly."""
@@ -126,3 +214,10 @@ class Policy:
         for frame, out in zip(frames, seen, strict=True):
             self.processor.decode_image(self.processor.encode_image(frame, None), out)
         return seen
+
+
+def _input(
+    images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str, state: NDArray[np.float32] | None
+) -> PolicyInput:
+    frames = [images] if isinstance(images, np.ndarray) else list(images)
+    return PolicyInput(images=frames, instruction=instruction, state=state)
