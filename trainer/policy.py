@@ -13,47 +13,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from stoker_proto.errors import ConfigError, DataError, StokerError
+from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from trainer.models.families import Family, family_of, read_model_config
+from trainer.policy_io import PolicyError, PolicyInput, Prediction
 from trainer.training.inputs import PixelNormaliser
 
-
-class PolicyError(StokerError):
-    """The model computes something that cannot become an action."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyInput:
-    """Everything that a policy is told at one timestep."""
-
-    images: Sequence[NDArray[Any]]
-    """As many as in training: each uint8[H, W, 3], or a depth frame uint16[H, W] in mm."""
-    instruction: str
-    state: NDArray[np.float32] | None = None
-    """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One chunk of actions, and the tokens that it was decoded from."""
-
-    actions: NDArray[np.float32]
-    """float32[chunk, D], in action units."""
-    ids: NDArray[np.int64]
-    """int64[tokens]; together they fill the chunk exactly."""
-    outside_mass: float
-    """Probability that the model gives to tokens that are no action tokens, mean over the tokens: in [0, 1]. A trained model
-    is close to 0."""
+__all__ = ["Policy", "PolicyError", "PolicyInput", "Prediction"]
 
 
 class Policy:
@@ -73,12 +48,13 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Policy:
-        """Load an export. dtype: default: that of its weights. Raises ConfigError."""
-        family = family_of(read_model_config(str(folder)))
+        """Load an export. dtype: default: that of its weights. Raises ConfigError, DataError."""
         if not (Path(folder) / "stoker_processor.json").is_file():
             raise ConfigError(f"{folder}: there is no stoker_processor.json; name the folder that the trainer exported")
-        model = family.auto_class.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
-        return cls(model.to(device), Processor.load(Path(folder)), family)
+        processor = Processor.load(Path(folder))
+        family = family_of(read_model_config(str(folder)))
+        model = _load_model(family, Path(folder), dtype)
+        return cls(model.to(device), processor, family)
 
     @property
     def chunk(self) -> int:
@@ -221,3 +197,22 @@ def _input(
 ) -> PolicyInput:
     frames = [images] if isinstance(images, np.ndarray) else list(images)
     return PolicyInput(images=frames, instruction=instruction, state=state)
+
+
+def _load_model(family: Family, folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Raises DataError for weights that are damaged or incomplete: transformers would fill in random ones."""
+    try:
+        model, report = family.auto_class.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise DataError(f"its weights cannot be loaded: {first_line}; export it again", file=str(folder)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise DataError(
+            f"its weights cannot be loaded: {len(missing)} are missing, such as {missing[0]}; export it again",
+            file=str(folder),
+        )
+    loaded: PreTrainedModel = model
+    return loaded

@@ -198,6 +198,11 @@ class Processor:
         return self._parts.needs_state
 
     @property
+    def state_width(self) -> int | None:
+        """Numbers of the robot's state that instructions include; None where they include none."""
+        return None if self._parts.state is None else self._parts.state.statistics.dim
+
+    @property
     def image_token_id(self) -> int | None:
         """The id that the model replaces by image features; None for a model of text only."""
         return None if self.image is None else self.image.token_id

@@ -23,6 +23,7 @@ from stoker_proto.errors import StokerError
 FloatArray = npt.NDArray[np.float64]
 
 ACTION_WIDTH = 7
+CONTROL_MODE = "pd_ee_delta_pose"
 
 
 class SimulatorUnavailableError(StokerError):
@@ -121,6 +122,8 @@ class Environment:
         self._made = _make(self._spec.camera, task, image_size, depth)
         self._raw = self._made.unwrapped
         self._latest: Mapping[str, Any] = {}
+        self.reward = 0.0
+        """ManiSkill's own reward of the latest step (dense, at most 1)."""
 
     def reset(self, seed: int) -> Observation:
         """Starts the episode of `seed`.
@@ -132,7 +135,8 @@ class Environment:
 
     def step(self, action: npt.ArrayLike) -> tuple[Observation, bool]:
         """Executes one action (7 floats, see the module) for 1/20 s; returns the observation after it, and success."""
-        self._latest, _, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
+        self._latest, reward, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
+        self.reward = float(reward)
         return self._observation(), bool(info["success"].item())
 
     def instruction(self) -> str:
@@ -203,7 +207,7 @@ def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
         return gymnasium.make(
             task,
             obs_mode="rgb+depth" if depth else "rgb",
-            control_mode="pd_ee_delta_pose",
+            control_mode=CONTROL_MODE,
             robot_uids="panda",  # StackCube's default carries a wrist camera: other proprioception, other pictures
             sim_backend="physx_cpu",
             render_backend="sapien_cpu",

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import ParamSpec, Self, TypeVar
 
 Parameters = ParamSpec("Parameters")
@@ -44,6 +45,8 @@ class Interrupts:
         the signal may arrive in another thread of this process (numpy and tqdm have some).
         """
         self._held = True
+        # Started with the first process, it would unblock SIGINT in this thread again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield

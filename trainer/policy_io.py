@@ -1,0 +1,38 @@
+"""What goes into a policy and what comes out of it; without torch, so that simulator processes can import it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker_proto.errors import StokerError
+
+
+class PolicyError(StokerError):
+    """The model computes something that cannot become an action."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInput:
+    """Everything that a policy is told at one timestep."""
+
+    images: Sequence[NDArray[Any]]
+    """As many as in training: each uint8[H, W, 3], or a depth frame uint16[H, W] in mm."""
+    instruction: str
+    state: NDArray[np.float32] | None = None
+    """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One chunk of actions, and the tokens that it was decoded from."""
+
+    actions: NDArray[np.float32]
+    """float32[chunk, D], in action units."""
+    ids: NDArray[np.int64]
+    """int64[tokens]; together they fill the chunk exactly."""
+    outside_mass: float
+    """Probability that the model gives to tokens that are no action tokens, mean over the tokens: in [0, 1]. A trained model
+    is close to 0."""

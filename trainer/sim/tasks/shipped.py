@@ -1,0 +1,46 @@
+"""The four table-top tasks as the evaluator sees them: the collector's own camera, controller and instruction."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.sim.environment import ACTION_WIDTH, CONTROL_MODE, Environment, Observation
+from trainer.sim.tasks.interface import Rendering, Step, View
+
+MAX_STEPS = {"PushCube-v1": 50, "PullCube-v1": 50, "PickCube-v1": 60, "StackCube-v1": 100}
+"""About four times what the experts take (Stack: two and a half times)."""
+
+
+class ShippedTask:
+    """A `TaskEnvironment`. States: `qpos` float32[9] and `tcp_pose` float32[7], as in the collector's NPZ files."""
+
+    control_mode = CONTROL_MODE
+    action_width = ACTION_WIDTH
+
+    def __init__(self, task: str, rendering: Rendering) -> None:
+        """Raises SimulatorUnavailableError."""
+        self._environment = Environment(task, image_size=rendering.image_size, depth=rendering.depth)
+        self.cameras = ("base_camera", "base_camera depth") if rendering.depth else ("base_camera",)
+        self.max_steps = MAX_STEPS[task]
+
+    def reset(self, seed: int) -> View:
+        """The scene is rebuilt, so that an episode does not depend on those before it."""
+        return _view(self._environment.reset(seed))
+
+    def instruction(self) -> str:
+        """As the collector writes it."""
+        return self._environment.instruction()
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """Success and reward are ManiSkill's own."""
+        observation, success = self._environment.step(action)
+        return Step(view=_view(observation), success=success, reward=self._environment.reward)
+
+    def close(self) -> None:
+        """Free the scene and the renderer."""
+        self._environment.close()
+
+
+def _view(observation: Observation) -> View:
+    """The sensors of an observation."""
+    images = (observation.rgb,) if observation.depth is None else (observation.rgb, observation.depth)
+    return View(images=images, states={"qpos": observation.qpos, "tcp_pose": observation.tcp_pose})
