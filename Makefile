@@ -39,7 +39,7 @@ test-remote: $(INSTALLED)  ## s3:// and gs:// against servers of these APIs on l
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test-remote]'
 	$(BIN)/python -m pytest tests/loader_service/remote/test_buckets.py
 
-test-sim: $(VENV)/.installed-sim  ## the collector in the real simulator (needs the renderer: trainer/sim/install_renderer.sh)
+test-sim: $(VENV)/.installed-sim  ## collector and evaluator in the real simulator (needs the renderer: trainer/sim/install_renderer.sh)
 	$(BIN)/python -m pytest tests/trainer/sim
 
 $(VENV)/.installed-sim: $(INSTALLED)

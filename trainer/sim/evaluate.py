@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.files import open_lock_file, try_lock
+from stoker_proto.host.files import open_lock_file, try_lock
 from trainer.sim.evaluation.episode import SETTLE_STEPS, EpisodeResult, Job, Protocol
 from trainer.sim.evaluation.matching import Expectations, make_protocol
 from trainer.sim.evaluation.pictures import Pictures, check_video, write_sheet
@@ -279,7 +279,7 @@ def _add_how_it_runs(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="simulators that may die (default %(default)s)",
     )
-    add("--deadline-s", type=_positive, default=300, metavar="S", help="for a simulator's answer (default %(default)s)")
+    add("--deadline-s", type=_positive, default=600, metavar="S", help="for a simulator's answer (default %(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
 
 

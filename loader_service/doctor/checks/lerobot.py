@@ -95,7 +95,7 @@ def _folders(examined: Examined) -> Iterator[tuple[EntryFacts, Meta, list[tuple[
             place = (Path(record.file), record.record, record.offset, record.size)
             roots.setdefault(find_root(place[0]), []).append(place)
         for root, places in roots.items():
-            yield entry, load_meta(root), places
+            yield entry, load_meta(root, entry.dataset.wanted), places
 
 
 def _videos(entry: EntryFacts, meta: Meta) -> Iterator[tuple[Path, int]]:

@@ -63,7 +63,8 @@ class LeRobotDataset(BaseSFTDataset):
             )
         if config.image.depth:
             raise ConfigError("data.image.depth is on, and LeRobot's depth cameras are not read: turn it off")
-        self._wanted = Wanted(self.options, config.state == "text" or self.options.state_key is not None)
+        self.wanted = Wanted(self.options, config.state == "text" or self.options.state_key is not None)
+        """What of a data set is read."""
         self._rows = RowReader(Files(self.remote))
         self._metas: dict[Path, Meta] = {}
         self._roots: dict[Path, Path] = {}  # of shards' folders
@@ -104,14 +105,14 @@ class LeRobotDataset(BaseSFTDataset):
         if self.remote is not None and is_url(path):
             from loader_service.sources.lerobot.remote import locate_remote
 
-            shards, metas = locate_remote(path, self._wanted, self.remote)
+            shards, metas = locate_remote(path, self.wanted, self.remote)
         else:
-            shards, metas = locate(path, self._wanted)
+            shards, metas = locate(path, self.wanted)
         with self._lock:
             self._metas.update(metas)
             self._located.update(metas)
             located_sets = list(self._located.values())
-        check_alike(located_sets, self._wanted, self.config)
+        check_alike(located_sets, self.wanted, self.config)
         return shards
 
     def action_names(self, shards: Sequence[Path]) -> set[tuple[str, ...]]:
@@ -176,10 +177,10 @@ class LeRobotDataset(BaseSFTDataset):
             if root in self._metas:
                 return self._metas[root]
             if store is None:
-                return self._metas.setdefault(root, load_meta(root, self._wanted))
+                return self._metas.setdefault(root, load_meta(root, self.wanted))
         from loader_service.sources.lerobot.remote import remote_meta
 
-        meta = remote_meta(root, store, self._wanted)  # without the lock: nobody else's files wait for it
+        meta = remote_meta(root, store, self.wanted)  # without the lock: nobody else's files wait for it
         with self._lock:
             return self._metas.setdefault(root, meta)
 

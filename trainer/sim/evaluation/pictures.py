@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.files import whole_file
+from stoker_proto.host.files import whole_file
 from trainer.sim.evaluation.episode import EpisodeResult, Job
 
 FRAMES_PER_SECOND = 10

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.files import write_whole
+from stoker_proto.host.files import write_whole
 from trainer.sim.evaluation.episode import EpisodeResult, Job
 from trainer.sim.evaluation.rollout import Lost
 from trainer.sim.evaluation.simulators import Facts
