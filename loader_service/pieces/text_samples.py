@@ -2,6 +2,7 @@
 
 Sample(turns=...)                 one row
 Sample(text=...), input_ids=...   as many as it needs; none where it has no token
+Sample(input_ids=..., labels=...) one row
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ class TextSample:
     text: str | None
     special_tokens: tuple[str, ...]
     input_ids: NDArray[np.int32] | None
+    labels: NDArray[np.int32] | None
     num_images: int
 
     @property
     def num_characters(self) -> int:
-        """Of its texts."""
-        return len(self.text or "") + sum(len(turn.text) for turn in self.turns)
+        """Of its texts; ids count as characters."""
+        return (
+            len(self.text or "")
+            + sum(len(turn.text) for turn in self.turns)
+            + (0 if self.input_ids is None else len(self.input_ids))
+        )
 
     @classmethod
     def of(cls, sample: Sample) -> TextSample | None:
@@ -64,9 +70,15 @@ class TextSample:
         given = [name for name, there in forms.items() if there]
         if len(given) > 1:
             raise DataError(f"a sample has {' and '.join(given)}: one of them is expected")
-        if sample.images and not sample.turns:
-            raise DataError(f"plain text with {len(sample.images)} images: only dialogues and instructions have images")
-        return cls(sample.turns, sample.text, sample.special_tokens, sample.input_ids, len(sample.images))
+        if sample.labels is not None and sample.input_ids is None:
+            raise DataError("a sample has labels and no input_ids: labels belong to token ids")
+        if sample.images and not sample.turns and sample.labels is None:
+            raise DataError(
+                f"plain text with {len(sample.images)} images: only dialogues, instructions and input_ids with labels have images"
+            )
+        return cls(
+            sample.turns, sample.text, sample.special_tokens, sample.input_ids, sample.labels, len(sample.images)
+        )
 
 
 def rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[EncodedRow] | DataError]:
@@ -113,10 +125,17 @@ def _rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[E
             rows.append(next(texts))
         else:
             try:
-                rows.append(processor.texts.of_ids(np.asarray(sample.input_ids)))
+                rows.append(_rows_of_ids(sample, processor))
             except DataError as error:
                 rows.append(error)
     return rows
+
+
+def _rows_of_ids(sample: TextSample, processor: Processor) -> list[EncodedRow]:
+    ids = np.asarray(sample.input_ids)
+    if sample.labels is None:
+        return processor.texts.of_ids(ids)
+    return [processor.encode_labelled(ids, sample.labels, sample.num_images)]
 
 
 def _counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
@@ -220,9 +239,7 @@ class Counting:
     @classmethod
     def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
         """None if the scan knows the number of rows and no setting needs tokens. Raises ConfigError."""
-        data = config.data
-        lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
-        if not dataset.is_text or (dataset.one_row_each and not lengths_matter):
+        if not dataset.is_counted:
             return None
         file_hash = hashlib.blake2b(
             ModelFolder(config.model.base_model_path).tokenizer_file.read_bytes(), digest_size=16

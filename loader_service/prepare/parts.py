@@ -27,6 +27,7 @@ from loader_service.pieces.text_samples import Counting
 from loader_service.prepare.actions_state import ActionCounter, GatheredActions, actions_to_keep
 from loader_service.shards import Stamp
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
+from loader_service.sources.fields import UNREAD
 from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.hashing import fingerprint
@@ -39,6 +40,10 @@ _BLOCK = 1 << 20
 _PREFIXES = {"actions": "actions_", "states": "states_"}  # of their arrays in a part's file
 _MAX_ERRORS = 20  # examples kept of the bad records of a part
 _MAX_NOTES = 64  # kinds of notes told apart
+_MAX_UNREAD = 24  # of these, fields that are not read: rows of a wide table leave room for what was mended
+
+
+_OTHER_FIELDS = f"{UNREAD}other fields"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +299,12 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
 def count_notes(notes: Counter[str], more: Mapping[str, int]) -> None:
     """Add counts. Beyond a number of different notes they count as "other", so that memory is bounded."""
     for note, count in more.items():
-        notes[note if note in notes or len(notes) < _MAX_NOTES else "other"] += count
+        if note not in notes:
+            if note.startswith(UNREAD) and sum(known.startswith(UNREAD) for known in notes) >= _MAX_UNREAD:
+                note = _OTHER_FIELDS
+            elif len(notes) >= _MAX_NOTES:
+                note = "other"
+        notes[note] += count
 
 
 def _check_record(dataset: BaseSFTDataset, task: PartTask, record: ScannedRecord) -> None:

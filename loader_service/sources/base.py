@@ -80,7 +80,7 @@ class Sample:
     `instruction` with `action` (an action chunk is learned) or with `answer` (words are learned);
     `turns`: a dialogue, whose learned turns are labels;
     `text`: plain language modelling, every token is a label;
-    `input_ids`: the same, tokenised already.
+    `input_ids`: the same, tokenised already; with `labels`, and then also with images, what these say is learned.
     """
 
     instruction: str = ""
@@ -91,6 +91,9 @@ class Sample:
     like a special token is tokenised as plain text."""
     input_ids: NDArray[np.int32] | None = None
     """int32[T]."""
+    labels: NDArray[np.int32] | None = None
+    """int32[T], beside `input_ids`: -100 where nothing is learned, else the token itself. Then the ids are one row, unchanged;
+    without labels every token is learned, and long ids become several rows."""
     state: NDArray[np.float32] | None = None
     """float32[S], the robot's state (joints, gripper), in the source's units."""
     images: tuple[NDArray[np.uint8], ...] = ()
@@ -186,6 +189,13 @@ class BaseSFTDataset(ABC):
         if is_url(root) != self.remote.holds(shard):
             return None
         return str(self.remote.path_of(root)) if is_url(root) else root
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether loader-prepare reads every record of it to count rows and tokens: text whose lengths matter."""
+        data = self.config
+        lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
+        return self.is_text and (not self.one_row_each or lengths_matter)
 
     @abstractmethod
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:

@@ -11,11 +11,13 @@ Files that a filter leaves out keep their place as records without a sample; loa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from loader_service.sources.base import Sample
+from loader_service.sources.fields import PREFERENCES, refuse_preferences, unread
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.config import DataConfig
@@ -29,6 +31,8 @@ _REPO = ("max_stars_repo_name", "repo_name", "repository_name", "repo")
 _PATH = ("max_stars_repo_path", "path", "file_path", "filename")
 _STARS = ("max_stars_count", "stars", "star_events_count")
 _METADATA = {"repo": _REPO, "file": _PATH, "stars": _STARS}
+_USUAL = (*_LANGUAGE, *_LICENCES, *_REPO, *_PATH, *_STARS, "ext", "size")
+"""Fields of which filters and metadata take what the options ask for."""
 _HOLDS_TOKENS = "it holds one of the tokens of data.options.tokens: left without metadata and fill-in-the-middle"
 _TOKENS = {
     "repo": "<reponame>",
@@ -72,6 +76,8 @@ class CodeOptions:
 
 class CodeDataset(TableDataset):
     """Files of code."""
+
+    usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -117,11 +123,11 @@ class CodeDataset(TableDataset):
             columns += _LICENCES
         if self.options.repo_metadata:
             columns += [*_REPO, *_PATH, *_STARS]
-        return tuple(dict.fromkeys(columns))
+        return tuple(dict.fromkeys((*columns, *PREFERENCES)))
 
-    def needed_column(self) -> str:
+    def needed_columns(self) -> tuple[str, ...]:
         """That of the options."""
-        return self.options.column
+        return (self.options.column,)
 
     def left_out(self, row: dict[str, Any]) -> str | None:
         """The first filter that the file does not pass."""
@@ -140,15 +146,22 @@ class CodeDataset(TableDataset):
 
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
         """The file as one text."""
+        refuse_preferences(row, (self.options.column,))
         text = self._content(row)
         if not text.strip():
             raise DataError("empty: there is nothing to learn", field=self.options.column)
         metadata, options = self._metadata(row), self.options
         if any(token in part for token in self._written for part in (text, *metadata.values())):
-            return Sample(text=text, notes=(_HOLDS_TOKENS,))
+            return Sample(text=text, notes=(_HOLDS_TOKENS, *self.unread(row, kind)))
         text = fill_in_the_middle(text, self._fim, options.fim_rate, options.fim_spm_rate, self.config.order.seed)
         front = "".join(f"{self._tokens[name]}{value}" for name, value in metadata.items())
-        return Sample(text=f"{front}\n{text}" if front else text, special_tokens=self._written)
+        return Sample(
+            text=f"{front}\n{text}" if front else text, special_tokens=self._written, notes=self.unread(row, kind)
+        )
+
+    def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
+        """All that is neither the content, nor what code data usually says of it."""
+        return unread(row, (self.options.column, *_USUAL))
 
     def _content(self, row: dict[str, Any]) -> str:
         text = row.get(self.options.column)

@@ -9,7 +9,7 @@ from stoker_proto.errors import ConfigError
 from stoker_proto.host.trouble import check_host
 
 _EXTRAS = {
-    "pyarrow": ("reading parquet", "tables"),
+    "pyarrow": ("reading parquet and Arrow files", "tables"),
     "zstandard": ("reading .zst files", "tables"),
     "av": ("reading videos", "lerobot"),
 }

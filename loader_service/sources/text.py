@@ -1,7 +1,8 @@
 """`text`: plain language modelling on a column of tables, on text files, or on token ids.
 
     {"text": "Once upon a time ..."}            a column of tables: its texts
-    {"input_ids": [1, 7454, 2402]}              the same column with lists: token ids
+    {"input_ids": [1, 7454, 2402]}              the same column with lists, or `input_ids`: token ids
+    {"input_ids": [...], "labels": [...]}       with what is learned of them, see `token_rows`
     story.txt  notes.md                         text files: whole, or by lines or paragraphs
     train.bin  tokens.npy                       token ids in rows of `record_tokens`
 
@@ -15,17 +16,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loader_service.sources.base import Sample
+from loader_service.sources.fields import PREFERENCES, refuse_preferences, unread
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.plain_text import PlainText
 from loader_service.sources.tables.table import PACKED_SUFFIXES, TABLE_PATTERNS, Table, plain_suffix
 from loader_service.sources.tables.token_file import COLUMN, TOKEN_SUFFIXES, TokenFile
+from loader_service.sources.token_rows import FIELDS, token_row
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 
+_COLUMN = "text"
 TEXT_SUFFIXES = (".txt", ".md")
 
 
@@ -33,8 +36,8 @@ TEXT_SUFFIXES = (".txt", ".md")
 class TextOptions:
     """`data.options` of this dataset."""
 
-    column: str = "text"
-    """Of tables: texts, or lists of token ids."""
+    column: str = _COLUMN
+    """Of tables: texts, or lists of token ids. Rows without it are read from `input_ids`."""
     split: Literal["file", "lines", "paragraphs"] = "file"
     """What one record of a text file is; blank lines separate paragraphs."""
     dtype: Literal["uint16", "uint32", "int32", "int64"] = "uint16"
@@ -68,12 +71,12 @@ class TextDataset(TableDataset):
         self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 
     def columns(self) -> tuple[str, ...]:
-        """The one."""
-        return (self.options.column,)
+        """The one, and those of token ids; preferences, to be refused."""
+        return tuple(dict.fromkeys((self.options.column, *FIELDS, *PREFERENCES)))
 
-    def needed_column(self) -> str:
-        """That of the options."""
-        return self.options.column
+    def needed_columns(self) -> tuple[str, ...]:
+        """That of the options; by default `input_ids` will do as well."""
+        return (_COLUMN, COLUMN) if self.options.column == _COLUMN else (self.options.column,)
 
     def open_table(self, path: Path, shard: Path) -> Table:
         """Text and token files are tables of one column."""
@@ -91,14 +94,16 @@ class TextDataset(TableDataset):
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
         """The column's text or tokens."""
         column = self.options.column
-        name = COLUMN if isinstance(row.get(COLUMN), np.ndarray) else column
+        refuse_preferences(row, (column,))
+        name = self._name_in(row)
         value = row.get(name)
         if isinstance(value, str):
             if not value.strip():
                 raise DataError("empty: there is nothing to learn", field=name)
-            return Sample(text=value)
+            return Sample(text=value, notes=self.unread(row, kind))
         if isinstance(value, list | np.ndarray):
-            return Sample(input_ids=_token_ids(value, name))
+            ids, labels = token_row(row, name)
+            return Sample(input_ids=ids, labels=labels, notes=self.unread(row, kind))
         shown = ", ".join(map(str, row)) or "none"
         raise DataError(
             f"a text or a list of token ids is expected, not {type(value).__name__} (columns: {shown}): name the right one in "
@@ -106,13 +111,13 @@ class TextDataset(TableDataset):
             field=name,
         )
 
+    def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
+        """All fields but the column's; those of token ids have more."""
+        name = self._name_in(row)
+        return unread(row, (name,) if isinstance(row.get(name), str) else (name, *FIELDS))
 
-def _token_ids(value: list[Any] | NDArray[Any], field: str) -> NDArray[np.int32]:
-    if isinstance(value, list) and not all(type(token) is int for token in value):
-        raise DataError("a list with something else than whole numbers: token ids are expected", field=field)
-    if len(value) == 0:
-        raise DataError("empty: there is nothing to learn", field=field)
-    least, most = min(value), max(value)
-    if least < 0 or most >= 1 << 31:
-        raise DataError(f"token ids from {least} to {most}: 0 to {(1 << 31) - 1} are possible", field=field)
-    return np.asarray(value).astype(np.int32)
+    def _name_in(self, row: dict[str, Any]) -> str:
+        """The field that holds the row's text or token ids."""
+        column = self.options.column
+        is_default = column == _COLUMN and row.get(column) is None and row.get(COLUMN) is not None
+        return COLUMN if is_default or isinstance(row.get(COLUMN), np.ndarray) else column

@@ -34,6 +34,7 @@ from stoker_proto.model_folder import ModelFolder
 from stoker_proto.text.chat_rows import DialogueRows
 from stoker_proto.text.control_tokens import ControlTokens
 from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.labelled_rows import LabelledRows
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.state_text import StateText
 from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
@@ -144,6 +145,9 @@ class Processor:
             tokenizer, control, parts.dialogue, parts.image, self._rows, end_id,
             max_seq_len=length, overlong=parts.overlong,
         )  # fmt: skip
+        self._labelled = LabelledRows(
+            tokenizer, parts.image, self._rows.expand, max_seq_len=length, overlong=parts.overlong
+        )
         self.texts = TextRows(tokenizer, control, end_id, length)
         """Writes plain text as rows."""
         self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
@@ -246,6 +250,15 @@ class Processor:
     def encode_dialogues(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
         """The rows of several (turns, number of images), faster than one by one. An error takes the place of its row."""
         return self._dialogues.encode(dialogues)
+
+    def encode_labelled(
+        self, input_ids: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]], num_images: int = 0
+    ) -> EncodedRow:
+        """The row of token ids int[T] with labels int[T], -100 where nothing is learned; see `text/labelled_rows.py`.
+
+        Raises DataError, RowError where it does not fit.
+        """
+        return self._labelled.encode(input_ids, labels, num_images)
 
     def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
         """The bytes of a frame, uint8[H, W, 3] or depth uint16[H, W] in mm; see `images.transport.ImageCoder.encode`."""

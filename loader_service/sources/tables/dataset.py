@@ -1,26 +1,32 @@
 """What `chat`, `code` and `text` share: a record is a row of a table, and gives one sample.
 
 A subclass defines the sample of a row (`sample`), which rows are left out (`left_out`), and the columns that it needs. The scan
-finds the places of rows; it parses them only if some may be left out, or with `validate`.
+finds the places of rows; it parses them only if some may be left out, or with `validate`. Of the first rows of each part it
+names the fields that are not read.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.extras import library
+from loader_service.sources.fields import unread_note
 from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.open_table import open_table
+from loader_service.sources.tables.saved_folder import check_not_splits, only_data
 from loader_service.sources.tables.table import (
+    ARROW_SUFFIX,
     JSON_SUFFIXES,
     PACKED_SUFFIXES,
     PARQUET_SUFFIX,
@@ -32,6 +38,9 @@ from loader_service.sources.tables.unpack import arrow_file, plain_file
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
 
+_LOOKED_AT = 1000
+"""Rows of a part whose fields are looked at where rows need not be parsed: 10 ms."""
+_SOME = f" (of the first {_LOOKED_AT:,} rows of each part; data.options.validate looks at all)"
 _MAX_OPEN = 1024
 """Open tables that are remembered: a few hundred bytes each."""
 
@@ -50,10 +59,12 @@ class TableDataset(BaseSFTDataset):
     """Rows of tables, one sample each."""
 
     is_text: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # images by their parts, function_call, NaN is null, spaces in front of JSON lines
+    version: ClassVar[int] = 3  # labels beside input_ids, fields beside the content of turns, nested NaN is no null
     shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
     same_format: ClassVar[tuple[tuple[str, ...], ...]] = (JSON_SUFFIXES,)
     """Suffixes that may stand beside each other in one entry."""
+    usual: ClassVar[Collection[str]] = ()
+    """Columns that such data usually has, and that need not be named where they are not read."""
     validate = False
     """Parse and check every row in the scan."""
     filters = False
@@ -83,6 +94,8 @@ class TableDataset(BaseSFTDataset):
         suffixes = {plain_suffix(shard.name) for shard in shards}
         if PARQUET_SUFFIX in suffixes:
             library("pyarrow.parquet")
+        if ARROW_SUFFIX in suffixes:
+            library("pyarrow")
         if any(shard.suffix.lower() == ".zst" for shard in shards):
             library("zstandard")
 
@@ -94,13 +107,17 @@ class TableDataset(BaseSFTDataset):
         """Why the row gives no sample, as a text that many rows share; None if it gives one."""
         return None
 
+    def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
+        """Notes on the row's fields that `sample` does not use (`fields.unread`). May raise DataError for a bad row."""
+        return ()
+
     def columns(self) -> tuple[str, ...] | None:
         """Columns of parquet files that are decoded; None: all."""
         return None
 
-    def needed_column(self) -> str | None:
-        """The column that a parquet file must have, if the options name one; checked before a row is read."""
-        return None
+    def needed_columns(self) -> tuple[str, ...]:
+        """One of these must be in a parquet or Arrow file: found missing before a row is read. Empty: none is asked for."""
+        return ()
 
     def kind_of(self, table: Table, shard: Path, stop: int) -> str:
         """A property of the shard that its first rows show, for `sample`. stop: bytes of the shard. Raises DataError."""
@@ -108,11 +125,12 @@ class TableDataset(BaseSFTDataset):
 
     def open_table(self, path: Path, shard: Path) -> Table:
         """The table in `path`, the unpacked content of `shard`."""
-        return open_table(path, shard, self.columns(), self.needed_column())
+        return open_table(path, shard, self.columns(), self.needed_columns())
 
     def locate(self, path: str) -> EntryShards:
         """The entry's shards. Raises ConfigError if they have different formats, or hold the same data twice."""
-        shards = super().locate(path)
+        check_not_splits(Path(path).expanduser())
+        shards = only_data(super().locate(path))
         self._check_one_format(shards.paths)
         return shards
 
@@ -156,11 +174,12 @@ class TableDataset(BaseSFTDataset):
             if self.validate or self.filters:
                 yield from self._scan_rows(opened, shard, start, stop)
             else:
-                yield from self._scan_spans(opened.table, shard, start, stop)
+                yield from self._scan_spans(opened, shard, start, stop)
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         """The row's sample."""
         _, table, plain, _, kind = self._open(shard)
+        others = self._other_columns(table)
         try:
             row = table.row(offset, size)
             if self.filters and self.left_out(row) is not None:
@@ -170,22 +189,45 @@ class TableDataset(BaseSFTDataset):
             if error.file == str(plain):
                 error = DataError(error.reason, field=error.field)
             raise self._located(error, table, shard, offset) from error
-        yield sample
+        yield replace(sample, notes=(*others, *sample.notes)) if others else sample
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
         """With its line, or the row's number."""
         suffix, record = self._open(shard).table.where(offset)
         return f"{shard}{suffix}", record
 
-    def _scan_spans(self, table: Table, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+    def _scan_spans(self, opened: _Opened, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
+        table, notes = opened.table, self._first_notes(opened, start, stop)
         for offset, size, problem in table.spans(start, stop):
             if problem is None:
-                yield ScannedRecord(offset=offset, size=size, num_samples=1)
+                yield ScannedRecord(offset=offset, size=size, num_samples=1, notes=notes.pop(offset, ()))
             else:
                 yield self._bad(DataError(problem), table, shard, offset, size)
 
+    def _first_notes(self, opened: _Opened, start: int, stop: int) -> dict[int, tuple[str, ...]]:
+        """Offset -> notes on fields that are not read, of the first rows. Where rows are counted, reading gives the notes."""
+        if self.is_counted:
+            return {}
+        others = self._other_columns(opened.table)
+        notes = {}
+        for offset, _, row in itertools.islice(opened.table.rows(start, stop), _LOOKED_AT):
+            if isinstance(row, DataError):
+                continue
+            try:
+                found = (*others, *self.unread(row, opened.kind))
+            except DataError:  # a bad row is told, or skipped, when it is read
+                continue
+            if found:
+                notes[offset] = tuple(f"{note}{_SOME}" for note in dict.fromkeys(found))
+        return notes
+
+    def _other_columns(self, table: Table) -> tuple[str, ...]:
+        """Notes on the columns that a table has and does not decode."""
+        return tuple(unread_note(name) for name in getattr(table, "other_columns", ()) if name not in self.usual)
+
     def _scan_rows(self, opened: _Opened, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
         table = opened.table
+        others = self._other_columns(table)
         for offset, size, row in table.rows(start, stop):
             try:
                 if isinstance(row, DataError):
@@ -194,7 +236,7 @@ class TableDataset(BaseSFTDataset):
                 if reason is not None:
                     yield ScannedRecord(offset=offset, size=size, num_samples=0, notes=(f"left out: {reason}",))
                     continue
-                notes = self.sample(row, shard, opened.kind).notes if self.validate else ()
+                notes = (*others, *self.sample(row, shard, opened.kind).notes) if self.validate else ()
             except DataError as error:
                 yield self._bad(error, table, shard, offset, size)
             else:
@@ -241,7 +283,7 @@ class TableDataset(BaseSFTDataset):
         path = plain_file(shard, cache_dir)
         with _naming(shard, path):
             if parquet and self.unpack_parquet:
-                path = arrow_file(shard, path, cache_dir, self.columns(), self.needed_column())
+                path = arrow_file(shard, path, cache_dir, self.columns(), self.needed_columns())
                 table: Table = ArrowTable(path)
             else:
                 table = self.open_table(path, shard)

@@ -4,6 +4,7 @@
     a.jsonl a.ndjson a.json  {              one JSON object per line
     a.jsonl a.ndjson a.json  [              one JSON array of objects
     a.parquet                PAR1           parquet
+    a.arrow                  ARROW1, ...    Arrow, as the datasets library writes it
 
 Each also as .gz or .zst (`unpack`).
 """
@@ -13,9 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from loader_service.sources.jsonl import BYTE_ORDER_MARK
+from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.json_table import JsonArray, JsonLines
 from loader_service.sources.tables.parquet import ParquetTable
-from loader_service.sources.tables.table import JSON_SUFFIXES, PARQUET_SUFFIX, Table, plain_suffix
+from loader_service.sources.tables.table import ARROW_SUFFIX, JSON_SUFFIXES, PARQUET_SUFFIX, Table, plain_suffix
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
 
@@ -28,7 +30,7 @@ _MAGICS = {
 }
 
 
-def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None, needed: str | None = None) -> Table:
+def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None, needed: tuple[str, ...] = ()) -> Table:
     """The table in `path`, the unpacked content of `shard`; columns, needed: see `ParquetTable`. Raises DataError."""
     head = _read_head(path)
     for magic, found in _MAGICS.items():
@@ -37,8 +39,10 @@ def open_table(path: Path, shard: Path, columns: tuple[str, ...] | None, needed:
     suffix = plain_suffix(shard.name)
     if suffix == PARQUET_SUFFIX:
         return ParquetTable(path, columns, needed)
+    if suffix == ARROW_SUFFIX:
+        return ArrowTable(path, columns, needed)
     if suffix not in JSON_SUFFIXES:
-        known = ", ".join((*JSON_SUFFIXES, PARQUET_SUFFIX))
+        known = ", ".join((*JSON_SUFFIXES, PARQUET_SUFFIX, ARROW_SUFFIX))
         raise DataError(f"suffix {suffix!r}: {known} are read, each also with .gz or .zst", file=str(shard))
     first = head.removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     if first == b"[":

@@ -7,7 +7,7 @@ each miss of that cache; `unpack_parquet` avoids it (`arrow`).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,13 @@ _reader = ParquetReader(CACHE_BYTES, max_group_bytes=MAX_GROUP_BYTES)
 class ParquetTable:
     """One parquet file, as it is when this is made."""
 
-    def __init__(self, path: Path, columns: tuple[str, ...] | None, needed: str | None = None) -> None:
-        """columns: that are decoded, where the file has them; None: all. needed: of these, the one that rows are useless
-        without (`data.options.column`). Raises DataError."""
+    def __init__(self, path: Path, columns: tuple[str, ...] | None, needed: tuple[str, ...] = ()) -> None:
+        """columns: that are decoded, where the file has them; None: all. needed: of these, one that rows are useless
+        without (`data.options.column`); any of several will do. Raises DataError."""
         self.path = path
         self._footer = _reader.footer(path)
-        names = self._footer.names
-        if needed is not None and needed not in names:
-            reason = (
-                f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
-            )
-            raise DataError(reason, field=needed)
-        self.columns: list[str] = [name for name in names if columns is None or name in columns]
-        if not self.columns:
-            raise DataError(
-                f"none of the columns {', '.join(columns or ())} is there; it has {', '.join(names) or 'none'}"
-            )
+        self.columns, self.other_columns = check_columns(self._footer.names, columns, needed)
+        """Those that are decoded, and those that are not."""
 
     def cut(self, part_bytes: int) -> list[int]:
         """One part: only the end of the file says where its rows are."""
@@ -104,3 +95,19 @@ def row_of(batch: Any, number: int, kind: str) -> dict[str, Any]:
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
     """The row with None for NaN, which other programs write for what is missing."""
     return {name: none_if_nan(value) for name, value in row.items()}
+
+
+def check_columns(
+    names: Sequence[str], columns: tuple[str, ...] | None, needed: tuple[str, ...]
+) -> tuple[list[str], tuple[str, ...]]:
+    """Of the columns of a file: (those that are decoded, the others). Raises DataError.
+
+    columns: that are wanted; None: all. needed: see `ParquetTable`.
+    """
+    if needed and not any(name in names for name in needed):
+        reason = f"it is not there; there are {', '.join(names) or 'none'}: name the right one in data.options.column"
+        raise DataError(reason, field=needed[0])
+    wanted = [name for name in names if columns is None or name in columns]
+    if not wanted:
+        raise DataError(f"none of the columns {', '.join(columns or ())} is there; it has {', '.join(names) or 'none'}")
+    return wanted, tuple(name for name in names if name not in wanted)

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple, Protocol
 from stoker_proto.errors import DataError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PARQUET_SUFFIX = ".parquet"
+PARQUET_SUFFIX, ARROW_SUFFIX = ".parquet", ".arrow"
 PACKED_SUFFIXES = (".gz", ".zst")
 TABLE_PATTERNS = tuple(
-    f"*{suffix}{packed}" for suffix in (*JSON_SUFFIXES, PARQUET_SUFFIX) for packed in ("", *PACKED_SUFFIXES)
+    f"*{suffix}{packed}"
+    for suffix in (*JSON_SUFFIXES, PARQUET_SUFFIX, ARROW_SUFFIX)
+    for packed in ("", *PACKED_SUFFIXES)
 )
 
 

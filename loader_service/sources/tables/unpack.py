@@ -37,6 +37,8 @@ from stoker_proto.host.files import whole_file, write_whole
 
 MIN_FREE_BYTES = 1 << 30
 """Unpacking stops rather than leave less than this on the disk."""
+_ARROW_VERSION = 2
+"""Of what `write_arrow` writes."""
 _BLOCK = 1 << 20
 _BLOCKS_PER_LOOK = 32  # at the free space
 _ZSTD_PIECE = 1024  # compressed bytes: 4 of them can stand for 128 KiB, so this is at most 32 MiB of content
@@ -52,12 +54,12 @@ def plain_file(shard: Path, cache_dir: str | None) -> Path:
 
 
 def arrow_file(
-    shard: Path, path: Path, cache_dir: str | None, columns: tuple[str, ...] | None, needed: str | None = None
+    shard: Path, path: Path, cache_dir: str | None, columns: tuple[str, ...] | None, needed: tuple[str, ...] = ()
 ) -> Path:
     """The parquet file in `path`, the plain content of `shard`, as an Arrow file of its needed columns in the cache.
 
     needed: see `ParquetTable`."""
-    name = f"arrow-{fingerprint(columns)[:16]}"
+    name = f"arrow-{fingerprint([_ARROW_VERSION, columns])[:16]}"
     return _made_once(
         shard,
         cache_dir,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.text.control_tokens import ControlTokens
+from stoker_proto.text.labelled_rows import checked_ids
 from stoker_proto.text.rendered import Rendered, TextJob, run_together
 from stoker_proto.text.rows import EncodedRow
 from stoker_proto.text.tokenizer import Ids, TextTokenizer
@@ -87,15 +88,7 @@ class TextRows:
 
     def _parted(self, input_ids: NDArray[np.integer]) -> tuple[Ids, Ids]:
         """(the ids that rows are made of, the leading tokens of each row). No leading tokens where the ids begin without them."""
-        ids = np.asarray(input_ids)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise DataError(
-                f"input_ids of shape {list(ids.shape)} and type {ids.dtype}: whole numbers [T] are expected"
-            )
-        wrong = ids[(ids < 0) | (ids >= self._tokenizer.size)]
-        if len(wrong):
-            raise DataError(f"input_ids hold {int(wrong[0])}: the tokenizer has ids 0-{self._tokenizer.size - 1}")
-        ids = ids.astype(np.int32)
+        ids = checked_ids(input_ids, self._tokenizer.size)
         leading = self._leading
         if len(leading) == 0 or not np.array_equal(ids[: len(leading)], leading):
             return ids, self._leading[:0]

@@ -114,7 +114,11 @@ def test_a_json_file_may_hold_lines_and_a_jsonl_file_an_array(
         ("a.parquet", b'{"text": "x"}\n', "unreadable parquet"),
         ("a.jsonl.gz", b'{"text": "x"}\n', "damaged gzip data"),
         ("a.jsonl.zst", b'{"text": "x"}\n', "damaged zstd data"),
-        ("a.csv", b"text\n", "suffix '.csv': .jsonl, .ndjson, .json, .parquet are read, each also with .gz or .zst"),
+        (
+            "a.csv",
+            b"text\n",
+            "suffix '.csv': .jsonl, .ndjson, .json, .parquet, .arrow are read, each also with .gz or .zst",
+        ),
         ("a.json", b'[{"text": "x"}, {"te', "breaks off at byte 20"),
         ("a.json.gz", gzip.compress(b'[{"text": "x"}, {"te', mtime=0), "breaks off at byte 20"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "y', r"a.jsonl:2: a line that begins with '{\"text\": \"y'"),

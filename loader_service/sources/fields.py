@@ -1,0 +1,62 @@
+"""What rows have beside the fields that are read: preferences are refused, all else is counted and named by loader-prepare.
+
+{"messages": [{"role": "user", "content": "Hi", "name": "Ann"}, ...], "score": 3}
+not read: turn field 'name'
+not read: field 'score'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from stoker_proto.errors import DataError
+
+UNREAD = "not read: "
+"""All these notes begin so: loader-prepare bounds how many of them it tells apart."""
+_MAX_NAME = 60
+_PAIR = ("chosen", "rejected")
+PREFERENCES = (*_PAIR, "label")
+"""Fields of preference data."""
+
+
+def unread(row: Mapping[str, Any], known: Collection[str], place: str = "") -> tuple[str, ...]:
+    """Notes on the fields that are not known. A field that is null or empty says nothing.
+
+    place: where they stand, e.g. "turn".
+    """
+    return tuple(unread_note(name, place) for name in row if name not in known and says_something(row[name]))
+
+
+def unread_note(name: object, place: str = "") -> str:
+    """The note on one field."""
+    shown = repr(name)
+    shown = shown if len(shown) <= _MAX_NAME else f"{shown[: _MAX_NAME - 3]}..."
+    return f"{UNREAD}{place} field {shown}" if place else f"{UNREAD}field {shown}"
+
+
+def says_something(value: Any) -> bool:
+    """Whether it is more than null, an empty text, list or object, or false."""
+    return value is not None and value is not False and not (isinstance(value, str | list | dict) and len(value) == 0)
+
+
+def refuse_preferences(row: Mapping[str, Any], named: Iterable[str] = ()) -> None:
+    """Raises DataError for a row of preference data: which of two answers is better, or whether an answer is wanted.
+
+    named: fields that the options name, so that the user has said what they are.
+    """
+    named = set(named)
+    pair = [name for name in _PAIR if says_something(row.get(name))]
+    if pair and named.isdisjoint(_PAIR):
+        raise DataError(
+            f"a preference row ({' and '.join(pair)}): it says which answer is better, and supervised fine-tuning learns one "
+            "answer. To learn the chosen ones, name that field: data.options.columns {messages: chosen} for lists of turns, "
+            "{completion: chosen} beside a prompt",
+            field=pair[0],
+        )
+    if type(row.get("label")) is bool and "label" not in named:
+        raise DataError(
+            f"a preference row (label: {str(row['label']).lower()}): it says whether the answer is wanted, and supervised "
+            "fine-tuning learns every answer. Keep the rows whose label is true in a file without that field",
+            field="label",
+        )
