@@ -8,27 +8,36 @@
 
 `scan` says which records a shard holds and how many samples each gives; `read` gives exactly that many, always the same
 ones. Both may run in several threads and processes at once: keep no state between calls.
+
+A class with `__len__` and `__getitem__` needs neither: `scan` and `read` go through these (`indexed`).
+
+    class Rows(BaseSFTDataset):
+        def __init__(self, config):
+            super().__init__(config)
+            self.rows = [json.loads(line) for file in self.files for line in file.open()]
+        def __len__(self):
+            return len(self.rows)
+        def __getitem__(self, index):
+            return {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
 """
 
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards, locate_entry
+from loader_service.sources.indexed import IndexedShards, is_indexed
 from loader_service.sources.named_files import (
     NamedFiles as NamedFiles,
 )  # so that a dataset class imports from here alone
+from loader_service.sources.samples import Sample as Sample
+from loader_service.sources.samples import ScannedRecord as ScannedRecord
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.text.turns import Turn as Turn  # so that a dataset class imports from here alone
@@ -46,75 +55,12 @@ SOURCES: dict[str, str] = {
 """dataset_type -> module:class, imported on demand."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScannedRecord:
-    """What `scan` found: one record of a shard."""
+class BaseSFTDataset:
+    """One kind of data on disk. Instances are made in every process that needs one, from the config alone.
 
-    offset: int
-    """Place of the record for `read`: a byte offset, a row number, or what the dataset defines; 0 <= offset < 2**63."""
-    size: int
-    """Bytes or rows from there; 0 <= size < 2**32."""
-    num_samples: int
-    """Samples that `read` will return; 0 is allowed. For text (`is_text`) loader-prepare replaces it by the number of rows."""
-    num_tokens: int = 0
-    """Tokens of all its rows, if loader-prepare counts them; else 0."""
-    actions: NDArray[np.float32] | None = None
-    """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
-    chunks of them, see `chunk_offsets`), or None."""
-    chunk_offsets: NDArray[np.int64] | None = None
-    """int64[K]: offsets from a sample's timestep to those of its chunk, clamped to the record's ends; None: 0 to K - 1."""
-    states: NDArray[np.float32] | None = None
-    """float32[T, S], the states that `data.state: text` is scaled by, or None."""
-    error: str | None = None
-    """Policy `skip` (data.on_bad_sample): why `read` will fail, as the scan found. The record keeps its place."""
-    notes: tuple[str, ...] = ()
-    """What was repaired or left out, in texts that many records share: loader-prepare counts each text."""
-    files: NamedFiles | None = None
-    """The files that the record only names; part of the fingerprint that loaders compare. None: not known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One row of training, in one of four forms:
-
-    `instruction` with `action` (an action chunk is learned) or with `answer` (words are learned);
-    `turns`: a dialogue, whose learned turns are labels;
-    `text`: plain language modelling, every token is a label;
-    `input_ids`: the same, tokenised already; with `labels`, and then also with images, what these say is learned.
+    A subclass has `scan` and `read`, or `__len__` and `__getitem__`, whose items are {"input_ids", "labels"[, "images"]} or a
+    `Sample` of language. Of a class with `__getitem__` there is one more instance for each shard, whose `files` is that shard.
     """
-
-    instruction: str = ""
-    turns: tuple[Turn, ...] = ()
-    text: str | None = None
-    special_tokens: tuple[str, ...] = ()
-    """Special tokens that the dataset wrote into `text` (fill-in-the-middle, repository names). Anything else in it that looks
-    like a special token is tokenised as plain text."""
-    input_ids: NDArray[np.int32] | None = None
-    """int32[T]."""
-    labels: NDArray[np.int32] | None = None
-    """int32[T], beside `input_ids`: -100 where nothing is learned, else the token itself. Then the ids are one row, unchanged;
-    without labels every token is learned, and long ids become several rows."""
-    state: NDArray[np.float32] | None = None
-    """float32[S], the robot's state (joints, gripper), in the source's units."""
-    images: tuple[NDArray[np.uint8], ...] = ()
-    """uint8[H, W, 3] each; a depth frame is uint16[H, W] in mm."""
-    action: NDArray[np.float32] | None = None
-    """float32[K, D], K = data.action.chunk, in action units."""
-    action_is_pad: NDArray[np.bool_] | None = None
-    """bool[K], or None if the source does not say: which actions lie beyond the record's ends and repeat its last (or first) one.
-    With `data.action.learn_padding: false` they are no labels of training."""
-    answer: str | None = None
-    """Text to be learned, where there is no action."""
-    timestep: int = 0
-    """Position inside the record; part of the sample's key."""
-    notes: tuple[str, ...] = ()
-    """What `read` repaired in the record (see `ScannedRecord.notes`)."""
-    files: NamedFiles | None = None
-    """The files that were opened for this record. The loader compares those of the first sample with what the scan found."""
-
-
-class BaseSFTDataset(ABC):
-    """One kind of data on disk. Instances are made in every process that needs one, from the config alone."""
 
     shard_patterns: ClassVar[tuple[str, ...]] = ("*.jsonl",)
     """Which files of a folder named in the data paths are shards; globs, `**/` for folders below it."""
@@ -129,6 +75,8 @@ class BaseSFTDataset(ABC):
 
     action_key: str = "action"
     """Name of the actions in published statistics (`data.action.statistics_path`)."""
+    files: tuple[Path, ...] = ()
+    """Of an instance that stands for one shard (see above): that shard, before `__init__` runs. Else empty."""
     remote: RemoteStore | None = None
     """The store of copies of remote files; None if the config names no URL."""
 
@@ -136,6 +84,13 @@ class BaseSFTDataset(ABC):
         """config: the `data` section; `config.options` are this dataset's own. Raises ConfigError for options it cannot use."""
         self.config = config
         self.remote = remote_store(config)
+        self._indexed = IndexedShards(self)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """A class with `__len__` and `__getitem__` gives rows of language, one each."""
+        super().__init_subclass__(**keywords)
+        if is_indexed(cls) and cls.scan is BaseSFTDataset.scan:
+            cls.is_text, cls.one_row_each = True, True
 
     def preload(self, shards: Sequence[Path]) -> None:
         """Import the libraries that `read` of these shards imports late.
@@ -197,13 +152,17 @@ class BaseSFTDataset(ABC):
         lengths_matter = data.packing or data.group_by_length or data.weigh_by == "tokens"
         return self.is_text and (not self.one_row_each or lengths_matter)
 
-    @abstractmethod
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
-        """The shard's records, in their order. Raises DataError naming file, record and field."""
+        """The shard's records, in their order. Raises DataError naming file, record and field.
 
-    @abstractmethod
+        Here: one record for each index of `__len__`."""
+        return self._indexed.scan(shard)
+
     def read(self, shard: Path, offset: int, size: int) -> Iterable[Sample]:
-        """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field."""
+        """The samples of one record, as many as `scan` said. Raises DataError naming file, record and field.
+
+        Here: the one of `__getitem__(offset)`."""
+        yield self._indexed.read(shard, offset)
 
     def cut(self, shard: Path, part_bytes: int) -> list[int]:
         """Byte offsets [0, ..., size] of parts that `scan_part` can scan at the same time; by default the whole shard is one.
@@ -266,4 +225,13 @@ def make_dataset(config: DataConfig) -> BaseSFTDataset:
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, BaseSFTDataset)):
         raise ConfigError(f"data.dataset_type is {config.dataset_type!r}: not a subclass of BaseSFTDataset")
+    if not is_indexed(cls) and BaseSFTDataset in (_owner(cls, "scan"), _owner(cls, "read")):
+        raise ConfigError(
+            f"data.dataset_type is {config.dataset_type!r}: the class needs scan and read, or __len__ and __getitem__"
+        )
     return cls(config)
+
+
+def _owner(cls: type, name: str) -> type | None:
+    """The class that a method comes from."""
+    return next((base for base in cls.__mro__ if name in vars(base)), None)
