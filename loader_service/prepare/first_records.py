@@ -24,6 +24,7 @@ from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.fit import sampled_chunks
 from loader_service.prepare.run import Prepared
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
+from loader_service.sources.fields import REASONED
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import DataError, FetchError, RowError, located
 from stoker_proto.host.trouble import host_errors
@@ -50,6 +51,7 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
         tokens[split] = {}
         for entry, manifest in entries.items():
             counted = int(manifest.num_tokens.sum(dtype=np.int64))
+            _warn_of_reasoning(manifest, processor)
             with located(field=data.path_key(split, entry)):
                 dataset = datasets[data.entry_sources(split)[entry]]
                 longest = _longest_chunk(manifest, data, processor)
@@ -57,6 +59,17 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
                 length = _check_entry(manifest, dataset, processor, longest=longest, wanted=wanted)
             tokens[split][entry] = counted or length * manifest.total_samples
     return tokens
+
+
+def _warn_of_reasoning(manifest: EntryManifest, processor: Processor) -> None:
+    reasoned = next((note for note in manifest.notes if note.startswith(REASONED)), None)
+    if reasoned is not None and not processor.writes_reasoning:
+        logger.warning(
+            "%s: %d records have reasoning beside the content of turns, and the template does not write it: that of turns "
+            "that are not learned is left out, and a record whose learned turns have some is an error. Use a model whose chat "
+            "template writes it, or set data.options.reasoning to inline or drop",
+            manifest.path, manifest.notes[reasoned],
+        )  # fmt: skip
 
 
 def _longest_chunk(manifest: EntryManifest, data: DataConfig, processor: Processor) -> int:

@@ -207,6 +207,11 @@ class Processor:
         return None if self._parts.state is None else self._parts.state.statistics.dim
 
     @property
+    def writes_reasoning(self) -> bool:
+        """Whether the dialogue's template writes `Turn.reasoning`."""
+        return self._parts.dialogue.writes_reasoning
+
+    @property
     def image_token_id(self) -> int | None:
         """The id that the model replaces by image features; None for a model of text only."""
         return None if self.image is None else self.image.token_id

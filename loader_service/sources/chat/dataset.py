@@ -2,16 +2,16 @@
 
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
-`learn` selects the labels; a message's own flag (`weight`, `train`, `loss`) overrides it. Broken dialogues are repaired by the
-rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one that its part names,
-or else the next of the row's. A row with images and no such mark has them at the beginning of the user's first turn, one per
-line. In a row without images the mark is plain text; such rows are counted.
+`learn` selects the labels; a message's own flag (`weight`, `train`, `mask` ..., see `turn_fields`) overrides it. Broken
+dialogues are repaired by the rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one
+that its part names, or else the next of the row's. A row with images and no such mark has them at the beginning of the user's
+first turn, one per line. In a row without images the mark is plain text; such rows are counted.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.base import Sample, Turn
-from loader_service.sources.chat.formats import COLUMNS, FORMATS, Conversation, format_of
+from loader_service.sources.chat.formats import COLUMNS, FIELDS, FORMATS, NOT_SEEN, Conversation, Names, format_of
 from loader_service.sources.chat.frames import load_frame
 from loader_service.sources.chat.frames import preload as preload_images
 from loader_service.sources.chat.mend import mend
-from loader_service.sources.chat.message import Message
+from loader_service.sources.chat.message import ROLES, Message
+from loader_service.sources.chat.turn_fields import HIDDEN, LEARNED, weight_of
+from loader_service.sources.fields import PREFERENCES, REASONED, refuse_preferences, unread
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.table import Table
@@ -35,14 +37,18 @@ from stoker_proto.text.turns import IMAGE, IMAGE_ROLES
 _FIRST_ROWS = 16
 """Looked at to find the format of a shard."""
 _MAX_IMAGES = 255  # of a sample, as they travel
+_ROW_FLAGS = ("weight", "loss_weight", "trainable")
+_USUAL = ("id", "_id", "idx", "index", "uuid", "hash", "prompt_id", "conversation_id")
 LITERAL = f"{IMAGE} in a row without images was taken for text"
+INLINED = "reasoning beside the content: written into it as <think> (data.options.reasoning)"
+DROPPED = "reasoning beside the content: left out (data.options.reasoning)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
     """`data.options` of this dataset."""
 
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "ultrachat"] = "auto"
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "ultrachat", "prompt_completion"] = "auto"
     """`auto`: found by each row's fields; all rows of a file must have the same."""
     learn: Literal["assistant", "last", "all"] = "assistant"
     """Whose words are labels: all turns of the assistant, its last one only, or every turn (also the prompt)."""
@@ -50,6 +56,13 @@ class ChatOptions:
     """In the place of every row's own system text; "" leaves it out. Function definitions are kept."""
     columns: dict[str, str] = field(default_factory=dict)
     """The format's name of a field -> its name in the files, e.g. {messages: chat}."""
+    turn_fields: dict[str, str] = field(default_factory=dict)
+    """The same inside of turns, e.g. {from: speaker, value: text}."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Name of a role in the files -> a known one, e.g. {bot: assistant}."""
+    reasoning: Literal["template", "inline", "drop"] = "template"
+    """What happens to reasoning that stands beside the content of the assistant's turns. `template`: the model's chat template
+    gets it; `inline`: it is written before the content between <think> and </think>; `drop`: it is left out."""
     validate: bool = False
     """Parse and mend every row in loader-prepare, not only when it is read."""
     unpack_parquet: bool = False
@@ -60,6 +73,7 @@ class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
     one_row_each: ClassVar[bool] = True
+    usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -69,6 +83,10 @@ class ChatDataset(TableDataset):
             raise ConfigError(
                 f"data.options.columns: {', '.join(unknown)} are no fields of a format: {', '.join(COLUMNS)}"
             )
+        unknown = [role for role in self.options.roles.values() if role not in ROLES]
+        if unknown:
+            raise ConfigError(f"data.options.roles: {', '.join(unknown)} are no known roles: {', '.join(ROLES)}")
+        self._names = Names(self.options.roles, self.options.turn_fields)
         self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 
     def preload(self, shards: Sequence[Path]) -> None:
@@ -77,8 +95,9 @@ class ChatDataset(TableDataset):
         preload_images()
 
     def columns(self) -> tuple[str, ...]:
-        """Those of all formats, by their names in the files."""
-        return tuple(self.options.columns.get(name, name) for name in COLUMNS)
+        """Those of all formats, by their names in the files, and what rows are refused for."""
+        named = [self.options.columns.get(name, name) for name in COLUMNS]
+        return tuple(dict.fromkeys((*named, *PREFERENCES, *_ROW_FLAGS, *NOT_SEEN)))
 
     def kind_of(self, table: Table, shard: Path, stop: int) -> str:
         """The format of the first rows, which all rows must have; bad rows among them are left to the scan."""
@@ -99,16 +118,44 @@ class ChatDataset(TableDataset):
 
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
         """The dialogue, mended, with its frames."""
-        name = self._format(row)
-        if kind not in (name, ""):
-            raise _mixed(name, kind)
-        conversation = FORMATS[name][1](self._renamed(row))
+        conversation, unread_notes = self._parse(row, kind)
         _set_system(conversation, self.options.system)
         literal = _give_images(conversation)
         messages, notes = mend(conversation.messages)
         images = [image for message in messages for image in message.images]
         frames = self._frames(images, shard) if images else ()
-        return Sample(turns=self._turns(messages), images=frames, notes=(*notes, LITERAL) if literal else notes)
+        all_notes = (*notes, *self._place_reasoning(messages), *((LITERAL,) if literal else ()), *unread_notes)
+        return Sample(turns=self._turns(messages), images=frames, notes=all_notes)
+
+    def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
+        """Fields of the row, of turns and of parts; and whether a template has to write reasoning."""
+        conversation, notes = self._parse(row, kind)
+        for_template = self.options.reasoning == "template" and any(m.reasoning for m in conversation.messages)
+        return (REASONED, *notes) if for_template else notes
+
+    def _parse(self, row: dict[str, Any], kind: str) -> tuple[Conversation, tuple[str, ...]]:
+        """What the row says, and notes on the fields that are not read."""
+        name = self._format(row)
+        if kind not in (name, ""):
+            raise _mixed(name, kind)
+        if weight_of({flag: row.get(flag) for flag in _ROW_FLAGS}, "") is False:
+            raise DataError("the row says that it is not to be learned (weight 0): remove it")
+        conversation = FORMATS[name][1](self._renamed(row), self._names)
+        known = {self.options.columns.get(column, column) for column in FIELDS[name]}
+        return conversation, (*unread(row, known.union(_USUAL, _ROW_FLAGS)), *conversation.notes)
+
+    def _place_reasoning(self, messages: list[Message]) -> tuple[str, ...]:
+        """Reasoning goes where the options say; a note on it."""
+        thinking = [message for message in messages if message.reasoning]
+        if not thinking:
+            return ()
+        if self.options.reasoning == "template":
+            return (REASONED,)
+        for message in thinking:
+            if self.options.reasoning == "inline":
+                message.text = f"<think>\n{(message.reasoning or '').strip()}\n</think>\n\n{message.text}"
+            message.reasoning = None
+        return (INLINED if self.options.reasoning == "inline" else DROPPED,)
 
     def _frames(self, images: list[Any], shard: Path) -> tuple[NDArray[np.uint8], ...]:
         root = self.root_of(shard)
@@ -126,12 +173,16 @@ class ChatDataset(TableDataset):
                 text=message.text,
                 learned=message.learned
                 if message.learned is not None
-                else learn == "all" or (message.role == "assistant" and (learn == "assistant" or i == last)),
+                else learn == "all"
+                or (message.role == "assistant" and not message.in_prompt and (learn == "assistant" or i == last)),
+                reasoning=message.reasoning,
             )
             for i, message in enumerate(messages)
         )
         if not any(turn.learned for turn in turns):
-            raise DataError("no turn is learned: the flags (weight, train, loss) of its messages turn all of them off")
+            raise DataError(
+                f"no turn is learned: the flags ({', '.join((*LEARNED, *HIDDEN))}) of its messages turn all of them off"
+            )
         return turns
 
     def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +192,9 @@ class ChatDataset(TableDataset):
         return {**row, **{name: row.get(in_file) for name, in_file in names.items()}}
 
     def _format(self, row: dict[str, Any]) -> str:
-        """Of a row as it is in the file."""
+        """Of a row as it is in the file. Raises DataError, also for preferences."""
+        meant = ("chosen", "rejected") if self.options.format != "auto" else ()
+        refuse_preferences(row, (*self.options.columns.values(), *meant))
         named, fields = self._renamed(row), ", ".join(map(str, row)) or "none"
         if self.options.format == "auto":
             return format_of(named, fields)

@@ -1,31 +1,50 @@
 """The chat formats, one function each: a row -> messages and the images that belong to them.
 
-    alpaca      {"instruction": "Add.", "input": "1 2", "output": "3", "system": "...", "history": [["Hi", "Hello"]]}
-    sharegpt    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "images": ["a.jpg"]}
-    messages    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    ultrachat   {"id": "0", "data": ["Hi", "Hello", "How are you?", "Fine."]}
+    alpaca              {"instruction": "Add.", "input": "1 2", "output": "3", "system": "...", "history": [["Hi", "Hello"]]}
+    sharegpt            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "images": []}
+    messages            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    ultrachat           {"id": "0", "data": ["Hi", "Hello", "How are you?", "Fine."]}
+    prompt_completion   {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
 
-The images of a row are its column `images`, a list, or `image`, the only one (LLaVA). The format with `prompt` and `messages` of
-UltraChat 200k is `messages`. A column that is null is not there, as parquet has all columns in all rows.
+Lists of turns may be JSON text, or lists by field ({"role": [...], "content": [...]}), as tables keep them. The images of a row
+are its column `images`, a list, or `image`, the only one (LLaVA). The format with `prompt` and `messages` of UltraChat 200k is
+`messages`. A column that is null is not there, as parquet has all columns in all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader_service.sources.chat.message import (
-    Message,
-    call_text,
-    parse_json,
-    role_of,
-    text_of,
-    tools_text,
-    weight_of,
-)
+from loader_service.sources.chat.message import Message, call_text, parse_json, role_of, text_of, tools_text
 from loader_service.sources.chat.parts import content_of
+from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
+from loader_service.sources.fields import says_something, unread
 from stoker_proto.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the options say of names in the files."""
+
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Name of a role in the files -> the one that is known."""
+    turn_fields: Mapping[str, str] = field(default_factory=dict)
+    """The format's field of a turn -> its name in the files."""
+
+    def role(self, name: object) -> object:
+        """The known name of the role, if the options have one."""
+        return self.roles.get(name, name) if isinstance(name, str) else name
+
+    def turn(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """The turn with the format's names."""
+        if not self.turn_fields:
+            return turn
+        renamed = {name: turn.get(in_file) for name, in_file in self.turn_fields.items()}
+        taken = set(self.turn_fields.values())
+        return {**{name: value for name, value in turn.items() if name not in taken}, **renamed}
 
 
 @dataclass(slots=True)
@@ -37,12 +56,14 @@ class Conversation:
     """The row's own: paths, data URIs, or {"bytes": ..., "path": ...}."""
     tools: str = ""
     """What is to be said of functions, behind the system text."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """On fields of turns and parts that are not read."""
 
 
-Format = Callable[[dict[str, Any]], Conversation]
+Format = Callable[[dict[str, Any], Names], Conversation]
 
 
-def alpaca(row: dict[str, Any]) -> Conversation:
+def alpaca(row: dict[str, Any], names: Names) -> Conversation:
     """User turn: instruction and, on a line of its own, input. History comes before it."""
     messages = []
     for i, pair in enumerate(_list(row, "history")):
@@ -56,45 +77,82 @@ def alpaca(row: dict[str, Any]) -> Conversation:
     extra = text_of(row["input"], "input") if row.get("input") is not None else ""
     if extra.strip():
         question = f"{question}\n{extra}" if question.strip() else extra
-    messages += [Message("user", question), Message("assistant", text_of(row.get("output"), "output"))]
-    return _conversation(row, messages)
+    answer = Message("assistant", text_of(row.get("output"), "output"), reasoning=reasoning_of(row, ""))
+    return _conversation(row, [*messages, Message("user", question), answer])
 
 
-def sharegpt(row: dict[str, Any]) -> Conversation:
+def sharegpt(row: dict[str, Any], names: Names) -> Conversation:
     """Turns of `from` and `value`; `role` and `content` are taken too."""
-    messages = []
-    for i, turn in enumerate(_turns(row, "conversations")):
+    messages: list[Message] = []
+    notes: dict[str, None] = {}
+    for i, turn in enumerate(_turns(row, "conversations", names)):
         place = f"conversations[{i}]"
         name_key = "from" if turn.get("from") is not None else "role"
         text_key = "value" if turn.get("value") is not None or "content" not in turn else "content"
-        role = role_of(turn.get(name_key), f"{place}.{name_key}")
+        name = names.role(turn.get(name_key))
+        role = role_of(name, f"{place}.{name_key}")
         text = text_of(turn.get(text_key), f"{place}.{text_key}")
-        if turn.get(name_key) == "function_call":
+        if name == "function_call":
             text = _function_call(text, f"{place}.{text_key}")
-        messages.append(Message(role, text, weight_of(turn, place)))
-    return _conversation(row, messages)
+        reasoning = reasoning_of(turn, place) if role == "assistant" else None
+        messages.append(Message(role, text, weight_of(turn, place), reasoning=reasoning))
+        notes |= dict.fromkeys(unread(turn, _known_of_turn(role, name_key, text_key), "turn"))
+    return _conversation(row, messages, notes)
 
 
-def openai(row: dict[str, Any]) -> Conversation:
+def openai(row: dict[str, Any], names: Names) -> Conversation:
     """Content is a text or a list of parts (text, image_url, image); calls of functions follow the content."""
-    messages, has_images = [], bool(_images(row))
-    for i, turn in enumerate(_turns(row, "messages")):
-        place = f"messages[{i}]"
-        role = role_of(turn.get("role"), f"{place}.role")
-        calls, content = _calls(turn, place), turn.get("content")
-        if content is None and (calls or role == "assistant"):
-            content = ""
-        text, images = content_of(content, role, f"{place}.content", has_images=has_images)
-        texts = [text, *calls] if text else calls
-        messages.append(Message(role, "\n".join(texts), weight_of(turn, place), images))
-    return _conversation(row, messages)
+    messages, notes = _openai_turns(row, "messages", names)
+    return _conversation(row, messages, notes)
 
 
-def ultrachat(row: dict[str, Any]) -> Conversation:
+def ultrachat(row: dict[str, Any], names: Names) -> Conversation:
     """User and assistant in turn, beginning with the user."""
     texts = [text_of(text, f"data[{i}]") for i, text in enumerate(_list(row, "data"))]
     messages = [Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
     return _conversation(row, messages)
+
+
+def prompt_completion(row: dict[str, Any], names: Names) -> Conversation:
+    """Both are texts or lists of turns. What the assistant says in the prompt is not learned."""
+    notes: dict[str, None] = {}
+    messages: list[Message] = []
+    row = {**row, "prompt": _said(row.get("prompt")), "completion": _said(row["completion"])}
+    if isinstance(row["prompt"], str):
+        messages.append(Message("user", row["prompt"]))
+    elif row["prompt"] is not None:
+        messages, notes = _openai_turns(row, "prompt", names)
+    for message in messages:
+        message.in_prompt = True
+    if isinstance(row["completion"], str):
+        answers = [Message("assistant", row["completion"])]
+    else:
+        answers, more = _openai_turns(row, "completion", names)
+        notes |= more
+    if answers and answers[0].role != "assistant":
+        raise DataError(
+            f"it begins with a turn of role {answers[0].role}: what follows the prompt is expected; a whole dialogue is named by "
+            "data.options.columns {messages: ...}",
+            field="completion",
+        )
+    reasoning = reasoning_of(row, "")
+    if reasoning is not None and answers:
+        if answers[-1].reasoning not in (None, reasoning):
+            raise DataError("the row and its completion have different reasoning: keep one of them", field="completion")
+        answers[-1].reasoning = reasoning
+    return _conversation(row, [*messages, *answers], notes)
+
+
+def _said(value: Any) -> Any:
+    """The turns of a JSON text; any other text is what the user or the assistant says."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    are_turns = isinstance(turns, list) and bool(turns) and all(isinstance(t, dict) and "role" in t for t in turns)
+    return turns if are_turns else value
 
 
 FORMATS: dict[str, tuple[str, Format]] = {
@@ -102,14 +160,23 @@ FORMATS: dict[str, tuple[str, Format]] = {
     "sharegpt": ("conversations", sharegpt),
     "ultrachat": ("data", ultrachat),
     "alpaca": ("instruction", alpaca),
+    "prompt_completion": ("completion", prompt_completion),
 }
 """Name -> (the column that tells it from the others, its function). The first whose column a row has is taken."""
 
-COLUMNS = (
-    *("messages", "conversations", "data", "instruction", "input", "output", "history"),
-    *("system", "tools", "functions", "images", "image"),
-)
+_COMMON = ("system", "tools", "functions", "images", "image")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", *_COMMON),
+    "sharegpt": ("conversations", *_COMMON),
+    "ultrachat": ("data", *_COMMON),
+    "alpaca": ("instruction", "input", "output", "history", *REASONING, *_COMMON),
+    "prompt_completion": ("prompt", "completion", *REASONING, *_COMMON),
+}
+"""Name -> the columns that it reads."""
+COLUMNS = tuple(dict.fromkeys(column for columns in FIELDS.values() for column in columns))
 """All columns that the formats read."""
+NOT_SEEN = ("videos", "video", "audios", "audio")
+"""Columns of what no model is shown: refused where they say something."""
 
 
 def format_of(row: dict[str, Any], fields: str = "") -> str:
@@ -118,20 +185,61 @@ def format_of(row: dict[str, Any], fields: str = "") -> str:
         if row.get(column) is not None:
             return name
     known = ", ".join(f"{name} ({column})" for name, (column, _) in FORMATS.items())
+    tokens = "; token ids are read by data.dataset_type: text" if row.get("input_ids") is not None else ""
     raise DataError(
         f"fields {fields or ', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns "
-        "in data.options.columns"
+        f"in data.options.columns{tokens}"
     )
 
 
-def _conversation(row: dict[str, Any], messages: list[Message]) -> Conversation:
+def _conversation(row: dict[str, Any], messages: list[Message], notes: dict[str, None] | None = None) -> Conversation:
     """With what all formats may have: a system text, if no message is one, functions, and images."""
+    for column in NOT_SEEN:
+        if says_something(row.get(column)):
+            raise DataError("only images are read: remove the row, or the field if it is not meant", field=column)
     system = text_of(row["system"], "system") if row.get("system") is not None else ""
     if system.strip() and (not messages or messages[0].role != "system"):
-        messages.insert(0, Message("system", system))
+        messages.insert(0, Message("system", system, in_prompt=bool(messages) and messages[0].in_prompt))
     name = "functions" if row.get("tools") is None else "tools"  # what OpenAI called them before
     tools = tools_text(row[name], name) if row.get(name) is not None else ""
-    return Conversation(messages, _images(row), tools)
+    return Conversation(messages, _images(row), tools, notes or {})
+
+
+def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Message], dict[str, None]]:
+    """The messages in a column, and notes on fields that are not read."""
+    messages: list[Message] = []
+    notes: dict[str, None] = {}
+    has_images = bool(_images(row))
+    for i, turn in enumerate(_turns(row, name, names)):
+        place = f"{name}[{i}]"
+        role = role_of(names.role(turn.get("role")), f"{place}.role")
+        calls, content = _calls(turn, place), turn.get("content")
+        reasoning = reasoning_of(turn, place) if role == "assistant" else None
+        if content is None and (calls or role == "assistant"):
+            content = ""
+        found = content_of(content, role, f"{place}.content", has_images=has_images)
+        if found.reasoning:
+            thought = "\n\n".join(found.reasoning)
+            if reasoning is not None and reasoning != thought:
+                raise DataError("the turn and a part of it have different reasoning: keep one of them", field=place)
+            reasoning = thought
+        texts = [found.text, *calls] if found.text else calls
+        messages.append(Message(role, "\n".join(texts), weight_of(turn, place), tuple(found.images), reasoning))
+        notes |= dict.fromkeys((*found.notes, *unread(turn, _known_of_turn(role, *_OPENAI), "turn")))
+    return messages, notes
+
+
+_OPENAI = ("role", "content", "tool_calls", "function_call", "tool_call_id", "id")
+
+
+def _known_of_turn(role: str, *fields: str) -> frozenset[str]:
+    key = role == "assistant", fields
+    if key not in _known_fields:
+        _known_fields[key] = KNOWN.union(fields, REASONING if role == "assistant" else ())
+    return _known_fields[key]
+
+
+_known_fields: dict[tuple[bool, tuple[str, ...]], frozenset[str]] = {}  # ten at most
 
 
 def _calls(turn: dict[str, Any], place: str) -> list[str]:
@@ -182,9 +290,27 @@ def _list(row: dict[str, Any], name: str) -> list[Any]:
     return list(value)
 
 
-def _turns(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    turns = _list(row, name)
+def _turns(row: dict[str, Any], name: str, names: Names) -> list[dict[str, Any]]:
+    """The turns in a column with the format's names."""
+    value = row.get(name)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = parse_json(value, name)
+    if isinstance(value, dict):
+        value = _by_turn(value, name)
+    turns = _list({name: value}, name)
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise DataError(f"{type(turn).__name__}: an object is expected", field=f"{name}[{i}]")
-    return turns
+    return [names.turn(turn) for turn in turns]
+
+
+def _by_turn(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """One turn, or turns that are kept as a list for each field."""
+    lists = [column for column in value.values() if isinstance(column, list)]
+    if not lists or ("content" in value and not isinstance(value.get("role"), list)):
+        return [value]
+    lengths = {len(column) for column in lists}
+    if len(lists) < sum(column is not None for column in value.values()) or len(lengths) != 1:
+        raise DataError("fields with lists of different lengths: a list of turns is expected", field=name)
+    columns = {field: column for field, column in value.items() if column is not None}
+    return [dict(zip(columns, turn, strict=True)) for turn in zip(*columns.values(), strict=True)]

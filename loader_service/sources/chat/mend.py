@@ -23,7 +23,7 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     notes: dict[str, None] = {}
     if not messages:
         raise DataError("a dialogue without a turn: remove it")
-    kept = [message for message in messages if message.text.strip()]
+    kept = [message for message in messages if message.text.strip() or message.reasoning]
     if len(kept) < len(messages):
         notes[EMPTY] = None
     first_user = next((i for i, message in enumerate(kept) if message.role == "user"), len(kept))
@@ -33,9 +33,8 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     merged: list[Message] = []
     for message in [*system, *kept[first_user:]]:
         last = merged[-1] if merged else None
-        if last is not None and last.role == message.role != "tool" and last.learned == message.learned:
-            text = f"{last.text}\n\n{message.text}"
-            merged[-1] = Message(last.role, text, last.learned, last.images + message.images)
+        if last is not None and last.role == message.role != "tool" and _alike(last, message):
+            merged[-1] = _joined(last, message)
             notes[MERGED] = None
         else:
             merged.append(message)
@@ -46,3 +45,14 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     if end < len(merged):
         notes[TRAILING] = None
     return merged[:end], tuple(notes)
+
+
+def _alike(first: Message, second: Message) -> bool:
+    """Whether the same is learned of both."""
+    return (first.learned, first.in_prompt) == (second.learned, second.in_prompt)
+
+
+def _joined(first: Message, second: Message) -> Message:
+    text = "\n\n".join(message.text for message in (first, second) if message.text.strip())
+    reasoning = "\n\n".join(message.reasoning for message in (first, second) if message.reasoning) or None
+    return Message(first.role, text, first.learned, first.images + second.images, reasoning, first.in_prompt)

@@ -50,13 +50,20 @@ class Message:
     """What the row itself says; None: nothing."""
     images: tuple[Any, ...] = ()
     """Where to find those that are marked in the text, in their order; None, or none at all: the next of the row's `images`."""
+    reasoning: str | None = None
+    """What the assistant thinks before it answers, where the row keeps it beside the content."""
+    in_prompt: bool = False
+    """Part of what the row calls its prompt: no answer of it is learned."""
 
 
 def role_of(name: object, field: str) -> Role:
     """The role behind a name. Raises DataError."""
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise DataError(f"role {name!r}: {', '.join(ROLES)} are known", field=field)
+        raise DataError(
+            f"role {name!r}: {', '.join(ROLES)} are known; name others in data.options.roles, e.g. {{bot: assistant}}",
+            field=field,
+        )
     return role
 
 
@@ -65,17 +72,6 @@ def text_of(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{_shown(value)}: a text is expected", field=field)
     return value
-
-
-def weight_of(message: dict[str, Any], field: str) -> bool | None:
-    """Whether the message's own flag says that it is learned: `weight` (OpenAI), `train` or `loss`, each 0/1 or a boolean."""
-    for name in ("weight", "train", "loss"):
-        flag = message.get(name)
-        if flag is not None:
-            if isinstance(flag, str) or flag not in (0, 1):
-                raise DataError(f"{_shown(flag)}: 0 or 1 is expected", field=f"{field}.{name}")
-            return bool(flag)
-    return None
 
 
 def call_text(name: object, arguments: object, field: str) -> str:

@@ -59,7 +59,7 @@ class TableDataset(BaseSFTDataset):
     """Rows of tables, one sample each."""
 
     is_text: ClassVar[bool] = True
-    version: ClassVar[int] = 3  # labels beside input_ids, fields beside the content of turns, nested NaN is no null
+    version: ClassVar[int] = 3  # labels beside input_ids, fields beside the content of turns, weights that are NaN
     shard_patterns: ClassVar[tuple[str, ...]] = TABLE_PATTERNS
     same_format: ClassVar[tuple[tuple[str, ...], ...]] = (JSON_SUFFIXES,)
     """Suffixes that may stand beside each other in one entry."""

@@ -12,7 +12,7 @@ import orjson
 
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.tables.json_array import iter_elements
-from loader_service.sources.tables.table import ScannedRow, Span, none_if_nan
+from loader_service.sources.tables.table import WEIGHTS, ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
 
 _BRACES = (b"{"[0], b"}"[0])
@@ -113,9 +113,9 @@ def _parse_row(text: bytes) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """The JSON value with null for every number that is none."""
+    """The JSON value with null for every number that is none, except weights, which are refused."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: inner if key in WEIGHTS else _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_nan(inner) for inner in value]
     return none_if_nan(value)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loader_service.sources.parquet import ParquetReader, guarded
-from loader_service.sources.tables.table import ScannedRow, Span, none_if_nan
+from loader_service.sources.tables.table import WEIGHTS, ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
 
 CACHE_BYTES = 256 << 20
@@ -93,8 +93,8 @@ def row_of(batch: Any, number: int, kind: str) -> dict[str, Any]:
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with None for NaN, which other programs write for what is missing."""
-    return {name: none_if_nan(value) for name, value in row.items()}
+    """The row with None for NaN, which other programs write for what is missing. A weight that is NaN stays: it is refused."""
+    return {name: value if name in WEIGHTS else none_if_nan(value) for name, value in row.items()}
 
 
 def check_columns(

@@ -18,6 +18,9 @@ TABLE_PATTERNS = tuple(
     for packed in ("", *PACKED_SUFFIXES)
 )
 
+WEIGHTS = ("weight", "loss_weight")
+"""Fields in which NaN is not read as "missing": a turn without a weight is learned."""
+
 
 class Span(NamedTuple):
     """Where a row lies, found without parsing it."""

@@ -25,7 +25,7 @@ from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
 from stoker_proto.text.rendered import Labelled, Rendered, TextJob, run_together
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.tokenizer import TextTokenizer, int32_array
-from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, place_images
+from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, mark_reasoning, place_images
 
 _NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)
 
@@ -57,6 +57,10 @@ class DialogueRows:
 
     def _encode(self, turns: Sequence[Turn], num_images: int) -> TextJob[EncodedRow]:
         check_turns(turns)
+        if self._dialogue.template != "chat_template":
+            lost = next((number for number, turn in enumerate(turns) if turn.learned and turn.reasoning), None)
+            if lost is not None:
+                raise _reasoning_lost(lost, f"data.dialogue.template {self._dialogue.template}")
         if num_images and self._image is None:
             raise RowError(
                 f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
@@ -95,10 +99,15 @@ class DialogueRows:
 
     def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> TextJob[EncodedRow]:
         whole = is_learned_whole(turns)
+        spanned = turns
         if whole:  # every token is a label: no turn needs its own spans
-            turns = [replace(turn, learned=False) for turn in turns]
-        by = self._by_template if self._dialogue.template == "chat_template" else self._by_turns
-        ids, supervised = yield from by(turns, parts)
+            spanned = [replace(turn, learned=False) for turn in turns]
+        if self._dialogue.template == "chat_template":
+            rendered = self._renderer(spanned, parts)
+            self._check_reasoning(turns, rendered, whole=whole)
+            [(ids, supervised)] = yield [rendered]
+        else:
+            ids, supervised = yield from self._by_turns(spanned, parts)
         if whole:
             supervised = np.ones(len(ids), np.uint8)
             supervised[: 0 if self._dialogue.writes_bos else len(self._tokenizer.leading)] = 0
@@ -106,9 +115,21 @@ class DialogueRows:
                 supervised[ids == self._image.token_id] = 0
         return self._rows.expand(ids, supervised, num_images)
 
-    def _by_template(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
-        [found] = yield [self._renderer(turns, parts)]
-        return found
+    def _check_reasoning(self, turns: Sequence[Turn], rendered: Rendered, *, whole: bool) -> None:
+        """Check that the learned text has the reasoning of the learned turns. Raises RowError. whole: all of it is learned."""
+        if not any(turn.reasoning for turn in turns):
+            return
+        # A template with {% generation %} blocks says itself how much of a turn is learned.
+        is_whole = whole or self._dialogue.chat.marks_generation
+        text = rendered.text if is_whole else "".join(rendered.text[a:b] for a, b in rendered.spans)
+        position, squeezed = 0, "".join(text.split())
+        for number, turn in enumerate(turns):
+            marked = mark_reasoning(turn, self._control) if turn.learned else None
+            if marked is None:
+                continue
+            position = squeezed.find("".join(marked.split()), position)
+            if position < 0:
+                raise _reasoning_lost(number, "the model's chat template")
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         pieces: list[Rendered] = []
@@ -190,3 +211,11 @@ class DialogueRows:
                 "alone does not fit: raise it, or set data.overlong to truncate"
             )
         return best
+
+
+def _reasoning_lost(number: int, template: str) -> RowError:
+    return RowError(
+        f"turn {number} has reasoning beside its text, and {template} does not write it, so that it would not be learned: use a "
+        "model whose chat template writes it (data.dialogue.template: chat_template), or set data.options.reasoning to inline "
+        "(it is written into the text as <think>) or to drop"
+    )

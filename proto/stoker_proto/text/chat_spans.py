@@ -50,7 +50,8 @@ class DialogueRenderer:
         if self._template.marks_generation:
             return _by_blocks(self._finish(self._template.render(messages, opening=False)), turns)
         texts = [message["content"] for message in messages]
-        if all(isinstance(text, str) for text in texts) and (frames := self._frames_of(turns)) is not None:
+        is_plain = all(isinstance(text, str) for text in texts) and not any(turn.reasoning for turn in turns)
+        if is_plain and (frames := self._frames_of(turns)) is not None:
             found = frames.fit(self._finish(self._template.render(messages, opening=False)), texts)
             if found is not None:
                 return found

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
-from stoker_proto.text.turns import Parts, Turn, mark_parts
+from stoker_proto.text.turns import Parts, Turn, mark_parts, mark_reasoning
 
 Message = dict[str, Any]
 _GENERATION = re.compile(f"[{GENERATION_OPEN}{GENERATION_CLOSE}]")
@@ -30,6 +30,8 @@ _DEADLINE_S = 20.0
 """For one short turn; published templates take 1 ms."""
 _MOST = 1_000_000
 """Characters of a repeated text; size of a factor."""
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Names that templates have for the reasoning of a turn."""
 
 
 class _Generation(Extension):
@@ -102,6 +104,8 @@ class ChatTemplate:
             )  # was a ChainMap, which is slow to copy for each rendering
             self.marks_generation = environment.parse(source).find(nodes.ExtensionAttribute) is not None
             """Whether the template marks the assistant's text itself."""
+            self.reasoning_field = _reasoning_field(environment.parse(source))
+            """Its name for the reasoning of a turn; None: it writes none."""
         except TemplateError as error:
             raise ConfigError(f"the model's chat template is not valid ({error}); use another template") from error
         self._takes_strings = _PROBE in self._probe(_PROBE)
@@ -136,9 +140,16 @@ class ChatTemplate:
         """
         as_string = self._takes_strings and not any(None in of_turn for of_turn in parts)
         return [
-            _message(turn.role, mark_parts(turn, of_turn, control), as_string)
+            _message(turn.role, mark_parts(turn, of_turn, control), as_string) | self._reasoning(turn, control)
             for turn, of_turn in zip(turns, parts, strict=True)
         ]
+
+    def _reasoning(self, turn: Turn, control: ControlTokens) -> Message:
+        """The turn's reasoning under the name that the template knows, else under the usual one."""
+        marked = mark_reasoning(turn, control)
+        if marked is None:
+            return {}
+        return {self.reasoning_field or REASONING_FIELDS[0]: marked}
 
     def render(self, messages: Sequence[Message], *, opening: bool) -> str:
         """The text. opening: followed by the beginning of an assistant's turn. Raises DataError where the template fails."""
@@ -163,6 +174,14 @@ class ChatTemplate:
             raise ConfigError(
                 f"the model's chat template fails on one user's turn ({error}); use another template"
             ) from error
+
+
+def _reasoning_field(source: nodes.Template) -> str | None:
+    """The first of the fields that the template looks at: message.thinking, message['thinking'] or 'thinking' in message."""
+    named = {node.attr for node in source.find_all(nodes.Getattr)} | {
+        node.value for node in source.find_all(nodes.Const)
+    }
+    return next((field for field in REASONING_FIELDS if field in named), None)
 
 
 def _message(role: str, parts: Parts, as_string: bool) -> Message:

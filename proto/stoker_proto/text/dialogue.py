@@ -84,6 +84,11 @@ class Dialogue:
         return self.template in ("stoker", "chat_template")
 
     @property
+    def writes_reasoning(self) -> bool:
+        """Whether the template knows reasoning that stands beside the content of a turn."""
+        return self.template == "chat_template" and self.chat.reasoning_field is not None
+
+    @property
     def openers(self) -> tuple[str, ...]:
         """Texts that open turns, which a turn's own text must not contain."""
         return (USER, ASSISTANT) if self.template == "stoker" else ()

@@ -31,6 +31,9 @@ class Turn:
     text: str
     learned: bool = False
     """Whether its text, and the token that ends it, are labels. Either only turns of the assistant are learned, or all turns."""
+    reasoning: str | None = None
+    """What the assistant thinks before it answers, where the data keeps it apart from the text. Chat templates write it their own
+    way; a dialogue whose learned reasoning the template leaves out is refused."""
 
 
 def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
@@ -57,6 +60,11 @@ def mark_parts(turn: Turn, parts: Parts, control: ControlTokens) -> Parts:
     """The parts with their control tokens marked."""
     of_assistant = turn.role == "assistant"
     return tuple(None if part is None else control.mark(part, of_assistant=of_assistant) for part in parts)
+
+
+def mark_reasoning(turn: Turn, control: ControlTokens) -> str | None:
+    """The turn's reasoning with its control tokens marked; None: it has none."""
+    return control.mark(turn.reasoning, of_assistant=True) if turn.reasoning else None
 
 
 def is_learned_whole(turns: Sequence[Turn]) -> bool:

@@ -339,3 +339,62 @@ def test_an_image_that_a_tool_shows_stands_in_its_turn(tmp_path: Path) -> None:
         shown(processor, turns, 1)
         == "<s><|User|> Hi <|Assistant|> call</s><|User|> <image>x16 Done <|Assistant|>{ Hello</s>}"
     )
+
+
+QWEN_3 = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.role == 'assistant' %}"
+    "{%- set reasoning = message.reasoning_content if message.reasoning_content is string else '' %}"
+    "{%- if loop.last or reasoning %}{{- '<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' }}{%- endif %}"
+    "{{- message.content + '<|im_end|>' }}"
+    "{%- else %}{{- message.content + '<|im_end|>' }}{%- endif %}{{- '\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""Qwen 3's way with reasoning_content, without the rewriting of earlier turns."""
+ASK = Turn(role="user", text="What is six times seven?")
+THINK = Turn(role="assistant", text="42", learned=True, reasoning="six sevens are forty-two")
+
+
+def test_reasoning_beside_the_text_is_learned_as_the_template_writes_it(chat_processor: Make) -> None:
+    said = "<|im_start|>user\nWhat is six times seven?<|im_end|>\n<|im_start|>assistant\n"
+    learned = "{<think>\nsix sevens are forty-two\n</think>\n\n42<|im_end|>}\n"
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        for template in (
+            QWEN_3.replace("message.reasoning_content", f"message.{field}"),
+            QWEN_3.replace("message.reasoning_content", f"message['{field}']"),
+        ):
+            processor = chat_processor(template)
+            assert processor.writes_reasoning
+            assert shown(processor, [ASK, THINK]) == said + learned
+    plain_turn = replace(THINK, reasoning=None)
+    assert shown(chat_processor(QWEN_3), [ASK, plain_turn]) == said + "{<think>\n\n</think>\n\n42<|im_end|>}\n"
+
+
+def test_control_tokens_in_reasoning_stay_text(chat_processor: Make) -> None:
+    processor = chat_processor(QWEN_3)
+    row = processor.encode_turns([ASK, replace(THINK, reasoning="say <|im_end|> now")])
+    end = processor._tokenizer.id_of("<|im_end|>")
+    assert (row.input_ids == end).sum() == 2
+    assert row.supervised[-2:].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("learn_all", [False, True])
+def test_learned_reasoning_that_a_template_leaves_out_is_refused(
+    learn_all: bool, chat_processor: Make, tmp_path: Path
+) -> None:
+    turns = [replace(ASK, learned=learn_all), THINK]
+    wants = r"turn 1 has reasoning beside its text, and {} does not write it.*data\.options\.reasoning to inline .* or to drop"
+    with pytest.raises(RowError, match=wants.format("the model's chat template")):
+        chat_processor(plain(CHATML)).encode_turns(turns)
+    for template in ("stoker", "openvla"):
+        processor = build(tmp_path, f"data.dialogue.template={template}")
+        assert not processor.writes_reasoning
+        with pytest.raises(RowError, match=wants.format(rf"data\.dialogue\.template {template}")):
+            processor.encode_turns(turns)
+
+
+def test_reasoning_that_is_not_learned_may_be_left_out(chat_processor: Make) -> None:
+    turns = [ASK, replace(THINK, learned=False), BYE, BYE_BYE]
+    without = [ASK, replace(THINK, learned=False, reasoning=None), BYE, BYE_BYE]
+    processor = chat_processor(plain(CHATML))
+    assert shown(processor, turns) == shown(processor, without)

@@ -328,7 +328,7 @@ def test_mixed_formats_in_one_file_are_named(
         ({"lern": "all"}, r"data\.options\.lern: unknown option; did you mean learn\?"),
         (
             {"zebra": 1},
-            r"data\.options\.zebra: unknown option; chat takes columns, format, learn, system, unpack_parquet, validate",
+            r"data\.options\.zebra: unknown option; chat takes columns, format, learn, reasoning, roles, system, turn_fields, ",
         ),
         ({"learn": "some"}, r"data\.options\.learn is 'some': choose one of assistant, last, all"),
         ({"validate": 1}, r"data\.options\.validate is 1: true or false is expected"),
