@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.fields import OF_THE_FIRST
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.host.trouble import check_host
@@ -181,7 +182,8 @@ class RowCounter:
         pending = _Pending(record)
         if record.error is not None or record.num_samples == 0:  # left out: never read
             return pending
-        notes = dict.fromkeys(record.notes)  # from `validate`, if it is on
+        # `validate` gave them already; what a scan says of the first records only is said of all here.
+        notes = dict.fromkeys(note for note in record.notes if OF_THE_FIRST not in note)
         try:
             for read in self._dataset.read(shard, record.offset, record.size):
                 sample = TextSample.of(read)

@@ -23,11 +23,13 @@ from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.fit import sampled_chunks
 from loader_service.prepare.run import Prepared
+from loader_service.prepare.turn_ends import EndCheck
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from loader_service.sources.fields import REASONED
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import DataError, FetchError, RowError, located
 from stoker_proto.host.trouble import host_errors
+from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
     Raises RowError naming the sample, the tokens that it needs and the way out.
     """
     data, datasets = config.data, make_datasets(config.data)
+    ends = EndCheck(processor, ModelFolder(config.model.base_model_path), data)
     tokens: dict[str, dict[int, int]] = {}
     for split, entries in prepared.entries.items():
         tokens[split] = {}
@@ -56,7 +59,7 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
                 dataset = datasets[data.entry_sources(split)[entry]]
                 longest = _longest_chunk(manifest, data, processor)
                 wanted = not counted and data.weigh_by == "tokens"
-                length = _check_entry(manifest, dataset, processor, longest=longest, wanted=wanted)
+                length = _check_entry(manifest, dataset, processor, ends, longest=longest, wanted=wanted)
             tokens[split][entry] = counted or length * manifest.total_samples
     return tokens
 
@@ -81,7 +84,13 @@ def _longest_chunk(manifest: EntryManifest, data: DataConfig, processor: Process
 
 
 def _check_entry(
-    manifest: EntryManifest, dataset: BaseSFTDataset, processor: Processor, *, longest: int, wanted: bool
+    manifest: EntryManifest,
+    dataset: BaseSFTDataset,
+    processor: Processor,
+    ends: EndCheck,
+    *,
+    longest: int,
+    wanted: bool,
 ) -> int:
     """The tokens of the first good sample.
 
@@ -97,7 +106,7 @@ def _check_entry(
         try:
             with host_errors(str(shard)), dataset.reading():
                 for sample in islice(dataset.read(dataset.local(shard), offset, size), 1):
-                    found, of_action = _write(sample, processor)
+                    found, of_action = _write(sample, processor, ends)
                     cut |= dict.fromkeys(camera_findings(sample.images, processor.image))
                     length = length or found
                     needed = max(needed, found - of_action + longest if of_action else 0)
@@ -113,6 +122,7 @@ def _check_entry(
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
     for finding in cut:
         logger.warning("%s: %s", manifest.path, finding)
+    ends.tell(manifest.path)
     if longest and needed > dataset.config.max_seq_len:
         logger.warning(
             "%s: action chunks of up to %d tokens occur, and with the first samples' instruction and images such a row needs %d; "
@@ -122,13 +132,14 @@ def _check_entry(
     return length
 
 
-def _write(sample: Sample, processor: Processor) -> tuple[int, int]:
+def _write(sample: Sample, processor: Processor, ends: EndCheck) -> tuple[int, int]:
     """(tokens of the sample's row, or the mean of its rows; tokens of its action)."""
     text = TextSample.of(sample)
     if text is not None:
         [rows] = rows_of([text], processor)
         if isinstance(rows, DataError):
             raise rows
+        ends.look(text, rows)
         return sum(len(row.input_ids) for row in rows) // max(len(rows), 1), 0
     codes = None
     if sample.action is not None and processor.codec is not None:

@@ -14,6 +14,8 @@ from stoker_proto.errors import DataError
 
 UNREAD = "not read: "
 """All these notes begin so: loader-prepare bounds how many of them it tells apart."""
+OF_THE_FIRST = " (of the first "
+"""In notes that a scan makes of a part of the records; where all are read, reading makes them of all."""
 REASONED = "reasoning beside the content: handed to the template (data.options.reasoning)"
 """Of a record whose turns have reasoning: whether it is learned depends on the template."""
 _MAX_NAME = 60

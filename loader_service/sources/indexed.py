@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from loader_service.sources.fields import unread
+from loader_service.sources.fields import OF_THE_FIRST, unread
 from loader_service.sources.samples import Sample, ScannedRecord
 from loader_service.sources.token_rows import FIELDS, IDS, token_row
 from stoker_proto.config import DataConfig
@@ -34,7 +34,7 @@ _LOOKED_AT = 16
 """Items of a shard that the scan looks at, for fields that are not read."""
 _MAX_VIEWS = 64
 """Instances that a process keeps, one per shard; those used longest ago go first."""
-_SOME = f" (of the first {_LOOKED_AT} items of each shard)"
+_SOME = f"{OF_THE_FIRST}{_LOOKED_AT} items of each shard)"
 _REFUSED = {
     "pixel_values": "pixels of the model: give `images`, uint8[H, W, 3] each; the loader makes the pixels",
     "image_grid_thw": "of pixels of the model: give `images`, uint8[H, W, 3] each",

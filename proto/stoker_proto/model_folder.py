@@ -91,6 +91,16 @@ class ModelFolder:
                 return template
         return None
 
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which the model stops when it generates, ascending: those that transformers reads."""
+        text_config = self.config.get("text_config")
+        sources = (self.json("generation_config.json", optional=True), self.config, text_config)
+        for source in sources:
+            ids = source.get("eos_token_id") if isinstance(source, dict) else None
+            if ids is not None:
+                return tuple(sorted(id for id in (ids if isinstance(ids, list) else [ids]) if isinstance(id, int)))
+        return ()
+
     def special_tokens(self) -> dict[str, str]:
         """Name -> token, e.g. {"eos_token": "</s>", "image_token": "<image>"}."""
         tokens: dict[str, str] = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +40,7 @@ from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.state_text import StateText
 from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
 from stoker_proto.text.tokenizer import TextTokenizer, load_tokenizer
+from stoker_proto.text.turn_ends import TurnEnds, find_turn_ends
 from stoker_proto.text.turns import Turn
 
 __all__ = ["EncodedRow", "ImageSpec", "Processor"]
@@ -200,6 +202,27 @@ class Processor:
     def needs_state(self) -> bool:
         """Whether instructions include the robot's state (`data.state: text`)."""
         return self._parts.needs_state
+
+    @cached_property
+    def turn_ends(self) -> TurnEnds:
+        """The tokens at which learned turns and answers end, and at which an exported model has to stop."""
+        if self._parts.dialogue.template != "chat_template":
+            return TurnEnds((self.end_id,))
+        tokens = (*self._tokenizer.control_tokens(), *self._tokenizer.plain_added_tokens())
+        ids = {self._tokenizer.id_of(token) for token in tokens}
+        found = find_turn_ends(self._encode_probe, ids.__contains__)
+        return TurnEnds(tuple(sorted({*found.ids, self.end_id})), found.words)
+
+    def _encode_probe(self, turns: Sequence[Turn]) -> EncodedRow:
+        """The row of a short dialogue, whatever `data.max_seq_len` is."""
+        rows = DialogueRows(
+            self._tokenizer, self._parts.control_tokens(self._tokenizer), self._parts.dialogue, self.image, self._rows,
+            self.end_id, max_seq_len=1 << 20, overlong="error",
+        )  # fmt: skip
+        [row] = rows.encode([(turns, 0)])
+        if isinstance(row, DataError):
+            raise row
+        return row
 
     @property
     def state_width(self) -> int | None:

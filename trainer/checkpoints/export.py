@@ -1,7 +1,8 @@
 """A model that transformers loads: weights, config, tokenizer and processor of the base model, and Stoker's one object.
 
 {output_dir}/export/
-    config.json, model.safetensors (or shards with an index), generation_config.json
+    config.json, model.safetensors (or shards with an index)
+    generation_config.json  as the base model has it, with the tokens that end learned turns among its `eos_token_id`
     tokenizer.json ..., processor_config.json, chat_template.jinja ...   as the base model has them; with
                                                                          `data.action.vocabulary: added` also its new tokens
     stoker_processor.json   observations -> tokens -> actions: what `trainer.policy.Policy` reads
@@ -9,7 +10,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
+from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
@@ -59,6 +63,7 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
                 )  # fmt: skip
             _share_weights(folder)
             processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
+            add_stop_ids(folder, processor.turn_ends.ids)
     wait_for_all_ranks()
     return target
 
@@ -85,3 +90,19 @@ def copy_base_files(source: Path, target: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def add_stop_ids(folder: Path, ids: Sequence[int]) -> None:
+    """Add the ids to those at which the exported model stops; a base model may stop elsewhere than its chat template ends turns.
+
+    A model that cannot generate has no generation_config.json, and gets none.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return
+    known = ModelFolder(folder).stop_ids()
+    if set(ids) <= set(known):
+        return
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    tree["eos_token_id"] = [*known, *(id for id in ids if id not in known)]
+    file.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")

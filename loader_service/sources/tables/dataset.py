@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.extras import library
-from loader_service.sources.fields import unread_note
+from loader_service.sources.fields import OF_THE_FIRST, unread_note
 from loader_service.sources.jsonl import held_open
 from loader_service.sources.tables.arrow import ArrowTable
 from loader_service.sources.tables.open_table import open_table
@@ -40,7 +40,7 @@ from stoker_proto.errors import ConfigError, DataError
 
 _LOOKED_AT = 1000
 """Rows of a part whose fields are looked at where rows need not be parsed: 10 ms."""
-_SOME = f" (of the first {_LOOKED_AT:,} rows of each part; data.options.validate looks at all)"
+_SOME = f"{OF_THE_FIRST}{_LOOKED_AT:,} rows of each part; data.options.validate looks at all)"
 _MAX_OPEN = 1024
 """Open tables that are remembered: a few hundred bytes each."""
 

@@ -153,3 +153,31 @@ def test_the_command_says_what_was_mended(
     assert "verified: every record was read" in said
     assert not (tmp_path / ".stoker").exists(), "the cache folder holds the unpacked shard too"
     assert len(list((tmp_path / "cache").rglob("plain"))) == 1
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_fields_that_nothing_reads_are_counted(packing: bool, tmp_path: Path, make_config: MakeConfig) -> None:
+    model = write_model_folder(tmp_path / "model", "causal")
+    turns = [{"role": "user", "content": "u", "name": "Ann"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": turns, **({"score": 1} if i < 1500 else {})} for i in range(2000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(tmp_path / "a.jsonl", dataset_type="chat", packing=packing)
+    config = replace(config, model=replace(config.model, base_model_path=str(model)))
+    some = " (of the first 1,000 rows of each part; data.options.validate looks at all)"
+    expected = (
+        {"not read: field 'score'": 1500, "not read: turn field 'name'": 2000}
+        if packing
+        else {f"not read: field 'score'{some}": 1000, f"not read: turn field 'name'{some}": 1000}
+    )
+    prepared = prepare(config)
+    assert prepared.entries["train"][0].notes == expected
+    assert f"train 0: {min(expected.values()):,} records: {next(iter(expected))}" in summary_lines(prepared, None)
+
+
+def test_fields_of_wide_rows_leave_room_for_other_notes() -> None:
+    counts = parts.Counter({"known": 1})
+    for number in range(100):
+        parts.count_notes(counts, {f"not read: field 'f{number}'": 1, "known": 1})
+    assert len(counts) == 26
+    assert counts["known"] == 101
+    assert counts["not read: other fields"] == 100 - 24
