@@ -14,7 +14,7 @@ A class with `__len__` and `__getitem__` needs neither: `scan` and `read` go thr
     class Rows(BaseSFTDataset):
         def __init__(self, config):
             super().__init__(config)
-            self.rows = [json.loads(line) for file in self.files for line in file.open()]
+            self.rows = [json.loads(line) for file in self.files for line in file.read_text().splitlines()]
         def __len__(self):
             return len(self.rows)
         def __getitem__(self, index):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,18 @@ def test_one_instance_belongs_to_each_shard_and_few_are_kept(tmp_path: Path) -> 
 def test_a_class_without_these_methods_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf":{name}': the class needs scan and read, or __len__ and __getitem__"):
         dataset_of(tmp_path, name)
+
+
+def test_the_class_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[3] / "loader_service" / "sources" / "README.md").read_text()
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "def __getitem__" in block]
+    (tmp_path / "readme_rows.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shard = tmp_path / "a.jsonl"
+    shard.write_text('{"ids": [5, 6, 7], "labels": [-100, 6, 7]}\n{"ids": [8, 9], "labels": [-100, 9]}\n')
+    config = DataConfig(dataset_type="readme_rows:Rows", train_data_paths=(str(tmp_path),), max_seq_len=64)
+    dataset = make_dataset(config)
+    assert dataset.locate(str(tmp_path)).paths == (shard.resolve(),)
+    samples = [sample for record in dataset.scan(shard) for sample in dataset.read(shard, record.offset, record.size)]
+    assert [sample.input_ids.tolist() for sample in samples if sample.input_ids is not None] == [[5, 6, 7], [8, 9]]
+    assert [sample.labels.tolist() for sample in samples if sample.labels is not None] == [[-100, 6, 7], [-100, 9]]
