@@ -56,7 +56,8 @@ def make_config(folder: Path, *overrides: str, max_seq_len: int = 256) -> Config
     file = folder / "stoker.yaml"
     tree = {
         "model": {"base_model_path": str(folder)},
-        "data": {"dataset_type": "mani_openpi", "train_data_paths": ["demos.jsonl"], "max_seq_len": max_seq_len},
+        "data": {"dataset_type": "mani_openpi", "train_data_paths": ["demos.jsonl"], "max_seq_len": max_seq_len}
+        | {"dialogue": {"template": "stoker"}},
         "trainer": {"micro_batch_size": 1, "global_batch_size": 1, "lr": 1e-3},
     }
     file.write_text(json.dumps(tree))

@@ -236,7 +236,9 @@ class RecordEncoder:
                 with located(file=str(record.shard), record=str(record.number), field=f"sample {number}"):
                     raise found
             for row in found:
-                record.found.append(EncodedSample(row.input_ids, row.supervised, images, None, len(record.found)))
+                record.found.append(
+                    EncodedSample(row.input_ids, row.supervised, images[: row.num_images], None, len(record.found))
+                )
         record.texts.clear()
         record.check_not_more()
 

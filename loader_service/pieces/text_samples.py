@@ -1,6 +1,6 @@
 """Samples of language -> rows: dialogues, plain text, ids. The loader makes rows of them, loader-prepare counts those rows.
 
-Sample(turns=...)                 one row
+Sample(turns=...)                 one row; several where the model's chat template rewrites history
 Sample(text=...), input_ids=...   as many as it needs; none where it has no token
 Sample(input_ids=..., labels=...) one row
 """
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.host.trouble import check_host
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
+from stoker_proto.text.chat_rows import DialogueSample
 from stoker_proto.text.rows import EncodedRow
 from stoker_proto.text.turns import Turn
 
@@ -41,6 +42,7 @@ class TextSample:
     """A sample of language, before it is tokenised: turns, text or token ids, and how many images belong to it."""
 
     turns: tuple[Turn, ...]
+    tools: tuple[dict[str, Any], ...]
     text: str | None
     special_tokens: tuple[str, ...]
     input_ids: NDArray[np.int32] | None
@@ -52,7 +54,7 @@ class TextSample:
         """Of its texts; ids count as characters."""
         return (
             len(self.text or "")
-            + sum(len(turn.text) for turn in self.turns)
+            + sum(len(turn.text) + len(turn.reasoning or "") for turn in self.turns)
             + (0 if self.input_ids is None else len(self.input_ids))
         )
 
@@ -78,7 +80,13 @@ class TextSample:
                 f"plain text with {len(sample.images)} images: only dialogues, instructions and input_ids with labels have images"
             )
         return cls(
-            sample.turns, sample.text, sample.special_tokens, sample.input_ids, sample.labels, len(sample.images)
+            sample.turns,
+            sample.tools,
+            sample.text,
+            sample.special_tokens,
+            sample.input_ids,
+            sample.labels,
+            len(sample.images),
         )
 
 
@@ -114,14 +122,15 @@ def _together(
 
 def _rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[EncodedRow] | DataError]:
     dialogues = iter(
-        processor.encode_dialogues([(sample.turns, sample.num_images) for sample in samples if sample.turns])
+        processor.encode_dialogues(
+            [DialogueSample(sample.turns, sample.num_images, sample.tools) for sample in samples if sample.turns]
+        )
     )
     texts = iter(processor.texts.of_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
     rows: list[list[EncodedRow] | DataError] = []
     for sample in samples:
         if sample.turns:
-            row = next(dialogues)
-            rows.append(row if isinstance(row, DataError) else [row])
+            rows.append(next(dialogues))
         elif sample.text is not None:
             rows.append(next(texts))
         else:
@@ -240,13 +249,19 @@ class Counting:
 
     @classmethod
     def needed(cls, config: Config, dataset: BaseSFTDataset) -> Counting | None:
-        """None if the scan knows the number of rows and no setting needs tokens. Raises ConfigError."""
-        if not dataset.is_counted:
+        """None if the scan knows the number of rows and no setting needs tokens. Raises ConfigError.
+
+        A chat template that rewrites history makes several rows of a dialogue, so they are counted then.
+        """
+        if not dataset.is_text:
+            return None
+        processor = Processor.build(config, None)
+        if not dataset.is_counted and not processor.divides_dialogues:
             return None
         file_hash = hashlib.blake2b(
             ModelFolder(config.model.base_model_path).tokenizer_file.read_bytes(), digest_size=16
         )
-        return cls(config, Processor.build(config, None).text_fingerprint, file_hash.hexdigest())
+        return cls(config, processor.text_fingerprint, file_hash.hexdigest())
 
     def counter(self, dataset: BaseSFTDataset) -> RowCounter:
         """The counter of this process."""

@@ -68,9 +68,9 @@ def _warn_of_reasoning(manifest: EntryManifest, processor: Processor) -> None:
     reasoned = next((note for note in manifest.notes if note.startswith(REASONED)), None)
     if reasoned is not None and not processor.writes_reasoning:
         logger.warning(
-            "%s: %d records have reasoning beside the content of turns, and the template does not write it: that of turns "
-            "that are not learned is left out, and a record whose learned turns have some is an error. Use a model whose chat "
-            "template writes it, or set data.options.reasoning to inline or drop",
+            "%s: %d records have reasoning beside the content of turns, and the template has no place for it: it is written "
+            "before the content as <think>. Use a model whose chat template has a place for it, or set data.options.reasoning "
+            "to inline or drop",
             manifest.path, manifest.notes[reasoned],
         )  # fmt: skip
 

@@ -71,7 +71,7 @@ class BaseSFTDataset:
     loader-prepare makes rows and tokens of them by tokenising (a long text gives several rows)."""
     one_row_each: ClassVar[bool] = False
     """Of text: each Sample is one row (dialogues). Then it is tokenised by loader-prepare only where lengths matter
-    (data.packing, data.weigh_by: tokens)."""
+    (data.packing, data.weigh_by: tokens), or where the model's chat template rewrites history and makes several rows of one."""
 
     action_key: str = "action"
     """Name of the actions in published statistics (`data.action.statistics_path`)."""

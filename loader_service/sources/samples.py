@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,9 @@ class Sample:
 
     instruction: str = ""
     turns: tuple[Turn, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    """Definitions of the functions that a dialogue offers, as JSON objects. The model's chat template writes them if it has a
+    form for functions; else they are written into the system turn."""
     text: str | None = None
     special_tokens: tuple[str, ...] = ()
     """Special tokens that the dataset wrote into `text` (fill-in-the-middle, repository names). Anything else in it that looks

@@ -26,15 +26,17 @@ from numpy.typing import NDArray
 from stoker_proto.actions import ActionCodec, ActionVocabulary, codec_from_json
 from stoker_proto.actions.statistics import ActionStatistics
 from stoker_proto.config import AugmentConfig, Config, ImageConfig
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.hashing import canonical_json, fingerprint
 from stoker_proto.images.families import read_image_spec
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.images.transport import ImageCoder
 from stoker_proto.model_folder import ModelFolder
-from stoker_proto.text.chat_rows import DialogueRows
+from stoker_proto.text.assistant_tokens import spoken_tokens
+from stoker_proto.text.chat_rows import DialogueRows, DialogueSample
 from stoker_proto.text.control_tokens import ControlTokens
 from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.functions import Tools
 from stoker_proto.text.labelled_rows import LabelledRows
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.state_text import StateText
@@ -120,7 +122,7 @@ class ProcessorParts:
         if self.dialogue.template == "chat_template":
             opening = self.dialogue.prompt("words", 0, "")
             openers += [token for token in tokenizer.plain_added_tokens() if token in opening]
-        return ControlTokens(special, openers)
+        return ControlTokens(special, openers, self.dialogue.spoken)
 
 
 class Processor:
@@ -166,7 +168,15 @@ class Processor:
         end = data.dialogue.end or tokenizer.names.get("eos_token")
         if end is None:
             raise ConfigError(f"{folder.path}: the tokenizer names no end-of-sequence token; set data.dialogue.end")
-        chat_template = folder.chat_template() if data.dialogue.template == "chat_template" else None
+        chat_template = folder.chat_template() if data.dialogue.template in ("auto", "chat_template") else None
+        dialogue = Dialogue.build(
+            data.dialogue, chat_template, tokenizer.names, model_type=str(folder.config.get("model_type", ""))
+        )
+        if data.state == "text" and dialogue.template == "openvla":
+            raise ConfigError(
+                "data.state is text, and data.dialogue.template auto is openvla for this model, which has no place for it: use "
+                "stoker, or custom with {state}"
+            )
         image = read_image_spec(folder, tokenizer.tokenizer)
         if image is not None and data.image.pad_to_square:  # one of the steps from here on
             image = replace(image, steps=(("square", 0, 0), *image.steps))
@@ -175,7 +185,7 @@ class Processor:
             image=image,
             image_config=data.image,
             augment=data.augment,
-            dialogue=Dialogue.build(data.dialogue, chat_template, tokenizer.names),
+            dialogue=replace(dialogue, spoken=spoken_tokens(data.dialogue, dialogue, tokenizer, end, image)),
             end_token=end,
             max_seq_len=data.max_seq_len,
             overlong=data.overlong,
@@ -213,16 +223,16 @@ class Processor:
         found = find_turn_ends(self._encode_probe, ids.__contains__)
         return TurnEnds(tuple(sorted({*found.ids, self.end_id})), found.words)
 
-    def _encode_probe(self, turns: Sequence[Turn]) -> EncodedRow:
-        """The row of a short dialogue, whatever `data.max_seq_len` is."""
+    def _encode_probe(self, turns: Sequence[Turn]) -> list[EncodedRow]:
+        """The rows of a short dialogue, whatever `data.max_seq_len` is."""
         rows = DialogueRows(
             self._tokenizer, self._parts.control_tokens(self._tokenizer), self._parts.dialogue, self.image, self._rows,
             self.end_id, max_seq_len=1 << 20, overlong="error",
         )  # fmt: skip
-        [row] = rows.encode([(turns, 0)])
-        if isinstance(row, DataError):
-            raise row
-        return row
+        [found] = rows.encode([DialogueSample(turns)])
+        if isinstance(found, DataError):
+            raise found
+        return found
 
     @property
     def state_width(self) -> int | None:
@@ -231,7 +241,7 @@ class Processor:
 
     @property
     def writes_reasoning(self) -> bool:
-        """Whether the dialogue's template writes `Turn.reasoning`."""
+        """Whether the dialogue's template has a place for `Turn.reasoning`."""
         return self._parts.dialogue.writes_reasoning
 
     @property
@@ -268,15 +278,22 @@ class Processor:
         hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
         return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
-    def encode_turns(self, turns: Sequence[Turn], num_images: int = 0) -> EncodedRow:
-        """The row of a dialogue, whose learned turns are labels. Raises DataError; see `text/chat_rows.py`."""
-        [row] = self._dialogues.encode([(turns, num_images)])
-        if isinstance(row, DataError):
-            raise row
-        return row
+    def encode_turns(self, turns: Sequence[Turn], num_images: int = 0, tools: Tools = ()) -> EncodedRow:
+        """The row of a dialogue, whose learned turns are labels. Raises DataError; see `text/chat_rows.py`.
 
-    def encode_dialogues(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
-        """The rows of several (turns, number of images), faster than one by one. An error takes the place of its row."""
+        Raises RowError where the model's chat template rewrites history, so that the dialogue needs several rows.
+        """
+        [rows] = self._dialogues.encode([DialogueSample(turns, num_images, tools)])
+        if isinstance(rows, DataError):
+            raise rows
+        if len(rows) != 1:
+            raise RowError(
+                f"the model's chat template rewrites history, and the dialogue needs {len(rows)} rows: use encode_dialogues"
+            )
+        return rows[0]
+
+    def encode_dialogues(self, dialogues: Sequence[DialogueSample]) -> list[list[EncodedRow] | DataError]:
+        """The rows of several dialogues, faster than one by one. An error takes the place of a dialogue's rows."""
         return self._dialogues.encode(dialogues)
 
     def encode_labelled(
@@ -287,6 +304,11 @@ class Processor:
         Raises DataError, RowError where it does not fit.
         """
         return self._labelled.encode(input_ids, labels, num_images)
+
+    @property
+    def divides_dialogues(self) -> bool:
+        """Whether a dialogue may need several rows, because the model's chat template rewrites history."""
+        return self._dialogues.may_divide
 
     def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
         """The bytes of a frame, uint8[H, W, 3] or depth uint16[H, W] in mm; see `images.transport.ImageCoder.encode`."""

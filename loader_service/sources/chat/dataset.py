@@ -62,7 +62,8 @@ class ChatOptions:
     """Name of a role in the files -> a known one, e.g. {bot: assistant}."""
     reasoning: Literal["template", "inline", "drop"] = "template"
     """What happens to reasoning that stands beside the content of the assistant's turns. `template`: the model's chat template
-    gets it; `inline`: it is written before the content between <think> and </think>; `drop`: it is left out."""
+    gets it, and if that has no place for it, the same as `inline`; `inline`: it is written before the content between <think>
+    and </think>; `drop`: it is left out."""
     validate: bool = False
     """Parse and mend every row in loader-prepare, not only when it is read."""
     unpack_parquet: bool = False
@@ -73,6 +74,7 @@ class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
     one_row_each: ClassVar[bool] = True
+    version: ClassVar[int] = TableDataset.version + 1  # functions go to the chat template; null keys are not there
     usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:
@@ -125,7 +127,7 @@ class ChatDataset(TableDataset):
         images = [image for message in messages for image in message.images]
         frames = self._frames(images, shard) if images else ()
         all_notes = (*notes, *self._place_reasoning(messages), *((LITERAL,) if literal else ()), *unread_notes)
-        return Sample(turns=self._turns(messages), images=frames, notes=all_notes)
+        return Sample(turns=self._turns(messages), tools=conversation.tools, images=frames, notes=all_notes)
 
     def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
         """Fields of the row, of turns and of parts; and whether a template has to write reasoning."""
@@ -171,6 +173,8 @@ class ChatDataset(TableDataset):
             Turn(
                 role=message.role,
                 text=message.text,
+                calls=message.calls,
+                call_id=message.call_id,
                 learned=message.learned
                 if message.learned is not None
                 else learn == "all"
@@ -216,18 +220,17 @@ def _mixed(found: str, first: str) -> DataError:
 
 
 def _set_system(conversation: Conversation, system: str | None) -> None:
-    """Replace the row's system text by the config's, if it has one, and append the function definitions."""
+    """Replace the row's system text by the config's, if it has one."""
+    if system is None:
+        return
     messages = conversation.messages
-    own = messages[0] if messages and messages[0].role == "system" else None
-    if own is None:
-        if system or conversation.tools:
-            messages.insert(0, own := Message("system", system or ""))
-    elif system is not None:
-        own.text = system
-    if own is not None and conversation.tools:
-        own.text = f"{own.text}\n\n{conversation.tools}" if own.text.strip() else conversation.tools
-    elif own is not None and system is not None and not system.strip():
-        messages.pop(0)
+    has_own = bool(messages) and messages[0].role == "system"
+    if not system.strip():
+        del messages[:has_own]
+    elif has_own:
+        messages[0].text = system
+    else:
+        messages.insert(0, Message("system", system))
 
 
 def _give_images(conversation: Conversation) -> bool:

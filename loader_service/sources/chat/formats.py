@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader_service.sources.chat.message import Message, call_text, parse_json, role_of, text_of, tools_text
+from loader_service.sources.chat.message import Message, call_of, parse_json, role_of, text_of, tools_of
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
 from loader_service.sources.fields import says_something, unread
 from stoker_proto.errors import DataError
+from stoker_proto.text.turns import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Conversation:
     messages: list[Message]
     images: list[Any] = field(default_factory=list)
     """The row's own: paths, data URIs, or {"bytes": ..., "path": ...}."""
-    tools: str = ""
-    """What is to be said of functions, behind the system text."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Definitions of functions."""
     notes: dict[str, None] = field(default_factory=dict)
     """On fields of turns and parts that are not read."""
 
@@ -92,10 +93,11 @@ def sharegpt(row: dict[str, Any], names: Names) -> Conversation:
         name = names.role(turn.get(name_key))
         role = role_of(name, f"{place}.{name_key}")
         text = text_of(turn.get(text_key), f"{place}.{text_key}")
+        calls: tuple[Call, ...] = ()
         if name == "function_call":
-            text = _function_call(text, f"{place}.{text_key}")
+            text, calls = "", _function_call(text, f"{place}.{text_key}")
         reasoning = reasoning_of(turn, place) if role == "assistant" else None
-        messages.append(Message(role, text, weight_of(turn, place), reasoning=reasoning))
+        messages.append(Message(role, text, weight_of(turn, place), reasoning=reasoning, calls=calls))
         notes |= dict.fromkeys(unread(turn, _known_of_turn(role, name_key, text_key), "turn"))
     return _conversation(row, messages, notes)
 
@@ -201,7 +203,7 @@ def _conversation(row: dict[str, Any], messages: list[Message], notes: dict[str,
     if system.strip() and (not messages or messages[0].role != "system"):
         messages.insert(0, Message("system", system, in_prompt=bool(messages) and messages[0].in_prompt))
     name = "functions" if row.get("tools") is None else "tools"  # what OpenAI called them before
-    tools = tools_text(row[name], name) if row.get(name) is not None else ""
+    tools = tools_of(row[name], name) if row.get(name) is not None else ()
     return Conversation(messages, _images(row), tools, notes or {})
 
 
@@ -223,8 +225,10 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
             if reasoning is not None and reasoning != thought:
                 raise DataError("the turn and a part of it have different reasoning: keep one of them", field=place)
             reasoning = thought
-        texts = [found.text, *calls] if found.text else calls
-        messages.append(Message(role, "\n".join(texts), weight_of(turn, place), tuple(found.images), reasoning))
+        call_id = turn.get("tool_call_id")
+        message = Message(role, found.text, weight_of(turn, place), tuple(found.images), reasoning, calls=calls)
+        message.call_id = call_id if isinstance(call_id, str) else ""
+        messages.append(message)
         notes |= dict.fromkeys((*found.notes, *unread(turn, _known_of_turn(role, *_OPENAI), "turn")))
     return messages, notes
 
@@ -242,32 +246,32 @@ def _known_of_turn(role: str, *fields: str) -> frozenset[str]:
 _known_fields: dict[tuple[bool, tuple[str, ...]], frozenset[str]] = {}  # ten at most
 
 
-def _calls(turn: dict[str, Any], place: str) -> list[str]:
-    """Calls of an OpenAI message as they are written down: its `tool_calls`, and `function_call`, as they were before."""
+def _calls(turn: dict[str, Any], place: str) -> tuple[Call, ...]:
+    """Calls of an OpenAI message: its `tool_calls`, and `function_call`, as they were before."""
     calls, old_call = turn.get("tool_calls") or [], turn.get("function_call")
     if not calls and old_call is None:
-        return []
+        return ()
     if not isinstance(calls, list):
         raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
     found = [(call, f"{place}.tool_calls[{j}]") for j, call in enumerate(calls)]
     if old_call is not None:
         found.append((old_call, f"{place}.function_call"))
-    texts = []
+    calls_found = []
     for call, where in found:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise DataError("an object with name and arguments is expected", field=where)
-        texts.append(call_text(function.get("name"), function.get("arguments"), where))
-    return texts
+        calls_found.append(call_of(function.get("name"), function.get("arguments"), where, call.get("id")))
+    return tuple(calls_found)
 
 
-def _function_call(text: str, field: str) -> str:
+def _function_call(text: str, field: str) -> tuple[Call, ...]:
     """ShareGPT's function_call: the JSON text of one call, or of a list of them."""
     calls = parse_json(text, field)
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise DataError("the JSON of {name, arguments}, or a list of them, is expected", field=field)
-    return "\n".join(call_text(call.get("name"), call.get("arguments"), field) for call in calls)
+    return tuple(call_of(call.get("name"), call.get("arguments"), field, call.get("id")) for call in calls)
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

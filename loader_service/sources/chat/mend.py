@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loader_service.sources.chat.message import Message
 from stoker_proto.errors import DataError
 
@@ -23,7 +25,7 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     notes: dict[str, None] = {}
     if not messages:
         raise DataError("a dialogue without a turn: remove it")
-    kept = [message for message in messages if message.text.strip() or message.reasoning]
+    kept = [message for message in messages if message.text.strip() or message.reasoning or message.calls]
     if len(kept) < len(messages):
         notes[EMPTY] = None
     first_user = next((i for i, message in enumerate(kept) if message.role == "user"), len(kept))
@@ -33,7 +35,9 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     merged: list[Message] = []
     for message in [*system, *kept[first_user:]]:
         last = merged[-1] if merged else None
-        if last is not None and last.role == message.role != "tool" and _alike(last, message):
+        # Text behind a call stays a turn of its own: it was said after the call.
+        said_after = last is not None and last.calls and (message.text.strip() or message.reasoning)
+        if last is not None and last.role == message.role != "tool" and _alike(last, message) and not said_after:
             merged[-1] = _joined(last, message)
             notes[MERGED] = None
         else:
@@ -55,4 +59,5 @@ def _alike(first: Message, second: Message) -> bool:
 def _joined(first: Message, second: Message) -> Message:
     text = "\n\n".join(message.text for message in (first, second) if message.text.strip())
     reasoning = "\n\n".join(message.reasoning for message in (first, second) if message.reasoning) or None
-    return Message(first.role, text, first.learned, first.images + second.images, reasoning, first.in_prompt)
+    images, calls = first.images + second.images, first.calls + second.calls
+    return replace(first, text=text, images=images, reasoning=reasoning, calls=calls)

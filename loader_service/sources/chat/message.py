@@ -1,7 +1,6 @@
-"""What the formats share: a message, the roles, and how function calls are written as text.
+"""What the formats share: a message, the roles, definitions and calls of functions.
 
-Functions follow the convention of Hermes and Qwen 2.5: definitions in the system turn between <tools> and </tools>, one JSON
-object per line; each call in the assistant's turn between <tool_call> and </tool_call>.
+How functions are written is the chat template's matter, or that of `stoker_proto.text.functions`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stoker_proto.errors import DataError
+from stoker_proto.text.turns import Call
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -32,13 +32,6 @@ ROLES: dict[str, Role] = {
 }
 """Names of roles in files -> roles of turns."""
 
-_TOOLS = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{tools}\n</tools>\n\n"
-    "For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n"
-    '<tool_call>\n{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
-)
-
 
 @dataclass(slots=True)
 class Message:
@@ -54,6 +47,10 @@ class Message:
     """What the assistant thinks before it answers, where the row keeps it beside the content."""
     in_prompt: bool = False
     """Part of what the row calls its prompt: no answer of it is learned."""
+    calls: tuple[Call, ...] = ()
+    """Functions that the assistant calls after its text."""
+    call_id: str = ""
+    """Of a tool's message: the call that it answers."""
 
 
 def role_of(name: object, field: str) -> Role:
@@ -74,29 +71,39 @@ def text_of(value: object, field: str) -> str:
     return value
 
 
-def call_text(name: object, arguments: object, field: str) -> str:
-    """One call of a function, as it is written down; arguments: an object, or the JSON text of one."""
+def call_of(name: object, arguments: object, field: str, id: object = None) -> Call:
+    """One call of a function; arguments: an object, or the JSON text of one; "" and null: none. Raises DataError."""
     if not isinstance(name, str) or not name:
         raise DataError(f"{_shown(name)}: the name of a function is expected", field=f"{field}.name")
     if isinstance(arguments, str):
-        arguments = parse_json(arguments, f"{field}.arguments")
-    call = {"name": name, "arguments": {} if arguments is None else arguments}
-    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+        arguments = parse_json(arguments, f"{field}.arguments") if arguments.strip() else {}
+    else:
+        arguments = without_nulls(arguments)
+    return Call(name, {} if arguments is None else arguments, id if isinstance(id, str) else "")
 
 
-def tools_text(tools: object, field: str) -> str:
-    """What the system turn says of the functions: a list of definitions, or the JSON text of one; "" where there are none."""
+def tools_of(tools: object, field: str) -> tuple[dict[str, Any], ...]:
+    """Definitions of functions: a list of objects, or the JSON text of one; () where there are none. Raises DataError."""
     if isinstance(tools, str):
         if not tools.strip():
-            return ""
+            return ()
         tools = parse_json(tools, field)
     if isinstance(tools, dict):
         tools = [tools]
+    if isinstance(tools, list):  # of texts, as in some parquet files
+        tools = [parse_json(tool, field) if isinstance(tool, str) and tool[:1] == "{" else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{_shown(tools)}: a list of function definitions (objects) is expected", field=field)
-    if not tools:
-        return ""
-    return _TOOLS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    return tuple(without_nulls(tool) for tool in tools)
+
+
+def without_nulls(value: Any) -> Any:
+    """Without keys whose value is null, at any depth: parquet gives each object the keys of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def parse_json(text: str, field: str) -> Any:

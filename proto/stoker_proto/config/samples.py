@@ -82,9 +82,19 @@ class ActionConfig:
 class DialogueConfig:
     """How a sample is written as text."""
 
-    template: Literal["stoker", "openvla", "chat_template", "custom"] = "stoker"
-    """`stoker`: `<|User|> {image} {instruction} <|Assistant|> {answer}`; `openvla`: `In: What action ...? Out: {answer}`;
+    template: Literal["auto", "stoker", "openvla", "chat_template", "custom"] = "auto"
+    """`auto`: the model's own chat template where it has one, else `stoker`; `openvla` for a model of type openvla. It holds for
+    robots' samples too: an instruct model sees the turns that it knows.
+    `stoker`: `<|User|> {image} {instruction} <|Assistant|> {answer}`; `openvla`: `In: What action ...? Out: {answer}`;
     `chat_template`: the model's own; `custom`: `user` below. Dialogues of several turns need `stoker` or `chat_template`."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, e.g. `{enable_thinking: false, date: 2025-06-30}`. `date` is also the day that a template
+    writes as today's (`strftime_now`). Without it, templates write the fixed date that they have for that case."""
+    assistant_tokens: tuple[str, ...] | None = None
+    """Special tokens that the assistant's text may contain as tokens. Default: marks of reasoning and of calls (`<think>`,
+    `</think>`, `<tool_call>`, ...), as far as the tokenizer has them. Any other special token in the data is written as text. In
+    other turns all of them are. Added tokens that are not special are tokens everywhere. Tokens that open or end turns cannot be
+    named."""
     user: str | None = None
     """With `custom`: the text before the answer, in which `{image}`, `{instruction}` and `{state}` are replaced."""
     end: str | None = None

@@ -8,26 +8,40 @@ With `stoker` the text of a system turn comes before the next turn, and a tool's
 each answer is tokenised separately, as in generation, so one question with one answer has the same ids as `instruction` and
 `answer`. The other templates can only write that: one user turn and one assistant turn. Where all turns are learned, every token
 is a label except the leading tokens and images.
+
+A dialogue is one row, except where a chat template rewrites history: see `chat_history`. Functions and reasoning are written by
+the chat template where it has a form for them, else as text: see `functions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stoker_proto.errors import DataError, RowError
 from stoker_proto.images.spec import ImageSpec
+from stoker_proto.text.chat_history import ChatHistory
 from stoker_proto.text.chat_spans import DialogueRenderer
-from stoker_proto.text.control_tokens import ControlTokens
+from stoker_proto.text.control_tokens import ControlTokens, unmarked, without_marks
 from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
+from stoker_proto.text.functions import Tools, write_functions, write_reasoning
 from stoker_proto.text.rendered import Labelled, Rendered, TextJob, run_together
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.tokenizer import TextTokenizer, int32_array
-from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, mark_parts, mark_reasoning, place_images
+from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, is_plain, mark_parts, place_images
 
 _NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueSample:
+    """A dialogue as its source gives it."""
+
+    turns: Sequence[Turn]
+    num_images: int = 0
+    tools: Tools = ()
 
 
 class DialogueRows:
@@ -48,33 +62,63 @@ class DialogueRows:
         self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
         self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
         self._leading, self._end = int32_array(tokenizer.leading), int32_array([end_id])
+        self._history: ChatHistory | None = None
         if dialogue.template == "chat_template":
             self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
+            self._history = ChatHistory(dialogue.chat, self._renderer)
 
-    def encode(self, dialogues: Sequence[tuple[Sequence[Turn], int]]) -> list[EncodedRow | DataError]:
-        """The row of each (turns, number of images), or a DataError; a RowError where the config cannot write the dialogue."""
-        return run_together(self._tokenizer, self._control, [self._encode(*dialogue) for dialogue in dialogues])
+    @property
+    def may_divide(self) -> bool:
+        """Whether a dialogue may need several rows."""
+        return self._history is not None and self._history.is_rewritten
 
-    def _encode(self, turns: Sequence[Turn], num_images: int) -> TextJob[EncodedRow]:
-        check_turns(turns)
-        if self._dialogue.template != "chat_template":
-            lost = next((number for number, turn in enumerate(turns) if turn.learned and turn.reasoning), None)
-            if lost is not None:
-                raise _reasoning_lost(lost, f"data.dialogue.template {self._dialogue.template}")
-        if num_images and self._image is None:
+    def encode(self, dialogues: Sequence[DialogueSample]) -> list[list[EncodedRow] | DataError]:
+        """The rows of each dialogue, or a DataError; a RowError where the config cannot write the dialogue."""
+        return run_together(self._tokenizer, self._control, [self._encode(dialogue) for dialogue in dialogues])
+
+    def _encode(self, dialogue: DialogueSample) -> TextJob[list[EncodedRow]]:
+        check_turns(dialogue.turns)
+        if dialogue.num_images and self._image is None:
             raise RowError(
-                f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"
+                f"a sample has {dialogue.num_images} images, but the model takes text only; use a vision-language model or drop "
+                "them"
             )
-        parts = place_images(turns, num_images)
+        turns, tools = self._written_out(dialogue)
+        parts = place_images(turns, dialogue.num_images)
         if not self._dialogue.takes_turns or (self._image is not None and self._image.before_bos):
-            return self._encode_single(turns, parts, num_images)
-        row = yield from self._write(turns, parts, num_images)
+            return [self._encode_single(turns, parts, dialogue.num_images)]
+        if self._history is None or not self.may_divide or is_learned_whole(turns):
+            return [(yield from self._encode_row(turns, parts, tools, dialogue.num_images))]
+        rows = []
+        for kept in self._history.divide(turns, parts, tools):
+            of_kept = parts[: len(kept)]
+            num_images = sum(of_turn.count(None) for of_turn in of_kept)
+            row = yield from self._encode_row(kept, of_kept, tools, num_images)
+            rows.append(replace(row, num_images=num_images))
+        return rows
+
+    def _written_out(self, dialogue: DialogueSample) -> tuple[Sequence[Turn], Tools]:
+        """Functions and reasoning become text where the template has no form for them."""
+        turns, tools = dialogue.turns, dialogue.tools
+        if not tools and is_plain(turns):
+            return turns, ()
+        chat = self._dialogue.chat if self._history is not None else None
+        if any(turn.reasoning for turn in turns) and (chat is None or not chat.takes_reasoning):
+            turns = write_reasoning(turns)
+        if (tools or any(turn.calls for turn in turns)) and (chat is None or chat.call_form is None):
+            turns, tools = write_functions(turns, tools), ()
+        return turns, tools
+
+    def _encode_row(
+        self, turns: Sequence[Turn], parts: Sequence[Parts], tools: Tools, num_images: int
+    ) -> TextJob[EncodedRow]:
+        row = yield from self._write(turns, parts, tools, num_images)
         if len(row.input_ids) <= self._max_seq_len:
             return row
         if self._overlong == "truncate":
             return self._truncated(row)
         if self._overlong == "drop_turns":
-            return (yield from self._with_fewer_turns(turns, parts, num_images, len(row.input_ids)))
+            return (yield from self._with_fewer_turns(turns, parts, tools, num_images, len(row.input_ids)))
         raise RowError(
             f"the dialogue of {len(turns)} turns needs {len(row.input_ids)} tokens (with {num_images} images), but "
             f"data.max_seq_len is {self._max_seq_len}: raise it, or set data.overlong to truncate or drop_turns"
@@ -97,13 +141,15 @@ class DialogueRows:
         instruction = "".join(part for part in parts[0] if part is not None)
         return self._rows.encode(instruction, num_images, answer=rest[0].text)
 
-    def _write(self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int) -> TextJob[EncodedRow]:
+    def _write(
+        self, turns: Sequence[Turn], parts: Sequence[Parts], tools: Tools, num_images: int
+    ) -> TextJob[EncodedRow]:
         whole = is_learned_whole(turns)
         spanned = turns
         if whole:  # every token is a label: no turn needs its own spans
             spanned = [replace(turn, learned=False) for turn in turns]
         if self._dialogue.template == "chat_template":
-            rendered = self._renderer(spanned, parts)
+            rendered = self._renderer(spanned, parts, tools)
             self._check_reasoning(turns, rendered, whole=whole)
             [(ids, supervised)] = yield [rendered]
         else:
@@ -122,14 +168,13 @@ class DialogueRows:
         # A template with {% generation %} blocks says itself how much of a turn is learned.
         is_whole = whole or self._dialogue.chat.marks_generation
         text = rendered.text if is_whole else "".join(rendered.text[a:b] for a, b in rendered.spans)
-        position, squeezed = 0, "".join(text.split())
+        position, squeezed = 0, "".join(unmarked(text).split())
         for number, turn in enumerate(turns):
-            marked = mark_reasoning(turn, self._control) if turn.learned else None
-            if marked is None:
+            if not turn.learned or not turn.reasoning:
                 continue
-            position = squeezed.find("".join(marked.split()), position)
+            position = squeezed.find("".join(without_marks(turn.reasoning).split()), position)
             if position < 0:
-                raise _reasoning_lost(number, "the model's chat template")
+                raise _reasoning_lost(number)
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         pieces: list[Rendered] = []
@@ -179,7 +224,7 @@ class DialogueRows:
         return EncodedRow(kept, supervised)
 
     def _with_fewer_turns(
-        self, turns: Sequence[Turn], parts: Sequence[Parts], num_images: int, needed: int
+        self, turns: Sequence[Turn], parts: Sequence[Parts], tools: Tools, num_images: int, needed: int
     ) -> TextJob[EncodedRow]:
         """The row after dropping as few of the oldest exchanges as possible. System turns stay, and so do images."""
         system = [i for i, turn in enumerate(turns) if turn.role == "system"]
@@ -190,7 +235,7 @@ class DialogueRows:
             kept = [i for i in system if i < first] + list(range(first, len(turns)))
             if not any(turns[i].learned for i in kept):
                 return None
-            return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], num_images))
+            return (yield from self._write([turns[i] for i in kept], [parts[i] for i in kept], tools, num_images))
 
         low, high, best = 0, len(starts) - 1, None
         while low <= high:  # fewer turns never need more tokens, so bisection finds the first that fits
@@ -213,9 +258,9 @@ class DialogueRows:
         return best
 
 
-def _reasoning_lost(number: int, template: str) -> RowError:
+def _reasoning_lost(number: int) -> RowError:
     return RowError(
-        f"turn {number} has reasoning beside its text, and {template} does not write it, so that it would not be learned: use a "
-        "model whose chat template writes it (data.dialogue.template: chat_template), or set data.options.reasoning to inline "
-        "(it is written into the text as <think>) or to drop"
+        f"turn {number} has reasoning beside its text, and the model's chat template does not write it there, so that it would "
+        "not be learned: set data.options.reasoning to inline (it is written into the text as <think>) or to drop, or learn only "
+        "the assistant's turns (data.options.learn: assistant)"
     )

@@ -9,21 +9,27 @@ must be beginnings of the whole text, or training would differ from use:
     and turn <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n
     learned                                                         Hello<|im_end|>
 
-White space at the end is not learned: it belongs to the next turn.
+White space at the end is not learned: it belongs to the next turn. A token that the template writes once, at the end of the whole
+text (Phi-3), belongs to no turn before the last.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from stoker_proto.errors import DataError, RowError
 from stoker_proto.text.chat_frames import ChatFrames
-from stoker_proto.text.chat_template import ChatTemplate, Message
-from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
+from stoker_proto.text.chat_messages import Message
+from stoker_proto.text.chat_original import Chat, ChatWriter
+from stoker_proto.text.chat_template import ChatTemplate
+from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens, unmarked
+from stoker_proto.text.functions import Tools
 from stoker_proto.text.rendered import Rendered
-from stoker_proto.text.turns import Parts, Turn
+from stoker_proto.text.turns import Parts, Turn, is_plain
 
 _MAX_FRAMES = 1024  # most cached sequences of roles
 _BLOCK = re.compile(f"{GENERATION_OPEN}|{GENERATION_CLOSE}")
@@ -38,24 +44,29 @@ class DialogueRenderer:
 
     def __init__(self, template: ChatTemplate, control: ControlTokens, finish: Callable[[str], str]) -> None:
         """finish: applied to every rendered text; it writes what the model has around images."""
-        self._template, self._control, self._finish = template, control, finish
+        self._template, self._control = template, control
+        self.writer = ChatWriter(template, control, finish)
         self._frames: dict[tuple[tuple[str, bool], ...], ChatFrames | None] = {}
 
-    def __call__(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> Rendered:
+    def __call__(self, turns: Sequence[Turn], parts: Sequence[Parts], tools: Tools = ()) -> Rendered:
         """The whole text and its learned spans.
 
         Raises DataError where the template rejects the dialogue, RowError where the learned text cannot be found.
         """
-        messages = self._template.messages(turns, parts, self._control)
+        chat = self.writer.chat(turns, parts, tools)
         if self._template.marks_generation:
-            return _by_blocks(self._finish(self._template.render(messages, opening=False)), turns)
-        texts = [message["content"] for message in messages]
-        is_plain = all(isinstance(text, str) for text in texts) and not any(turn.reasoning for turn in turns)
-        if is_plain and (frames := self._frames_of(turns)) is not None:
-            found = frames.fit(self._finish(self._template.render(messages, opening=False)), texts)
+            return _by_blocks(self.writer.text(chat, len(turns), opening=False), turns)
+        texts = [message["content"] for message in chat.messages]
+        if (
+            not tools
+            and is_plain(turns)
+            and all(isinstance(text, str) for text in texts)
+            and (frames := self._frames_of(turns)) is not None
+        ):
+            found = frames.fit(self.writer.text(chat, len(turns), opening=False), texts)
             if found is not None:
                 return found
-        return self._by_beginnings(turns, messages)
+        return self._by_beginnings(turns, chat)
 
     def _frames_of(self, turns: Sequence[Turn]) -> ChatFrames | None:
         key = tuple((turn.role, turn.learned) for turn in turns)
@@ -65,24 +76,62 @@ class DialogueRenderer:
             said = [
                 replace(turn, text=text) for turn, text in zip(turns, ChatFrames.placeholders(len(turns)), strict=True)
             ]
-            messages = self._template.messages(said, [(turn.text,) for turn in said], self._control)
+            chat = self.writer.chat(said, [(turn.text,) for turn in said], ())
             try:
-                self._frames[key] = ChatFrames.of(self._by_beginnings(said, messages), len(said))
+                self._frames[key] = ChatFrames.of(self._by_beginnings(said, chat), len(said))
             except DataError:
                 self._frames[key] = None  # rendering the dialogue itself will raise the error
         return self._frames.get(key)
 
-    def _by_beginnings(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Rendered:
-        def render(number: int, opening: bool) -> str:
-            return self._finish(self._template.render(messages[:number], opening=opening))
+    @cached_property
+    def trailer(self) -> str:
+        """Control tokens that the template writes once, behind a turn that has ended already; "" where there are none.
 
-        whole = render(len(messages), False)
+        Phi-3:   <|user|>\\nHi<|end|>\\n<|assistant|>\\nHello<|end|>\\n<|endoftext|>
+        """
+        said = [Turn(role="user", text="Hi"), Turn(role="assistant", text="Hello")]
+        chat = self.writer.chat(said, [(turn.text,) for turn in said], ())
+        try:
+            closed, opened = (self.writer.text(chat, 2, opening=opening) for opening in (False, True))
+        except DataError:
+            return ""
+        cut = next(
+            (i for i, (a, b) in enumerate(zip(closed, opened, strict=False)) if a != b), min(len(closed), len(opened))
+        )
+        tokens = self._control.find_all(closed)
+        cut = next((token.start() for token in tokens if token.start() < cut < token.end()), cut)
+        behind = "".join(token[0] for token in tokens if token.start() >= cut)
+        ends_before = any(token.end() == len(closed[:cut].rstrip()) for token in tokens)
+        return closed[cut:] if ends_before and behind and behind == "".join(closed[cut:].split()) else ""
+
+    def closed(self, chat: Chat, number: int) -> str:
+        """The text of the first `number` turns, as it stands before a further turn."""
+        return self.writer.text(chat, number, opening=False).removesuffix(self.trailer)
+
+    def asked(self, chat: Chat, number: int) -> str:
+        """The text of the first `number` turns, of which the last is the assistant's, as it is asked and answered.
+
+        Some templates write the turns before otherwise once the answer is there. Then it is the prompt, and what follows the same
+        last turn and opening in the text with the answer. Raises DataError.
+        """
+        whole, prompt = self.writer.text(chat, number, opening=False), self.writer.text(chat, number - 1, opening=True)
+        if number < 2 or whole.startswith(prompt):
+            return whole
+        last = _said(chat.messages[number - 2])
+        start = max(prompt.rfind(last), prompt.rfind(_in_json(last))) if last else -1
+        before, _, said = whole.rpartition(prompt[start:]) if start >= 0 else ("", "", "")
+        return prompt + said if before else whole
+
+    def _by_beginnings(self, turns: Sequence[Turn], chat: Chat) -> Rendered:
+        number = len(turns)
+        whole = self.asked(chat, number) if turns[-1].learned else self.writer.text(chat, number, opening=False)
+        _check_whole(whole, chat.messages)
         spans = []
         for i, turn in enumerate(turns):
             if not turn.learned:
                 continue
-            prompt = render(i, True)
-            said = whole if i + 1 == len(turns) else render(i + 1, False)
+            prompt = self.writer.text(chat, i, opening=True)
+            said = whole if i + 1 == len(turns) else self.closed(chat, i + 1)
             if not whole.startswith(said):
                 raise RowError(
                     f"the model's chat template writes turns up to {i} otherwise where more follow (it rewrites history, e.g. "
@@ -91,12 +140,13 @@ class DialogueRenderer:
             if not whole.startswith(prompt):
                 raise RowError(
                     f"the model's chat template opens turn {i} otherwise than generation would (add_generation_prompt), so what "
-                    f"would be learned there is not what will be asked: {_WAY_OUT}"
+                    f"would be learned there is not what will be asked: {_WAY_OUT}; where the opening closes the reasoning "
+                    "(enable_thinking: false), use data without reasoning"
                 )
             start, end = len(prompt), len(said.rstrip())
-            _check(whole[start:end], messages[i], i)
-            head = whole[start : max(whole.find(_said(messages[i])[:64], start, end), start)]
-            if self._control.find(head) is not None and prompt == render(i, False):
+            _check(whole[start:end], turn, chat.messages[i], i)
+            head = whole[start : max(whole.find(_said(chat.messages[i])[:64], start, end), start)]
+            if self._control.find(head) is not None and prompt == self.writer.text(chat, i, opening=False):
                 raise RowError(
                     f"the model's chat template has no opening of the assistant's turn (add_generation_prompt): {head!r} would "
                     "be learned. Add it to chat_template.jinja"
@@ -144,11 +194,37 @@ def _said(message: Message) -> str:
     return text.strip()
 
 
-def _check(learned: str, message: Message, number: int) -> None:
-    """Check that the learned text contains the turn's text, apart from white space. Raises RowError."""
-    said = _said(message)
-    if not learned or (said not in learned and "".join(said.split()) not in "".join(learned.split())):
-        raise RowError(
-            f"the model's chat template changes what turn {number} says ({learned[:60]!r} for {said[:60]!r}): write the turn as "
-            f"the template does, or {_WAY_OUT}"
-        )
+def _in_json(text: str) -> str:
+    """The text as it stands in JSON: some templates write the results of tools so."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _check_whole(whole: str, messages: Sequence[Message]) -> None:
+    """Check that no turn of another role than the assistant's is left out. Raises RowError."""
+    packed = ""
+    for number, message in enumerate(messages):
+        content = message["content"]
+        for said in [content] if isinstance(content, str) else [part.get("text", "") for part in content]:
+            said = said.strip()
+            if message["role"] == "assistant" or said in whole or _in_json(said) in whole:
+                continue
+            packed = packed or "".join(whole.split())
+            if "".join(said.split()) in packed:
+                continue
+            raise RowError(
+                f"the model's chat template leaves out turn {number}, which is the {message['role']}'s ({said[:60]!r}): take "
+                "such turns out of the data, or use another template"
+            )
+
+
+def _check(learned: str, turn: Turn, message: Message, number: int) -> None:
+    """Check that the learned text contains what the turn says, apart from white space. Raises RowError."""
+    reasoning = message.get("reasoning_content", "")
+    learned = unmarked(learned)
+    for said in (_said(message), reasoning.strip(), *(call.name for call in turn.calls)):
+        said = unmarked(said)
+        if not learned or (said not in learned and "".join(said.split()) not in "".join(learned.split())):
+            raise RowError(
+                f"the model's chat template changes what turn {number} says ({learned[:60]!r} for {said[:60]!r}): write the "
+                f"turn as the template does, or {_WAY_OUT}"
+            )

@@ -1,15 +1,18 @@
 """A model's own jinja2 chat template, rendered as transformers renders it, in a sandbox.
 
-The date (`strftime_now`) is undefined, so that templates use their fixed date: a prompt must not change overnight.
+The date (`strftime_now`) is the option `date`. Without it the function is undefined, and templates use their fixed date: a prompt
+must not change overnight.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
 from jinja2 import TemplateError, nodes
@@ -20,18 +23,32 @@ from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stoker_proto.errors import ConfigError, DataError
-from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN, ControlTokens
-from stoker_proto.text.turns import Parts, Turn, mark_parts, mark_reasoning
+from stoker_proto.text.chat_messages import CallForm, Mark, Message, messages_of
+from stoker_proto.text.control_tokens import GENERATION_CLOSE, GENERATION_OPEN
+from stoker_proto.text.functions import Tools
+from stoker_proto.text.turns import Call, Parts, Turn, is_plain
 
-Message = dict[str, Any]
 _GENERATION = re.compile(f"[{GENERATION_OPEN}{GENERATION_CLOSE}]")
 _PROBE = "probe words"
 _DEADLINE_S = 20.0
 """For one short turn; published templates take 1 ms."""
 _MOST = 1_000_000
 """Characters of a repeated text; size of a factor."""
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Names that templates have for the reasoning of a turn."""
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_defined",
+        "description": "probe",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe_key": {"type": "string", "description": "probe"}},
+            "required": ["probe_key"],
+        },
+    },
+}
+_RESULT = "probe_result"
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception")
+"""Variables that are not options."""
 
 
 class _Generation(Extension):
@@ -91,12 +108,15 @@ def _in_time(work: Callable[[], Rendered]) -> Rendered:
 class ChatTemplate:
     """One template, compiled."""
 
-    def __init__(self, source: str, names: dict[str, str]) -> None:
-        """names: special tokens by name, e.g. {"bos_token": "<s>"}. Raises ConfigError."""
+    def __init__(self, source: str, names: Mapping[str, str], options: Mapping[str, Any] | None = None) -> None:
+        """names: special tokens by name, e.g. {"bos_token": "<s>"}. options: variables of the template. Raises ConfigError."""
         environment = _BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        self._names = names
+        options = dict(options or {})
+        if (clock := _clock(options)) is not None:
+            environment.globals["strftime_now"] = clock
+        self._variables = {**names, **options}
         try:
             self._template = _in_time(lambda: environment.from_string(source))
             self._template.globals = dict(
@@ -104,8 +124,6 @@ class ChatTemplate:
             )  # was a ChainMap, which is slow to copy for each rendering
             self.marks_generation = environment.parse(source).find(nodes.ExtensionAttribute) is not None
             """Whether the template marks the assistant's text itself."""
-            self.reasoning_field = _reasoning_field(environment.parse(source))
-            """Its name for the reasoning of a turn; None: it writes none."""
         except TemplateError as error:
             raise ConfigError(f"the model's chat template is not valid ({error}); use another template") from error
         self._takes_strings = _PROBE in self._probe(_PROBE)
@@ -118,13 +136,12 @@ class ChatTemplate:
         image: the placeholder of an image in the rendered text. Raises DataError where the template leaves images out,
         ConfigError where it fails.
         """
-        parts = (None,) * num_images + (instruction,)
+        turn, parts = Turn(role="user", text=instruction), (None,) * num_images + (instruction,)
+        messages = messages_of([turn], [parts], _unchanged, None, as_string=self._takes_strings and not num_images)
         try:
-            text = self._render([_message("user", parts, as_string=self._takes_strings and not num_images)], True)
+            text = self._render(messages, True)
         except (TemplateError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"the model's chat template fails on one user's turn ({error}); use another template"
-            ) from error
+            raise ConfigError(_failed(error)) from error
         text = _GENERATION.sub("", text)
         if num_images and text.count(image) != num_images:
             raise DataError(
@@ -133,35 +150,65 @@ class ChatTemplate:
             )
         return text
 
-    def messages(self, turns: Sequence[Turn], parts: Sequence[Parts], control: ControlTokens) -> list[Message]:
-        """The input of the template. Control tokens in the turns' text are marked.
+    def messages(self, turns: Sequence[Turn], parts: Sequence[Parts], mark: Mark) -> list[Message]:
+        """The input of the template; its texts went through `mark`.
 
         Templates of vision-language models take content as a list of parts, those of text models as a string.
         """
         as_string = self._takes_strings and not any(None in of_turn for of_turn in parts)
-        return [
-            _message(turn.role, mark_parts(turn, of_turn, control), as_string) | self._reasoning(turn, control)
-            for turn, of_turn in zip(turns, parts, strict=True)
-        ]
+        form = None if is_plain(turns) else self.call_form
+        return messages_of(turns, parts, mark, form, as_string=as_string)
 
-    def _reasoning(self, turn: Turn, control: ControlTokens) -> Message:
-        """The turn's reasoning under the name that the template knows, else under the usual one."""
-        marked = mark_reasoning(turn, control)
-        if marked is None:
-            return {}
-        return {self.reasoning_field or REASONING_FIELDS[0]: marked}
-
-    def render(self, messages: Sequence[Message], *, opening: bool) -> str:
+    def render(self, messages: Sequence[Message], *, opening: bool, tools: Tools = ()) -> str:
         """The text. opening: followed by the beginning of an assistant's turn. Raises DataError where the template fails."""
         try:
-            return self._render(messages, opening)
+            return self._render(messages, opening, tools)
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(str(message["role"]) for message in messages[:8])
             raise DataError(f"the model's chat template does not take this dialogue ({roles} ...): {error}") from error
 
-    def _render(self, messages: Sequence[Message], opening: bool) -> str:
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How the template takes definitions and calls of functions; None where it does not write both."""
+        forms = [CallForm(as_text, own) for own in (True, False) for as_text in (False, True)]
+        return next((form for form in forms if self._writes_calls(form)), None)
+
+    @cached_property
+    def takes_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of the last answer."""
+        turns = [Turn(role="user", text=_PROBE), Turn(role="assistant", text="yes", reasoning="probe_reasoning")]
+        return "probe_reasoning" in (self.try_turns(turns) or "")
+
+    def try_turns(self, turns: Sequence[Turn], tools: Tools = (), form: CallForm | None = None) -> str | None:
+        """The text of turns without images, as they are; None where the template does not take them."""
+        parts = [(turn.text,) for turn in turns]
+        messages = messages_of(turns, parts, _unchanged, form, as_string=self._takes_strings)
+        try:
+            return _GENERATION.sub("", self._render(messages, False, tools))
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError):
+            return None
+
+    def _writes_calls(self, form: CallForm) -> bool:
+        call = Call("probe_defined", {"probe_key": "probe_value"}, "call_0123456789abcdef")
+        turns = [
+            Turn(role="user", text=_PROBE),
+            Turn(role="assistant", text="", calls=(call,)),
+            Turn(role="tool", text=_RESULT, call_id=call.id),
+            Turn(role="assistant", text="yes"),
+        ]
+        text = self.try_turns(turns, [_TOOL], form)
+        if text is None or self.try_turns(turns[:1], [_TOOL]) == self.try_turns(turns[:1]):
+            return False
+        shown = all(word in text for word in ("probe_defined", "probe_value", _RESULT))
+        return shown and "'probe_key'" not in text and '\\"probe_key' not in text  # Python's form, or JSON inside JSON
+
+    def _render(self, messages: Sequence[Message], opening: bool, tools: Tools = ()) -> str:
         text: str = self._template.render(
-            messages=list(messages), tools=None, documents=None, add_generation_prompt=opening, **self._names
+            messages=list(messages),
+            tools=list(tools) or None,
+            documents=None,
+            add_generation_prompt=opening,
+            **self._variables,
         )
         return text
 
@@ -171,24 +218,37 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError) as error:
             if isinstance(content, str) and not isinstance(error, TemplateError):
                 return ""  # the template takes a list of parts
+            raise ConfigError(_failed(error)) from error
+
+
+def _clock(options: dict[str, Any]) -> Callable[[str], str] | None:
+    """`strftime_now` of the option `date`. Raises ConfigError for an option that cannot be one."""
+    for name in options:
+        if name in _RESERVED or not name.isidentifier():
             raise ConfigError(
-                f"the model's chat template fails on one user's turn ({error}); use another template"
-            ) from error
+                f"data.dialogue.template_options has {name!r}: name variables of the chat template, such as enable_thinking"
+            )
+    date = options.get("date")
+    if date is None:
+        return None
+    try:
+        day = datetime.datetime.strptime(str(date), "%Y-%m-%d")
+    except ValueError as error:
+        raise ConfigError(
+            f"data.dialogue.template_options.date is {date!r}: a day such as 2025-06-30 is expected"
+        ) from error
+    return day.strftime
 
 
-def _reasoning_field(source: nodes.Template) -> str | None:
-    """The first of the fields that the template looks at: message.thinking, message['thinking'] or 'thinking' in message."""
-    named = {node.attr for node in source.find_all(nodes.Getattr)} | {
-        node.value for node in source.find_all(nodes.Const)
-    }
-    return next((field for field in REASONING_FIELDS if field in named), None)
+def _unchanged(text: str, of_assistant: bool) -> str:
+    return text
 
 
-def _message(role: str, parts: Parts, as_string: bool) -> Message:
-    if as_string:
-        return {"role": role, "content": parts[0]}
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
-    return {"role": role, "content": content}
+def _failed(error: Exception) -> str:
+    way_out = "use another template"
+    if "strftime_now" in str(error):
+        way_out = "it writes today's date: fix one with data.dialogue.template_options: {date: 2025-06-30}"
+    return f"the model's chat template fails on one user's turn ({error}); {way_out}"
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

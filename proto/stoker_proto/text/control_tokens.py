@@ -16,6 +16,23 @@ OPEN, CLOSE = "\U000f0000", "\U000f0001"
 """Marks around a control token found in data: private-use characters, the same as in transformers."""
 GENERATION_OPEN, GENERATION_CLOSE = "\U000f0002", "\U000f0003"
 """Marks around the assistant's text in a chat template; see `chat_template`."""
+SPOKEN = (
+    *(
+        "<think>",
+        "</think>",
+        "<|begin_of_thought|>",
+        "<|end_of_thought|>",
+        "[THINK]",
+        "[/THINK]",
+        "<answer>",
+        "</answer>",
+    ),
+    *("<tool_call>", "</tool_call>", "<|tool_call|>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *(f"<\uff5ctool\u2581{name}\uff5c>" for name in ("calls\u2581begin", "calls\u2581end", "sep")),  # DeepSeek's
+    *(f"<\uff5ctool\u2581{name}\uff5c>" for name in ("call\u2581begin", "call\u2581end")),
+)
+"""Marks of reasoning and of calls in published tokenizers: what an assistant's text may contain as tokens."""
 _MARKS = re.compile("[\U000f0000-\U000f0003]")
 _ACTION_TOKEN = re.compile(r"<action_\d+>")
 """Our action tokens are control tokens even before they are in the vocabulary, so that rows do not depend on that moment."""
@@ -24,18 +41,25 @@ _ACTION_TOKEN = re.compile(r"<action_\d+>")
 class ControlTokens:
     """The control tokens of one tokenizer and template."""
 
-    def __init__(self, special: Iterable[str], openers: Iterable[str] = ()) -> None:
-        """openers: tokens that begin turns and are not special. The assistant's own text may contain them (`<think>`)."""
+    def __init__(self, special: Iterable[str], openers: Iterable[str] = (), spoken: Iterable[str] = ()) -> None:
+        """openers: tokens that begin turns and are not special. The assistant's own text may contain them.
+
+        spoken: special tokens that the assistant's text may contain as tokens (`<think>`).
+        """
         special = set(special)
-        self._own = _compiled(special)
+        self._own = _compiled(special.difference(spoken))
         self._all = _compiled(special | set(openers))
         self._firsts = sorted({token[0] for token in (*special, *openers, "<") if token})
         self._pieces = re.compile(f"{OPEN}({self._all.pattern}){CLOSE}|[{OPEN}{CLOSE}]")
 
-    def find(self, text: str) -> str | None:
+    def find(self, text: str, *, of_assistant: bool = False) -> str | None:
         """The first control token in the text; None where there is none."""
-        found = self._all.search(text)
+        found = (self._own if of_assistant else self._all).search(text)
         return None if found is None else found[0]
+
+    def find_all(self, text: str, *, of_assistant: bool = False) -> list[re.Match[str]]:
+        """All control tokens in the text, in order."""
+        return list((self._own if of_assistant else self._all).finditer(text))
 
     def mark(self, text: str, *, of_assistant: bool = False, written: Collection[str] = ()) -> str:
         """The text with marks around each control token; unchanged where there is none.
@@ -75,6 +99,16 @@ def is_action_token(token: str) -> bool:
 def is_marked(text: str) -> bool:
     """Whether `mark` found a control token."""
     return OPEN in text
+
+
+def unmarked(text: str) -> str:
+    """The text without marks around control tokens."""
+    return text.replace(OPEN, "").replace(CLOSE, "")
+
+
+def without_marks(text: str) -> str:
+    """Text from data without characters that could be taken for marks."""
+    return text if text.isascii() else _MARKS.sub("", text)
 
 
 def _compiled(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -1,5 +1,6 @@
 """How a sample is written as text: the text before the answer, by `data.dialogue.template`.
 
+    auto            one of the next three: `openvla` for OpenVLA, `chat_template` for a model that has one, else `stoker`
     stoker          <|User|> {image} {instruction} <|Assistant|>              then the answer, then the end token
     openvla         In: What action should the robot take to {instruction, lower case}?\\nOut:_     (_: one space)
     chat_template   the model's own: one user turn, then the opening of the assistant's
@@ -15,7 +16,7 @@ With `data.state: text` the instruction includes the robot's state, as in openpi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -30,6 +31,8 @@ TEMPLATES = {
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 STATE = "Task: {instruction}, State: {state};"
 """The instruction with a state, except in `custom`, which has its own `{state}`."""
+CHAT_RULES = 2
+"""Version of how a chat template is used; part of the fingerprint. Raise it when the same dialogue gives other rows."""
 _SPACED = ("stoker",)  # templates with a space between the prompt and a text answer
 
 
@@ -42,26 +45,38 @@ class Dialogue:
     """With {image}, {instruction} and {state}; the jinja2 source of `chat_template`."""
     names: dict[str, str]
     """Special tokens that a chat template may use, e.g. {"bos_token": "<s>"}."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Variables of a chat template."""
+    spoken: tuple[str, ...] = ()
+    """Special tokens that the assistant's text may contain as tokens, sorted."""
 
     @classmethod
-    def build(cls, config: DialogueConfig, chat_template: str | None, names: dict[str, str]) -> Self:
-        """From the config, the model's chat template and its special tokens by name. Raises ConfigError."""
-        if config.template == "custom":
+    def build(
+        cls, config: DialogueConfig, chat_template: str | None, names: dict[str, str], *, model_type: str = ""
+    ) -> Self:
+        """From the config, the model's chat template, its special tokens by name and its `model_type`. Raises ConfigError."""
+        template = resolved(config, chat_template, model_type)
+        if config.template_options and template != "chat_template":
+            raise ConfigError(
+                f"data.dialogue.template_options are variables of a chat template, and data.dialogue.template is "
+                f"{config.template}{'' if template == config.template else f', here {template}'}: leave them out"
+            )
+        if template == "custom":
             if not config.user or "{instruction}" not in config.user:
                 raise ConfigError(
                     f"data.dialogue.user is {config.user!r}: it needs {{instruction}}, and {{image}} for images"
                 )
             return cls("custom", config.user, {})
-        if config.template == "chat_template":
+        if template == "chat_template":
             if chat_template is None:
                 raise ConfigError(
                     "data.dialogue.template is chat_template, but the model folder has none (chat_template.jinja); "
                     "use stoker, openvla or custom"
                 )
-            dialogue = cls("chat_template", chat_template, names)
+            dialogue = cls("chat_template", chat_template, names, dict(config.template_options))
             dialogue.prompt("probe", 0, "")  # raises ConfigError for a template that does not work
             return dialogue
-        return cls(config.template, TEMPLATES[config.template], {})
+        return cls(template, TEMPLATES[template], {})
 
     @property
     def writes_bos(self) -> bool:
@@ -86,7 +101,7 @@ class Dialogue:
     @property
     def writes_reasoning(self) -> bool:
         """Whether the template knows reasoning that stands beside the content of a turn."""
-        return self.template == "chat_template" and self.chat.reasoning_field is not None
+        return self.template == "chat_template" and self.chat.takes_reasoning
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -95,7 +110,7 @@ class Dialogue:
 
     @cached_property
     def chat(self) -> ChatTemplate:
-        return ChatTemplate(self.text, self.names)
+        return ChatTemplate(self.text, self.names, self.options)
 
     def prompt(self, instruction: str, num_images: int, image: str, state: str | None = None) -> str:
         """The text before the answer. image: the text for each image, "" where the caller places the images. Raises DataError."""
@@ -120,9 +135,32 @@ class Dialogue:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        tree: dict[str, Any] = {"template": self.template, "text": self.text, "names": self.names}
+        if self.template == "chat_template":
+            tree["rules"] = CHAT_RULES
+        # Left out where they change nothing, so that earlier runs go on.
+        if self.options:
+            tree["options"] = self.options
+        if self.spoken:
+            tree["spoken"] = list(self.spoken)
+        return tree
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Self:
         """The dialogue that `to_json` described."""
-        return cls(str(tree["template"]), str(tree["text"]), {str(k): str(v) for k, v in tree["names"].items()})
+        return cls(
+            str(tree["template"]),
+            str(tree["text"]),
+            {str(k): str(v) for k, v in tree["names"].items()},
+            dict(tree.get("options", {})),
+            tuple(map(str, tree.get("spoken", ()))),
+        )
+
+
+def resolved(config: DialogueConfig, chat_template: str | None, model_type: str) -> str:
+    """The template that `auto` stands for; any other stands for itself."""
+    if config.template != "auto":
+        return config.template
+    if model_type == "openvla":
+        return "openvla"
+    return "stoker" if chat_template is None else "chat_template"

@@ -28,6 +28,8 @@ class EncodedRow:
 
     input_ids: Ids  # [T]
     supervised: NDArray[np.uint8]  # [T]: 1 where the token is a label
+    num_images: int | None = None
+    """How many of the sample's images the row shows, from the first on; None: all."""
 
 
 class RowWriter:
@@ -185,7 +187,7 @@ class RowWriter:
 
     def _check_text(self, name: str, text: str) -> None:
         """Raises DataError for a control token: instructions are short and written for the robot, so it is a mistake."""
-        found = self._control.find(text)
+        found = self._control.find(text, of_assistant=name == "answer")
         is_counted = self._image is not None and found == self._image.token and not self._image.after_bos
         if found is not None and not is_counted:
             raise DataError(f"the {name} holds {found!r}, which gives rows their structure: take it out of the text")

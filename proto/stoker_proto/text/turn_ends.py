@@ -32,15 +32,17 @@ class TurnEnds:
     """Last learned tokens that are words, where the template has no end of a turn."""
 
 
-def find_turn_ends(encode: Callable[[Sequence[Turn]], EncodedRow], is_token: Callable[[int], bool]) -> TurnEnds:
-    """From dialogues of placeholders. encode: the row of a dialogue; is_token: whether an id is a token by itself, no text."""
+def find_turn_ends(
+    encode: Callable[[Sequence[Turn]], Sequence[EncodedRow]], is_token: Callable[[int], bool]
+) -> TurnEnds:
+    """From dialogues of placeholders. encode: the rows of a dialogue; is_token: whether an id is a token by itself, no text."""
     ends: set[int] = set()
     for turns in _PROBES:
         try:
-            row = encode(turns)
+            rows = encode(turns)
         except DataError:  # a template that takes no such dialogue ends no turn of one
             continue
-        ends.update(int(row.input_ids[at]) for at in last_learned(row.supervised))
+        ends.update(int(row.input_ids[at]) for row in rows for at in last_learned(row.supervised))
     return TurnEnds(
         tuple(sorted(end for end in ends if is_token(end))), tuple(sorted(end for end in ends if not is_token(end)))
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from stoker_proto.errors import DataError
 from stoker_proto.text.control_tokens import ControlTokens
@@ -23,6 +23,17 @@ Parts = tuple[str | None, ...]
 """A turn's text, split at its images. None stands for an image."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a function by the assistant."""
+
+    name: str
+    arguments: Any
+    """JSON, usually an object."""
+    id: str = ""
+    """What the tool's turn refers to; "": the data has none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One turn of a dialogue."""
@@ -32,8 +43,12 @@ class Turn:
     learned: bool = False
     """Whether its text, and the token that ends it, are labels. Either only turns of the assistant are learned, or all turns."""
     reasoning: str | None = None
-    """What the assistant thinks before it answers, where the data keeps it apart from the text. Chat templates write it their own
-    way; a dialogue whose learned reasoning the template leaves out is refused."""
+    """What the assistant thinks before `text`, where the data keeps it apart. A chat template writes it its own way; a template
+    without a place for it gets it before the text, as <think>. A dialogue whose learned reasoning is left out is refused."""
+    calls: tuple[Call, ...] = ()
+    """Functions that the assistant calls after `text`."""
+    call_id: str = ""
+    """Of a tool's turn: the call that it answers; "": the data does not say."""
 
 
 def place_images(turns: Sequence[Turn], num_images: int) -> list[Parts]:
@@ -62,9 +77,12 @@ def mark_parts(turn: Turn, parts: Parts, control: ControlTokens) -> Parts:
     return tuple(None if part is None else control.mark(part, of_assistant=of_assistant) for part in parts)
 
 
-def mark_reasoning(turn: Turn, control: ControlTokens) -> str | None:
-    """The turn's reasoning with its control tokens marked; None: it has none."""
-    return control.mark(turn.reasoning, of_assistant=True) if turn.reasoning else None
+def is_plain(turns: Sequence[Turn]) -> bool:
+    """Whether the turns are text only, without reasoning and calls."""
+    for turn in turns:  # noqa: SIM110 - a generator takes three times as long
+        if turn.reasoning or turn.calls:
+            return False
+    return True
 
 
 def is_learned_whole(turns: Sequence[Turn]) -> bool:

@@ -26,7 +26,7 @@ from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.processor import Processor
 from stoker_proto.text.turns import Turn
 from tests.loader_service.dataset_classes import Language
-from tests.proto.text.chat_templates import CHATML, plain
+from tests.proto.text.chat_templates import CHATML, REASONING, plain
 from tests.tiny_models import make_config, write_model_folder
 
 MODULE = "tests.loader_service.dataset_classes"
@@ -320,3 +320,27 @@ def test_mended_dialogues_are_counted_where_their_tokens_are(model: Path, tmp_pa
 
     assert notes() == {}
     assert notes("data.packing=true") == notes("data.options.validate=true") == {MERGED: 3, TRAILING: 3}
+
+
+def test_a_template_that_rewrites_history_is_counted_row_by_row(tmp_path: Path) -> None:
+    """One row for each answer: scan, verify and loader agree, with and without packing; other templates have one each."""
+    folder = write_model_folder(tmp_path / "model", "causal")
+    (folder / "chat_template.jinja").write_text(plain(REASONING))
+    exchange = [["user", "Hi", False], ["assistant", "Hello", True]]
+    shard = write(tmp_path / "a.jsonl", [[{"turns": exchange * count}] for count in (1, 3, 2)])
+    of_stoker = prepare(config_of(folder, shard, kind="Dialogues")).entries["train"][0]
+    assert of_stoker.num_samples.tolist() == [1, 1, 1]
+    for overrides in ([], ["data.packing=true"]):
+        config = config_of(folder, shard, "data.dialogue.template=auto", *overrides, kind="Dialogues", max_seq_len=256)
+        prepared = prepare(config)
+        entry = prepared.entries["train"][0]
+        assert entry.num_samples.tolist() == [1, 3, 2]
+        records = encode_all(config, prepared)
+        assert [len(samples) for samples in records] == [1, 3, 2]
+        assert entry.num_tokens.tolist() == [sum(len(s.input_ids) for s in samples) for samples in records]
+        assert [sample.timestep for sample in records[1]] == [0, 1, 2]
+        lengths = [len(sample.input_ids) for sample in records[1]]
+        assert lengths == sorted(set(lengths)), "each row has one more exchange"
+        dataset = make_datasets(config.data)[0]
+        counting = Counting.needed(config, dataset)
+        assert verify([entry], dataset, processes=1, progress=False, counting=counting) == []

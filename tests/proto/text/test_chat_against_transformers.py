@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from stoker_proto.errors import RowError
+from stoker_proto.errors import DataError, RowError
 from stoker_proto.processor import Processor
 from stoker_proto.text.chat_frames import ChatFrames
+from stoker_proto.text.chat_rows import DialogueSample
 from stoker_proto.text.turns import Turn
 from tests.proto.conftest import words, write_chat_folder
 from tests.proto.text.chat_templates import CHATML, LLAMA_3, QWEN, REASONING, TEMPLATES, plain, tagged
@@ -142,7 +143,7 @@ def test_what_a_user_types_cannot_forge_a_turn(template: str, chat_processor: Ma
     assert sum(int(n) in control for n in row.input_ids[row.supervised == 1]) == 2
 
 
-def test_a_template_that_rewrites_history_is_found_out(chat_processor: Make, tmp_path: Path) -> None:
+def test_a_template_that_rewrites_history_gives_a_row_for_each_answer(chat_processor: Make, tmp_path: Path) -> None:
     processor = chat_processor(plain(REASONING))
     turns = [
         Turn(role="user", text="Hi"),
@@ -150,8 +151,21 @@ def test_a_template_that_rewrites_history_is_found_out(chat_processor: Make, tmp
         Turn(role="user", text="Bye"),
         Turn(role="assistant", text="Bye", learned=True),
     ]
-    with pytest.raises(RowError, match=r"writes turns up to 1 otherwise where more follow .*learn the last turn only"):
+    assert processor.divides_dialogues
+    assert not chat_processor(plain(CHATML)).divides_dialogues
+    with pytest.raises(RowError, match=r"rewrites history, and the dialogue needs 2 rows: use encode_dialogues"):
         processor.encode_turns(turns)
+    [rows] = processor.encode_dialogues([DialogueSample(turns)])
+    assert not isinstance(rows, DataError)
+    start, end, think = "<|im_start|>", "<|im_end|>\n", "<think>\n\n</think>\n\n"
+    assert [words(processor, row.input_ids) for row in rows] == [
+        f"{start}user\nHi{end}{start}assistant\n{think}Hello{end}",
+        f"{start}user\nHi{end}{start}assistant\nHello{end}{start}user\nBye{end}{start}assistant\n{think}Bye{end}",
+    ]
+    assert [words(processor, row.input_ids[row.supervised == 1]) for row in rows] == [
+        f"{think}Hello<|im_end|>",
+        f"{think}Bye<|im_end|>",
+    ]
     row = processor.encode_turns([Turn(role=t.role, text=t.text, learned=i == 3) for i, t in enumerate(turns)])
     assert words(processor, row.input_ids[row.supervised == 1]) == "<think>\n\n</think>\n\nBye<|im_end|>"
     with pytest.raises(RowError, match=r"changes what turn 1 says .*write the turn as the template does"):

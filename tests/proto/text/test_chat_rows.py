@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoker_proto.errors import DataError, RowError
+from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.processor import Processor
+from stoker_proto.text.chat_rows import DialogueSample
 from stoker_proto.text.turns import Turn, place_images
 from tests.proto.conftest import words
 from tests.proto.text.chat_templates import CHATML, QWEN, plain, tagged
@@ -378,23 +379,129 @@ def test_control_tokens_in_reasoning_stay_text(chat_processor: Make) -> None:
     assert row.supervised[-2:].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("learn_all", [False, True])
-def test_learned_reasoning_that_a_template_leaves_out_is_refused(
-    learn_all: bool, chat_processor: Make, tmp_path: Path
-) -> None:
-    turns = [replace(ASK, learned=learn_all), THINK]
-    wants = r"turn 1 has reasoning beside its text, and {} does not write it.*data\.options\.reasoning to inline .* or to drop"
-    with pytest.raises(RowError, match=wants.format("the model's chat template")):
-        chat_processor(plain(CHATML)).encode_turns(turns)
-    for template in ("stoker", "openvla"):
-        processor = build(tmp_path, f"data.dialogue.template={template}")
-        assert not processor.writes_reasoning
-        with pytest.raises(RowError, match=wants.format(rf"data\.dialogue\.template {template}")):
-            processor.encode_turns(turns)
+DROPPING = QWEN_3.replace("if loop.last or reasoning", "if loop.last")
+"""Leaves out the reasoning of all answers but the last."""
+
+
+def test_learned_reasoning_that_a_template_leaves_out_is_refused(chat_processor: Make) -> None:
+    """Answers that are learned alone get rows of their own; a dialogue that is learned whole is one row."""
+    turns = [ASK, THINK, ASK, THINK]
+    processor = chat_processor(DROPPING)
+    [rows] = processor.encode_dialogues([DialogueSample(turns)])
+    assert not isinstance(rows, DataError)
+    assert [words(processor, row.input_ids[row.supervised == 1]) for row in rows] == [
+        "<think>\nsix sevens are forty-two\n</think>\n\n42<|im_end|>"
+    ] * 2
+    wants = r"turn 1 has reasoning beside its text.*data\.options\.reasoning to inline .* or to drop"
+    with pytest.raises(RowError, match=wants):
+        processor.encode_turns([replace(turn, learned=True) for turn in turns])
 
 
 def test_reasoning_that_is_not_learned_may_be_left_out(chat_processor: Make) -> None:
     turns = [ASK, replace(THINK, learned=False), BYE, BYE_BYE]
     without = [ASK, replace(THINK, learned=False, reasoning=None), BYE, BYE_BYE]
-    processor = chat_processor(plain(CHATML))
+    processor = chat_processor(DROPPING)
     assert shown(processor, turns) == shown(processor, without)
+
+
+REWRITING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}{{ '<image>' }}{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|eot_id|>' if loop.last and not add_generation_prompt else '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Ends the last turn otherwise than the turns before it, as gpt-oss does."""
+
+
+def test_a_row_of_a_divided_dialogue_has_the_images_of_its_own_turns(chat_processor: Make) -> None:
+    processor = chat_processor(REWRITING, family="llava")
+    turns = [Turn(role="user", text="<image>?"), HELLO, Turn(role="user", text="<image>!"), BYE_BYE]
+    [rows] = processor.encode_dialogues([DialogueSample(turns, 2)])
+    assert not isinstance(rows, DataError)
+    assert [row.num_images for row in rows] == [1, 2]
+    assert [(row.input_ids == processor.image_token_id).sum() for row in rows] == [16, 32]
+    said = [words(processor, row.input_ids[row.supervised == 1]) for row in rows]
+    assert said == ["Hello<|eot_id|>", "Bye bye<|eot_id|>"]
+
+
+def test_each_row_of_a_divided_dialogue_is_shortened_by_itself(chat_processor: Make) -> None:
+    whole = chat_processor(REWRITING)
+    [rows] = whole.encode_dialogues([DialogueSample(LONG)])
+    assert not isinstance(rows, DataError)
+    assert len(rows) == 6
+    limit = len(rows[2].input_ids)
+    [cut] = chat_processor(REWRITING, "data.overlong=drop_turns", max_seq_len=limit).encode_dialogues(
+        [DialogueSample(LONG)]
+    )
+    assert not isinstance(cut, DataError)
+    assert [len(row.input_ids) for row in cut[:3]] == [len(row.input_ids) for row in rows[:3]]
+    assert all(len(row.input_ids) <= limit for row in cut)
+    assert [words(whole, row.input_ids[row.supervised == 1]) for row in cut] == ["Hello<|eot_id|>"] * 6
+    assert all("Be kind." in words(whole, row.input_ids) for row in cut)
+
+
+def test_only_the_answers_that_a_template_rewrites_have_rows_of_their_own(chat_processor: Make) -> None:
+    """Its author may drop reasoning only: answers without any share a row."""
+    source = plain(CHATML).replace(
+        "message['content'] + '<|im_end|>'",
+        "(message['content'].split('</think>')[-1] if not loop.last else message['content']) + '<|im_end|>'",
+        1,
+    )
+    processor = chat_processor(source)
+    thought = Turn(role="assistant", text="<think>hm</think>Hello", learned=True)
+    for answers, expected in (
+        ([HELLO, BYE_BYE, HELLO], 1),
+        ([HELLO, thought, HELLO], 2),
+        ([thought, thought, HELLO], 3),
+    ):
+        turns = [turn for answer in answers for turn in (HI, answer)]
+        [rows] = processor.encode_dialogues([DialogueSample(turns)])
+        assert not isinstance(rows, DataError)
+        assert len(rows) == expected
+        said = "".join(words(processor, row.input_ids[row.supervised == 1]) for row in rows)
+        assert sorted(said.split("<|im_end|>")[:-1]) == sorted(answer.text for answer in answers)
+
+
+def test_reasoning_without_a_place_in_the_template_stands_before_the_answer(
+    tmp_path: Path, chat_processor: Make
+) -> None:
+    turns = [HI, Turn(role="assistant", text="Hello", reasoning="hm\n", learned=True)]
+    assert shown(build(tmp_path), turns) == "<s><|User|> Hi <|Assistant|>{ <think>\nhm\n</think>\n\nHello</s>}"
+    row = chat_processor(plain(CHATML)).encode_turns(turns)
+    assert words(chat_processor(plain(CHATML)), row.input_ids[row.supervised == 1]) == (
+        "<think>\nhm\n</think>\n\nHello<|im_end|>"
+    )
+
+
+def test_variables_of_the_template(chat_processor: Make) -> None:
+    today = "{{ strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' }} "
+    dated = today + "{{ 'brief ' if brief else '' }}" + plain(CHATML)
+
+    def beginning(*overrides: str) -> str:
+        processor = chat_processor(dated, *overrides)
+        return words(processor, processor.encode_turns([HI, HELLO]).input_ids).partition("<|im_start|>")[0]
+
+    assert beginning() == "26 Jul 2024 "
+    assert beginning("data.dialogue.template_options={date: 2025-06-30, brief: true}") == "30 Jun 2025 brief "
+    fingerprints = {
+        chat_processor(dated, *overrides).fingerprints()["dialogue"]
+        for overrides in (
+            [],
+            ["data.dialogue.template_options={brief: true}"],
+            ["data.dialogue.template_options={brief: 1}"],
+        )
+    }
+    assert len(fingerprints) == 3
+    for options, message in (
+        ("{date: 30.6.2025}", r"template_options.date is '30.6.2025': a day such as 2025-06-30"),
+        ("{messages: []}", r"template_options has 'messages': name variables"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            chat_processor(dated, f"data.dialogue.template_options={options}")
+    with pytest.raises(ConfigError, match=r"fix one with data.dialogue.template_options: \{date: 2025-06-30\}"):
+        chat_processor("{{ strftime_now('%Y') }}" + plain(CHATML))
+    with pytest.raises(
+        ConfigError, match=r"template_options are variables of a chat template, and .*template is stoker"
+    ):
+        chat_processor(dated, "data.dialogue.template=stoker", "data.dialogue.template_options={brief: true}")

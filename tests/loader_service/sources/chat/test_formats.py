@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from loader_service.sources.base import BaseSFTDataset, Sample
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.text.functions import write_functions
+from stoker_proto.text.turns import Call
 
 MakeTables = Callable[..., TableDataset]
 WriteTable = Callable[..., Path]
@@ -170,7 +173,15 @@ TOOL = {"name": "add", "description": "Adds {numbers}", "parameters": {"type": "
     ],
 )
 def test_functions_are_written_as_qwen_does(row: dict[str, Any], one: Callable[..., Sample]) -> None:
-    system, *rest = turns(one(row))
+    """Where the template has no form of its own for them."""
+
+    def written(**options: Any) -> list[Any]:
+        sample = one(row, **options)
+        return turns(replace(sample, turns=tuple(write_functions(sample.turns, sample.tools))))
+
+    assert one(row).turns[2].calls[0].arguments == {"a": 1, "b": 2}
+    assert one(row).tools == (TOOL,)
+    system, *rest = written()
     assert rest == [
         ("user", "1 + 2?", False),
         ("assistant", '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>', True),
@@ -181,8 +192,56 @@ def test_functions_are_written_as_qwen_does(row: dict[str, Any], one: Callable[.
     assert system[1].startswith("Be exact.\n\n# Tools\n\nYou may call one or more functions")
     assert f"<tools>\n{json.dumps(TOOL)}\n</tools>" in system[1]
     assert '{"name": <function-name>, "arguments": <args-json-object>}' in system[1]
-    assert turns(one(row, system=""))[0][1].startswith("# Tools")
-    assert turns(one(row, system="Other."))[0][1].startswith("Other.\n\n# Tools")
+    assert written(system="")[0][1].startswith("# Tools")
+    assert written(system="Other.")[0][1].startswith("Other.\n\n# Tools")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"a": 1, "b": {"c": "x"}}, {"a": 1, "b": {"c": "x"}}),
+        ('{"a": 1, "b": null}', {"a": 1, "b": None}),
+        ("", {}),
+        (" ", {}),
+        (None, {}),
+        ({"a": 1, "city": None, "b": {"c": None, "d": [{"e": None}]}}, {"a": 1, "b": {"d": [{}]}}),
+    ],
+)
+def test_arguments_are_an_object_a_text_or_nothing(
+    arguments: Any, expected: dict[str, Any], one: Callable[..., Sample]
+) -> None:
+    """Parquet gives each object the keys of all others, as null. In a JSON text null is what its author wrote."""
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "1 + 2?", "tool_calls": None, "tool_call_id": None},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "3", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "Three.", "tool_calls": []},
+        ],
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": None, "strict": None}}],
+    }
+    sample = one(row)
+    assert sample.turns[1].calls == (Call("add", expected, "c1"),)
+    assert [turn.call_id for turn in sample.turns] == ["", "", "c1", ""]
+    assert sample.tools == ({"type": "function", "function": {"name": "add"}},)
+
+
+@pytest.mark.parametrize("tools", [None, [], "", " ", "[]"])
+def test_tools_that_are_absent_leave_no_system_turn(tools: Any, one: Callable[..., Sample]) -> None:
+    """Else a template's own system text would go."""
+    sample = one(
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}], "tools": tools}
+    )
+    assert sample.tools == ()
+    assert [turn.role for turn in sample.turns] == ["user", "assistant"]
+
+
+def test_text_behind_a_call_stays_behind_it(one: Callable[..., Sample]) -> None:
+    call = {"from": "function_call", "value": '{"name": "add", "arguments": {}}'}
+    said = [{"from": "human", "value": "Hi"}, call, call, {"from": "gpt", "value": "Done."}]
+    sample = one({"conversations": said})
+    assert [(turn.text, len(turn.calls)) for turn in sample.turns] == [("Hi", 0), ("", 2), ("Done.", 0)]
 
 
 def test_the_system_text_of_the_config_goes_first(one: Callable[..., Sample]) -> None:
