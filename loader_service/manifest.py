@@ -37,6 +37,9 @@ COLUMNS: dict[str, type[np.generic]] = {
     "file_times": np.int64,
 }
 _as_path = lru_cache(maxsize=4096)(Path)  # making one, and its hash, costs more than reading a row
+ROW_STARTS, ROW_TOKENS = "row_starts", "row_tokens"
+"""Two more columns, where a chat template divides dialogues: int64[R], where a record's samples begin in uint32[S], the tokens of
+each sample."""
 ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
 
 
@@ -80,6 +83,8 @@ class EntryManifest:
     """What was repaired or left out -> in how many records."""
     folder: Path
     """Holds the columns."""
+    row_starts: NDArray[np.int64] | None = None  # [R], index in row_tokens of the record's first sample
+    row_tokens: NDArray[np.uint32] | None = None  # [S], tokens of each sample; None where num_tokens determines them
     stamps: tuple[tuple[int, int], ...] = ()
     """(bytes, time of the last change in ns) of each shard at the scan. Empty for remote shards: their copies never change."""
 
@@ -110,14 +115,18 @@ def load_manifest(
     """Map the columns of a folder that `EntryJob` wrote. Raises ManifestError for a damaged folder or another version."""
     description = _read_description(folder)
     columns: dict[str, Any] = {}
-    for name, dtype in COLUMNS.items():
+    shapes = {name: (dtype, description["num_records"]) for name, dtype in COLUMNS.items()}
+    if description.get("is_divided", False):
+        shapes[ROW_STARTS] = (np.int64, description["num_records"])
+        shapes[ROW_TOKENS] = (np.uint32, description["total_samples"])
+    for name, (dtype, length) in shapes.items():
         try:
             column = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             check_host(error, str(folder))
             reason = f"damaged ({type(error).__name__}); run loader-prepare again"
             raise ManifestError(reason, file=str(folder), field=name) from error
-        if column.dtype != dtype or column.shape != (description["num_records"],):
+        if column.dtype != dtype or column.shape != (length,):
             raise ManifestError("damaged; run loader-prepare again", file=str(folder), field=name)
         columns[name] = column
     if len(shards) != description["num_shards"]:
@@ -153,7 +162,8 @@ def load_manifest(
 
 
 def write_description(
-    folder: Path, *, content: str, files: str, num_shards: int, total_samples: int, num_records: int, num_bad: int,
+    folder: Path, *, content: str, files: str, num_shards: int, total_samples: int, num_records: int, is_divided: bool,
+    num_bad: int,
     num_bad_samples: int, errors: list[str], notes: Mapping[str, int],
     statistics: ActionStatistics | None, states: ActionStatistics | None,
 ) -> None:  # fmt: skip
@@ -165,6 +175,7 @@ def write_description(
         "num_shards": num_shards,
         "num_records": num_records,
         "total_samples": total_samples,
+        "is_divided": is_divided,
         "num_bad": num_bad,
         "num_bad_samples": num_bad_samples,
         "errors": errors,

@@ -95,10 +95,25 @@ def rows_of(samples: Sequence[TextSample], processor: Processor) -> list[list[En
     return _together(samples, lambda some: _rows_of(some, processor))
 
 
-def counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
-    """(number of rows, tokens in them) of each sample, as `rows_of` would make them. Rows of plain text are counted, not
-    built."""
+Counts = tuple[int, int, tuple[int, ...]]
+"""(rows, tokens in them, tokens of each) of a sample; the last is empty where the first two determine it."""
+
+
+def counts_of(samples: Sequence[TextSample], processor: Processor) -> list[Counts | DataError]:
+    """The counts of each sample, of the rows that `rows_of` would make. Rows of plain text are counted, not built."""
     return _together(samples, lambda some: _counts_of(some, processor))
+
+
+def _lengths_of(samples: Sequence[TextSample], processor: Processor) -> list[Counts | DataError]:
+    """The counts of each sample, with the tokens of each row."""
+    counts: list[Counts | DataError] = []
+    for rows in rows_of(samples, processor):
+        if isinstance(rows, DataError):
+            counts.append(rows)
+        else:
+            lengths = tuple(len(row.input_ids) for row in rows)
+            counts.append((len(lengths), sum(lengths), lengths))
+    return counts
 
 
 def _together(
@@ -148,15 +163,16 @@ def _rows_of_ids(sample: TextSample, processor: Processor) -> list[EncodedRow]:
     return [processor.encode_labelled(ids, sample.labels, sample.num_images)]
 
 
-def _counts_of(samples: Sequence[TextSample], processor: Processor) -> list[tuple[int, int] | DataError]:
+def _counts_of(samples: Sequence[TextSample], processor: Processor) -> list[Counts | DataError]:
     others = iter(_rows_of([sample for sample in samples if sample.text is None], processor))
     texts = iter(processor.texts.count_texts([(w.text, w.special_tokens) for w in samples if w.text is not None]))
-    counts: list[tuple[int, int] | DataError] = []
+    counts: list[Counts | DataError] = []
     for sample in samples:
         found = next(others) if sample.text is None else next(texts)
         if isinstance(found, list):
-            found = len(found), sum(len(row.input_ids) for row in found)
-        counts.append(found)
+            counts.append((len(found), sum(len(row.input_ids) for row in found), ()))
+        else:
+            counts.append(found if isinstance(found, DataError) else (*found, ()))
     return counts
 
 
@@ -209,7 +225,9 @@ class RowCounter:
         return pending
 
     def _finish(self, shard: Path, batch: Sequence[_Pending]) -> Iterator[ScannedRecord]:
-        counts = iter(counts_of([sample for pending in batch for sample in pending.samples], self._processor))
+        samples = [sample for pending in batch for sample in pending.samples]
+        divides = self._processor.divides_dialogues
+        counts = iter(_lengths_of(samples, self._processor) if divides else counts_of(samples, self._processor))
         for pending in batch:
             record = pending.record
             if record.error is not None or record.num_samples == 0:
@@ -221,9 +239,10 @@ class RowCounter:
                 yield self._bad(shard, record, bad)
                 continue
             good = [count for count in found if not isinstance(count, DataError)]
-            notes = record.notes if all(rows for rows, _ in good) else (*record.notes, _NO_TOKEN)
-            rows, tokens = (sum(of_samples) for of_samples in zip(*good, strict=True)) if good else (0, 0)
-            yield replace(record, num_samples=rows, num_tokens=tokens, notes=notes)
+            notes = record.notes if all(counted[0] for counted in good) else (*record.notes, _NO_TOKEN)
+            rows, tokens = sum(counted[0] for counted in good), sum(counted[1] for counted in good)
+            lengths = tuple(length for counted in good for length in counted[2]) if divides else ()
+            yield replace(record, num_samples=rows, num_tokens=tokens, row_tokens=lengths, notes=notes)
 
     def _bad(self, shard: Path, record: ScannedRecord, error: DataError) -> ScannedRecord:
         check_host(error, str(shard))  # a dataset class may wrap it
@@ -254,6 +273,12 @@ class Counting:
         A chat template that rewrites history makes several rows of a dialogue, so they are counted then.
         """
         if not dataset.is_text:
+            return None
+        # loader-prepare also runs where the model is not yet. A loader has it, and counts then.
+        may_divide = (
+            config.data.dialogue.template in ("auto", "chat_template") and Path(config.model.base_model_path).is_dir()
+        )
+        if not dataset.is_counted and not may_divide:
             return None
         processor = Processor.build(config, None)
         if not dataset.is_counted and not processor.divides_dialogues:

@@ -7,6 +7,8 @@ A record of k samples is k - 1 segments of `max_seq_len` tokens, which are rows 
 with those of other records. A window wastes about half of its last row and little else: rows are filled to 99% and more in
 windows of 128 rows. A data set that is smaller than a window has one window in one lane.
 
+Where a chat template divides dialogues, the samples of a record have any lengths. Then every one of them is packed.
+
 Windows do not grow in a first epoch, unlike those of trajectories: a row needs its own records only, and text is tokenised
 quickly. The plan takes 6 bytes per record (packed) or 4; the lengths of samples stand in the manifest.
 """
@@ -37,11 +39,16 @@ class RowPlan(LanePlan):
         data: DataConfig,
         key: PlanKey,
     ) -> None:
-        """records: uint32[R], permuted. bins: uint16[R], the row that each record's last sample is packed into; [0] without
-        packing. ends: int64[W], rows of a window's lane up to and with the window."""
+        """records: uint32[R], permuted. bins: uint16[R], the row that each record's last sample is packed into; uint16[S], that
+        of each sample, if `counts` has the lengths of all; [0] without packing. ends: int64[W], rows of a window's lane up to
+        and with the window."""
         super().__init__(data.order, key)
         self.records, self.bins, self.ends = np.asarray(records), np.asarray(bins), np.asarray(ends)
         self.num_records, self.data, self.counts = len(records), data, counts
+        self._packs_all = data.packing and counts.row_tokens is not None
+        self._sample_ends = np.zeros(0, np.int64)  # [R], of the permuted records
+        if self._packs_all:
+            self._sample_ends = np.cumsum(np.asarray(counts.num_samples[self.records]), dtype=np.int64)
         self._lane_ends = [self.ends[lane :: self.order.lanes] for lane in range(self.order.lanes)]
 
     @classmethod
@@ -56,7 +63,13 @@ class RowPlan(LanePlan):
         bounds = window_bounds(num_records, min(num_windows, max(num_records, 1)))
         num_samples = np.asarray(counts.num_samples[records])
         bins = np.zeros(0, np.uint16)
-        if data.packing:
+        if data.packing and counts.row_tokens is not None:
+            before = np.concatenate(([0], np.cumsum(num_samples, dtype=np.int64)))
+            while np.diff(before[bounds]).max(initial=0) > MAX_WINDOW_ITEMS and len(bounds) <= num_records:
+                bounds = window_bounds(num_records, min(2 * len(bounds), num_records))
+            bins, rows = pack_windows(counts.lengths(records), before[bounds], data.max_seq_len)
+            num_samples = np.zeros_like(num_samples)  # none is a row by itself
+        elif data.packing:
             bins, rows = pack_windows(counts.last_lengths(records), bounds, data.max_seq_len)
             num_samples = np.where(num_samples > 0, num_samples - 1, 0)  # the others are rows by themselves
         else:
@@ -108,10 +121,14 @@ class RowPlan(LanePlan):
         begins = np.cumsum(num_samples) - num_samples
         sample_of = np.arange(len(record_of)) - begins[record_of]
         if self.data.packing:
-            is_last = sample_of == num_samples[record_of] - 1
+            if self._packs_all:
+                begin = int(self._sample_ends[first - 1]) if first else 0
+                is_packed, bins = np.ones(len(record_of), np.bool_), self.bins[begin : begin + len(record_of)]
+            else:
+                is_packed, bins = sample_of == num_samples[record_of] - 1, self.bins[first:last][num_samples > 0]
             row_of = np.empty(len(record_of), np.int64)
-            row_of[is_last] = self.bins[first:last][num_samples > 0]
-            row_of[~is_last] = stop - start - np.arange(int((~is_last).sum()), 0, -1)  # behind the packed rows
+            row_of[is_packed] = bins
+            row_of[~is_packed] = stop - start - np.arange(int((~is_packed).sum()), 0, -1)  # behind the packed rows
             place = np.empty(stop - start, np.int64)
             place[keyed_permutation(stop - start, key)] = np.arange(stop - start)
             row_of = place[row_of]

@@ -2,6 +2,8 @@
 
     num_samples 3, num_tokens 5000, max_seq_len 2048   ->   samples of 2048, 2048 and 904 tokens
 
+Where a chat template divides dialogues, the manifest has the length of each sample, and these are used.
+
 A record of one sample is that sample, cut at `max_seq_len`. A record that the scan found bad (policy `skip`) has no count: a
 filler of one token takes its place.
 """
@@ -32,15 +34,26 @@ class TokenCounts:
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R], of all samples of the record
     max_seq_len: int
+    row_starts: NDArray[np.int64] | None = None  # [R], as in the manifest
+    row_tokens: NDArray[np.uint32] | None = None  # [S]
 
     @classmethod
     def of(cls, manifest: EntryManifest, data: DataConfig) -> TokenCounts:
         """The counts of an entry that `check_token_counts` has accepted."""
-        return cls(num_samples=manifest.num_samples, num_tokens=manifest.num_tokens, max_seq_len=data.max_seq_len)
+        return cls(
+            num_samples=manifest.num_samples,
+            num_tokens=manifest.num_tokens,
+            max_seq_len=data.max_seq_len,
+            row_starts=manifest.row_starts,
+            row_tokens=manifest.row_tokens,
+        )
 
     def of_record(self, record: int) -> list[int]:
         """Tokens of each sample of one record."""
         samples, tokens, most = int(self.num_samples[record]), int(self.num_tokens[record]), self.max_seq_len
+        if self.row_tokens is not None and self.row_starts is not None:
+            start = int(self.row_starts[record])
+            return [int(length) for length in self.row_tokens[start : start + samples]]
         last = min(max(tokens - (samples - 1) * most, FILLER_TOKENS), most)
         return [*[most] * (samples - 1), last] if samples else []
 
@@ -63,6 +76,10 @@ class TokenCounts:
     def lengths(self, records: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """uint32[S]: tokens of each sample of each record, record after record."""
         samples = np.asarray(self.num_samples[records]).astype(np.int64)
+        if self.row_tokens is not None and self.row_starts is not None:
+            before = np.cumsum(samples) - samples
+            places = np.repeat(np.asarray(self.row_starts[records]) - before, samples) + np.arange(int(samples.sum()))
+            return np.asarray(self.row_tokens[places])
         lengths = np.full(int(samples.sum()), self.max_seq_len, np.uint32)
         lengths[np.cumsum(samples)[samples > 0] - 1] = self.last_lengths(records)[samples > 0]
         return lengths
@@ -113,6 +130,8 @@ def _num_uncounted(manifest: EntryManifest) -> int:
 
 
 def _check_segments(manifest: EntryManifest, data: DataConfig) -> None:
+    if manifest.row_tokens is not None:
+        return
     samples, tokens = (np.asarray(column).astype(np.int64) for column in (manifest.num_samples, manifest.num_tokens))
     whole = (samples - 1) * data.max_seq_len
     wrong = np.flatnonzero((samples > 1) & (tokens > 0) & ((tokens <= whole) | (tokens > whole + data.max_seq_len)))

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from loader_service.cache_folder import save_arrays
 from loader_service.manifest import (
     ACTIONS_FILE,
     COLUMNS,
     FORMAT_VERSION,
+    ROW_STARTS,
+    ROW_TOKENS,
     STATES_FILE,
     EntryManifest,
     load_manifest,
@@ -223,6 +226,8 @@ class EntryJob:
             for name, dtype in COLUMNS.items()
         }
         numbers = {str(path): number for number, path in enumerate(self.shards.paths)}
+        row_tokens: list[NDArray[np.uint32]] = []
+        is_divided = False
         merged: dict[str, GatheredActions] = {}
         position = num_bad = num_bad_samples = total_samples = 0
         errors: list[str] = []
@@ -240,7 +245,10 @@ class EntryJob:
             if part.files is not None:  # else the file stays a hole of zeros, which takes no room on disk
                 columns["files"][rows], columns["file_times"][rows] = part.files.T
             position = rows.stop
-            total_samples += int(part.num_samples.sum(dtype=np.int64))
+            in_part = int(part.num_samples.sum(dtype=np.int64))
+            row_tokens.append(np.ones(in_part, np.uint32) if part.row_tokens is None else part.row_tokens)
+            is_divided = is_divided or part.row_tokens is not None
+            total_samples += in_part
             num_bad += part.num_bad
             num_bad_samples += part.num_bad_samples
             errors.extend(part.errors[: _MAX_ERRORS - len(errors)])
@@ -250,6 +258,10 @@ class EntryJob:
                     before = merged.setdefault(what, GatheredActions.empty(found.dim, chunk))
                     check_same_width([found.dim], task.shard, before, what)
                     before.merge(found)
+        if is_divided:
+            starts = np.cumsum(columns["num_samples"], dtype=np.int64) - columns["num_samples"]
+            np.save(folder / f"{ROW_STARTS}.npy", starts)
+            np.save(folder / f"{ROW_TOKENS}.npy", np.concatenate(row_tokens))
         for column in columns.values():
             column.flush()
         for what, file in (("actions", ACTIONS_FILE), ("states", STATES_FILE)):
@@ -262,6 +274,7 @@ class EntryJob:
             num_shards=len(numbers),
             num_records=num_records,
             total_samples=total_samples,
+            is_divided=is_divided,
             num_bad=num_bad,
             num_bad_samples=num_bad_samples,
             errors=errors,

@@ -93,6 +93,7 @@ class Part:
     num_samples: NDArray[np.uint32]  # [R]
     num_tokens: NDArray[np.uint32]  # [R]
     files: NDArray[np.int64] | None  # [R, 2], `NamedFiles` of each record; None where no record names a file
+    row_tokens: NDArray[np.uint32] | None  # [S] of all samples; None where num_tokens says it
     num_bad: int
     num_bad_samples: int
     errors: tuple[str, ...]
@@ -188,6 +189,7 @@ def load_part(path: Path, keep: int, chunk: int) -> Part | None:
                 saved["num_samples"],
                 saved["num_tokens"],
                 saved["files"] if "files" in saved.files else None,
+                saved["row_tokens"] if "row_tokens" in saved.files else None,
                 num_bad := int(saved["num_bad"]),
                 int(saved["num_bad_samples"]) if num_bad else 0,  # one from before these were counted is scanned again
                 tuple(map(str, saved["errors"].tolist())),
@@ -216,6 +218,8 @@ def _save(path: Path, part: Part, keep: int) -> None:
     }
     if part.files is not None:
         arrays["files"] = part.files
+    if part.row_tokens is not None:
+        arrays["row_tokens"] = part.row_tokens
     for what, prefix in _PREFIXES.items():
         gathered: GatheredActions | None = getattr(part, what)
         if gathered is not None:
@@ -253,6 +257,7 @@ def _check_unchanged(task: PartTask) -> None:
 def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counting | None) -> Part:
     columns = array("q")  # 32 bytes a record: what cannot be cut is one part, however many records it has
     files = array("q")  # `NamedFiles` of each record, from the first on that names one
+    row_tokens, is_divided = array("I"), False
     errors: list[str] = []
     notes: Counter[str] = Counter()
     num_bad = num_bad_samples = 0
@@ -267,6 +272,9 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
         if files or record.files is not None:
             files.frombytes(bytes(len(columns) // 4 * 16 - 16 - len(files) * 8))  # records before it name no file
             files.extend(record.files or (0, 0))
+        if counting is not None:  # of a bad record, or one whose rows nobody counted, one token for each
+            row_tokens.extend(record.row_tokens or (1,) * record.num_samples)
+            is_divided = is_divided or bool(record.row_tokens)
         if record.notes:
             count_notes(notes, dict.fromkeys(record.notes, 1))
         if record.error is not None:
@@ -287,6 +295,7 @@ def _scan(dataset: BaseSFTDataset, task: PartTask, digest: str, counting: Counti
         table[:, 2].astype(np.uint32),
         table[:, 3].astype(np.uint32),
         np.frombuffer(files, dtype=np.int64).reshape(-1, 2) if files else None,
+        np.array(row_tokens, np.uint32) if is_divided else None,
         num_bad,
         num_bad_samples,
         tuple(errors),

@@ -24,6 +24,8 @@ class ScannedRecord:
     """Samples that `read` will return; 0 is allowed. For text (`is_text`) loader-prepare replaces it by the number of rows."""
     num_tokens: int = 0
     """Tokens of all its rows, if loader-prepare counts them; else 0."""
+    row_tokens: tuple[int, ...] = ()
+    """Tokens of each of its rows, if loader-prepare counts dialogues that a chat template divides; else empty."""
     actions: NDArray[np.float32] | None = None
     """float32[T, D], the actions that the statistics and the codec are fitted on, in the order of time (`fast` is fitted on
     chunks of them, see `chunk_offsets`), or None."""

@@ -45,6 +45,18 @@ def text_counts(tokens: list[int] | np.ndarray, data: DataConfig) -> TokenCounts
     return TokenCounts(num_samples=num_samples, num_tokens=num_tokens.astype(np.uint32), max_seq_len=data.max_seq_len)
 
 
+def divided_counts(records: list[list[int]], data: DataConfig) -> TokenCounts:
+    """Records of dialogues that a chat template divides: rows of any lengths."""
+    num_samples = np.array([len(lengths) for lengths in records], np.uint32)
+    return TokenCounts(
+        num_samples=num_samples,
+        num_tokens=np.array([sum(lengths) for lengths in records], np.uint32),
+        max_seq_len=data.max_seq_len,
+        row_starts=np.cumsum(num_samples, dtype=np.int64) - num_samples,
+        row_tokens=np.array([length for lengths in records for length in lengths], np.uint32),
+    )
+
+
 def make_plan(counts: TokenCounts, data: DataConfig, epoch: int = 0, split: str = "train") -> RowPlan:
     return RowPlan.make(counts, data, PlanKey(split, epoch, 0))
 
@@ -128,6 +140,31 @@ def test_records_are_first_used_where_the_windows_say(tokens: list[int], order: 
             assert sorted(found) == sorted(first)
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 24), max_size=5), min_size=1, max_size=40),
+    ORDERS,
+    st.booleans(),
+    st.integers(0, 2),
+)
+def test_rows_of_divided_dialogues_are_packed_by_their_own_lengths(
+    records: list[list[int]], order: OrderConfig, packing: bool, epoch: int
+) -> None:
+    data = make_data(order, max_seq_len=24, packing=packing, group_by_length=not packing)
+    plan = make_plan(divided_counts(records, data), data, epoch)
+    rows = [row for lane in all_rows(plan) for row in lane]
+    seen = sorted(ref for row in rows for ref in row)
+    assert seen == [(record, sample) for record, lengths in enumerate(records) for sample in range(len(lengths))]
+    assert all(row and sum(records[ref.record][ref.sample] for ref in row) <= 24 for row in rows)
+    assert packing or all(len(row) == 1 for row in rows)
+
+
+def test_rows_of_divided_dialogues_share_rows() -> None:
+    data = make_data(OrderConfig(lanes=1), max_seq_len=8, packing=True)
+    plan = make_plan(divided_counts([[1, 2, 3], [4, 2], [4]], data), data)
+    assert plan.lane_lengths() == [2]
+
+
 def lognormal(count: int, mean: float, seed: int) -> np.ndarray:
     lengths = np.random.default_rng(seed).lognormal(np.log(mean) - 0.5, 1.0, count)
     return np.maximum(lengths, 1).astype(np.uint32)
@@ -194,6 +231,11 @@ def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
         assert isinstance(loaded.records.base, np.memmap)
         assert all_rows(loaded) == all_rows(plan)
         assert loaded.lane_starts() == plan.lane_starts()
+        divided = divided_counts([[20, 30], [5], [], [60, 1, 2]], data)
+        plan = make_plan(divided, data, epoch=number + 2)
+        plan.save(tmp_path)
+        loaded = RowPlan.load(tmp_path, divided, data, split="train", epoch=number + 2, entry=0)
+        assert all_rows(loaded) == all_rows(plan)
 
 
 def test_a_small_set_has_one_lane_and_the_others_are_empty() -> None:
@@ -235,6 +277,8 @@ class Entry:
     num_bad: int = 0
     statistics: object = None
     path: str = "chats.jsonl"
+    row_starts: np.ndarray | None = None
+    row_tokens: np.ndarray | None = None
 
     @property
     def num_records(self) -> int:
