@@ -5,6 +5,7 @@ train 0 (demos/train.jsonl): lane 3, row 0 of 41
   images                  256x256 (14.2 KB)
   tokens                  24, of them 5 labels
   text                    <s><|User|> <image>x16 Push the cube <|Assistant|>[<action 31><action 88></s>]
+                          (letters that only spell a token have a backslash before them: \\</s>)
   action                  0.012 -0.3 ...
   action of the tokens    0.011 -0.3 ...    largest difference 0.001
 """
@@ -63,7 +64,8 @@ def _sample_lines(sample: EncodedSample, processor: Processor, *, tokens: bool, 
         assert processor.image is not None  # else the encoder would have refused the sample
         yield _line("images", f"{processor.image.width}x{processor.image.height}, as they travel: {sizes}")
     yield _line("tokens", f"{len(texts)}, of them {int(labels.sum())} labels")
-    yield _line("text", marked_text(texts, labels, colour=colour))
+    shown = spelled_out(texts, sample.input_ids.tolist(), processor)
+    yield _line("text", marked_text(shown, labels, colour=colour))
     if tokens:
         for number, token in enumerate(sample.input_ids.tolist()):
             yield f"{'label' if labels[number] else '':>{_WIDTH}}  {number:5} {token:7}  {texts[number]!r}"
@@ -80,6 +82,25 @@ def token_texts(sample: EncodedSample, processor: Processor) -> list[str]:
         for place, code in zip(places.tolist(), vocabulary.to_codes(ids[places]).tolist(), strict=True):
             texts[place] = f"<action {code}>"
     return texts
+
+
+def spelled_out(texts: list[str], ids: list[int], processor: Processor) -> list[str]:
+    """The texts with a backslash before letters that spell a control token: `\\<|im_end|>` is no token, `<|im_end|>` is one."""
+    shown, start = list(texts), 0
+    while start < len(ids):
+        stop = start
+        while stop < len(ids) and not processor.is_added(ids[stop]):
+            stop += 1
+        run = "".join(texts[start:stop])
+        for found in processor.control.find_all(run):
+            position, place = 0, start
+            while position + len(texts[place]) <= found.start():
+                position += len(texts[place])
+                place += 1
+            cut = found.start() - position + len(shown[place]) - len(texts[place])
+            shown[place] = f"{shown[place][:cut]}\\{shown[place][cut:]}"
+        start = stop + 1
+    return shown
 
 
 def _action_lines(sample: EncodedSample, labels: NDArray[np.bool_], processor: Processor) -> Iterator[str]:

@@ -116,6 +116,13 @@ def _lengths_of(samples: Sequence[TextSample], processor: Processor) -> list[Cou
     return counts
 
 
+def notes_of(sample: TextSample, processor: Processor) -> list[str]:
+    """What of a sample is written otherwise than it may be meant."""
+    if sample.text is not None:
+        return processor.notes.of_text(sample.text, sample.special_tokens)
+    return processor.notes.of_turns(sample.turns)
+
+
 def _together(
     samples: Sequence[TextSample], write: Callable[[Sequence[TextSample]], list[T | DataError]]
 ) -> list[T | DataError]:
@@ -218,7 +225,7 @@ class RowCounter:
                         "input_ids"
                     )
                 pending.samples.append(sample)
-                notes.update(dict.fromkeys(read.notes))
+                notes.update(dict.fromkeys((*read.notes, *notes_of(sample, self._processor))))
         except DataError as error:
             return _Pending(self._bad(shard, record, error))
         pending.record = replace(record, notes=tuple(notes))

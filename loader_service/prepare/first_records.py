@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 
 from loader_service.manifest import EntryManifest
-from loader_service.pieces.text_samples import TextSample, rows_of
+from loader_service.pieces.text_samples import TextSample, notes_of, rows_of
 from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.fit import sampled_chunks
 from loader_service.prepare.run import Prepared
@@ -136,6 +136,8 @@ def _write(sample: Sample, processor: Processor, ends: EndCheck) -> tuple[int, i
     """(tokens of the sample's row, or the mean of its rows; tokens of its action)."""
     text = TextSample.of(sample)
     if text is not None:
+        for note in notes_of(text, processor):
+            logger.warning("%s", note)
         [rows] = rows_of([text], processor)
         if isinstance(rows, DataError):
             raise rows

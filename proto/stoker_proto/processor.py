@@ -36,10 +36,12 @@ from stoker_proto.text.assistant_tokens import spoken_tokens
 from stoker_proto.text.chat_rows import DialogueRows, DialogueSample
 from stoker_proto.text.control_tokens import ControlTokens
 from stoker_proto.text.dialogue import Dialogue
+from stoker_proto.text.exported_template import exported_template
 from stoker_proto.text.functions import Tools
 from stoker_proto.text.labelled_rows import LabelledRows
 from stoker_proto.text.rows import EncodedRow, RowWriter
 from stoker_proto.text.state_text import StateText
+from stoker_proto.text.text_notes import TextNotes
 from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
 from stoker_proto.text.tokenizer import TextTokenizer, load_tokenizer
 from stoker_proto.text.turn_ends import TurnEnds, find_turn_ends
@@ -154,6 +156,10 @@ class Processor:
         )
         self.texts = TextRows(tokenizer, control, end_id, length)
         """Writes plain text as rows."""
+        self.control = control
+        """Which texts in the data are control tokens."""
+        self.notes = TextNotes(control, parts.dialogue)
+        """What of a text is written otherwise than it may be meant."""
         self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
 
     @classmethod
@@ -332,6 +338,18 @@ class Processor:
     def token_texts(self, ids: NDArray[np.integer[Any]]) -> list[str]:
         """The text of each token, special ones by name, to be shown to a user; see `TextTokenizer.texts_of`."""
         return self._tokenizer.texts_of(ids.tolist())
+
+    def chat_template(self) -> str | None:
+        """The template that was trained, as jinja2 source for transformers; None for models that have images before all text."""
+        if self.image is not None and self.image.before_bos and self._parts.dialogue.template != "chat_template":
+            return None
+        leading = "".join(self._tokenizer.tokenizer.id_to_token(number) or "" for number in self._tokenizer.leading)
+        image = "" if self.image is None else self.image.token
+        return exported_template(self._parts.dialogue, leading=leading, end=self._parts.end_token, image=image)
+
+    def is_added(self, token: int) -> bool:
+        """Whether the id is one of the tokenizer's added tokens, special or not."""
+        return token in self._tokenizer.added_ids
 
     def to_json(self) -> str:
         """Canonical JSON of everything but the tokenizer, of which it contains only the fingerprint."""

@@ -3,8 +3,9 @@
 {output_dir}/export/
     config.json, model.safetensors (or shards with an index)
     generation_config.json  as the base model has it, with the tokens that end learned turns among its `eos_token_id`
-    tokenizer.json ..., processor_config.json, chat_template.jinja ...   as the base model has them; with
+    tokenizer.json ..., processor_config.json ...                        as the base model has them; with
                                                                          `data.action.vocabulary: added` also its new tokens
+    chat_template.jinja     the template that was trained: the model's own, or Stoker's
     stoker_processor.json   observations -> tokens -> actions: what `trainer.policy.Policy` reads
 """
 
@@ -38,8 +39,6 @@ COPIED = (
     "merges.txt",
     "processor_config.json",
     "preprocessor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
     "generation_config.json",
 )
 """Files of the base model from which transformers makes a tokenizer or a processor."""
@@ -62,6 +61,7 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
                     dtype=str(dtype).removeprefix("torch."), vocab_size=engine.module.config.text_config.vocab_size,
                 )  # fmt: skip
             _share_weights(folder)
+            write_chat_template(folder, processor.chat_template())
             processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
             add_stop_ids(folder, processor.turn_ends.ids)
     wait_for_all_ranks()
@@ -83,6 +83,17 @@ def gather_weights(engine: Engine) -> dict[str, Any]:
         return engine._zero3_consolidated_16bit_state_dict() or {}
     state: dict[str, Any] = engine.module.state_dict()
     return state
+
+
+def write_chat_template(folder: Path, template: str | None) -> None:
+    """Write the template that was trained, and take any other out of the copied files. None: the model has none."""
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        file = folder / name
+        tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if tree.pop("chat_template", None) is not None:
+            file.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def copy_base_files(source: Path, target: Path) -> None:

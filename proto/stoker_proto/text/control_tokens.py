@@ -59,6 +59,8 @@ class ControlTokens:
 
     def find_all(self, text: str, *, of_assistant: bool = False) -> list[re.Match[str]]:
         """All control tokens in the text, in order."""
+        if text.isascii() and not any(first in text for first in self._firsts):
+            return []
         return list((self._own if of_assistant else self._all).finditer(text))
 
     def mark(self, text: str, *, of_assistant: bool = False, written: Collection[str] = ()) -> str:

@@ -65,6 +65,7 @@ class TextTokenizer:
         """Ids before every text, e.g. [bos]."""
         self._fingerprint: str | None = None
         self._bytes: TokenBytes | None = None
+        self._added: frozenset[int] | None = None
 
     @classmethod
     def from_folder(cls, folder: ModelFolder) -> Self:
@@ -115,6 +116,13 @@ class TextTokenizer:
             [text] if pipeline.pre_tokenizer is None else [s for s, _ in pipeline.pre_tokenizer.pre_tokenize_str(text)]
         )
         return [token.id for split in splits for token in pipeline.model.tokenize(split)]
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of all added tokens."""
+        if self._added is None:
+            self._added = frozenset(self.tokenizer.get_added_tokens_decoder())
+        return self._added
 
     def control_tokens(self) -> list[str]:
         """The special tokens, which text from data must not be able to write."""
@@ -186,7 +194,7 @@ class TextTokenizer:
         if mode == "added":
             tokens = action_tokens(num_codes)
             self.tokenizer.add_tokens(tokens)
-            self._bytes = None
+            self._bytes = self._added = None
             first = self.id_of(tokens[0]) or 0
             if [self.id_of(token) for token in tokens] != list(range(first, first + num_codes)):
                 raise ConfigError(
