@@ -114,6 +114,7 @@ def write_config(folder: Path, model: Path, train: Sequence[Path], **data: Any) 
             "max_seq_len": 256,
             "cache_dir": str(folder / "cache"),
             "action": {"codec": "bins"},
+            "dialogue": {"template": "stoker"},
             "order": {"lanes": 4, "window_records": 3, "cell": 3},
             **data,
         },

@@ -16,6 +16,7 @@ from stoker_proto.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DialogueConfig,
     ImageConfig,
     LoggerConfig,
     ModelConfig,
@@ -36,6 +37,7 @@ def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = 
     data_keys: dict[str, Any] = {
         "image": ImageConfig(transport="pixels"),
         "action": ActionConfig(codec="bins"),
+        "dialogue": DialogueConfig(template="stoker"),
         **(data or {}),
     }
     if "sources" not in data_keys:
