@@ -36,7 +36,8 @@ def a_manifest(lengths: list[int], actions: Any = None, content: str = "a") -> E
     return EntryManifest(
         split="train", entry=0, path="demos", shards=("demos",), shard_index=np.zeros(count, np.uint32),
         offsets=np.arange(count), sizes=np.ones(count, np.uint32), num_samples=np.array(lengths, np.uint32),
-        num_tokens=np.zeros(count, np.uint32), content=content, fingerprint=content, total_samples=sum(lengths),
+        num_tokens=np.zeros(count, np.uint32), files=np.zeros(count, np.int64), file_times=np.zeros(count, np.int64),
+        files_fingerprint=content, content=content, fingerprint=content, total_samples=sum(lengths),
         statistics=None if actions is None else statistics(actions), states=None, num_bad=0, num_bad_samples=0,
         errors=(), notes={}, folder=Path("unused"), stamps=((1, 1),),
     )  # fmt: skip
