@@ -172,9 +172,11 @@ class DialogueRows:
         for number, turn in enumerate(turns):
             if not turn.learned or not turn.reasoning:
                 continue
-            position = squeezed.find("".join(without_marks(turn.reasoning).split()), position)
-            if position < 0:
+            wanted = "".join(without_marks(turn.reasoning).split())
+            found = squeezed.find(wanted, position)
+            if found < 0:
                 raise _reasoning_lost(number)
+            position = found + len(wanted)
 
     def _by_turns(self, turns: Sequence[Turn], parts: Sequence[Parts]) -> TextJob[Labelled]:
         pieces: list[Rendered] = []

@@ -234,7 +234,7 @@ def test_a_saved_plan_is_mapped_and_equal(tmp_path: Path) -> None:
         divided = divided_counts([[20, 30], [5], [], [60, 1, 2]], data)
         plan = make_plan(divided, data, epoch=number + 2)
         plan.save(tmp_path)
-        loaded = RowPlan.load(tmp_path, divided, data, split="train", epoch=number + 2, entry=0)
+        loaded = RowPlan.load(tmp_path, divided, data, PlanKey("train", number + 2, 0))
         assert all_rows(loaded) == all_rows(plan)
 
 

@@ -17,7 +17,7 @@ from loader_service.prepare.command import main
 from loader_service.prepare.run import prepare
 from loader_service.prepare.summary import summary_lines, summary_tree
 from loader_service.sources.base import make_dataset
-from stoker_proto.config import Config
+from stoker_proto.config import Config, DialogueConfig
 from stoker_proto.errors import ConfigError, DataError
 from tests.tiny_models import write_model_folder
 
@@ -161,7 +161,8 @@ def test_fields_that_nothing_reads_are_counted(packing: bool, tmp_path: Path, ma
     turns = [{"role": "user", "content": "u", "name": "Ann"}, {"role": "assistant", "content": "a"}]
     rows = [{"messages": turns, **({"score": 1} if i < 1500 else {})} for i in range(2000)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = make_config(tmp_path / "a.jsonl", dataset_type="chat", packing=packing)
+    dialogue = DialogueConfig(template="stoker")
+    config = make_config(tmp_path / "a.jsonl", dataset_type="chat", packing=packing, dialogue=dialogue)
     config = replace(config, model=replace(config.model, base_model_path=str(model)))
     some = " (of the first 1,000 rows of each part; data.options.validate looks at all)"
     expected = (

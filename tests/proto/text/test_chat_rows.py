@@ -385,13 +385,14 @@ DROPPING = QWEN_3.replace("if loop.last or reasoning", "if loop.last")
 
 def test_learned_reasoning_that_a_template_leaves_out_is_refused(chat_processor: Make) -> None:
     """Answers that are learned alone get rows of their own; a dialogue that is learned whole is one row."""
-    turns = [ASK, THINK, ASK, THINK]
+    turns = [ASK, THINK, ASK, replace(THINK, reasoning="as before")]
     processor = chat_processor(DROPPING)
     [rows] = processor.encode_dialogues([DialogueSample(turns)])
     assert not isinstance(rows, DataError)
     assert [words(processor, row.input_ids[row.supervised == 1]) for row in rows] == [
-        "<think>\nsix sevens are forty-two\n</think>\n\n42<|im_end|>"
-    ] * 2
+        "<think>\nsix sevens are forty-two\n</think>\n\n42<|im_end|>",
+        "<think>\nas before\n</think>\n\n42<|im_end|>",
+    ]
     wants = r"turn 1 has reasoning beside its text.*data\.options\.reasoning to inline .* or to drop"
     with pytest.raises(RowError, match=wants):
         processor.encode_turns([replace(turn, learned=True) for turn in turns])

@@ -12,6 +12,7 @@ from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 from stoker_proto.text.turns import Turn
 from tests.proto.conftest import write_chat_folder
+from tests.proto.images.test_openvla import write_published_folder
 from tests.proto.text.chat_templates import CHATML, plain
 from tests.tiny_models import make_config
 from trainer.checkpoints.export import write_chat_template
@@ -96,8 +97,9 @@ def test_auto_is_the_models_own_template_or_ours(tmp_path: Path) -> None:
     )
     (folder / "chat_template.jinja").unlink()
     assert template(folder) == "stoker"
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "openvla"}))
+    folder = tmp_path / "openvla"
+    folder.mkdir()
+    write_published_folder(folder)
     assert template(folder) == "openvla"
     with pytest.raises(ConfigError, match=r"template auto is openvla for this model, which has no place for it"):
         template(folder, "data.state=text")

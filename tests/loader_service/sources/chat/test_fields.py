@@ -13,6 +13,7 @@ import pytest
 from loader_service.sources.base import BaseSFTDataset, Sample
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.errors import DataError
+from stoker_proto.text.turns import Call
 
 MakeTables = Callable[..., TableDataset]
 WriteTable = Callable[..., Path]
@@ -327,7 +328,7 @@ def test_roles_and_fields_of_turns_may_have_other_names(one: One) -> None:
     call = {
         "conversations": [{"from": "human", "value": "?"}, {"from": "fn", "value": '{"name": "f", "arguments": {}}'}]
     }
-    assert one(call, roles={"fn": "function_call"}).turns[1].text.startswith("<tool_call>")
+    assert one(call, roles={"fn": "function_call"}).turns[1].calls == (Call("f", {}),)
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
