@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loader_service.sources.paths import hub_blobs
+from loader_service.paths import hub_blobs
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.host.trouble import check_host
 

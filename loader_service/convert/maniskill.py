@@ -148,6 +148,7 @@ class ManiSkill:
 
     def _cameras(self, group: Any) -> dict[str, Any]:
         """Name -> HDF5 group of each camera."""
+        _check_group(group, "")
         obs: Any = group.get("obs")
         if not hasattr(obs, "keys") or "sensor_data" not in obs:  # none at all, or a state vector in its place
             raise DataError(f"no images were recorded: {_REPLAY}", field="obs")

@@ -37,6 +37,10 @@ def clamped_share(codec: ActionCodec, sample: NDArray[np.float32]) -> NDArray[np
     return np.where(clamped > expected, clamped / num_actions, 0.0)
 
 
+_FEW = 20
+"""Fewer numbers that are clamped say nothing: the quantiles of a handful of actions lie inside of it."""
+
+
 def check_clamped(codec: ActionCodec, sample: NDArray[np.float32], own: ActionStatistics, action: ActionConfig) -> None:
     """Raises ConfigError where the codec clamps more of a dimension than data.action.most_clamped.
 
@@ -44,7 +48,7 @@ def check_clamped(codec: ActionCodec, sample: NDArray[np.float32], own: ActionSt
     """
     share = clamped_share(codec, sample)
     d = int(share.argmax())
-    if share[d] <= action.most_clamped:
+    if share[d] <= action.most_clamped or share[d] * len(sample) < _FEW:
         return
     known = codec.statistics
     raise ConfigError(

@@ -319,8 +319,10 @@ def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, s
             else (0, 0, 0)
         )
         parts.append(f"{split}: {shards} shards {records} records {samples} samples")
+    # Files behind a URL have no fingerprint of their own: the line is the same for a data set and its copy.
+    shown = {name: value for name, value in fingerprints.items() if not name.startswith("files/")}
     codec = f"{processor.codec.name}/{processor.codec.fingerprint[:8]}" if processor.codec else "none"
-    return f"| {' | '.join(parts)} | codec {codec} | fingerprint {fingerprint(fingerprints)[:12]}"
+    return f"| {' | '.join(parts)} | codec {codec} | fingerprint {fingerprint(shown)[:12]}"
 
 
 def cpu_count() -> int:

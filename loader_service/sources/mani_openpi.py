@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.paths import resolve_inside
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.actions import is_noop, parse_actions, parse_states
@@ -30,7 +31,6 @@ from loader_service.sources.mani_arrays import open_frames, read_states
 from loader_service.sources.mani_options import read_mani_options
 from loader_service.sources.named_files import UNREADABLE, NamedFiles
 from loader_service.sources.npz import NpzFile
-from loader_service.sources.paths import resolve_inside
 from loader_service.sources.tasks import instruction_of, load_task_table
 from loader_service.sources.trajectory import Trajectory
 from stoker_proto.config import DataConfig

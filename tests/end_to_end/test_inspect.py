@@ -91,6 +91,7 @@ def test_a_class_of_ones_own_from_outside_the_repository(model: Path, tmp_path: 
     tree = {
         "model": {"base_model_path": str(model)},
         "data": {
+            "dialogue": {"template": "stoker"},
             "dataset_type": "my_package:Captions",
             "train_data_paths": [str(tmp_path / "data.txt")],
             "max_seq_len": 64,
@@ -109,7 +110,8 @@ def test_a_class_of_ones_own_from_outside_the_repository(model: Path, tmp_path: 
 def test_the_complete_class_of_the_page_on_sources(model: Path, tmp_path: Path) -> None:
     """From outside the repository: looked at, verified, served; a frame that is missing has its name."""
     page = (Path(__file__).parents[2] / "loader_service" / "sources" / "README.md").read_text()
-    code = page.split("## Your own")[1].split("```python\n")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in page.split("## Your own")[1].split("```python\n")[1:]]
+    (code,) = [block for block in blocks if "class Folders" in block]
     (tmp_path / "my_folders.py").write_text(code)
     generator = np.random.default_rng(0)
     for number in range(3):

@@ -25,12 +25,12 @@ ROOMS: Mapping[str, Sequence[str]] = {
         ),
     ),
     "loader_service": (
-        *("arguments", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
+        *("arguments", "paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
         *("server", "inspection", "doctor", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),
-        *("loop", "build", "policy", "sim", "cli", "main"),
+        *("loop", "build", "policy_io", "policy", "sim", "cli", "main"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from loader_service.doctor.facts import EntryFacts, Examined
 from loader_service.doctor.finding import Finding, of_error
+from loader_service.paths import resolve_inside
 from loader_service.sources.extras import library
 from loader_service.sources.lerobot.dataset import LeRobotDataset
 from loader_service.sources.lerobot.meta import Meta, find_root, load_meta
 from loader_service.sources.lerobot.rows import RowReader
-from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
 

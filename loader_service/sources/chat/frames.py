@@ -15,7 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from loader_service.sources.paths import resolve_inside
+from loader_service.paths import resolve_inside
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.trouble import check_host

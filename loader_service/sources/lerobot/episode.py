@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loader_service.paths import resolve_inside
 from loader_service.sources.extras import library
 from loader_service.sources.lerobot.columns import EpisodeRows, integers, numeric_columns, parse_rows
 from loader_service.sources.lerobot.image_column import ImagePlace, image_frames
@@ -19,7 +20,6 @@ from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.video import Begin, video_frames
 from loader_service.sources.named_files import NamedFiles, content_of, video_content
-from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError, located
 
 

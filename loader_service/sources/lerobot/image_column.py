@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from loader_service.paths import resolve_inside
 from loader_service.sources.lerobot.files import Files
-from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.trouble import check_host

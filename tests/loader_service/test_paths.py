@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loader_service.paths import resolve_inside
 from loader_service.shards import expand_entry
-from loader_service.sources.paths import resolve_inside
 from stoker_proto.errors import DataError
 
 
