@@ -27,7 +27,12 @@ def write_config(folder: Path, **data: Any) -> Path:
     write_model_folder(model)
     tree = {
         "model": {"base_model_path": str(model)},
-        "data": {"max_seq_len": 256, "cache_dir": str(folder / "cache"), **data},
+        "data": {
+            "max_seq_len": 256,
+            "cache_dir": str(folder / "cache"),
+            "dialogue": {"template": "stoker"},
+            **data,
+        },
         "trainer": {"micro_batch_size": 1, "global_batch_size": 1, "lr": 1e-3},
     }
     file = folder / "stoker.yaml"
