@@ -39,7 +39,8 @@ The same command resumes where it stopped: finished episodes are kept, also with
 The pictures must be those of the training data: pass --image-size, --depth, --image-history and --state as they were there.
 A simulator process that dies costs its episode, which is counted and played again by the next run.
 
-Our tasks need: pip install 'stoker[sim]', and a Vulkan renderer: sudo sh trainer/sim/install_renderer.sh (Debian 12, no GPU).
+Our tasks need: pip install 'stoker[sim]', and a Vulkan renderer:
+STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh (Debian 12, no GPU).
 Other tasks come from your own module: --env-module my_envs; see trainer/sim/README.md.
 """
 _EXAMPLES = """examples:

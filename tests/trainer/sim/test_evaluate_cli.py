@@ -253,7 +253,10 @@ def test_a_missing_simulator_names_what_to_install(
     monkeypatch.syspath_prepend(tmp_path)
     line = refused(["--model", str(export), "--task", "PushCube-v1"], tmp_path, capsys)
     assert "the simulator needs ManiSkill" in line
-    assert "pip install 'stoker[sim]', then the renderer with: sudo sh trainer/sim/install_renderer.sh" in line
+    assert (
+        "pip install 'stoker[sim]', then the renderer with: STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
+        in line
+    )
 
 
 @process
