@@ -254,7 +254,8 @@ def test_a_missing_simulator_names_what_to_install(
     line = refused(["--model", str(export), "--task", "PushCube-v1"], tmp_path, capsys)
     assert "the simulator needs ManiSkill" in line
     assert (
-        "pip install 'stoker[sim]', then the renderer with: STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
+        "pip install 'stoker[sim]', then the renderer with: STOKER_PYTHON=$(command -v python) sh "
+        "trainer/sim/install_renderer.sh"
         in line
     )
 
