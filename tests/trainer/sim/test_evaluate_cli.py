@@ -255,8 +255,7 @@ def test_a_missing_simulator_names_what_to_install(
     assert "the simulator needs ManiSkill" in line
     assert (
         "pip install 'stoker[sim]', then the renderer with: STOKER_PYTHON=$(command -v python) sh "
-        "trainer/sim/install_renderer.sh"
-        in line
+        "trainer/sim/install_renderer.sh" in line
     )
 
 
