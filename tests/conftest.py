@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.started import Started
@@ -19,6 +20,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same for tokenizers, which
 # Tests interrupt what they started as a terminal does: with a handler here, all processes below this one have the default.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine makes examples slowly; that is no finding.
+hypothesis.settings.register_profile(
+    "stoker", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("stoker")
 
 PROCESS_FOLDERS = [Path(__file__).parent / name for name in ("deploy", "end_to_end")]
 """Nearly each of their tests starts a launcher or a fleet; elsewhere the tests that start a process are marked one by one."""
