@@ -30,6 +30,7 @@ from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
+from trainer.feed.discovery import is_fixed
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.sockets import SocketDriver
 
@@ -93,6 +94,7 @@ class Feed:
         self._allocate, self._digests = allocate, digests
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
+        listed = config.cluster.loader_addresses
         options = CoreOptions(
             split=split,
             entries=tuple(f"{config.data.path_key(split, n)} ({path})" for n, path in enumerate(paths)),
@@ -100,7 +102,7 @@ class Feed:
             source_names=config.data.source_names(),
             weights=config.data.weights if split == "train" else (),
             weigh_by=config.data.weigh_by,
-            addresses=config.cluster.loader_addresses,
+            addresses=tuple(filter(is_fixed, listed)),
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
@@ -113,7 +115,7 @@ class Feed:
         )
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
-        self._driver = SocketDriver(options, self._prefetcher, keys)
+        self._driver = SocketDriver(options, self._prefetcher, keys, [entry for entry in listed if not is_fixed(entry)])
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
         self.first_batch_at: float | None = None
