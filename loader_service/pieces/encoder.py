@@ -43,6 +43,7 @@ class _Text(NamedTuple):
     """bool[K]: actions of the chunk that are no labels; None: all are."""
     answer: str | None
     timestep: int
+    auxiliary: NDArray[np.float32] | None
 
 
 class _Waiting(NamedTuple):
@@ -187,6 +188,7 @@ class RecordEncoder:
                         _Text(
                             images, sample.instruction, sample.state, sample.action,
                             sample.action_is_pad if hides_padding else None, sample.answer, sample.timestep,
+                            sample.auxiliary,
                         )
                     )  # fmt: skip
                 record.check_not_more()
@@ -272,7 +274,8 @@ class RecordEncoder:
             with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):
                 raise
         action = None if text.action is None else np.asarray(text.action, np.float32)
-        return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
+        auxiliary = None if text.auxiliary is None else np.asarray(text.auxiliary, np.float32)
+        return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep, auxiliary)
 
     def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
         """Number of the sample -> codes of its action chunk. One call of the codec encodes all chunks of the record."""
