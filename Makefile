@@ -21,6 +21,7 @@ install: $(INSTALLED)  ## virtual environment with the trainer and the test tool
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c $(CONSTRAINTS) -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) openpi-client  # a test's client; it wants numpy 1, and runs with 2
 	touch $@
 
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
