@@ -92,3 +92,19 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     assert worker is not None
     assert worker is not front
     assert worker.shards == front.shards
+
+
+def test_plans_are_dropped_least_recently_used(
+    bench: PieceService, tmp_path: Path, config: Config, prepared: Prepared
+) -> None:
+    """The plan of the epoch that is trained stays, however many others a rank asks for once."""
+    manifest = prepared.entries["train"][0]
+    for epoch in range(9):
+        make_plan(manifest, config.data, PlanKey("train", epoch, 0)).save(tmp_path)
+    for epoch in (*range(8), 0):
+        assert isinstance(answer(bench, replace(TICKET, epoch=epoch)), Piece)
+    for epoch in (0, 1):  # what is mapped stays readable
+        assert [file.unlink() for file in tmp_path.glob(f"plan-train-{epoch}-*")]
+    assert isinstance(answer(bench, replace(TICKET, epoch=8)), Piece)
+    assert isinstance(answer(bench, TICKET), Piece)
+    assert isinstance(answer(bench, replace(TICKET, epoch=1)), Failure)
