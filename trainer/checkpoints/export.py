@@ -53,11 +53,11 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -
         weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
         partial = target.with_name(target.name + ".partial")
         with writing(target), whole_folder(target, unfinished=partial) as folder:
-            copy_base_files(Path(config.model.base_model_path), folder)
+            copy_base_files(config.model.folder, folder)
             engine.module.save_pretrained(folder, state_dict=weights)
             if engine.module.config.model_type == "openvla":
                 write_published_files(
-                    Path(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
+                    config.model.folder, folder, processor=processor, sources=config.data.source_names(),
                     dtype=str(dtype).removeprefix("torch."), vocab_size=engine.module.config.text_config.vocab_size,
                 )  # fmt: skip
             _share_weights(folder)
