@@ -282,9 +282,7 @@ class Counting:
         if not dataset.is_text:
             return None
         # loader-prepare also runs where the model is not yet. A loader has it, and counts then.
-        may_divide = (
-            config.data.dialogue.template in ("auto", "chat_template") and Path(config.model.base_model_path).is_dir()
-        )
+        may_divide = config.data.dialogue.template in ("auto", "chat_template") and config.model.folder.is_dir()
         if not dataset.is_counted and not may_divide:
             return None
         processor = Processor.build(config, None)

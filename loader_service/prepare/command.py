@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = sys.stderr.isatty() and not arguments.json
     prepared = prepare(config, processes=arguments.processes, progress=progress, rescan=arguments.rescan)
     check_token_counts(prepared.entries, config.data)
-    if not Path(config.model.base_model_path).is_dir():  # a host that only prepares data need not have the model
+    if not config.model.folder.is_dir():  # a host that only prepares data need not have the model
         logger.warning(
             "model.base_model_path is %r, and there is no such folder: no row was made, so nothing is known of whether rows fit "
             "into data.max_seq_len",

@@ -278,7 +278,7 @@ class Feed:
 def _processor_of(config: Config, processor_json: str) -> Decoder:
     """The processor from the loaders' JSON; one object for all feeds of this process with the same JSON."""
     with _PROCESSORS_LOCK:
-        key = (config.model.base_model_path, processor_json)
+        key = (str(config.model.folder), processor_json)
         if key not in _PROCESSORS:
             from stoker_proto.processor import (
                 Processor,  # imported here: a feed with its own processor needs no tokenizers

@@ -22,7 +22,7 @@ transformers_logging.disable_progress_bar()  # one per rank, for seconds of load
 def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_size_needed: int) -> PreTrainedModel:
     """The base model in `model.precision`, on the CPU or partitioned. Raises ConfigError."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    folder = config.model.base_model_path
+    folder = str(config.model.folder)
     with partitioned_loading(settings):
         try:
             model: PreTrainedModel = family.auto_class.from_pretrained(

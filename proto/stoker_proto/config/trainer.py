@@ -13,8 +13,10 @@ from stoker_proto.errors import ConfigError
 class LoggerConfig:
     """Where metrics are logged."""
 
+    log_dir: str | None = None
+    """Folder of the logs: TensorBoard writes to `{log_dir}/tensorboard`, WandB to `{log_dir}/wandb`. Default: `output_dir`."""
     tensorboard: bool = True
-    """Write TensorBoard event files to `{output_dir}/tensorboard`."""
+    """Write TensorBoard event files."""
     wandb: bool = False
     """Log the same to Weights & Biases (extra `stoker[wandb]`; WANDB_MODE=offline works)."""
     wandb_project: str = "stoker"
