@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.card import TrainingFacts, model_card
@@ -71,11 +72,11 @@ def write_export(
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     kind = model.config.model_type
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
-        copy_base_files(config.model.folder, folder)
+        copy_base_files(find_model_folder(config.model.base_model_path), folder)
         model.save_pretrained(folder, state_dict=weights)
         if kind == "openvla":
             write_published_files(
-                config.model.folder, folder, processor=processor, sources=config.data.source_names(),
+                find_model_folder(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
                 dtype=str(dtype).removeprefix("torch."), vocab_size=model.config.text_config.vocab_size,
             )  # fmt: skip
         _share_weights(folder)

@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
@@ -278,7 +279,7 @@ class Feed:
 def _processor_of(config: Config, processor_json: str) -> Decoder:
     """The processor from the loaders' JSON; one object for all feeds of this process with the same JSON."""
     with _PROCESSORS_LOCK:
-        key = (str(config.model.folder), processor_json)
+        key = (str(find_model_folder(config.model.base_model_path)), processor_json)
         if key not in _PROCESSORS:
             from stoker_proto.processor import (
                 Processor,  # imported here: a feed with its own processor needs no tokenizers

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-from stoker_proto.host.hub_cache import find_model_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +19,3 @@ class ModelConfig:
     """Number format of the forward and backward pass."""
     trust_remote_code: bool = False
     """Run Python code from the model folder. Leave it off unless you have read that code."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder that `base_model_path` means on this machine; it may be missing."""
-        return find_model_folder(self.base_model_path)
