@@ -11,7 +11,7 @@ AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
-.PHONY: demo test test-fast test-all test-busy test-sim test-remote test-images test-faults lint clean install bench bench-prepare soak soak-sim help
+.PHONY: demo test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -49,6 +49,10 @@ test-sim: $(VENV)/.installed-sim  ## collector and evaluator in the real simulat
 $(VENV)/.installed-sim: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[sim]'
 	touch $@
+
+test-cluster: $(INSTALLED)  ## runs on a real local Ray cluster whose nodes are killed (minutes)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[ray]'
+	$(BIN)/python -m pytest -m cluster
 
 test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them (root, buildah; minutes)
 	$(BIN)/python -m pytest tests/deploy/images

@@ -85,7 +85,7 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     if config.cluster.num_nodes != 1:
         raise ConfigError(
             f"cluster.num_nodes is {config.cluster.num_nodes}: launch.py starts one node; on several, run "
-            "loader-serve as a service on each (deploy/systemd) and deepspeed with a hostfile"
+            "deploy/ray_launch.py"
         )
     if not placement.trainer:
         raise ConfigError(
