@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stoker_proto.config.rules import above, allowed, at_least, between
 from stoker_proto.errors import ConfigError
@@ -80,6 +80,14 @@ class TrainerConfig:
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
     eval_interval: int = field(default=500, metadata=at_least(0))
     """Optimizer steps between two validations. The last step is always followed by one. 0: no validation."""
+    eval_samples: int | None = field(
+        default=None, metadata=allowed("at least 1, or null for all samples", lambda count: count is None or count >= 1)
+    )
+    """Validation samples of one validation, rounded up to whole global batches: the same ones each time. null: all of them."""
+    evals: tuple[dict[str, Any], ...] = ()
+    """Evaluations beside the validation, each `{type: ..., interval: ..., options}`. `type`: `success` (closed loop in a
+    simulator, options in `trainer/sim/success.py`), `perplexity` (another validation), or `package.module:Class` of your own
+    (`trainer/evals/interface.py`). `interval`: optimizer steps between two of them, default `eval_interval`."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: a cosine from lr down to `min_lr_ratio` of it at the last step, or constant."""
     warmup_ratio: float = field(default=0.03, metadata=between(0, 1))
