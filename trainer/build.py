@@ -19,6 +19,7 @@ from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint, Cursor
 from trainer.engine.ranks import Ranks, find_differences
 from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
+from trainer.engine.zero_stage import with_zero_stage
 from trainer.evals.registry import Planned, plan_evals
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import plain_memory
@@ -44,8 +45,9 @@ def build_trainer(config: Config) -> Trainer:
     evals = plan_evals(config)  # raises ConfigError for wrong ones
     ranks = join_ranks()
     lock_output_dir(Path(config.trainer.output_dir), ranks)
+    checkpoint = Checkpoints(config, ranks).find()
+    config = with_zero_stage(config, ranks, None if checkpoint is None else checkpoint.state["zero_stage"])
     checkpoints = Checkpoints(config, ranks)
-    checkpoint = checkpoints.find()
     feeds: list[Feed] = []
     try:
         train, info = open_split(config, "train", ranks, feeds, checkpoint)
