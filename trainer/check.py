@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from stoker_proto.config import Config
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
 from trainer.evals.registry import plan_evals
 from trainer.feed.feed import Feed
@@ -28,7 +29,9 @@ def check_run(config: Config) -> bool:
         info = feed.connect()
     finally:
         feed.close()
-    processor = Processor.from_json(info.processor_json, Path(config.model.base_model_path) / "tokenizer.json")
+    processor = Processor.from_json(
+        info.processor_json, find_model_folder(config.model.base_model_path) / "tokenizer.json"
+    )
     print(f"loaders: {info.num_samples} samples an epoch")
     files = jsonl_files(config.data.paths("train"))
     reason = _nothing_to_replay(processor, files)

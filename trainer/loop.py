@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
@@ -93,7 +94,8 @@ class Trainer:
             self._save()
         folder = None
         if trainer.export:
-            folder = export(self.stepper.engine, self.config, self._processor_to_keep(), self.ranks)
+            processor = self._processor_to_keep()
+            folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
         skipped = self._say_skipped()
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
         self._keep(self.evals.wait())
@@ -239,7 +241,7 @@ class Trainer:
 
         def export_to(folder: Path) -> Path:
             elsewhere = replace(self.config, trainer=replace(self.config.trainer, output_dir=str(folder)))
-            return export(self.stepper.engine, elsewhere, processor, self.ranks)
+            return export(self.stepper.engine, elsewhere, processor, self.ranks, self._facts())
 
         return Moment(
             step=self.cursor.step,
@@ -271,6 +273,12 @@ class Trainer:
         """The processor with the number of images over all ranks, which the cursor gets too; every rank calls it."""
         self.cursor = replace(self.cursor, num_images=range_over_ranks(self.cursor.num_images, self.ranks))
         return self.processor.with_num_images(self.cursor.num_images)
+
+    def _facts(self) -> TrainingFacts:
+        """What the model card says of the training: the last step's figures and the last validation's."""
+        scores = {f"val/{name}": value for name, value in self._validation.items()}
+        scores |= {name: self._last[name] for name in ("train/loss", "train/accuracy") if name in self._last}
+        return TrainingFacts(steps=self.cursor.step, samples=self.cursor.position, scores=scores)
 
     def _summarise(self, seconds: float, exported: Path | None, skipped: dict[str, int]) -> dict[str, Any]:
         summary = {

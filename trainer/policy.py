@@ -97,13 +97,14 @@ class Policy:
         """One prediction for each input, in their order. Raises as `act`."""
         alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         prompts = []
-        for index, one in enumerate(inputs):
-            self._check_like_training(len(one.images), one.state)
-            prompts.append(self.processor.prompt(one.instruction, len(one.images), one.state).astype(np.int64))
-            alike[len(prompts[-1]), len(one.images)].append(index)
+        seen = [self.processor.see(one.images, one.measurements) for one in inputs]
+        for index, (one, images) in enumerate(zip(inputs, seen, strict=True)):
+            self._check_like_training(len(images), one.state)
+            prompts.append(self.processor.prompt(one.instruction, len(images), one.state).astype(np.int64))
+            alike[len(prompts[-1]), len(images)].append(index)
         found: dict[int, Prediction] = {}
         for indexes in alike.values():
-            frames = [frame for index in indexes for frame in inputs[index].images]
+            frames = [frame for index in indexes for frame in seen[index]]
             rows = self._decode(np.stack([prompts[index] for index in indexes]), frames)
             found.update(zip(indexes, rows, strict=True))
         return [found[index] for index in range(len(inputs))]

@@ -21,6 +21,7 @@ import torch
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.hub_cache import find_model_folder
 from trainer.engine.ranks import Ranks, max_over_ranks
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def with_zero_stage(config: Config, ranks: Ranks, of_checkpoint: int | None) -> 
     """
     if config.trainer.zero_stage != "auto":
         return config
-    number = count_weights(Path(config.model.base_model_path))
+    number = count_weights(find_model_folder(config.model.base_model_path))
     needed = bytes_needed(number, config.model.precision, ranks.world_size)
     free = _free_bytes(ranks.device)
     [does_not_fit] = max_over_ranks([float(needed > _SHARE * free)], ranks)

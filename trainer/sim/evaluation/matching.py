@@ -24,6 +24,8 @@ class Expectations:
     """S: numbers of the state; None: it takes none."""
     action_width: int
     chunk: int
+    images_per_frame: int = 1
+    """Images that the policy makes of each picture (`data.options.views`)."""
 
     @classmethod
     def of(cls, policy: Policy) -> Expectations:
@@ -34,6 +36,7 @@ class Expectations:
             state_width=processor.state_width,
             action_width=policy.action_width,
             chunk=policy.chunk,
+            images_per_frame=processor.images_per_frame,
         )
 
 
@@ -58,7 +61,7 @@ def make_protocol(
 def check_match(expected: Expectations, protocol: Protocol, task: str, began: Began) -> None:
     """Raises ConfigError if the environment shows or takes something else than the policy was trained with."""
     facts = began.facts
-    num_images = len(began.view.images) * len(protocol.image_history)
+    num_images = len(began.view.images) * len(protocol.image_history) * expected.images_per_frame
     if expected.num_images is not None and not expected.num_images[0] <= num_images <= expected.num_images[1]:
         least, most = expected.num_images
         raise ConfigError(
