@@ -1,4 +1,4 @@
-"""Demonstrations of the collector pass the replay in the real simulator, and fail it with another gripper convention."""
+"""The demonstrations that the repository carries pass the replay in the real simulator, and fail it with another gripper."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.sim.conftest import DEADLINE_S, Collector
 from trainer.sim.replay.command import main
 
+DEMONSTRATIONS = Path(__file__).resolve().parents[2] / "data" / "maniskill" / "val.jsonl"
 pytestmark = [
     pytest.mark.process,
     pytest.mark.simulator,
@@ -20,22 +20,22 @@ pytestmark = [
 ]
 
 
-def test_collected_demonstrations_replay(
-    collector: Collector, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_recorded_actions_replay_and_another_gripper_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "demos"
-    process = collector("--task", "PickCube-v1", "--num", 2, "--image-size", 8, "--out", out, "--quiet")
-    _, errors = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, errors
-    data = out / "train.jsonl"
-    assert main(["--data", str(data), "--processes", "2"]) == 0
-    assert "replay      PickCube-v1: 2 of 2 succeed: ok" in capsys.readouterr().out
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    for row in rows:
-        name = "executed_actions" if "executed_actions" in row else "actions"
-        row[name] = [[*action[:6], -action[6]] for action in row[name]]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["--data", str(data), "--processes", "2"]) == 1
+    assert main(["--data", str(DEMONSTRATIONS), "--episodes", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line for line in lines if line.startswith("replay")) == [
+        f"replay      {task}-v1: 1 of 1 succeed: ok" for task in ("PickCube", "PullCube", "PushCube", "StackCube")
+    ]
+    rows = [json.loads(line) for line in DEMONSTRATIONS.read_text().splitlines()]
+    row = next(row for row in rows if row["task"] == "PickCube-v1")
+    row["actions"] = [[*action[:6], (1 - action[6]) / 2] for action in row["actions"]]
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(json.dumps(row) + "\n")
+    assert main(["--data", str(changed)]) == 1
     text = capsys.readouterr().out
-    assert "replay      PickCube-v1: 0 of 2 succeed: FAILED" in text
-    assert "the gripper (the last dimension) has the other sign: so changed, 2 of 2 succeed" in text
+    assert "replay      PickCube-v1: 0 of 1 succeed: FAILED" in text
+    assert (
+        "the gripper (the last dimension) is in 1 to 0, where the environment wants -1 to 1: so changed, 1 of 1" in text
+    )
