@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,12 @@ from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint, Cursor
 from trainer.engine.ranks import Ranks, find_differences
 from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
+from trainer.engine.zero_stage import with_zero_stage
+from trainer.evals.registry import Planned, plan_evals
+from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import plain_memory
 from trainer.feed.feed import Feed, FeedInfo
-from trainer.loop import Split, Trainer
+from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.report.trackers import Trackers
@@ -29,6 +33,7 @@ from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
 from trainer.training.packed import check_packing
 from trainer.training.source_table import SourceTable
+from trainer.training.split import Split
 from trainer.training.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -40,10 +45,12 @@ def build_trainer(config: Config) -> Trainer:
         str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
     )
     family_of(model_config)  # rejects an impossible model before waiting for ranks or loaders
+    evals = plan_evals(config)  # raises ConfigError for wrong ones
     ranks = join_ranks()
     lock_output_dir(Path(config.trainer.output_dir), ranks)
+    checkpoint = Checkpoints(config, ranks).find()
+    config = with_zero_stage(config, ranks, None if checkpoint is None else checkpoint.state["zero_stage"])
     checkpoints = Checkpoints(config, ranks)
-    checkpoint = checkpoints.find()
     feeds: list[Feed] = []
     try:
         train, info = open_split(config, "train", ranks, feeds, checkpoint)
@@ -57,7 +64,7 @@ def build_trainer(config: Config) -> Trainer:
         processor = Processor.from_json(
             info.processor_json, find_model_folder(config.model.base_model_path) / "tokenizer.json"
         )
-        return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, checkpoint)
+        return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, checkpoint, evals)
     except BaseException:
         for feed in feeds:
             feed.close()
@@ -117,8 +124,9 @@ def assemble(
     val: Split | None,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
+    evals: Sequence[Planned] | None = None,
 ) -> Trainer:
-    """The trainer with connected feeds."""
+    """The trainer with connected feeds. evals: None: those of the config."""
     engine = build_engine(config, ranks, processor, checkpoints, checkpoint)
     cursor = checkpoint.cursor if checkpoint is not None else Cursor(source_samples=(0,) * len(train.sources))
     if checkpoint is not None:
@@ -133,6 +141,7 @@ def assemble(
         processor=processor,
         train=train,
         val=val,
+        evals=EvalSchedule(plan_evals(config) if evals is None else evals),
         fingerprints=fingerprints,
         checkpoints=checkpoints,
         trackers=Trackers(config, is_first=ranks.is_first, first_step=cursor.step + 1),

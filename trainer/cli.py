@@ -15,8 +15,8 @@ from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.hub_cache import explain_missing, find_model_folder
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
-    """The checked config from `--config` and `--set`. Raises ConfigError."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
+    """The checked config from `--config` and `--set`, and whether it is only to be checked. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="deepspeed trainer/main.py",
         description="Train a model on the samples that the loaders send (ZeRO-3), validate, save and export it.",
@@ -25,11 +25,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # set by the launcher
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="train nothing: replay demonstrations in the simulator, as recorded and after a round trip through the action "
+        "tokens; exit code 1 if they fail (also without loaders: python -m trainer.sim.replay)",
+    )
     known = parser.parse_args(arguments)
     config = load_config(known.config, known.set)
     check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
-    return config
+    return config, known.check
 
 
 def check_world(config: Config, world_size: int) -> None:

@@ -1,19 +1,20 @@
 """The run: steps, figures, validations, checkpoints, and the export at the end.
 
 feed.steps -> Stepper.step -> cursor -> figures
-                                     -> every eval_interval: validate
+                                     -> every eval_interval: validate; other evaluations at their intervals
                                      -> every checkpoint.interval: save
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -28,43 +29,18 @@ from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import learning_rate
 from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks
 from trainer.engine.zero import leave_ranks, set_learning_rate
-from trainer.evals.validation import validate
+from trainer.evals.interface import Moment, Outcome
+from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.report.bad_samples import Skipped
 from trainer.report.progress import DigestLog, ProgressBar, write_summary
 from trainer.report.trackers import Trackers
 from trainer.training.flops import FlopCounter
-from trainer.training.source_table import SourceTable
+from trainer.training.loss import perplexity
+from trainer.training.split import Split
 from trainer.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
-
-
-class BatchFeed(Protocol):
-    """The part of `trainer.feed.feed.Feed` that the loop uses."""
-
-    @property
-    def num_ready(self) -> int:
-        """Micro-batches that are decoded or being decoded."""
-
-    def begin(self) -> None:
-        """Training has begun, perhaps with the other split."""
-
-    def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
-        """This rank's part of the epoch's global batches, from `first_sample` on."""
-
-    def close(self) -> None:
-        """Close connections and threads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """A feed and its size."""
-
-    feed: BatchFeed
-    num_samples: int
-    """In one epoch."""
-    sources: SourceTable
 
 
 @dataclass(kw_only=True)
@@ -77,6 +53,7 @@ class Trainer:
     processor: Processor
     train: Split
     val: Split | None
+    evals: EvalSchedule
     fingerprints: dict[str, str]
     checkpoints: Checkpoints
     trackers: Trackers
@@ -92,7 +69,7 @@ class Trainer:
         self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
         self._not_applied_in_a_row = 0
         self._skipped = Skipped()
-        self._validated_at = self._saved_at = -1
+        self._saved_at = -1
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
         self._wait_s = self._train_s = 0.0
@@ -112,15 +89,17 @@ class Trainer:
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
-        if trainer.eval_interval and self.val is not None and self._validated_at != self.cursor.step:
-            self._validate()
+        self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
         folder = None
         if trainer.export:
             processor = self._processor_to_keep()
             folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
-        summary = self._summarise(time.monotonic() - started, folder)
+        skipped = self._say_skipped()
+        # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
+        self._keep(self.evals.wait())
+        summary = self._summarise(time.monotonic() - started, folder, skipped)
         log.info(
             "training is over after %d steps; export: %s; newest checkpoint: %s",
             self.cursor.step, folder or "none (trainer.export)", self.checkpoints.newest or "none",
@@ -133,6 +112,7 @@ class Trainer:
 
     def close(self, *, failed: bool = False) -> None:
         """Close everything. After a failure the other ranks may be at any step, so this does not wait for them."""
+        self.evals.close()
         for split in (self.train, self.val):
             if split is not None:
                 split.feed.close()
@@ -163,8 +143,7 @@ class Trainer:
                 self._report(batch, result, rate, now - last, bar)
                 digests.add(self.cursor.step, batch, result.loss)
                 self._check_budgets(result)
-                if trainer.eval_interval and self.cursor.step % trainer.eval_interval == 0 and self.val is not None:
-                    self._validate()
+                self._keep(self.evals.after_step(self.cursor.step, self._moment))
                 if trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0:
                     self._save()
                 if self._is_over:
@@ -200,6 +179,7 @@ class Trainer:
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
         figures = {
             "train/loss": result.loss,
+            "train/perplexity": math.nan if math.isnan(result.loss) else perplexity(result.loss),
             "train/accuracy": result.accuracy,
             "train/lr": rate,
             "train/grad_norm": result.grad_norm,
@@ -255,16 +235,33 @@ class Trainer:
                 log.warning("%s", line)
         return skipped.named
 
-    def _validate(self) -> None:
-        if self.val is None:
-            return
-        with closing(cast("Any", self.val.feed.steps(0, 0))) as steps:
-            metrics = validate(self.stepper, steps, self.processor, self.ranks, self.val.num_samples, self.val.sources)
-        self._validated_at, self._validation = self.cursor.step, metrics
-        self.trackers.log({f"val/{name}": value for name, value in metrics.items()}, self.cursor.step)
-        shown = ("perplexity", "action_perplexity", "accuracy", "action_mae/mean")
-        line = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-        log.info("step %d: validation over %d samples: %s", self.cursor.step, metrics["samples"], line)
+    def _moment(self) -> Moment:
+        """The run as evaluations see it; every rank calls it."""
+        processor, output_dir = self._processor_to_keep(), self.output_dir
+
+        def export_to(folder: Path) -> Path:
+            elsewhere = replace(self.config, trainer=replace(self.config.trainer, output_dir=str(folder)))
+            return export(self.stepper.engine, elsewhere, processor, self.ranks, self._facts())
+
+        return Moment(
+            step=self.cursor.step,
+            is_last=self._is_over,
+            output_dir=output_dir,
+            stepper=self.stepper,
+            processor=processor,
+            ranks=self.ranks,
+            val=self.val,
+            export=export_to,
+        )
+
+    def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        """Log what evaluations found, at the step that it is of, and keep the newest figures for the summary."""
+        for outcome in outcomes:
+            self._validation |= outcome.figures
+            self.trackers.log({f"val/{name}": value for name, value in outcome.figures.items()}, outcome.step)
+            self.trackers.show({f"val/{name}": path for name, path in outcome.media.items()}, outcome.step)
+            if outcome.line:
+                log.info("step %d: %s", outcome.step, outcome.line)
 
     def _save(self) -> None:
         processor = self._processor_to_keep()
@@ -283,14 +280,14 @@ class Trainer:
         scores |= {name: self._last[name] for name in ("train/loss", "train/accuracy") if name in self._last}
         return TrainingFacts(steps=self.cursor.step, samples=self.cursor.position, scores=scores)
 
-    def _summarise(self, seconds: float, exported: Path | None) -> dict[str, Any]:
+    def _summarise(self, seconds: float, exported: Path | None, skipped: dict[str, int]) -> dict[str, Any]:
         summary = {
             "steps": self.cursor.step,
             "samples": self.cursor.position,
             "skipped_steps": self.cursor.skipped_steps,
             "bad_samples": self.cursor.bad_samples,
             "sources": self.stepper.sources.summary(self.cursor.source_samples),
-            "skipped": self._say_skipped(),
+            "skipped": skipped,
             "seconds": seconds,
             "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},

@@ -22,7 +22,8 @@ def use_source_roots() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 after one line on stderr with the error and the way out; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 after one line on stderr with the error and the way out, or a failed `--check`; 130 after
+    Ctrl-C."""
     from stoker_proto.errors import StokerError
     from stoker_proto.host.descriptors import raise_descriptor_limit
     from trainer.cli import parse_arguments, report_error, set_up_logging
@@ -34,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:
-        config = parse_arguments(arguments)
+        config, only_check = parse_arguments(arguments)
+        if only_check:
+            from trainer.check import check_run
+
+            return 0 if check_run(config) else 1
         from trainer.build import (
             build_trainer,  # imports torch and DeepSpeed, which takes seconds: a mistyped option shows first
         )

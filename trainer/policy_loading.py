@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import FILE, Processor
 from trainer.checkpoints.state import STATE_FILE, read_checkpoint
 from trainer.models.families import Family, family_of, read_model_config
@@ -72,10 +73,11 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
     from trainer.models.loading import grow_embeddings  # imports DeepSpeed, which an export does without
 
     settings = read_checkpoint(folder).state.get("config", {}).get("model", {})
-    base = str(settings.get("base_model_path"))
+    name = str(settings.get("base_model_path"))
+    base = str(find_model_folder(name))
     if not (Path(base) / "config.json").is_file():
         raise ConfigError(
-            f"{folder}: its base model is {base!r}, and there is no config.json in it; put the base model there, or take the "
+            f"{folder}: its base model is {name!r}, and there is no config.json in it; put the base model there, or take the "
             "run's export, which is complete"
         )
     processor = Processor.load(folder / "processor")

@@ -34,6 +34,8 @@ examples:
   loader-doctor --config my.yaml --strict --json > report.json  in CI: warnings fail too
 
 A clean report says nothing of records that were not read: `loader-prepare --verify` reads every one.
+Demonstrations with seeds can also be replayed in their simulator, as recorded and through the action tokens:
+`python -m trainer.sim.replay --config my.yaml`, or `python trainer/main.py --config my.yaml --check`.
 
 exit codes: 0 no error; 1 errors; 2 warnings with --strict, or a wrong command line; 130 interrupted (the report of what was
 read until then is printed)"""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.errors import DataError
 from stoker_proto.processor import Processor
 from trainer.feed.batch import IGNORED
@@ -93,8 +94,7 @@ def add_scores(
     vocabulary = processor.vocabulary
     if vocabulary is None or actions.size == 0:
         return
-    has_action = torch.from_numpy(~np.isnan(actions).all(axis=(1, 2))).to(targets.device)  # bool[B]
-    is_action = (targets >= vocabulary.first_id) & (targets < vocabulary.end_id) & has_action[:, None]
+    is_action = action_positions(targets, actions, vocabulary)
     sums.action_tokens += float(is_action.sum())
     sums.action_nll += float(nll[is_action].sum())
     outside = (best < vocabulary.first_id) | (best >= vocabulary.end_id)
@@ -102,7 +102,15 @@ def add_scores(
     chosen = best_actions(logits, vocabulary.first_id, vocabulary.end_id).cpu().numpy()  # [B, P]
     for row, mask in enumerate(is_action.cpu().numpy()):
         if mask.any():
-            _add_error(sums, chosen[row][mask], actions[row], processor)
+            add_error(sums, chosen[row][mask], actions[row], processor)
+
+
+def action_positions(targets: torch.Tensor, actions: NDArray[Any], vocabulary: ActionVocabulary) -> torch.Tensor:
+    """bool[B, P]: where a row that has an action has one of its tokens. targets: int64[B, P]; actions: float32[B, K, D]."""
+    if actions.size == 0:
+        return torch.zeros_like(targets, dtype=torch.bool)
+    has_action = torch.from_numpy(~np.isnan(actions).all(axis=(1, 2))).to(targets.device)  # bool[B]
+    return (targets >= vocabulary.first_id) & (targets < vocabulary.end_id) & has_action[:, None]
 
 
 def best_actions(logits: torch.Tensor, first_id: int, end_id: int) -> torch.Tensor:
@@ -110,7 +118,8 @@ def best_actions(logits: torch.Tensor, first_id: int, end_id: int) -> torch.Tens
     return logits[..., first_id:end_id].argmax(dim=-1) + first_id
 
 
-def _add_error(sums: Sums, ids: NDArray[np.int64], truth: NDArray[np.float32], processor: Processor) -> None:
+def add_error(sums: Sums, ids: NDArray[np.int64], truth: NDArray[np.float32], processor: Processor) -> None:
+    """Add one chunk. ids: int64[T], the predicted tokens; truth: float32[K, D]."""
     try:
         decoded = processor.actions_from_ids(ids)  # float32[K, D]
     except DataError:

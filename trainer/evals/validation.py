@@ -1,23 +1,86 @@
-"""One pass over the validation split: every sample once, on all ranks together."""
+"""The evaluation `perplexity`: one pass over the validation split, or over its first part, on all ranks together.
+
+    trainer.evals: [{type: perplexity, interval: 100, samples: 512, free_running: 128}]
+
+Without such an entry `trainer.eval_interval` and `trainer.eval_samples` are its interval and samples.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from stoker_proto.errors import DataError
+from stoker_proto.config import Config
+from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from trainer.engine.ranks import Ranks, sum_over_ranks
+from trainer.evals.action_figures import ActionFigures
+from trainer.evals.interface import Eval, Moment, Outcome
+from trainer.evals.registry import check_empty
 from trainer.evals.scores import Sums, add_scores
 from trainer.feed.batch import StepBatch
 from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
 from trainer.training.step import Stepper
 
-log = logging.getLogger(__name__)
+FREE_RUNNING = 256
+"""Samples of a validation whose free-running error is measured."""
+
+
+class Perplexity(Eval):
+    """Perplexity, accuracy, and errors of actions, over the validation split."""
+
+    def __init__(self, options: Mapping[str, Any], config: Config) -> None:
+        """options: `samples`, default `trainer.eval_samples`; `free_running`: samples whose free-running error is measured (each
+        costs a few forward passes more), default 256, 0 for none. Raises ConfigError."""
+        rest = dict(options)
+        samples, free = rest.pop("samples", config.trainer.eval_samples), rest.pop("free_running", FREE_RUNNING)
+        check_empty(rest, "perplexity")
+        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+            raise ConfigError(f"trainer.evals, type perplexity: samples is {samples!r}: at least 1, or null for all")
+        if isinstance(free, bool) or not isinstance(free, int) or free < 0:
+            raise ConfigError(
+                f"trainer.evals, type perplexity: free_running is {free!r}: a number of samples, 0 for none"
+            )
+        self._num_free = free
+        if not config.data.paths("val"):
+            raise ConfigError("trainer.evals, type perplexity: there are no validation data; set data.val_data_paths")
+        size = config.trainer.global_batch_size
+        self._size, self._num_steps = size, None if samples is None else -(-samples // size)
+
+    def begin(self, moment: Moment) -> Outcome:
+        """Raises DataError if not every sample was seen exactly once."""
+        assert moment.val is not None, "checked when it was made"
+        num_samples = moment.val.num_samples
+        if self._num_steps is not None:
+            num_samples = min(num_samples, self._num_steps * self._size)
+        with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
+            figures = validate(
+                moment.stepper,
+                islice(steps, self._num_steps),
+                moment.processor,
+                moment.ranks,
+                num_samples,
+                moment.val.sources,
+                self._num_free,
+            )
+        shown = (
+            "perplexity",
+            "action_perplexity",
+            "accuracy",
+            "action_mae/mean",
+            "action_mae_free/mean",
+            "action_mae_constant/mean",
+        )
+        line = ", ".join(f"{name} {figures[name]:.4f}" for name in shown if name in figures)
+        return Outcome(
+            step=moment.step, figures=figures, line=f"validation over {figures['samples']:.0f} samples: {line}"
+        )
 
 
 def validate(
@@ -27,21 +90,30 @@ def validate(
     ranks: Ranks,
     num_samples: int,
     sources: SourceTable,
+    num_free: int = 0,
 ) -> dict[str, float]:
-    """The metrics of `Sums`, the same on every rank; with several sources also each source's perplexity and accuracy.
+    """The metrics of `Sums`, and of `ActionFigures` where there are actions, the same on every rank; with several sources also
+    each source's perplexity and accuracy.
+
+    num_free: samples, rounded up to whole global batches, whose free-running error is measured.
 
     Raises DataError if not every sample was seen exactly once.
     """
     dim = processor.codec.dim if processor.codec is not None else 0
     sums, by_source = Sums(dim), torch.zeros(len(sources), 3, dtype=torch.float64, device=ranks.device)
+    figures = None if processor.codec is None else ActionFigures(processor)
     stepper.engine.eval()
     try:
         with torch.no_grad():
             for step in steps:
+                free = step.first_sample < num_free
                 for batch in step.micro_batches:
                     inputs = stepper.make_inputs(batch)
                     logits = stepper.logits(inputs)
                     add_scores(sums, logits, inputs.targets, np.asarray(batch.actions), processor)
+                    if figures is not None:
+                        actions = np.asarray(batch.actions)
+                        figures.add(stepper, inputs, logits, actions, ranks, free=free)
                     sums.samples += batch.num_rows
                     rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)
@@ -54,4 +126,7 @@ def validate(
         raise DataError(
             f"validation saw {total.samples:.0f} samples where the split has {num_samples}: report this with your config"
         )
-    return total.metrics() | sources.perplexities(found[: by_source.numel()])
+    metrics = total.metrics()
+    if figures is not None:
+        metrics |= figures.metrics(metrics, ranks)
+    return metrics | sources.perplexities(found[: by_source.numel()])

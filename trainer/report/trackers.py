@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.errors import ConfigError
@@ -17,7 +20,13 @@ class Tracker(Protocol):
     """A place for scalars."""
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of step `step` (counted from 1), by name: `train/loss`, `val/perplexity` ..."""
+        """Figures of step `step` (counted from 1), by name: `train/loss`, `val/perplexity` ...
+
+        Steps may go back: an evaluation that took long is of an earlier step.
+        """
+
+    def show(self, name: str, path: Path, step: int) -> None:
+        """A picture (.png) or a video (.mp4) of step `step`."""
 
     def close(self) -> None:
         """Write what is still held back."""
@@ -36,6 +45,12 @@ class TensorBoardTracker:
         """One scalar each."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+
+    def show(self, name: str, path: Path, step: int) -> None:
+        """Pictures only: videos would need one more package, and their files lie beside the figures."""
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                self._writer.add_image(name, np.array(picture.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is still held back."""
@@ -56,10 +71,26 @@ class WandbTracker:
         self._run: Any = wandb.init(
             project=config.trainer.logger.wandb_project, dir=str(folder), config=config_to_tree(config), resume="allow"
         )
+        self._media: Any = {".mp4": wandb.Video, ".png": wandb.Image}
+        # It drops rows of a step before its newest. So figures of evaluations have a step of their own as their axis.
+        self._run.define_metric("val/step")
+        self._run.define_metric("val/*", step_metric="val/step")
+        self._newest = 0
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """One row."""
-        self._run.log(dict(figures), step=step)
+        self._add(dict(figures), step)
+
+    def show(self, name: str, path: Path, step: int) -> None:
+        """The file is copied into the run."""
+        if path.suffix in self._media:
+            self._add({name: self._media[path.suffix](str(path))}, step)
+
+    def _add(self, row: dict[str, Any], step: int) -> None:
+        self._newest = max(self._newest, step)
+        if any(name.startswith("val/") for name in row):
+            row["val/step"] = step
+        self._run.log(row, step=self._newest)
 
     def close(self) -> None:
         """Send or write what is still held back."""
@@ -86,6 +117,13 @@ class Trackers:
         numbers = {name: value for name, value in figures.items() if not math.isnan(value)}
         for tracker in self._trackers:
             tracker.log(numbers, step)
+
+    def show(self, media: Mapping[str, Path], step: int) -> None:
+        """Pictures and videos by name, to all; a file that is not there is left out."""
+        for name, path in media.items():
+            if path.is_file():
+                for tracker in self._trackers:
+                    tracker.show(name, path, step)
 
     def close(self) -> None:
         """All of them."""

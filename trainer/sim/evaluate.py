@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,13 @@ from tqdm import tqdm
 
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.files import open_lock_file, try_lock
+from stoker_proto.host.process import end_with_parent
 from trainer.sim.evaluation.episode import SETTLE_STEPS, EpisodeResult, Job, Protocol
 from trainer.sim.evaluation.matching import Expectations, make_protocol
 from trainer.sim.evaluation.pictures import Pictures, check_video, write_sheet
 from trainer.sim.evaluation.results import Results, fingerprint_of_export, versions
 from trainer.sim.evaluation.rollout import Rollout
+from trainer.sim.evaluation.seeds import check_held_out, jobs_of, read_seeds
 from trainer.sim.evaluation.simulators import Simulators
 from trainer.sim.evaluation.summary import by_task, compare, comparison_table, table
 from trainer.sim.tasks.interface import Rendering
@@ -29,8 +32,9 @@ MODEL, OTHER = "model", "other"
 
 _HELP = f"""Measures an exported model in closed loop: it sees camera pictures and an instruction, a simulator executes actions.
 
-Episode i of a task starts from seed START+i; take seeds that the training data do not have. Success is counted twice: *once*, at
-any step, and *at the end*, {SETTLE_STEPS} steps after the first success or at the limit. Intervals are Wilson's, 95%.
+Episode i of a task starts from seed START+i; take seeds that the training data do not have (--train-data checks it).
+Success is counted twice: *once*, at any step, and *at the end*, {SETTLE_STEPS} steps after the first success or at the
+limit. Intervals are Wilson's, 95%.
 With --compare, two exports play the same seeds; the difference has Newcombe's 95% interval for pairs.
 
 Written to --out: results.json, videos of the first successes and failures, contact_sheet.png.
@@ -67,6 +71,8 @@ class _Player:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the evaluation; returns the exit code (0 done, 1 failed, 130 interrupted)."""
     options = _parse(arguments)
+    if options.end_with is not None and not end_with_parent(options.end_with, signal.SIGTERM):
+        return 130  # the training that started it is over
     try:
         with Interrupts() as interrupts:
             _evaluate(options, interrupts)
@@ -85,11 +91,15 @@ def _evaluate(options: argparse.Namespace, interrupts: Interrupts) -> None:
     for task in options.task:
         check_task(task)
     check_video(options.videos > 0)
+    if options.train_data:
+        jobs = jobs_of(options.task, options.seed_start, options.episodes)
+        if note := check_held_out(read_seeds(options.train_data), jobs):
+            print(f"note: {note}", file=sys.stderr)
     folders = {MODEL: options.model} | ({OTHER: options.compare} if options.compare else {})
     players = [_player(label, folder, options) for label, folder in folders.items()]
     with _locked(options.out):
         results = _open_results(options, folders, players)
-        jobs = [Job(task=task, seed=options.seed_start + i) for task in options.task for i in range(options.episodes)]
+        jobs = jobs_of(options.task, options.seed_start, options.episodes)
         try:
             for player in players:
                 _play(player, results, jobs, options, interrupts)
@@ -235,6 +245,8 @@ def _add_what_is_played(parser: argparse.ArgumentParser) -> None:
     add("--env-module", action="append", default=[], metavar="M", help="Python module that registers environments")
     add("--episodes", type=_positive, default=100, help="of each task (default %(default)s)")
     add("--seed-start", type=_not_negative, default=1_000_000, help="seed of the first episode (default %(default)s)")
+    add("--train-data", type=Path, action="append", default=[], metavar="JSONL", help="training data: a seed that they have "
+        "is refused; repeat for several files")  # fmt: skip
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="DIR", help="default %(default)s")
 
 
@@ -282,6 +294,7 @@ def _add_how_it_runs(parser: argparse.ArgumentParser) -> None:
     )
     add("--deadline-s", type=_positive, default=600, metavar="S", help="for a simulator's answer (default %(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
+    add("--end-with", type=int, help=argparse.SUPPRESS)  # the training that started it, by its process number
 
 
 def _positive(text: str) -> int:

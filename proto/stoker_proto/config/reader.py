@@ -19,8 +19,11 @@ import yaml
 
 from stoker_proto.config.placement import Placement, parse_slots
 from stoker_proto.config.root import Config
+from stoker_proto.config.rules import check_ranges
 from stoker_proto.config.strict import check_names, read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
+
+Section = typing.TypeVar("Section")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +58,16 @@ def config_from_tree(tree: Any) -> Config:
     config = typing.cast(Config, _read(Config, tree, ""))
     config.check()
     return config
+
+
+def read_section(kind: type[Section], tree: Any, path: str) -> Section:
+    """A dataclass from a mapping that the file keeps as it is, read and checked as the file's own sections are.
+
+    path: the key of the mapping, for messages. Raises ConfigError.
+    """
+    section = typing.cast(Section, _read_dataclass(kind, tree, path))
+    check_ranges(section, f"{path}.")
+    return section
 
 
 def config_to_tree(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stoker_proto.config.rules import above, allowed, at_least, between
 from stoker_proto.errors import ConfigError
@@ -84,6 +84,14 @@ class TrainerConfig:
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
     eval_interval: int = field(default=500, metadata=at_least(0))
     """Optimizer steps between two validations. The last step is always followed by one. 0: no validation."""
+    eval_samples: int | None = field(
+        default=None, metadata=allowed("at least 1, or null for all samples", lambda count: count is None or count >= 1)
+    )
+    """Validation samples of one validation, rounded up to whole global batches: the same ones each time. null: all of them."""
+    evals: tuple[dict[str, Any], ...] = ()
+    """Evaluations beside the validation, each `{type: ..., interval: ..., options}`. `type`: `success` (closed loop in a
+    simulator, options in `trainer/sim/success.py`), `perplexity` (another validation), or `package.module:Class` of your own
+    (`trainer/evals/interface.py`). `interval`: optimizer steps between two of them, default `eval_interval`."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: a cosine from lr down to `min_lr_ratio` of it at the last step, or constant."""
     warmup_ratio: float = field(default=0.03, metadata=between(0, 1))
@@ -104,8 +112,10 @@ class TrainerConfig:
     """Folder for checkpoints, logs and the exported model."""
     export: bool = True
     """At the end, write a model that transformers loads to `{output_dir}/export`."""
-    zero_stage: Literal[1, 2, 3] = 3
-    """DeepSpeed ZeRO stage."""
+    zero_stage: Literal[1, 2, 3, "auto"] = 3
+    """DeepSpeed ZeRO stage. `auto`: 1 where weights, gradients and a rank's share of the optimizer states take at most half of
+    the free memory, as it partitions less and is faster (3 costs 30% more on one CPU rank); otherwise 3. A resumed run keeps
+    its checkpoint's."""
     offload: bool = False
     """Keep optimizer states in host memory: 2.7-4 times slower, for models that do not fit otherwise."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)

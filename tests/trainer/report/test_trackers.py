@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from stoker_proto.config import LoggerConfig
 from stoker_proto.errors import ConfigError
@@ -21,12 +22,15 @@ from tests.trainer.support.runs import run
 from trainer.report.trackers import Trackers
 
 TRAIN = (
-    "loss accuracy lr grad_norm step_s data_wait_s data_wait_frac queue_depth samples_per_s tokens_per_s skipped_steps "
-    "bad_samples epoch"
+    "loss perplexity accuracy lr grad_norm step_s data_wait_s data_wait_frac queue_depth samples_per_s tokens_per_s "
+    "skipped_steps bad_samples epoch"
 )
 VAL = (
     "samples perplexity accuracy action_perplexity action_violations action_undecodable "
-    "action_mae/dim_0 action_mae/dim_1 action_mae/dim_2 action_mae/mean"
+    "action_mae/dim_0 action_mae/dim_1 action_mae/dim_2 action_mae/mean action_mae_vs_constant "
+    "action_mae_constant/dim_0 action_mae_constant/dim_1 action_mae_constant/dim_2 action_mae_constant/mean "
+    "action_mae_free/dim_0 action_mae_free/dim_1 action_mae_free/dim_2 action_mae_free/mean action_mae_free_vs_constant "
+    "varying_tokens/bins varying_perplexity/bins action_outside_mass"
 )
 
 
@@ -96,6 +100,11 @@ def test_weights_and_biases_gets_the_same_figures(tmp_path: Path, wandb: Any) ->
     trackers = Trackers(config, is_first=True, first_step=1)
     trackers.log({"train/loss": 1.5, "train/accuracy": math.nan}, 7)
     trackers.log({"train/loss": 1.25, "val/perplexity": 3.0}, 8)
+    trackers.log({"train/loss": 1.0}, 9)
+    trackers.log({"val/success_once": 0.5}, 7)  # an evaluation that took two steps
+    picture = tmp_path / "sheet.png"
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(picture)
+    trackers.show({"val/sheet": picture, "val/absent": tmp_path / "absent.png"}, 7)
     trackers.close()
     wait_until(lambda: records(tmp_path)["exit"], 60, "the end of the run in its file")
     found = records(tmp_path)
@@ -104,8 +113,14 @@ def test_weights_and_biases_gets_the_same_figures(tmp_path: Path, wandb: Any) ->
     assert (run.project, values["trainer"]["lr"]) == ("arm", 1e-3)
     rows = [{item.nested_key[0]: json.loads(item.value_json) for item in row.item} for row in found["history"]]
     figures = [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
-    assert [row["_step"] for row in rows] == [7, 8]
-    assert figures == [{"train/loss": 1.5}, {"train/loss": 1.25, "val/perplexity": 3.0}]
+    assert [row["_step"] for row in rows] == [7, 8, 9]
+    assert figures[:2] == [{"train/loss": 1.5}, {"train/loss": 1.25, "val/perplexity": 3.0, "val/step": 8}]
+    assert {name: value for name, value in figures[2].items() if name != "val/sheet"} == {
+        "train/loss": 1.0,
+        "val/success_once": 0.5,
+        "val/step": 7,
+    }
+    assert "val/sheet" in figures[2]
     assert [record.exit_code for record in found["exit"]] == [0]
 
 

@@ -10,12 +10,16 @@ a target (red ring). Lengths are fractions of the picture's side. No simulator p
     raising       raises ValueError at step 2 of seed 1
     hanging       never answers at step 2 of seed 1
     two cameras   shows its picture twice
+    gripping      succeeds only while the gripper, the third number, is closed: above 0.5
+    dying         its process ends at step 2, once for each file `dying-SEED` that can be made in $DYING
     wide          actions of 4 numbers
 """
 
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +152,25 @@ class TwoCameras(Pushing):
         return View(images=(self.picture(), self.picture()))
 
 
+class GrippingPushing(Pushing):
+    """The gripper counts."""
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        step = super().step(action)
+        return replace(step, success=step.success and float(action[2]) > 0.5)
+
+
+class DyingPushing(Pushing):
+    """Succeeds in the second try."""
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        mark = Path(os.environ["DYING"]) / f"dying-{self.seed}"
+        if self.steps == 1 and not mark.exists():
+            mark.touch()
+            os._exit(7)
+        return super().step(action)
+
+
 class WidePushing(Pushing):
     """Actions of another width."""
 
@@ -161,6 +184,8 @@ register("crashing")(CrashingPushing)
 register("raising")(RaisingPushing)
 register("hanging")(HangingPushing)
 register("two cameras")(TwoCameras)
+register("gripping")(GrippingPushing)
+register("dying")(DyingPushing)
 register("wide")(WidePushing)
 
 

@@ -41,7 +41,8 @@ def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = 
         **(data or {}),
     }
     if "sources" not in data_keys:
-        data_keys |= {"dataset_type": "mani_openpi", "train_data_paths": ("memory",)}
+        paths = {"train_data_paths": ("memory",), "val_data_paths": ("memory",)}
+        data_keys = {"dataset_type": "mani_openpi", **paths, **data_keys}
     return Config(
         model=ModelConfig(base_model_path=str(model), **{"precision": "fp32", **model_keys}),
         data=DataConfig(max_seq_len=96, **data_keys),

@@ -16,8 +16,8 @@ from tests.trainer.support.runs import NUM_TRAIN, run
 from trainer.training.source_table import SourceResult, SourceTable
 
 SOURCES = (
-    SourceConfig(dataset_type="mani_openpi", paths=("robots",), name="robots"),
-    SourceConfig(dataset_type="mani_openpi", paths=("texts",), name="texts"),
+    SourceConfig(dataset_type="mani_openpi", paths=("robots",), val_paths=("robots",), name="robots"),
+    SourceConfig(dataset_type="mani_openpi", paths=("texts",), val_paths=("texts",), name="texts"),
 )
 NUM_TEXTS = sum(number % 3 == 2 for number in range(NUM_TRAIN))
 

@@ -59,9 +59,19 @@ def task_names() -> list[str]:
     return [*_SHIPPED, *_registered]
 
 
+def is_shipped(task: str) -> bool:
+    """Whether it is one of ours, which need ManiSkill."""
+    return task in _SHIPPED
+
+
+def is_known(task: str) -> bool:
+    """Whether there is an environment of this name."""
+    return task in _SHIPPED or task in _registered
+
+
 def check_task(task: str) -> None:
     """Raises ConfigError for an unknown task; the message lists those that are known."""
-    if task not in _SHIPPED and task not in _registered:
+    if not is_known(task):
         raise ConfigError(
             f"unknown task {task!r}; known: {', '.join(task_names())}; --env-module imports a module that registers others"
         )
