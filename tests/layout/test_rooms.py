@@ -29,7 +29,19 @@ ROOMS: Mapping[str, Sequence[str]] = {
         *("server", "inspection", "doctor", "convert", "cli"),
     ),
     "trainer": (
-        *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),
+        *(
+            "process",
+            "feed.client",
+            "feed",
+            "engine",
+            "models",
+            "losses",
+            "training",
+            "evals",
+            "checkpoints",
+            "report",
+            "bench",
+        ),
         *("loop", "build", "policy_io", "policy", "sim", "cli", "main"),
     ),
 }

@@ -33,7 +33,10 @@ def _register() -> None:
 
     from trainer.models.openvla.configuration import OpenVLAConfig
     from trainer.models.openvla.modeling import OpenVLAForActionPrediction
+    from trainer.models.robot.modeling import RobotConfig, RobotPolicy
 
+    AutoConfig.register(RobotConfig.model_type, RobotConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(RobotConfig, RobotPolicy, exist_ok=True)
     AutoConfig.register(OpenVLAConfig.model_type, OpenVLAConfig, exist_ok=True)
     AutoModelForImageTextToText.register(OpenVLAConfig, OpenVLAForActionPrediction, exist_ok=True)
 
