@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
@@ -117,7 +118,8 @@ class Trainer:
             self._save()
         folder = None
         if trainer.export:
-            folder = export(self.stepper.engine, self.config, self._processor_to_keep(), self.ranks)
+            processor = self._processor_to_keep()
+            folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
         summary = self._summarise(time.monotonic() - started, folder)
         log.info(
             "training is over after %d steps; export: %s; newest checkpoint: %s",
@@ -274,6 +276,12 @@ class Trainer:
         """The processor with the number of images over all ranks, which the cursor gets too; every rank calls it."""
         self.cursor = replace(self.cursor, num_images=range_over_ranks(self.cursor.num_images, self.ranks))
         return self.processor.with_num_images(self.cursor.num_images)
+
+    def _facts(self) -> TrainingFacts:
+        """What the model card says of the training: the last step's figures and the last validation's."""
+        scores = {f"val/{name}": value for name, value in self._validation.items()}
+        scores |= {name: self._last[name] for name in ("train/loss", "train/accuracy") if name in self._last}
+        return TrainingFacts(steps=self.cursor.step, samples=self.cursor.position, scores=scores)
 
     def _summarise(self, seconds: float, exported: Path | None) -> dict[str, Any]:
         summary = {

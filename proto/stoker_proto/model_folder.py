@@ -13,6 +13,7 @@ from typing import Any
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.files import read_regular
+from stoker_proto.host.hub_cache import explain_missing, find_model_folder
 
 _KEY = "model.base_model_path"
 MAX_TOKENIZER_BYTES = 256 << 20
@@ -27,11 +28,10 @@ class ModelFolder:
     """One model's folder. Raises ConfigError naming the file that is missing or damaged."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        """path: the folder, or the id of a model in the hub's cache."""
+        self.path = find_model_folder(str(path))
         if not self.path.is_dir():
-            raise ConfigError(
-                f"{_KEY} is {str(path)!r}: no such folder; name the folder that holds the model's config.json"
-            )
+            raise ConfigError(f"{_KEY} is {str(path)!r}: no such folder; {explain_missing(str(path))}")
         self.config = self.json("config.json")
         self.tokenizer_config = self.json("tokenizer_config.json", optional=True)
 

@@ -33,7 +33,12 @@ def test_the_page_s_keys_are_kept_word_for_word() -> None:
     config = load_config(path)
     assert config.cluster.component_placement.trainer == (0, 1, 2, 3)
     assert config.cluster.component_placement.dataloader == (4, 5, 6, 7)
-    assert config.trainer.lr == 2e-5
+    assert config.model.base_model_path == "gen-robot/openvla-7b-rlvla-warmup"
+    assert config.model.gradient_checkpointing is True
+    assert (config.data.dataset_type, config.data.max_seq_len) == ("mani_openpi", 2048)
+    assert (config.trainer.micro_batch_size, config.trainer.global_batch_size) == (4, 1024)
+    assert (config.trainer.lr, config.trainer.epochs) == (2e-5, 3)
+    assert config.trainer.logger.log_dir == "./logs"
     assert config.trainer.logger.wandb is False
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from stoker_proto.config.reader import load_config  # noqa: E402
 from stoker_proto.errors import DataError  # noqa: E402
 from stoker_proto.images.openvla import IMAGE_TOKEN_ID  # noqa: E402
 from stoker_proto.processor import Processor  # noqa: E402
-from tests.end_to_end.fleet import micro_batches_of, serving, write_config, write_demonstrations  # noqa: E402
+from tests.end_to_end.fleet import environment, micro_batches_of, serving, write_config, write_demonstrations  # noqa: E402
 from tests.trainer.support.ranks import run_ranks  # noqa: E402
 from trainer.build import build_trainer  # noqa: E402
 from trainer.models.openvla.actions import unnormalise  # noqa: E402
@@ -162,6 +164,19 @@ def test_the_reloaded_export_is_the_trained_model(runs: Runs) -> None:
     found = model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_lines_of_the_model_card_load_the_export(runs: Runs) -> None:
+    """In a fresh process, in the export's folder."""
+    card = (runs.two / "export" / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", block + "\nprint(type(model).__name__, len(tokenizer))"],
+        capture_output=True, text=True, check=False, cwd=runs.two / "export", env=environment(), timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["OpenVLAForActionPrediction", "1025"]
+    assert "unnorm_key='mani_openpi'" in card
 
 
 def test_the_policy_acts_as_the_published_code_would(runs: Runs) -> None:

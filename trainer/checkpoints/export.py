@@ -7,25 +7,30 @@
                                                                          `data.action.vocabulary: added` also its new tokens
     chat_template.jinja     the template that was trained: the model's own, or Stoker's
     stoker_processor.json   observations -> tokens -> actions: what `trainer.policy.Policy` reads
+    README.md               the model card: data, codec, scores, the lines that load it, the command that uploads it
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
+from trainer.checkpoints.card import TrainingFacts, model_card
 from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.zero import Engine
+from trainer.models.families import family_of
 from trainer.models.openvla.saving import write_published_files
 
 COPIED = (
@@ -44,28 +49,42 @@ COPIED = (
 """Files of the base model from which transformers makes a tokenizer or a processor."""
 
 
-def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks) -> Path:
+def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks, facts: TrainingFacts) -> Path:
     """Write the export folder; all ranks call it, the first one writes. A new export replaces an old one only when whole."""
     target = Path(config.trainer.output_dir) / "export"
     state = gather_weights(engine)
     if ranks.is_first:
-        dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-        weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        partial = target.with_name(target.name + ".partial")
-        with writing(target), whole_folder(target, unfinished=partial) as folder:
-            copy_base_files(Path(config.model.base_model_path), folder)
-            engine.module.save_pretrained(folder, state_dict=weights)
-            if engine.module.config.model_type == "openvla":
-                write_published_files(
-                    Path(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
-                    dtype=str(dtype).removeprefix("torch."), vocab_size=engine.module.config.text_config.vocab_size,
-                )  # fmt: skip
-            _share_weights(folder)
-            write_chat_template(folder, processor.chat_template())
-            processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
-            add_stop_ids(folder, processor.turn_ends.ids)
+        write_export(target, engine.module, state, config, processor, facts)
     wait_for_all_ranks()
     return target
+
+
+def write_export(
+    target: Path,
+    model: PreTrainedModel,
+    state: Mapping[str, Any],
+    config: Config,
+    processor: Processor,
+    facts: TrainingFacts,
+) -> None:
+    """Write the export folder `target` from the model's weights `state`, by name."""
+    dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    kind = model.config.model_type
+    with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
+        copy_base_files(find_model_folder(config.model.base_model_path), folder)
+        model.save_pretrained(folder, state_dict=weights)
+        if kind == "openvla":
+            write_published_files(
+                find_model_folder(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
+                dtype=str(dtype).removeprefix("torch."), vocab_size=model.config.text_config.vocab_size,
+            )  # fmt: skip
+        _share_weights(folder)
+        write_chat_template(folder, processor.chat_template())
+        processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
+        add_stop_ids(folder, processor.turn_ends.ids)
+        card = model_card(config, processor, facts, kind=kind, sees_images=family_of(model.config).sees_images)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _share_weights(folder: Path) -> None:

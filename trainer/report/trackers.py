@@ -70,7 +70,8 @@ class Trackers:
     """All that the config asks for, on the first rank; none on the others."""
 
     def __init__(self, config: Config, *, is_first: bool, first_step: int) -> None:
-        folder, logger = Path(config.trainer.output_dir), config.trainer.logger
+        logger = config.trainer.logger
+        folder = Path(logger.log_dir or config.trainer.output_dir)
         self._trackers: list[Tracker] = []
         if not is_first:
             return

@@ -11,7 +11,8 @@ class ModelConfig:
     """What is trained."""
 
     base_model_path: str
-    """Folder of a model that transformers' Auto classes load. Loaders read its `tokenizer.json`, too."""
+    """Folder of a model that transformers' Auto classes load, or the id of a model on the hub that was downloaded before
+    (`hf download openvla/openvla-7b`). Loaders read its `tokenizer.json`, too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     precision: Literal["bf16", "fp32"] = "bf16"

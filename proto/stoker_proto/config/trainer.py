@@ -14,8 +14,10 @@ from stoker_proto.errors import ConfigError
 class LoggerConfig:
     """Where metrics are logged."""
 
+    log_dir: str | None = None
+    """Folder of the logs: TensorBoard writes to `{log_dir}/tensorboard`, WandB to `{log_dir}/wandb`. Default: `output_dir`."""
     tensorboard: bool = True
-    """Write TensorBoard event files to `{output_dir}/tensorboard`."""
+    """Write TensorBoard event files."""
     wandb: bool = False
     """Log the same to Weights & Biases (extra `stoker[wandb]`; WANDB_MODE=offline works)."""
     wandb_project: str = "stoker"
@@ -47,6 +49,8 @@ class FeedConfig:
     """A rank that gets no data for this long ends with an error and a non-zero exit code."""
     connect_deadline_s: float = field(default=60.0, metadata=above(0))
     """Within this time, loaders that together hold all the data must have answered."""
+    discovery_s: float = field(default=5.0, metadata=at_least(0.1))
+    """Seconds between two looks at the names and files of `cluster.loader_addresses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

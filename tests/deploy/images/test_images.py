@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.images, pytest.mark.timeout(7200)]
 
 SHIPPED = ROOT / "deploy" / "configs" / "maniskill_sft_openpi.yaml"
 DEMONSTRATIONS = ROOT / "tests" / "data" / "maniskill"
+CACHED, COMMIT = "models--gen-robot--openvla-7b-rlvla-warmup", "0123456789abcdef0123456789abcdef01234567"
 USER = 10001
 HEALTHY_DEADLINE_S = 300.0
 RUN_DEADLINE_S = 900.0
@@ -32,13 +33,18 @@ STOP_DEADLINE_S = 75.0
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """Folders of a host, laid out as the shipped config names them: data/maniskill/{train,val}, models/vla-base, outputs."""
+    """Folders of a host, laid out as the shipped config names them: data/maniskill/{train,val}, outputs, and the model
+    where `hf download --cache-dir models` puts it."""
     for split in ("train", "val"):
         folder = tmp_path / "data" / "maniskill" / split
         shutil.copytree(DEMONSTRATIONS / split, folder / split)
         shutil.copy(DEMONSTRATIONS / f"{split}.jsonl", folder)
-    assert make_model(["--family", "llava", "--out", str(tmp_path / "models" / "vla-base")]) == 0
-    (tmp_path / "models" / "vla-base" / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+    model = tmp_path / "models" / CACHED / "snapshots" / COMMIT
+    assert make_model(["--family", "llava", "--out", str(model)]) == 0
+    (model / "model.safetensors").chmod(0o644)  # it is written for its owner alone
+    refs = tmp_path / "models" / CACHED / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(COMMIT)
     (tmp_path / "outputs").mkdir()
     os.chown(tmp_path / "outputs", USER, USER)
     (tmp_path / "project").mkdir()
@@ -82,13 +88,13 @@ def test_the_loader_checks_the_shipped_config_in_its_container(buildah: Buildah,
 
 
 def test_the_check_in_the_container_finds_a_model_that_is_not_there(buildah: Buildah, host: Path) -> None:
-    (host / "models" / "vla-base").rename(host / "models" / "other")
+    (host / "models" / CACHED).rename(host / "models" / "other")
     trees = resolved("cpu", **variables(host))["services"]
     with ExitStack() as stack:
         (service,) = services_of(stack, buildah, host, {"loader-0": trees["loader-0"]}).values()
         result = service.container.run(*service.command, "--check")
         assert result.returncode == 1
-        assert "models/vla-base" in result.stderr
+        assert "hf download gen-robot/openvla-7b-rlvla-warmup" in result.stderr
 
 
 def test_a_file_that_a_command_leaves_outside_its_mounts_would_be_found(buildah: Buildah, host: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -141,6 +142,45 @@ def test_added_action_tokens_have_the_ids_that_were_trained(cases: dict[str, Cas
     assert answers["llava"]["tokens"] == processor.vocab_size_needed
     exported = Processor.load(Path(cases["llava"].config.trainer.output_dir) / "export")
     assert exported.to_json() == processor.with_num_images((1, 1)).to_json()
+
+
+def python_block(card: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return str(block)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3", "causal"])
+def test_the_lines_of_the_model_card_load_the_export(name: str, cases: dict[str, Case]) -> None:
+    """In a fresh process that cannot import Stoker, in the export's folder."""
+    case = cases[name]
+    folder = Path(case.config.trainer.output_dir) / "export"
+    block = python_block((folder / "README.md").read_text())
+    assert case.kind in block
+    assert ("AutoProcessor" in block) == case.images
+    check = "\nimport sys; assert not [m for m in sys.modules if m.startswith('trainer')]\nprint(type(model).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", block + check],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"llava": "LlavaForConditionalGeneration", "idefics3": "Idefics3ForConditionalGeneration"}
+    assert done.stdout.split() == [expected.get(name, "LlamaForCausalLM")]
+
+
+def test_the_model_card_says_what_was_trained(cases: dict[str, Case]) -> None:
+    config = cases["llava"].config
+    card = (Path(config.trainer.output_dir) / "export" / "README.md").read_text()
+    summary = json.loads((Path(config.trainer.output_dir) / "summary.json").read_text())
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: robotics\ntags: [stoker]\n---\n")
+    assert "| mani_openpi | `mani_openpi` | `memory` |  |" in card
+    assert "2 steps of 8 rows, 16 samples in all. AdamW, peak learning rate 0.01 (constant)" in card
+    assert "Codec `bins`: chunks of 1 actions of 3 numbers, as the ids" in card
+    assert f"| train/loss | {summary['train']['loss']:.6g} |" in card
+    assert "hf upload YOUR_NAME/YOUR_MODEL ." in card
 
 
 @pytest.mark.parametrize("name", ["llava", "causal"])

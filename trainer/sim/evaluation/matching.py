@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stoker_proto.errors import ConfigError
+from trainer.policy_chunks import check_execute
 from trainer.sim.evaluation.episode import Protocol
 from trainer.sim.evaluation.simulators import Began
 
@@ -51,13 +52,10 @@ def make_protocol(
 
     execute: None: the whole chunk.
     """
-    if execute is not None and not 1 <= execute <= expected.chunk:
-        raise ConfigError(
-            f"--execute {execute}: the model predicts chunks of {expected.chunk}; choose 1 to {expected.chunk}"
-        )
+    executed = check_execute(execute, expected.chunk, "--execute")
     if expected.state_width is None and state is not None:
         raise ConfigError(f"--state {state}: this model was trained without a state (data.state: none); leave it out")
-    return Protocol(execute=execute or expected.chunk, image_history=image_history, state=state, max_steps=max_steps)
+    return Protocol(execute=executed, image_history=image_history, state=state, max_steps=max_steps)
 
 
 def check_match(expected: Expectations, protocol: Protocol, task: str, began: Began) -> None:
