@@ -16,6 +16,7 @@ import html
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,19 @@ class Step:
 def main() -> int:
     """Run all steps; returns the exit code."""
     options = parse()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run_all(options)
+    except KeyboardInterrupt:
+        print("success: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_all(options: argparse.Namespace) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for number in range(options.rounds):
@@ -192,7 +206,12 @@ def run(step: Step) -> int:
         print(f"\n=== {step.title}: done before", flush=True)
         return 0
     print(f"\n=== {step.title}\n$ {shlex.join(['python', *step.command[1:]])}", flush=True)
-    code = subprocess.run(step.command, cwd=ROOT, check=False).returncode
+    with subprocess.Popen(step.command, cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # a terminal tells the step too, SIGTERM does not
+            process.terminate()
+            raise
     if code == 0 and step.done is not None:
         step.done.parent.mkdir(parents=True, exist_ok=True)
         step.done.touch()

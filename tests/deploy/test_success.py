@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-from deploy.success import Step, page_of, parse, run, steps_of_round
+from deploy.success import ROOT, Step, page_of, parse, run, steps_of_round
 from stoker_proto.config.reader import load_config
 
 
@@ -40,6 +43,36 @@ def test_finished_steps_are_left_out_and_failed_ones_are_not_marked(tmp_path: Pa
     failing = Step("fails", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "other")
     assert run(failing) == 3
     assert not (tmp_path / "other").exists()
+
+
+def test_a_step_that_is_interrupted_ends_and_is_not_marked(tmp_path: Path) -> None:
+    """SIGTERM reaches `make success` alone: it must not leave loaders and ranks behind."""
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    waits = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path({str(ended)!r}).write_text('x') and 0))\n"
+        f"pathlib.Path({str(started)!r}).touch()\n"
+        "time.sleep(300)\n"
+    )
+    program = (
+        "import signal, sys; from pathlib import Path; from deploy import success\n"
+        "signal.signal(signal.SIGTERM, success._interrupt)\n"
+        f"success.run(success.Step('waits', [sys.executable, '-c', {waits!r}], Path({str(tmp_path / '.done')!r})))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not started.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) != 0
+        assert ended.exists()
+        assert not (tmp_path / ".done").exists()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_an_interrupted_part_is_collected_anew_and_a_complete_one_is_kept(tmp_path: Path) -> None:
