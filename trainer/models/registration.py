@@ -10,6 +10,7 @@ transformers is not imported yet, its import is followed by the registration.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -33,12 +34,11 @@ def _register() -> None:
 
     from trainer.models.openvla.configuration import OpenVLAConfig
     from trainer.models.openvla.modeling import OpenVLAForActionPrediction
-    from trainer.models.robot.modeling import RobotConfig, RobotPolicy
 
-    AutoConfig.register(RobotConfig.model_type, RobotConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(RobotConfig, RobotPolicy, exist_ok=True)
     AutoConfig.register(OpenVLAConfig.model_type, OpenVLAConfig, exist_ok=True)
     AutoModelForImageTextToText.register(OpenVLAConfig, OpenVLAForActionPrediction, exist_ok=True)
+    # It registers itself at its end. Where it is the one that imports transformers, it is only half there now.
+    importlib.import_module("trainer.models.robot.modeling")
 
 
 class _Finder(MetaPathFinder):

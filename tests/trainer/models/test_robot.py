@@ -186,6 +186,22 @@ def test_a_policy_sees_the_views_and_a_few_steps_teach_it(processor: Processor, 
 
 
 @pytest.mark.process
+def test_it_may_be_the_first_module_that_imports_transformers() -> None:
+    program = (
+        "from trainer.models.robot.modeling import RobotPolicy\n"
+        "import transformers\n"
+        "print(transformers.AutoConfig.for_model('stoker_robot').model_type)"
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True, text=True, check=False, env=environment, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split()[-1] == "stoker_robot"
+
+
+@pytest.mark.process
 def test_a_saved_model_loads_with_the_auto_classes_alone(model: Any, robot: Path, tmp_path: Path) -> None:
     """In a process that cannot import this repository."""
     model.save_pretrained(tmp_path / "export")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 
@@ -333,5 +333,7 @@ def _mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+AutoConfig.register(RobotConfig.model_type, RobotConfig, exist_ok=True)
+AutoModelForImageTextToText.register(RobotConfig, RobotPolicy, exist_ok=True)
 RobotConfig.register_for_auto_class()
 RobotPolicy.register_for_auto_class("AutoModelForImageTextToText")
