@@ -11,7 +11,7 @@ AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
-.PHONY: demo test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-prepare soak soak-sim help
+.PHONY: demo success test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -26,6 +26,9 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
 	$(BIN)/python deploy/demo.py
+
+success: $(VENV)/.installed-sim  ## demonstrations, training, closed-loop success in four tasks (75 minutes; SUCCESS="--task PushCube-v1 ...")
+	$(BIN)/python deploy/success.py $(SUCCESS)
 
 test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
 	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"

@@ -31,6 +31,7 @@ from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.report.trackers import Trackers
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
+from trainer.training.objective import Objective
 from trainer.training.packed import check_packing
 from trainer.training.source_table import SourceTable
 from trainer.training.split import Split
@@ -182,7 +183,8 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     """The stepper of the engine. Raises ConfigError for a model that cannot train packed rows."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
-    stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources)
+    objective = Objective.of(config.trainer.loss, processor)
+    stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
     if config.data.packing:
         check_packing(stepper, processor)
     return stepper

@@ -29,20 +29,9 @@ ROOMS: Mapping[str, Sequence[str]] = {
         *("server", "inspection", "doctor", "convert", "cli"),
     ),
     "trainer": (
-        *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),
-        *(
-            "loop",
-            "build",
-            "policy_io",
-            "policy_loading",
-            "policy_chunks",
-            "policy",
-            "serving",
-            "sim",
-            "check",
-            "cli",
-            "main",
-        ),
+        *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
+        *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy", "serving"),
+        *("sim", "check", "cli", "main"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""

@@ -10,6 +10,7 @@ transformers is not imported yet, its import is followed by the registration.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ def _register() -> None:
 
     AutoConfig.register(OpenVLAConfig.model_type, OpenVLAConfig, exist_ok=True)
     AutoModelForImageTextToText.register(OpenVLAConfig, OpenVLAForActionPrediction, exist_ok=True)
+    # It registers itself at its end. Where it is the one that imports transformers, it is only half there now.
+    importlib.import_module("trainer.models.robot.modeling")
 
 
 class _Finder(MetaPathFinder):

@@ -3,7 +3,8 @@
 About a million parameters each, with the tokenizer of `tiny_tokenizer.py`, the model's own image processor and a chat
 template: AutoProcessor, AutoTokenizer, AutoModelForImageTextToText and AutoModelForCausalLM load it like any other. An OpenVLA
 loads after `import trainer.models`; it has no chat template, and only Stoker reads its processor.
-An image is always 16 tokens: the patch size follows the image size.
+An image is always 16 tokens: the patch size follows the image size. `robot` is a policy that learns on a CPU
+(`trainer/models/robot`): its image is 4 tokens, and it loads without Stoker (trust_remote_code), as the folder carries its code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.errors import ConfigError, StokerError
+from trainer.models.robot.building import RobotSizes
 from trainer.models.tiny_tokenizer import (
     ASSISTANT,
     BOS,
@@ -25,6 +27,7 @@ from trainer.models.tiny_tokenizer import (
     UNK,
     USER,
     build_openvla_tokenizer,
+    build_robot_tokenizer,
     build_tokenizer,
 )
 
@@ -50,12 +53,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -> int:
+def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0, robot: RobotSizes | None = None) -> int:
     """Write a model of the family into the folder `out`; returns its number of parameters. The same seed makes the same model.
 
-    image_size: height and width in pixels that the image processor makes. Raises ConfigError.
+    image_size: height and width in pixels that the image processor makes. robot: sizes of the family `robot`.
+    Raises ConfigError.
     """
-    builders = {"llava": _llava, "idefics3": _idefics3, "openvla": _openvla, "causal": _causal}
+
+    def _robot(tokenizer: Any, image_size: int) -> tuple[Any, Any]:
+        found: tuple[Any, Any] = importlib.import_module("trainer.models.robot.building").build_robot(
+            tokenizer, image_size, robot or RobotSizes()
+        )
+        return found
+
+    builders = {"llava": _llava, "idefics3": _idefics3, "openvla": _openvla, "robot": _robot, "causal": _causal}
     if family not in builders:
         raise ConfigError(f"--family {family!r}: choose one of {', '.join(builders)}")
     step = TOKENS_PER_SIDE * (MERGE if family == "idefics3" else 1)
@@ -64,15 +75,16 @@ def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0) -
             f"--image-size {image_size}: {family} cuts it into {step} x {step} patches, take a multiple of {step}"
         )
     extra = _IDEFICS_TOKENS if family == "idefics3" else ()
-    tokenizer = _openvla_tokenizer() if family == "openvla" else _tokenizer(extra)
+    tokenizer = _openvla_tokenizer() if family == "openvla" else _tokenizer(extra, has_numbers=family == "robot")
     torch = importlib.import_module("torch")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = builders[family](tokenizer, image_size)
     out.mkdir(parents=True, exist_ok=True)
-    model.generation_config.update(
-        bos_token_id=_id(tokenizer, BOS), eos_token_id=_id(tokenizer, EOS), pad_token_id=tokenizer.pad_token_id
-    )
+    if model.can_generate():
+        model.generation_config.update(
+            bos_token_id=_id(tokenizer, BOS), eos_token_id=_id(tokenizer, EOS), pad_token_id=tokenizer.pad_token_id
+        )
     model.save_pretrained(out)
     (processor or tokenizer).save_pretrained(out)
     return sum(parameter.numel() for parameter in model.parameters())
@@ -83,9 +95,9 @@ def _transformers(submodule: str = "") -> Any:
     return importlib.import_module(f"transformers{submodule}")
 
 
-def _tokenizer(extra_tokens: tuple[str, ...]) -> Any:
+def _tokenizer(extra_tokens: tuple[str, ...], *, has_numbers: bool = False) -> Any:
     return _transformers().PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(extra_tokens),
+        tokenizer_object=build_robot_tokenizer() if has_numbers else build_tokenizer(extra_tokens),
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -201,24 +213,56 @@ def main(arguments: list[str] | None = None) -> int:
         "then set model.base_model_path: models/tiny-llava",
     )
     families = (
-        "llava: CLIP tower + Llama; idefics3: SmolVLM's kind; openvla: two towers + Llama; causal: a text-only Llama"
+        "llava: CLIP tower + Llama; idefics3: SmolVLM's kind; openvla: two towers + Llama; causal: a text-only Llama; "
+        "robot: a policy that learns on a CPU"
     )
-    parser.add_argument("--family", required=True, choices=("llava", "idefics3", "openvla", "causal"), help=families)
+    parser.add_argument(
+        "--family", required=True, choices=("llava", "idefics3", "openvla", "robot", "causal"), help=families
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; made if missing")
     size_help = "images become PIXELS x PIXELS, always 16 tokens; a multiple of 4 (idefics3: of 8), default %(default)s"
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help=size_help)
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default %(default)s)")
+    _add_robot_sizes(parser)
     options = parser.parse_args(arguments)
+    sizes = RobotSizes(
+        num_views=options.num_views, state_width=options.state_width,
+        auxiliary_width=options.auxiliary_width, answer_tokens=options.answer_tokens,
+    )  # fmt: skip
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # never wait for a network
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would report on accelerators
     _transformers(".utils.logging").disable_progress_bar()
     try:
-        parameters = build_tiny(options.family, options.out, image_size=options.image_size, seed=options.seed)
+        parameters = build_tiny(
+            options.family, options.out, image_size=options.image_size, seed=options.seed, robot=sizes
+        )
     except (StokerError, OSError) as error:
         print(f"error: {error}")
         return 2
     print(f"{options.out}: {options.family}, {parameters:,} parameters")
     return 0
+
+
+def _add_robot_sizes(parser: argparse.ArgumentParser) -> None:
+    group, usual = parser.add_argument_group("of the family robot, as in its data"), RobotSizes()
+    group.add_argument(
+        "--num-views", type=int, default=usual.num_views, metavar="V", help="images of a sample (default %(default)s)"
+    )
+    group.add_argument(
+        "--state-width",
+        type=int,
+        default=usual.state_width,
+        metavar="S",
+        help="numbers of the state (default %(default)s)",
+    )
+    group.add_argument(
+        "--auxiliary-width", type=int, default=usual.auxiliary_width, metavar="A",
+        help="numbers of data.options.auxiliary_keys, two positions first (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--answer-tokens", type=int, default=usual.answer_tokens, metavar="N",
+        help="most tokens of an answer, its end included (default %(default)s: one action of 7 numbers)",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

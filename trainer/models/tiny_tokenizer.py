@@ -9,15 +9,19 @@ bytes and merges      3-1023  the most frequent first, so the last 256 ids, whic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 BASE_VOCABULARY = 1024
+NUM_NUMBERS = 256
+"""Of `build_robot_tokenizer`: " 0" ... " 255" are one token each."""
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 UNK, OPENVLA_PAD = "<unk>", "<PAD>"
 IMAGE, USER, ASSISTANT = "<image>", "<|User|>", "<|Assistant|>"
 
+_NUMBER_REPEATS = 60
+"""More often than any piece of a rare word, so that numbers become whole tokens before those pieces do."""
 _VERBS = (
     "Pick up",
     "Push",
@@ -77,6 +81,14 @@ def build_tokenizer(extra_tokens: tuple[str, ...] = ()) -> Tokenizer:
     return _with_bos(tokenizer)
 
 
+def build_robot_tokenizer() -> Tokenizer:
+    """As `build_tokenizer`, with 256 more tokens: each number from 0 to 255, as states are written, is one."""
+    numbers = (f"State: {number} {number}" for _ in range(_NUMBER_REPEATS) for number in range(NUM_NUMBERS))
+    tokenizer = _trained([BOS, EOS, PAD], numbers, BASE_VOCABULARY + NUM_NUMBERS)
+    tokenizer.add_special_tokens([IMAGE, USER, ASSISTANT])
+    return _with_bos(tokenizer)
+
+
 def build_openvla_tokenizer() -> Tokenizer:
     """Laid out as OpenVLA's: `<unk> <s> </s>` first, `<PAD>` behind the base vocabulary, and no other token added."""
     tokenizer = _trained([UNK, BOS, EOS])
@@ -84,19 +96,19 @@ def build_openvla_tokenizer() -> Tokenizer:
     return _with_bos(tokenizer)
 
 
-def _trained(special_tokens: list[str]) -> Tokenizer:
-    """The base vocabulary."""
+def _trained(special_tokens: list[str], more: Iterable[str] = (), vocabulary: int = BASE_VOCABULARY) -> Tokenizer:
+    """The base vocabulary. more: further texts to learn pieces of."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=BASE_VOCABULARY,
+        vocab_size=vocabulary,
         min_frequency=0,
         special_tokens=special_tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(), trainer)
+    tokenizer.train_from_iterator(itertools.chain(_sentences(), more), trainer)
     return tokenizer
 
 

@@ -63,8 +63,9 @@ class _Record:
 def play(environment: Environment, job: Job, act: Act | None = None) -> Trajectory | Reason:
     """Plays the job's episode. act: the policy of `job.policy`.
 
-    Returns the reason where it is thrown away: `failed` (no success after `max_steps`) or `stuck` (nothing has moved for
-    15 timesteps: its frames would all be the same, with one label). Episodes in which a policy acts are kept in any case.
+    Returns the reason where it is thrown away: `failed` (no success within `max_steps`, or none any more at its end) or `stuck`
+    (nothing has moved for 15 timesteps: its frames would all be the same, with one label). Episodes in which a policy acts are
+    kept in any case.
     """
     rng = np.random.default_rng([job.seed, 1])
     environment.begin(job.seed)
@@ -72,14 +73,16 @@ def play(environment: Environment, job: Job, act: Act | None = None) -> Trajecto
     noise = Noise(rng) if rng.random() < job.noise and act is None else None
     turns = _Turns(rng) if act is not None else None
     record, places = _Record(), list[FloatArray]()
-    successes = 0
+    first_success, success = None, False
     for timestep in range(job.max_steps):
         state = environment.state()
         places.append(np.concatenate([state.tcp, state.cube]))
-        if act is None and successes == 0 and _is_stuck(places):
+        if act is None and first_success is None and _is_stuck(places):
             return "stuck"
         action = EXPERTS[job.task](state)
-        record.executed.append(action if noise is None else noise.disturb(action).round(6))
+        # Once it has succeeded it is left alone: what is recorded then is how to hold still.
+        is_disturbed = noise is not None and first_success is None
+        record.executed.append(noise.disturb(action).round(6) if noise is not None and is_disturbed else action)
         policy_acts = turns is not None and turns.policy_is_next()
         if policy_acts or rng.random() < job.render_share or timestep == 0:
             seen = environment.observe()
@@ -87,10 +90,12 @@ def play(environment: Environment, job: Job, act: Act | None = None) -> Trajecto
             if policy_acts and act is not None:
                 record.executed[-1] = np.clip(act(seen, instruction), -1.0, 1.0).round(6)
         success = environment.advance(record.executed[-1])
-        successes += success and (job.task not in _HELD_AT_THE_END or environment.state().is_grasped)
-        if successes > job.settle:
+        success = success and (job.task not in _HELD_AT_THE_END or environment.state().is_grasped)
+        if success and first_success is None:
+            first_success = timestep
+        if first_success is not None and timestep - first_success >= job.settle:
             break
-    if successes == 0 and act is None:
+    if not success and act is None:
         return "failed"
     return _trajectory(record, job, instruction, is_noisy=noise is not None)
 

@@ -29,6 +29,8 @@ class Inputs:
     """int64[P], ascending: positions at which some row has a label for the next token; [0] if none has."""
     targets: torch.Tensor
     """int64[B, P]: the token to predict there; -100 where the row has no label."""
+    auxiliary: torch.Tensor
+    """float32[B, A]: what is learned beside the tokens; NaN in rows without; A = 0 if no row has any."""
     num_rows: int
     """B of the micro-batch; a row appended here has no targets."""
 
@@ -60,6 +62,7 @@ class InputMaker:
             arguments=arguments,
             positions=self._to_device(torch.from_numpy(positions)),
             targets=self._to_device(torch.from_numpy(targets)),
+            auxiliary=self._to_device(torch.as_tensor(batch.auxiliary)),
             num_rows=len(targets),
         )
 

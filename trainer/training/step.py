@@ -1,5 +1,7 @@
 """One optimizer step: the loss of the global batch, its gradient, and whether the step is applied.
 
+With `trainer.loss` something else is minimised (`objective`); what is reported stays the NLL.
+
 Token-weighted over the global batch: loss = sum of NLL over all supervised tokens of all ranks and micro-batches, divided
 by their number. DeepSpeed averages gradients over ranks, so a micro-batch's loss is its NLL sum x ranks / that number
 (and DeepSpeed does not divide by the accumulation). The number is known before the first forward: one small
@@ -23,6 +25,7 @@ from trainer.feed.batch import MicroBatch
 from trainer.models.families import takes_positions
 from trainer.training.inputs import InputMaker, Inputs
 from trainer.training.loss import nll_of_rows, row_sums
+from trainer.training.objective import Objective
 from trainer.training.source_table import SourceResult, SourceTable
 
 
@@ -52,18 +55,34 @@ class StepResult:
 class Stepper:
     """Runs optimizer steps of one engine."""
 
-    def __init__(self, engine: Engine, make_inputs: InputMaker, ranks: Ranks, seed: int, sources: SourceTable) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        make_inputs: InputMaker,
+        ranks: Ranks,
+        seed: int,
+        sources: SourceTable,
+        objective: Objective | None = None,
+    ) -> None:
+        """objective: what is minimised; None: the NLL of the labels."""
         self.engine, self.make_inputs, self.ranks, self.seed, self.sources = engine, make_inputs, ranks, seed, sources
+        self._objective = objective
         self._takes_positions = takes_positions(engine.module)
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """float32[B, P, V]: only at the P positions where some row has a label."""
+        return self._forward(inputs)[0]
+
+    def _forward(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(logits float32[B, P, V], estimates float32[B, A] of a model that has an auxiliary head)."""
         if self._takes_positions:
             output = self.engine(**inputs.arguments, use_cache=False, logits_to_keep=inputs.positions)
             kept: torch.Tensor = output.logits
         else:
-            kept = self.engine(**inputs.arguments, use_cache=False).logits[:, inputs.positions]
-        return kept[: inputs.num_rows].float()
+            output = self.engine(**inputs.arguments, use_cache=False)
+            kept = output.logits[:, inputs.positions]
+        estimates: torch.Tensor | None = getattr(output, "auxiliary", None)
+        return kept[: inputs.num_rows].float(), None if estimates is None else estimates[: inputs.num_rows].float()
 
     def step(self, micro_batches: Sequence[MicroBatch], index: int) -> StepResult:
         """Train on this rank's part of global batch `index`. Every rank calls it with the same number of micro-batches."""
@@ -77,9 +96,11 @@ class Stepper:
         sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
         for batch in micro_batches:
             inputs = self.make_inputs(batch)
-            logits = self.logits(inputs)
-            nll = nll_of_rows(logits, inputs.targets)
-            self.engine.backward(nll.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
+            logits, estimates = self._forward(inputs)
+            with torch.set_grad_enabled(self._objective is None):
+                nll = nll_of_rows(logits, inputs.targets)
+            minimised = nll if self._objective is None else self._objective(logits, estimates, inputs)
+            self.engine.backward(minimised.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
             self.engine.step()  # acts after the last micro-batch
             sums.index_add_(0, self._sources_of(batch), row_sums(logits.detach(), inputs.targets, nll.detach()))
         sources = self._add_sources(sums, micro_batches)

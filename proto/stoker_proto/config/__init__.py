@@ -7,12 +7,13 @@
 
 In: the YAML file and `--set` overrides. Out: one frozen `Config`. Read `root` (the sections and the rules between keys), then the
 sections: `cluster` (with `placement` and `security`), `model`, `data` (with `samples`, `order` and `remote`),
-`loader` and `trainer`. `rules` checks the ranges that fields state; `strict` and `reader` turn YAML into the dataclasses.
+`loader` and `trainer` (with `loss`). `rules` checks the ranges that fields state; `strict` and `reader` make dataclasses of YAML.
 """
 
 from stoker_proto.config.cluster import ClusterConfig
 from stoker_proto.config.data import DataConfig, SourceConfig
 from stoker_proto.config.loader import LoaderConfig
+from stoker_proto.config.loss import LossConfig
 from stoker_proto.config.model import ModelConfig
 from stoker_proto.config.order import OrderConfig
 from stoker_proto.config.remote import RemoteConfig
@@ -39,6 +40,7 @@ __all__ = [
     "ImageConfig",
     "LoaderConfig",
     "LoggerConfig",
+    "LossConfig",
     "ModelConfig",
     "OrderConfig",
     "RemoteConfig",

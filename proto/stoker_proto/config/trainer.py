@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stoker_proto.config.loss import LossConfig
 from stoker_proto.config.rules import above, allowed, at_least, between
 from stoker_proto.errors import ConfigError
 
@@ -118,6 +119,7 @@ class TrainerConfig:
     its checkpoint's."""
     offload: bool = False
     """Keep optimizer states in host memory: 2.7-4 times slower, for models that do not fit otherwise."""
+    loss: LossConfig = field(default_factory=LossConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

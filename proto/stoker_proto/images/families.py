@@ -212,5 +212,6 @@ FAMILIES: dict[str, Callable[[_Reader], ImageSpec]] = {
     "smolvlm": _idefics3,
     "paligemma": _paligemma,
     "openvla": _openvla,
+    "stoker_robot": _llava,  # our small policy: it has LLaVA's processor
 }
 """`model_type` of config.json -> the function that reads its ImageSpec."""

@@ -106,6 +106,26 @@ def test_stuck_and_failed_episodes_say_why() -> None:
     assert play(Table(), job(max_steps=3)) == "failed"  # type: ignore[arg-type]
 
 
+def test_an_episode_that_loses_its_success_shows_nothing_worth_learning() -> None:
+    class Slippery(Table):
+        solved = False
+
+        def advance(self, action: Any) -> bool:
+            before, self.solved = self.solved, super().advance(action)
+            return self.solved and not before
+
+    assert isinstance(play(Slippery(), job()), Trajectory)  # type: ignore[arg-type]
+    assert play(Slippery(), job(settle=2)) == "failed"  # type: ignore[arg-type]
+
+
+def test_after_its_success_an_episode_is_left_alone() -> None:
+    """With noise in nearly each step the settling steps are the expert's own."""
+    for seed in range(6):
+        found = played(Table(), job(seed=seed, noise=1.0, settle=5))
+        executed = np.array(found.extra["executed_actions"])
+        np.testing.assert_array_equal(executed[-5:], found.actions[-5:], err_msg=f"seed {seed}")
+
+
 def test_with_a_policy_the_expert_labels_what_the_policy_leads_to() -> None:
     asked: list[str] = []
 

@@ -1,0 +1,303 @@
+"""`make success`: demonstrations -> loaders and ZeRO ranks -> export -> closed-loop success, with a table and a page of videos.
+
+    python deploy/success.py                                       four tasks, 100 held-out episodes each
+    python deploy/success.py --task PushCube-v1 --demonstrations 100 --samples 60000 --episodes 30
+
+Every step is a command that you could type yourself; it is printed before it runs. The same command resumes: demonstrations that
+are complete are kept, training resumes from its newest checkpoint, and evaluation plays the episodes that are missing. With
+`--rounds 2` the policy of the first round acts while the expert labels (DAgger), and the second round trains on these too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import html
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = {"PushCube-v1": 0.15, "PullCube-v1": 0.12, "PickCube-v1": 0.28, "StackCube-v1": 0.45}
+"""Task -> its share of the training: the harder, the more."""
+TRAIN_SEED, VAL_SEED, DAGGER_SEED = 10_000, 500_000, 600_000
+"""First seeds of the demonstrations; the evaluation's begin at 1,000,000."""
+PART = 50
+"""Demonstrations that are collected by one command: at most so many are lost when it is stopped."""
+IMAGE_SIZE = 256
+RENDERER = "STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command, and the file that says that it is done."""
+
+    title: str
+    command: Sequence[str]
+    done: Path | None = None
+    """Made by `run` after the command; a step whose file exists is left out. None: the command itself resumes."""
+
+
+def main() -> int:
+    """Run all steps; returns the exit code."""
+    options = parse()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run_all(options)
+    except KeyboardInterrupt:
+        print("success: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    options.work.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for number in range(options.rounds):
+        for step in steps_of_round(options, number):
+            if code := run(step):
+                print(f"success: {step.title} ended with code {code}; the same command resumes", file=sys.stderr)
+                return code
+    results = json.loads((options.work / "evaluation" / "results.json").read_text())
+    page = options.work / "evaluation" / "index.html"
+    page.write_text(page_of(results, sorted(file.name for file in page.parent.glob("videos/*.mp4"))))
+    print(f"\n{page}, after {(time.monotonic() - started) / 60:.0f} minutes")
+    return 0
+
+
+def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
+    """The steps of one round; the last round is followed by the evaluation."""
+    work: Path = options.work
+    base = work / "model" if number == 0 else work / f"round-{number - 1}" / "export"
+    config = work / f"round-{number}.yaml"
+    write_config(options, number, base, config)
+    python = sys.executable
+    steps = collecting(options) if number == 0 else dagger(options, number)
+    if number == 0:
+        robot = [python, "-m", "trainer.models.tiny", "--family", "robot", "--image-size", "72", "--out", str(base)]
+        steps.append(Step("A small random policy", robot, base / ".done"))
+        out = ["--codec-out", str(work / "codec.json"), "--state-out", str(work / "state.json")]
+        prepare = [python, "-m", "loader_service.cli", "prepare", "--config", str(config), *out]
+        steps.append(Step("Scan the demonstrations, fit codec and state scale", prepare))
+    trained = [python, "deploy/launch.py", "--config", str(config)]
+    steps.append(Step(f"Loaders and ZeRO ranks, round {number}", trained, work / f"round-{number}" / ".done"))
+    if number == options.rounds - 1:
+        steps.append(Step("Closed loop on held-out seeds", evaluating(options, work / f"round-{number}" / "export")))
+    return steps
+
+
+def collecting(options: argparse.Namespace) -> list[Step]:
+    """Demonstrations of each task in parts, and a few for validation."""
+    steps = []
+    for task in options.task:
+        for first in range(0, options.demonstrations, PART):
+            part = Collection(
+                task, f"part-{first:05d}", TRAIN_SEED + 2 * first, min(PART, options.demonstrations - first)
+            )
+            steps.append(part.step(options))
+        steps.append(Collection(task, "val", VAL_SEED, options.validation).step(options))
+    return steps
+
+
+def dagger(options: argparse.Namespace, number: int) -> list[Step]:
+    """Episodes in which the policy of the round before acts."""
+    policy = options.work / f"round-{number - 1}" / "export"
+    seed = DAGGER_SEED + 10_000 * number
+    return [
+        Collection(task, f"dagger-{number}", seed, options.dagger_episodes).step(options, policy)
+        for task in options.task
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One call of the collector."""
+
+    task: str
+    name: str
+    seed: int
+    num: int
+
+    def step(self, options: argparse.Namespace, policy: Path | None = None) -> Step:
+        """Its command. What an interrupted one left is removed first: its seeds would be written twice."""
+        out = options.work / "data" / self.task
+        done = out / f".{self.name}.done"
+        if not done.exists():
+            shutil.rmtree(out / self.name, ignore_errors=True)
+            (out / f"{self.name}.jsonl").unlink(missing_ok=True)
+        command = [
+            *(sys.executable, "-m", "trainer.sim.collect", "--task", self.task, "--num", str(self.num)),
+            *("--seed", str(self.seed), "--name", self.name, "--out", str(out), "--image-size", str(IMAGE_SIZE)),
+            *("--noise", "0.75", "--render-share", "0.5", "--settle", "6", "--paraphrases", "--format", "stored"),
+            *("--processes", str(options.processes)),
+            *([] if policy is None else ["--policy", str(policy)]),
+        ]
+        return Step(f"{self.num} demonstrations of {self.task} ({self.name})", command, done)
+
+
+def evaluating(options: argparse.Namespace, export: Path) -> list[str]:
+    """The evaluator's command."""
+    tasks = [part for task in options.task for part in ("--task", task)]
+    return [
+        *(sys.executable, "-m", "trainer.sim.evaluate", "--model", str(export), *tasks, "--state", "state"),
+        *("--image-size", str(IMAGE_SIZE), "--episodes", str(options.episodes), "--processes", str(options.processes)),
+        *("--out", str(options.work / "evaluation")),
+    ]
+
+
+def write_config(options: argparse.Namespace, number: int, base: Path, path: Path) -> None:
+    """The round's YAML: the shipped recipe with this run's paths and sizes."""
+    tree = yaml.safe_load((ROOT / "deploy" / "configs" / "success.yaml").read_text())
+    work: Path = options.work
+    tree["model"]["base_model_path"] = str(base)
+    data = tree["data"]
+    kind, dataset_options = data.pop("dataset_type"), data.pop("options")
+    del data["train_data_paths"], data["val_data_paths"]  # those of a single source
+    data["sources"] = [
+        {
+            "dataset_type": kind,
+            "name": task,
+            "paths": training_paths(options, number, task),
+            "val_paths": [str(work / "data" / task / "val.jsonl")],
+            "options": copy.deepcopy(dataset_options),  # YAML would write one object as an alias
+            **({"weight": TASKS[task]} if len(options.task) > 1 else {}),
+        }
+        for task in options.task
+    ]
+    tree["data"]["cache_dir"] = str(work / "manifests")
+    if number:  # the tokens that the model of the round before has learned
+        tree["data"]["action"]["codec_path"] = str(work / "codec.json")
+        tree["data"]["state_path"] = str(work / "state.json")
+    tree["trainer"]["output_dir"] = str(work / f"round-{number}")
+    tree["trainer"]["max_steps"] = max(1, options.samples // tree["trainer"]["global_batch_size"])
+    tree["cluster"]["component_placement"] = {
+        "trainer": f"0-{options.ranks - 1}",
+        "dataloader": f"0-{options.loaders - 1}",
+    }
+    tree["trainer"]["micro_batch_size"] = tree["trainer"]["global_batch_size"] // options.ranks
+    path.write_text(
+        f"# Written by deploy/success.py from deploy/configs/success.yaml.\n{yaml.safe_dump(tree, sort_keys=False)}"
+    )
+
+
+def training_paths(options: argparse.Namespace, number: int, task: str) -> list[str]:
+    """All JSONL files of a task that the round trains on."""
+    folder = options.work / "data" / task
+    parts = [f"part-{first:05d}" for first in range(0, options.demonstrations, PART)]
+    return [str(folder / f"{name}.jsonl") for name in [*parts, *(f"dagger-{n}" for n in range(1, number + 1))]]
+
+
+def run(step: Step) -> int:
+    """Run a step that is not done yet; returns its exit code."""
+    if step.done is not None and step.done.exists():
+        print(f"\n=== {step.title}: done before", flush=True)
+        return 0
+    print(f"\n=== {step.title}\n$ {shlex.join(['python', *step.command[1:]])}", flush=True)
+    with subprocess.Popen(step.command, cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # a terminal tells the step too, SIGTERM does not
+            process.terminate()
+            raise
+    if code == 0 and step.done is not None:
+        step.done.parent.mkdir(parents=True, exist_ok=True)
+        step.done.touch()
+    if code and "trainer.sim" in step.command:
+        print(f"the simulator needs `pip install 'stoker[sim]'` and a renderer: {RENDERER} (as root)", file=sys.stderr)
+    return code
+
+
+def page_of(results: Mapping[str, Any], videos: Sequence[str]) -> str:
+    """The page: a table of success with intervals, and the videos."""
+    rows = []
+    for task, figures in results["summary"]["model"].items():
+        steps = figures["steps_to_success"]
+        cells = [task, figures["episodes"], _rate(figures["success_once"]), _rate(figures["success_at_end"])]
+        cells.append("-" if steps is None else f"{steps:.1f}")
+        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    shown = "".join(
+        f'<figure><video src="videos/{html.escape(name)}" controls muted loop width="256"></video>'
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name in videos
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Closed-loop success</title>
+<style>body{{font-family:sans-serif;margin:2em}}td,th{{padding:.3em 1em;text-align:right}}
+figure{{display:inline-block}}</style></head>
+<body><h1>Closed-loop success</h1>
+<p>Held-out seeds; [low, high]: Wilson's 95% interval. At the end: 10 steps after the first success, or at the limit.</p>
+<table><tr><th>task</th><th>episodes</th><th>success once</th><th>at the end</th><th>steps to success</th></tr>
+{"".join(rows)}</table>
+{shown}</body></html>
+"""
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+    return f"{100 * rate['value']:.1f}% [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add(
+        "--work",
+        type=Path,
+        default=Path("outputs/success"),
+        metavar="DIR",
+        help="everything is written here (default %(default)s)",
+    )
+    add("--task", action="append", choices=list(TASKS), help="repeat for several; default: all four, one model for all")
+    add("--demonstrations", type=_positive, default=300, metavar="N", help="of each task (default %(default)s)")
+    add("--validation", type=_positive, default=10, metavar="N", help="demonstrations held out (default %(default)s)")
+    add(
+        "--samples",
+        type=_positive,
+        default=600_000,
+        metavar="N",
+        help="to train on in each round (default %(default)s)",
+    )
+    add(
+        "--rounds",
+        type=_positive,
+        default=1,
+        help="rounds of training; from the second on with DAgger (default %(default)s)",
+    )
+    add(
+        "--dagger-episodes",
+        type=_positive,
+        default=80,
+        metavar="N",
+        help="of each task and round (default %(default)s)",
+    )
+    add("--episodes", type=_positive, default=100, metavar="N", help="of each task to evaluate (default %(default)s)")
+    add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")
+    add("--ranks", type=_positive, default=2, help="trainer ranks (default %(default)s)")
+    add("--loaders", type=_positive, default=1, help="loader servers (default %(default)s)")
+    options = parser.parse_args(arguments)
+    options.task = list(dict.fromkeys(options.task or TASKS))
+    options.work = options.work.resolve()
+    return options
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

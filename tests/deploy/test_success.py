@@ -1,0 +1,93 @@
+"""`make success`: its commands, its config for each round, and what resumes. The simulator and the training run elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deploy.success import ROOT, Step, page_of, parse, run, steps_of_round
+from stoker_proto.config.reader import load_config
+
+
+def test_a_rounds_config_is_one_that_loaders_and_trainer_read(tmp_path: Path) -> None:
+    options = parse(["--work", str(tmp_path), "--demonstrations", "120", "--samples", "6400", "--rounds", "2"])
+    first, second = steps_of_round(options, 0), steps_of_round(options, 1)
+    config = load_config(tmp_path / "round-0.yaml")
+    assert config.data.source_names() == ("PushCube-v1", "PullCube-v1", "PickCube-v1", "StackCube-v1")
+    assert config.data.weights == (0.15, 0.12, 0.28, 0.45)
+    names = [Path(path).name for path in config.data.sources[0].paths]
+    assert names == ["part-00000.jsonl", "part-00050.jsonl", "part-00100.jsonl"]
+    assert config.trainer.max_steps == 100
+    assert (config.trainer.loss.type, config.trainer.micro_batch_size) == ("ordinal", 32)
+    assert len(first) == 4 * (3 + 1) + 3  # parts and validation of each task; model, prepare, train
+    later = load_config(tmp_path / "round-1.yaml")
+    assert Path(later.data.sources[3].paths[-1]).name == "dagger-1.jsonl"
+    assert later.model.base_model_path == str(tmp_path / "round-0" / "export")
+    assert later.data.action.codec_path == str(tmp_path / "codec.json")
+    assert "--policy" in second[0].command
+    assert second[-1].title == "Closed loop on held-out seeds"
+    one = parse(["--work", str(tmp_path), "--task", "PushCube-v1"])
+    steps_of_round(one, 0)
+    assert load_config(tmp_path / "round-0.yaml").data.weights == ()
+
+
+def test_finished_steps_are_left_out_and_failed_ones_are_not_marked(tmp_path: Path) -> None:
+    count, done = tmp_path / "count", tmp_path / "folder" / ".done"
+    program = f"open({str(count)!r}, 'a').write('x')"
+    step = Step("counts", [sys.executable, "-c", program], done)
+    assert [run(step), run(step)] == [0, 0]
+    assert count.read_text() == "x"
+    failing = Step("fails", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "other")
+    assert run(failing) == 3
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_step_that_is_interrupted_ends_and_is_not_marked(tmp_path: Path) -> None:
+    """SIGTERM reaches `make success` alone: it must not leave loaders and ranks behind."""
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    waits = (
+        "import pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path({str(ended)!r}).write_text('x') and 0))\n"
+        f"pathlib.Path({str(started)!r}).touch()\n"
+        "time.sleep(300)\n"
+    )
+    program = (
+        "import signal, sys; from pathlib import Path; from deploy import success\n"
+        "signal.signal(signal.SIGTERM, success._interrupt)\n"
+        f"success.run(success.Step('waits', [sys.executable, '-c', {waits!r}], Path({str(tmp_path / '.done')!r})))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not started.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) != 0
+        assert ended.exists()
+        assert not (tmp_path / ".done").exists()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_interrupted_part_is_collected_anew_and_a_complete_one_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "PushCube-v1"
+    (folder / "part-00000").mkdir(parents=True)
+    (folder / "part-00000.jsonl").write_text("{}\n")
+    (folder / "val.jsonl").write_text("{}\n")
+    (folder / ".val.done").touch()
+    steps_of_round(parse(["--work", str(tmp_path), "--task", "PushCube-v1", "--demonstrations", "50"]), 0)
+    assert sorted(path.name for path in folder.iterdir()) == [".val.done", "val.jsonl"]
+
+
+def test_the_page_has_rates_with_intervals_and_the_videos() -> None:
+    rate = {"value": 0.9, "low": 0.82, "high": 0.95}
+    figures = {"episodes": 100, "success_once": rate, "success_at_end": rate, "steps_to_success": None}
+    text = page_of({"summary": {"model": {"Push<Cube": figures}}}, ["a b.mp4"])
+    assert "<td>Push&lt;Cube</td><td>100</td><td>90.0% [82.0, 95.0]</td>" in text
+    assert 'src="videos/a b.mp4"' in text
