@@ -22,7 +22,8 @@ def use_source_roots() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 after one line on stderr with the error and the way out; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 after one line on stderr with the error and the way out; 130 after Ctrl-C; where the run was
+    stopped before its end and saved: 143 by SIGTERM, 75 by SIGUSR1 or `trainer.max_time`."""
     from stoker_proto.errors import StokerError
     from stoker_proto.host.descriptors import raise_descriptor_limit
     from trainer.cli import parse_arguments, report_error, set_up_logging
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         trainer = build_trainer(config)
         stop_signals.describe_run = trainer.describe_position
+        trainer.stop_signal = lambda: stop_signals.requested
+        stop_signals.begin_training(config.trainer.checkpoint.stop_grace_s)
         trainer.run()
     except StokerError as error:
         if trainer is not None:
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trainer.close(failed=True)
         raise
     trainer.close()
-    return 0
+    return trainer.exit_code
 
 
 if __name__ == "__main__":

@@ -13,16 +13,18 @@ sections: `cluster` (with `placement` and `security`), `model`, `data` (with `sa
 from stoker_proto.config.cluster import ClusterConfig
 from stoker_proto.config.data import DataConfig, SourceConfig
 from stoker_proto.config.loader import LoaderConfig
-from stoker_proto.config.model import ModelConfig
+from stoker_proto.config.model import LoraConfig, ModelConfig
 from stoker_proto.config.order import OrderConfig
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.config.root import Config
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.config.trainer import (
+    BestConfig,
     CheckpointConfig,
     FeedConfig,
     LoggerConfig,
+    ParameterGroupConfig,
     TrainerConfig,
     check_batch_arithmetic,
 )
@@ -30,6 +32,7 @@ from stoker_proto.config.trainer import (
 __all__ = [
     "ActionConfig",
     "AugmentConfig",
+    "BestConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
@@ -39,8 +42,10 @@ __all__ = [
     "ImageConfig",
     "LoaderConfig",
     "LoggerConfig",
+    "LoraConfig",
     "ModelConfig",
     "OrderConfig",
+    "ParameterGroupConfig",
     "RemoteConfig",
     "SecurityConfig",
     "SourceConfig",
