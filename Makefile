@@ -4,6 +4,9 @@ VENV ?= .venv
 CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+JOBS ?= 2
+# Test files that run at once. A test may start five processes of its own, so more jobs than cores gain nothing.
+AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
@@ -18,22 +21,23 @@ install: $(INSTALLED)  ## virtual environment with the trainer and the test tool
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c $(CONSTRAINTS) -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) openpi-client  # a test's client; it wants numpy 1, and runs with 2
 	touch $@
 
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
 	$(BIN)/python deploy/demo.py
 
 test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
-	$(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"
 
 test-fast: $(INSTALLED)  ## only tests that start no process: under a minute
-	$(BIN)/python -m pytest -m "$(QUICK) and not process"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not process"
 
 test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot is skipped with the reason
 	$(BIN)/python -m pytest
 
 test-busy: $(INSTALLED)  ## `make test` beside five busy loops per core
-	$(BIN)/python -m tests.support.busy $(BIN)/python -m pytest -m "$(QUICK)"
+	$(BIN)/python -m tests.support.busy $(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"
 
 test-remote: $(INSTALLED)  ## s3:// and gs:// against servers of these APIs on loopback
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[test-remote]'

@@ -33,10 +33,15 @@ PROCESS_FOLDERS = [Path(__file__).parent / name for name in ("deploy", "end_to_e
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark those folders, before `-m` selects."""
+    """Mark those folders, before `-m` selects; files that start processes come first.
+
+    Where several files run at once (`pytest -n`), the long ones are under way early, and the short ones fill the gaps.
+    """
     for item in items:
         if any(folder in item.path.parents for folder in PROCESS_FOLDERS):
             item.add_marker(pytest.mark.process)
+    with_processes = {item.path for item in items if item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in with_processes)  # stable: the order within is kept
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.best import read_best
 from trainer.checkpoints.changes import config_changes
@@ -38,7 +39,9 @@ log = logging.getLogger(__name__)
 
 def build_trainer(config: Config) -> Trainer:
     """The trainer, ready to run. Raises ConfigError, RefusedError, DeadlineError, DataError."""
-    model_config = read_model_config(str(config.model.folder), config.model.trust_remote_code)
+    model_config = read_model_config(
+        str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
+    )
     family_of(model_config)  # rejects an impossible model before waiting for ranks or loaders
     if config.model.lora is not None:
         import_peft()
@@ -58,7 +61,9 @@ def build_trainer(config: Config) -> Trainer:
         check_same_on_all_ranks(fingerprints, ranks)
         if checkpoint is not None:
             checkpoints.check(checkpoint, fingerprints)
-        processor = Processor.from_json(info.processor_json, config.model.folder / "tokenizer.json")
+        processor = Processor.from_json(
+            info.processor_json, find_model_folder(config.model.base_model_path) / "tokenizer.json"
+        )
         return assemble(config, ranks, processor, fingerprints, train, val, checkpoints, checkpoint)
     except BaseException:
         for feed in feeds:
@@ -151,7 +156,9 @@ def build_engine(
     config: Config, ranks: Ranks, processor: Processor, checkpoints: Checkpoints, checkpoint: Checkpoint | None
 ) -> Engine:
     """The base model inside DeepSpeed, with the checkpoint's weights if there is one."""
-    model_config = read_model_config(str(config.model.folder), config.model.trust_remote_code)
+    model_config = read_model_config(
+        str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
+    )
     family = family_of(model_config)
     if family.sees_images and processor.image is None:
         raise ConfigError(

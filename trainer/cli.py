@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.host.hub_cache import explain_missing
+from stoker_proto.host.hub_cache import explain_missing, find_model_folder
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
@@ -45,7 +45,7 @@ def check_world(config: Config, world_size: int) -> None:
 
 def check_model_path(config: Config) -> None:
     """Check that the base model is a folder with a config.json. Raises ConfigError."""
-    name, folder = config.model.base_model_path, config.model.folder
+    name, folder = config.model.base_model_path, find_model_folder(config.model.base_model_path)
     for path, what in ((folder, "folder"), (folder / "config.json", "file")):
         if not path.exists():
             raise ConfigError(f"model.base_model_path is {name!r}: there is no {what} {path}; {explain_missing(name)}")

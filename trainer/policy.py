@@ -1,6 +1,6 @@
-"""An exported model as a policy: camera frames and an instruction in, actions out.
+"""A trained model as a policy: camera frames and an instruction in, actions out.
 
-    policy = Policy.load("outputs/export")
+    policy = Policy.load("outputs/export")            # or a checkpoint: "outputs/checkpoints/step-00000500"
     actions = policy.act(frame, "push the cube to the goal")        # float32[chunk, D], in action units
     several = policy.act_batch([PolicyInput(images=[frame], instruction="push"), ...])     # float32[B, chunk, D]
 
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.models.families import Family, family_of, read_model_config
+from trainer.models.families import Family
 from trainer.policy_io import PolicyError, PolicyInput, Prediction
+from trainer.policy_loading import load_parts
 from trainer.training.inputs import PixelNormaliser
 
 __all__ = ["Policy", "PolicyError", "PolicyInput", "Prediction"]
@@ -48,12 +48,11 @@ class Policy:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Policy:
-        """Load an export. dtype: default: that of its weights. Raises ConfigError, DataError."""
-        if not (Path(folder) / "stoker_processor.json").is_file():
-            raise ConfigError(f"{folder}: there is no stoker_processor.json; name the folder that the trainer exported")
-        processor = Processor.load(Path(folder))
-        family = family_of(read_model_config(str(folder)))
-        model = _load_model(family, Path(folder), dtype)
+        """Load an export, or a checkpoint of a run (see `policy_loading`). dtype: default: that of the export.
+
+        Raises ConfigError, DataError.
+        """
+        model, processor, family = load_parts(Path(folder), dtype)
         return cls(model.to(device), processor, family)
 
     @property
@@ -98,13 +97,14 @@ class Policy:
         """One prediction for each input, in their order. Raises as `act`."""
         alike: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         prompts = []
-        for index, one in enumerate(inputs):
-            self._check_like_training(len(one.images), one.state)
-            prompts.append(self.processor.prompt(one.instruction, len(one.images), one.state).astype(np.int64))
-            alike[len(prompts[-1]), len(one.images)].append(index)
+        seen = [self.processor.see(one.images, one.measurements) for one in inputs]
+        for index, (one, images) in enumerate(zip(inputs, seen, strict=True)):
+            self._check_like_training(len(images), one.state)
+            prompts.append(self.processor.prompt(one.instruction, len(images), one.state).astype(np.int64))
+            alike[len(prompts[-1]), len(images)].append(index)
         found: dict[int, Prediction] = {}
         for indexes in alike.values():
-            frames = [frame for index in indexes for frame in inputs[index].images]
+            frames = [frame for index in indexes for frame in seen[index]]
             rows = self._decode(np.stack([prompts[index] for index in indexes]), frames)
             found.update(zip(indexes, rows, strict=True))
         return [found[index] for index in range(len(inputs))]
@@ -113,6 +113,10 @@ class Policy:
     def _decode(self, prompts: NDArray[np.int64], frames: Sequence[NDArray[Any]]) -> list[Prediction]:
         """The predictions for prompts int64[B, T]; frames: those of all rows, in the order of the rows."""
         arguments: dict[str, Any] = {"input_ids": torch.from_numpy(prompts).to(self.model.device)}
+        image = self.processor.image
+        if self.family.marks is not None and image is not None:  # nothing of a prompt is an answer
+            ends = torch.full((len(prompts),), prompts.shape[1], device=self.model.device)
+            arguments |= self.family.marks(arguments["input_ids"], ends, image.token_id)
         if self.family.layout is not None and frames:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
         cache: Any = None
@@ -197,22 +201,3 @@ def _input(
 ) -> PolicyInput:
     frames = [images] if isinstance(images, np.ndarray) else list(images)
     return PolicyInput(images=frames, instruction=instruction, state=state)
-
-
-def _load_model(family: Family, folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Raises DataError for weights that are damaged or incomplete: transformers would fill in random ones."""
-    try:
-        model, report = family.auto_class.from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise DataError(f"its weights cannot be loaded: {first_line}; export it again", file=str(folder)) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise DataError(
-            f"its weights cannot be loaded: {len(missing)} are missing, such as {missing[0]}; export it again",
-            file=str(folder),
-        )
-    loaded: PreTrainedModel = model
-    return loaded

@@ -1,7 +1,7 @@
 """What goes into a policy and what comes out of it; without torch, so that simulator processes can import it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ class PolicyInput:
     instruction: str
     state: NDArray[np.float32] | None = None
     """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`."""
+    measurements: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Where hand and camera are, by their names in the dataset: for a model that was trained with `data.options.views` around the
+    hand (`stoker_proto.images.views.HAND_SHAPES`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from loader_service.convert.write import STAMP_FILE, episode_folder, read_back, 
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import canonical_json
 from stoker_proto.host.files import open_lock_file, try_lock, whole_file
+from stoker_proto.host.trouble import check_host
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def stamps_of(refs: Sequence[EpisodeRef]) -> list[bytes]:
             # Files of several folders may have one name, and one time; their order is part of the identity.
             seen[file] = [len(seen), file.rpartition("/")[2], status.st_size, status.st_mtime_ns]
     except OSError as error:
+        check_host(error)
         raise DataError(f"the file cannot be read ({error.strerror})", file=error.filename) from error
     return [canonical_json([*seen[ref.file], ref.name, ref.place, ref.size_bytes]).encode() for ref in refs]
 
@@ -70,7 +72,8 @@ def register(out: Path, identity: str, jsonl: str) -> None:
         try:
             known = orjson.loads(file.read_bytes())
             names, found = list(known["jsonl"]), known["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            check_host(error, str(file))
             found = None
         if found != identity:
             raise ConfigError(

@@ -25,6 +25,7 @@ from loader_service.convert.images import decode_frames
 from loader_service.convert.tfrecord import read_record, scan_records
 from loader_service.shards import natural_key
 from stoker_proto.errors import ConfigError, DataError, located
+from stoker_proto.host.trouble import check_host
 
 _SHARD = re.compile(r"-(?P<split>[^-/]+)\.tfrecord(-(?P<index>\d{5})-of-(?P<count>\d{5}))?$")
 
@@ -238,5 +239,6 @@ def _promised(folder: Path, split: str) -> list[int] | None:
         tree = orjson.loads((folder / "dataset_info.json").read_bytes())
         lengths = next(one["shardLengths"] for one in tree["splits"] if one["name"] == split)
         return [int(length) for length in lengths]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        check_host(error, str(folder / "dataset_info.json"))
         return None

@@ -31,6 +31,7 @@ from loader_service.convert.write import write_episode
 from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.process import end_with_parent
+from stoker_proto.host.trouble import check_host, host_errors
 
 _PROBES = 3  # episodes that are read for the estimate
 _AHEAD = 4  # tasks per process that wait: results are small, so this only bounds what a Ctrl-C throws away
@@ -89,8 +90,13 @@ def convert(
     Raises:
         ConfigError: `out` holds another conversion, cannot be written, or has too little room.
         DataError: an episode is not what its format promises; those before and beside it are kept.
+        HostError: this host cannot read now (descriptors, memory, its disk); what is written is kept.
     """
-    refs = source.episodes()
+    with host_errors("the list of episodes"):
+        refs = source.episodes()
+    for ref in refs:
+        if ref.error is not None:
+            check_host(ref.error)
     if not refs:
         raise DataError("there is no episode in what was named")
     stamps = stamps_of(refs)
@@ -201,9 +207,11 @@ def _write_one(source: EpisodeSource, task: Task, writing: Writing) -> Written:
 
 
 def _read(source: EpisodeSource, ref: EpisodeRef) -> Episode:
+    """Raises DataError for a bad episode, HostError where this host cannot read now."""
     if ref.error is not None:
         raise ref.error
-    return source.read(ref)
+    with host_errors(ref.file):
+        return source.read(ref)
 
 
 def _check_room(source: EpisodeSource, refs: Sequence[EpisodeRef], out: Path, *, skip_bad: bool) -> None:

@@ -20,6 +20,7 @@ from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.sources.npz import NpzFile
 from stoker_proto.errors import DataError
 from stoker_proto.host.files import whole_folder
+from stoker_proto.host.trouble import check_host
 
 ROW_FILE, NPZ_FILE, STAMP_FILE = "row.json", "obs.npz", "input.json"
 
@@ -34,7 +35,8 @@ def read_stamp(out: Path, number: int) -> bytes | None:
     folder = episode_folder(out, number)
     try:
         return (folder / STAMP_FILE).read_bytes() if (folder / ROW_FILE).is_file() else None
-    except OSError:
+    except OSError as error:
+        check_host(error, str(folder))
         return None
 
 
@@ -76,6 +78,7 @@ def read_back(out: Path, number: int) -> tuple[bytes, int]:
         line = (folder / ROW_FILE).read_bytes()
         num_actions = len(orjson.loads(line)["actions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        check_host(error, str(folder))
         raise DataError(f"it cannot be read back ({error}): {again}", file=str(folder / ROW_FILE)) from error
     with NpzFile(str(folder / NPZ_FILE)) as npz:
         counts = {name: len(npz.frames(name, dtype=np.uint8, ndim=4)) for name in npz.names if name.startswith("rgb")}

@@ -5,7 +5,7 @@ travel. `piece` only puts such samples together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, check_files, shard_of
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
+from loader_service.pieces.sample_values import checked_sample, stacked
 from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
@@ -43,6 +44,7 @@ class _Text(NamedTuple):
     """bool[K]: actions of the chunk that are no labels; None: all are."""
     answer: str | None
     timestep: int
+    auxiliary: NDArray[np.float32] | None
 
 
 class _Waiting(NamedTuple):
@@ -166,9 +168,7 @@ class RecordEncoder:
         record = _Record(manifest, number, shard)
         try:
             record.shard = dataset.local(shard)
-            for index, sample in enumerate(dataset.read(record.shard, offset, size)):
-                if index == 0 and not check_files(manifest, number, sample.files):
-                    dataset.verify(record.shard, offset, size)  # touched, or copied anew: compare its checksums
+            for index, sample in enumerate(self._samples(dataset, record, offset, size)):
                 key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
                 images = tuple(self.processor.encode_image(image, key) for image in sample.images)
                 _check(sample, images, record, index)
@@ -187,6 +187,7 @@ class RecordEncoder:
                         _Text(
                             images, sample.instruction, sample.state, sample.action,
                             sample.action_is_pad if hides_padding else None, sample.answer, sample.timestep,
+                            sample.auxiliary,
                         )
                     )  # fmt: skip
                 record.check_not_more()
@@ -197,11 +198,27 @@ class RecordEncoder:
             raise
         except StokerError as error:
             raise _not_here(error) from error
-        except Exception as error:
-            check_host(error, str(record.shard))
-            logger.exception("dataset class %s failed on %s", type(dataset).__name__, record.shard)
-            raise _failure(record, error) from error
         return record
+
+    def _samples(self, dataset: BaseSFTDataset, record: _Record, offset: int, size: int) -> Iterator[Sample]:
+        """What the dataset class reads, checked. Its exceptions become DataErrors: the class may be anybody's."""
+        manifest, number, shard = record.manifest, record.number, record.shard
+        try:
+            for index, sample in enumerate(dataset.read(shard, offset, size)):
+                try:
+                    checked = checked_sample(sample)
+                except DataError:  # a context around every sample would be felt
+                    with located(file=str(shard), record=str(number), field=f"sample {index}"):
+                        raise
+                if index == 0 and not check_files(manifest, number, checked.files):
+                    dataset.verify(shard, offset, size)  # touched, or copied anew: compare its checksums
+                yield checked
+        except StokerError:
+            raise
+        except Exception as error:
+            check_host(error, str(shard))
+            logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
+            raise DataError(f"{type(error).__name__}: {error}", file=str(shard), record=str(number)) from error
 
     def _finish(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> Outcome:
         """The record, encoded; rows: of its samples of language."""
@@ -222,11 +239,10 @@ class RecordEncoder:
             return self._bad(error)
         except StokerError as error:
             return _not_here(error)
-        except Exception as error:  # a user's class returned values that cannot be stacked or converted
-            if (trouble := host_error(error, str(record.shard))) is not None:
-                return trouble
-            logger.exception("samples of %s cannot be written as rows", record.shard)
-            return self._bad(_failure(record, error))
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (trouble := host_error(error, str(record.shard))) is None:
+                raise
+            return trouble
         return encoded
 
     def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
@@ -249,7 +265,8 @@ class RecordEncoder:
         return self._packed[key]
 
     def _tokenise(self, record: _Record) -> EncodedRecord:
-        codes = self._action_codes(record.found)
+        with located(file=str(record.shard), record=str(record.number), field="action"):
+            codes = self._action_codes(record.found)
         encoded = []
         size = 0
         for i, item in enumerate(record.found):
@@ -271,18 +288,18 @@ class RecordEncoder:
         except DataError:  # a context around every sample would be felt
             with located(file=str(record.shard), record=str(record.number), field=f"timestep {text.timestep}"):
                 raise
-        action = None if text.action is None else np.asarray(text.action, np.float32)
-        return EncodedSample(row.input_ids, row.supervised, text.images, action, text.timestep)
+        auxiliary = None if text.auxiliary is None else np.asarray(text.auxiliary, np.float32)
+        return EncodedSample(row.input_ids, row.supervised, text.images, text.action, text.timestep, auxiliary)
 
     def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
         """Number of the sample -> codes of its action chunk. One call of the codec encodes all chunks of the record."""
-        with_action = [i for i, sample in enumerate(samples) if sample.action is not None]
-        if not with_action:
+        actions = {i: sample.action for i, sample in enumerate(samples) if sample.action is not None}
+        if not actions:
             return {}
         if self.processor.codec is None:
             raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
-        actions = np.stack([np.asarray(samples[i].action, np.float32) for i in with_action])  # [n, K, D]
-        return dict(zip(with_action, self.processor.codec.encode(actions), strict=True))
+        codes = self.processor.codec.encode(stacked(list(actions.values())))
+        return dict(zip(actions, codes, strict=True))
 
 
 def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int) -> None:
@@ -298,11 +315,6 @@ def _not_here(error: StokerError) -> FetchError:
     """Any other StokerError concerns this host (a full cache folder, a missing package), so the ticket may go to another
     loader."""
     return error if isinstance(error, FetchError) else FetchError(str(error))
-
-
-def _failure(record: _Record, error: Exception) -> DataError:
-    """Any exception of a user's dataset class becomes the record's error; the loader keeps running."""
-    return DataError(f"{type(error).__name__}: {error}", file=str(record.shard), record=str(record.number))
 
 
 def check_packable(encoded: EncodedRecord, expected: Sequence[int], shard: Path, record: int) -> None:

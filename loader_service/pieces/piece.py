@@ -23,6 +23,7 @@ class EncodedSample:
     images: tuple[bytes, ...]
     action: NDArray[np.float32] | None  # [K, D]
     timestep: int
+    auxiliary: NDArray[np.float32] | None = None  # [A]
 
 
 MAX_IMAGES = 255
@@ -89,6 +90,7 @@ def assemble_piece(
             sample = record.samples[index]
             samples.append(sample)
             keys.append((entry, number, sample.timestep))
+    auxiliary = _stack([sample.auxiliary for sample in samples], num_dimensions=1)
     return Piece(
         ticket=ticket.ticket,
         loader=loader,
@@ -98,19 +100,19 @@ def assemble_piece(
         supervised=np.concatenate([sample.supervised for sample in samples]),
         image_counts=np.array([len(sample.images) for sample in samples], np.uint8),
         images=[image for sample in samples for image in sample.images],
-        actions=_stack_actions(samples),
+        actions=_stack([sample.action for sample in samples], num_dimensions=2),
+        auxiliary=auxiliary if auxiliary.size else np.zeros((0, 0), np.float32),
         skipped=skipped,
         row_samples=np.array(rows.row_samples or (), np.uint16),
     )
 
 
-def _stack_actions(samples: Sequence[EncodedSample]) -> NDArray[np.float32]:
-    """float32[N, K, D]; NaN for a sample without an action; [N, 0, 0] if no sample has one."""
-    actions = [sample.action for sample in samples if sample.action is not None]
-    if len(actions) == len(samples):
-        return np.array(actions, np.float32)
-    if not actions:
-        return np.empty((len(samples), 0, 0), np.float32)
-    shape = actions[0].shape
-    missing = np.full(shape, np.nan, np.float32)
-    return np.stack([missing if sample.action is None else sample.action for sample in samples])
+def _stack(values: Sequence[NDArray[np.float32] | None], *, num_dimensions: int) -> NDArray[np.float32]:
+    """float32[N, ...]; NaN for a sample without a value; all other sides 0 if no sample has one."""
+    known = [value for value in values if value is not None]
+    if len(known) == len(values):
+        return np.array(known, np.float32) if known else np.empty((0,) * (1 + num_dimensions), np.float32)
+    if not known:
+        return np.empty((len(values), *[0] * num_dimensions), np.float32)
+    missing = np.full(known[0].shape, np.nan, np.float32)
+    return np.stack([missing if value is None else value for value in values])

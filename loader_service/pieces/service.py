@@ -157,6 +157,7 @@ class PieceService:
             self._plans[key] = load_plan(self._run_dir, manifest, self._config.data, key)
             if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
                 self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
         return self._plans[key]
 
     def _deliver(self, address: bytes, frame: bytes) -> None:

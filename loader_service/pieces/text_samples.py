@@ -21,6 +21,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.fields import OF_THE_FIRST
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, located
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.host.trouble import check_host
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
@@ -282,7 +283,8 @@ class Counting:
         if not dataset.is_text:
             return None
         # loader-prepare also runs where the model is not yet. A loader has it, and counts then.
-        may_divide = config.data.dialogue.template in ("auto", "chat_template") and config.model.folder.is_dir()
+        template, folder = config.data.dialogue.template, find_model_folder(config.model.base_model_path)
+        may_divide = template in ("auto", "chat_template") and folder.is_dir()
         if not dataset.is_counted and not may_divide:
             return None
         processor = Processor.build(config, None)

@@ -22,6 +22,7 @@ from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = sys.stderr.isatty() and not arguments.json
     prepared = prepare(config, processes=arguments.processes, progress=progress, rescan=arguments.rescan)
     check_token_counts(prepared.entries, config.data)
-    if not config.model.folder.is_dir():  # a host that only prepares data need not have the model
+    if not find_model_folder(
+        config.model.base_model_path
+    ).is_dir():  # a host that only prepares data need not have the model
         logger.warning(
             "model.base_model_path is %r, and there is no such folder: no row was made, so nothing is known of whether rows fit "
             "into data.max_seq_len",

@@ -131,7 +131,8 @@ class EntryJob:
             elif is_remote:
                 ranges.append((path, stamp, 0, stamp.size, None))
             else:
-                cuts = self.dataset.cut(path, parts_module.PART_BYTES)
+                with self.dataset.reading():
+                    cuts = self.dataset.cut(path, parts_module.PART_BYTES)
                 ranges.extend((path, stamp, a, b, None) for a, b in itertools.pairwise(cuts))
         total = sum(stop - start for _, _, start, stop, _ in ranges)
         return [

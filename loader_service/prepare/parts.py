@@ -120,7 +120,8 @@ def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | No
     counting: how text becomes rows, where they are counted; part of the task's identity.
     """
     if task.remote is None:
-        return [_run(dataset, task, counting)]
+        with dataset.reading():
+            return [_run(dataset, task, counting)]
     if task.digest is not None and (part := _cached(task, task.digest)) is not None:
         return [_result(task, task.digest, part)]
     with dataset.reading():

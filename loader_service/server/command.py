@@ -6,7 +6,6 @@ The flow: arguments -> which entries this loader holds -> manifests and codec ->
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -22,11 +21,11 @@ from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, prepare
-from loader_service.remote.opened import remote_store
 from loader_service.remote.url import is_url
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
+from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
 from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
@@ -87,17 +86,14 @@ def serve(arguments: argparse.Namespace) -> None:
     config, keys = read_config(arguments)
     prepared, processor, tokens = read_data(config, arguments)
     fingerprints = all_fingerprints(config, prepared, processor)
-    name = LoaderServer.new_name()
+    served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
     with run_directory() as run_dir, zmq.Context() as context:
         cores = config.loader.cores or cpu_count()
         num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
         num_threads = config.loader.threads or -(-cores // num_workers)
-        write_job(run_dir, config, prepared, processor, name, num_workers, num_threads)
+        served.write_job(run_dir, processor, num_workers, num_threads)
         pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
-        server = LoaderServer(
-            config, prepared.entries, fingerprints, processor.to_json(), run_dir, pool, context,
-            name=name, tokens=tokens, keys=keys,
-        )  # fmt: skip
+        server = LoaderServer(served, run_dir, pool, context, keys)
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
             signal.signal(signal.SIGINT, lambda *_: server.stop())
@@ -267,42 +263,6 @@ def read_fingerprints(identities: Sequence[Mapping[str, Any]]) -> dict[str, str]
     )  # which stands there if false
     by_key = {f"read/{key}": fingerprint([identity.get(key) for identity in identities]) for key in keys}
     return {"read": fingerprint(list(identities)), **by_key}
-
-
-def write_job(
-    run_dir: Path,
-    config: Config,
-    prepared: Prepared,
-    processor: Processor,
-    name: str,
-    num_workers: int,
-    num_threads: int,
-) -> None:
-    """Write into the run directory all that a worker needs to know."""
-    manifests = [
-        {
-            "folder": str(manifest.folder),
-            "shards": manifest.shards,
-            "split": split,
-            "entry": entry,
-            "path": manifest.path,
-            "identity": manifest.fingerprint,
-            "stamps": manifest.stamps,
-        }
-        for split, entries in prepared.entries.items()
-        for entry, manifest in entries.items()
-    ]
-    store = remote_store(config.data)
-    job = {
-        "config": config_to_tree(config),
-        "manifests": manifests,
-        "remote": {} if store is None else store.shards,  # versions that these manifests were made of
-        "loader": name,
-        "workers": num_workers,
-        "threads": num_threads,
-    }
-    (run_dir / "job.json").write_text(json.dumps(job))
-    processor.save(run_dir)
 
 
 def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, str]) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
-from loader_service.manifest import EntryManifest
+from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.config import Config
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
 from stoker_proto.wire.shown import plain
 
@@ -19,26 +17,21 @@ _SHOWN = 200  # characters of what a rank says of itself: neither the answer nor
 class Handshake:
     """Compares a rank's fingerprints with those of this loader."""
 
-    def __init__(
-        self,
-        config: Config,
-        entries: Mapping[str, Mapping[int, EntryManifest]],
-        fingerprints: Mapping[str, str],
-        processor_json: str,
-        name: str,
-    ) -> None:
-        self._fingerprints = fingerprints
+    def __init__(self, served: Served) -> None:
+        self._fingerprints = served.fingerprints
         self._refused = 0
+        config = served.config
         self._welcome = Welcome(
             protocol=PROTOCOL_VERSION,
-            loader=name,
-            fingerprints=dict(fingerprints),
-            held={split: sorted(held) for split, held in entries.items()},
+            loader=served.name,
+            fingerprints=dict(served.fingerprints),
+            held={split: sorted(held) for split, held in served.entries.items()},
             num_entries={split: len(config.data.paths(split)) for split in ("train", "val")},
             num_samples={
-                split: sum(manifest.total_samples for manifest in held.values()) for split, held in entries.items()
+                split: sum(manifest.total_samples for manifest in held.values())
+                for split, held in served.entries.items()
             },
-            processor=processor_json,
+            processor=served.processor_json,
         )
 
     def answer(self, hello: Hello) -> Welcome | Refuse:

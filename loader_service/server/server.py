@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import zmq
 
-from loader_service.manifest import EntryManifest
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.server.clients import Clients
 from loader_service.server.connections import Connections, descriptor_of
@@ -25,8 +23,8 @@ from loader_service.server.listening import listen
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
+from loader_service.server.served import Served
 from loader_service.server.waiting import WaitingRequests
-from stoker_proto.config import Config
 from stoker_proto.errors import RemoteProtocolError
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
@@ -50,26 +48,19 @@ class LoaderServer:
 
     def __init__(
         self,
-        config: Config,
-        entries: Mapping[str, Mapping[int, EntryManifest]],
-        fingerprints: dict[str, str],
-        processor_json: str,
+        served: Served,
         run_dir: Path,
         pool: Pool,
         context: zmq.Context[zmq.Socket[bytes]],
-        *,
-        name: str,
-        tokens: Mapping[str, Mapping[int, int]],
         keys: tuple[Key, Mapping[bytes, str]] | None = None,
     ) -> None:
-        """tokens: split -> entry -> tokens of all its samples. keys: this loader's secret and the admitted ranks
-        (`stoker_proto.wire.keys.loader_keys`); None: any rank that reaches the socket."""
-        self.name = name
-        self._config, self._entries, self._tokens, self._pool = config, entries, tokens, pool
-        self._handshake = Handshake(config, entries, fingerprints, processor_json, name)
+        """keys: this loader's secret and the admitted ranks (`stoker_proto.wire.keys.loader_keys`); None: any rank that
+        reaches the socket."""
+        self._served, self._pool = served, pool
+        self._handshake = Handshake(served)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._clients = Clients()
-        self._planner = Planner(run_dir, entries, config.data, self._wake, self._plans_in_work)
+        self._planner = Planner(run_dir, served.entries, served.config.data, self._wake, self._plans_in_work)
         self._waiting = WaitingRequests()
         self._rejected = 0
         self._started = time.monotonic()
@@ -94,20 +85,15 @@ class LoaderServer:
             (zmq.TCP_KEEPALIVE_CNT, 3),
         ):
             self._socket.setsockopt(option, value)
-        self._outbox = Outbox(self._socket, config.loader.unread_mb << 20)
+        self._outbox = Outbox(self._socket, served.config.loader.unread_mb << 20)
         self._gate = Gate(context, self._socket, *keys) if keys else None
         self._connections = Connections(
             self._socket, raise_descriptor_limit() // 2, more_events=HANDSHAKE_EVENTS if keys else 0
         )
 
-    @staticmethod
-    def new_name() -> str:
-        """A random name for one incarnation of a loader."""
-        return uuid.uuid4().hex[:12]
-
     def plan_ahead(self) -> None:
         """Start planning the first epoch of every entry."""
-        for split, manifests in self._entries.items():
+        for split, manifests in self._served.entries.items():
             for entry in manifests:
                 self._planner.lanes(PlanKey(split, 0, entry))
 
@@ -257,10 +243,10 @@ class LoaderServer:
     def _answer_epoch(self, address: bytes, message: Epoch) -> None:
         if message.split not in ("train", "val") or message.epoch < 0:
             raise RemoteProtocolError(f"EPOCH of split {shown(message.split)}, epoch {message.epoch}")
-        manifests = self._entries.get(message.split, {})
+        manifests = self._served.entries.get(message.split, {})
         held = [entry for entry in dict.fromkeys(message.entries) if entry in manifests]
         asked = Epoch(split=message.split, epoch=message.epoch, entries=held)
-        answer = self._planner.answer(asked, self._tokens.get(message.split, {}))
+        answer = self._planner.answer(asked, self._served.tokens.get(message.split, {}))
         if answer is not None:
             self._send(address, answer)
         elif not self._waiting.add_lanes(address, asked):
@@ -276,8 +262,8 @@ class LoaderServer:
             return self._fail(address, ticket, "unavailable", "the loader is draining")
         if refusal := client.refusal(ticket):
             return self._fail(address, ticket, *refusal)
-        entry, lane = divmod(ticket.lane, self._config.data.order.lanes)
-        if entry not in self._entries.get(ticket.split, {}):
+        entry, lane = divmod(ticket.lane, self._served.config.data.order.lanes)
+        if entry not in self._served.entries.get(ticket.split, {}):
             return self._fail(address, ticket, "unavailable", f"entry {entry} of {ticket.split} is not held here")
         lanes = self._planner.plan(PlanKey(ticket.split, ticket.epoch, entry))
         if lanes is None:
@@ -296,7 +282,7 @@ class LoaderServer:
         return None
 
     def _plans_in_work(self) -> set[PlanKey]:
-        lanes = self._config.data.order.lanes
+        lanes = self._served.config.data.order.lanes
         return {PlanKey(ticket.split, ticket.epoch, ticket.lane // lanes) for ticket in self._clients.tickets()}
 
     def _answer_planned(self) -> None:
@@ -309,7 +295,7 @@ class LoaderServer:
 
     def _announce_drain(self) -> None:
         for address, _ in self._clients:
-            self._send(address, Drain(loader=self.name))
+            self._send(address, Drain(loader=self._served.name))
 
     def _fail_tickets_of(self, worker: int) -> None:
         for address, client in self._clients:

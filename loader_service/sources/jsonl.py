@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from loader_service.sources.record_numbers import MARK_BYTES, Mark, record_number
 from stoker_proto.errors import DataError
 from stoker_proto.host.trouble import check_host
 
@@ -108,16 +109,21 @@ def read_line(shard: Path, offset: int, size: int) -> bytes:
 
 
 def line_number(shard: Path, offset: int) -> int:
-    """Number (from 1) of the line that begins at `offset`. Reads the file up to it: use it for error messages only."""
-    number = 1
-    with shard.open("rb") as file:
-        while offset > 0:
-            block = file.read(min(offset, 1 << 20))
+    """Number (from 1) of the line that begins at `offset`. Reads the file up to it, once: use it for error messages only."""
+    return record_number(shard, offset, 1, _walk_lines)
+
+
+def _walk_lines(shard: Path, mark: Mark, offset: int) -> Iterator[Mark]:
+    position, number = mark
+    with shard.open("rb", buffering=0) as file:
+        file.seek(position)
+        while position < offset:
+            block = file.read(min(offset - position, MARK_BYTES))
             if not block:
-                break
+                return
             number += block.count(b"\n")
-            offset -= len(block)
-    return number
+            position += len(block)
+            yield Mark(position, number)
 
 
 def parse_object(line: bytes) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from loader_service.sources.mani_options import ManiOpenPIOptions, Names
 from loader_service.sources.npz import Frames, NpzFile
 from stoker_proto.errors import DataError
+from stoker_proto.images.views import HAND_SHAPES
 
 
 def open_frames(
@@ -50,14 +51,48 @@ def read_states(npz: NpzFile, names: Names, num_actions: int, *, verify: bool = 
             file=npz.path,
             field="states",
         )
+    return _read_numbers(npz, name, num_actions, "states", verify=verify)
+
+
+def read_auxiliary(npz: NpzFile, names: Names, num_actions: int, *, verify: bool = False) -> NDArray[np.float32]:
+    """float32[T, A]: what training predicts beside the actions. Raises DataError."""
+    name = _first_present(npz, names, "data.options.auxiliary_keys")
+    return _read_numbers(npz, name, num_actions, "auxiliary values", verify=verify)
+
+
+def read_measurements(
+    npz: NpzFile, names: Names, num_actions: int, *, verify: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """Name -> float32[T, ...], in the shapes that views need (`stoker_proto.images.views`). Raises DataError."""
+    found = {}
+    for name in names:
+        shape = HAND_SHAPES[name]
+        if name not in npz.names:
+            raise DataError(
+                f"there is no such array, which data.options.views needs: float32[T, {', '.join(map(str, shape))}]; there are "
+                f"{', '.join(npz.names) or 'none'}",
+                file=npz.path,
+                field=name,
+            )
+        array = npz.frames(name, dtype=np.float32, ndim=1 + len(shape))
+        if array.shape[1:] != shape:
+            raise DataError(f"shape {list(array.shape)}: [T, *{list(shape)}] is expected", file=npz.path, field=name)
+        _check_length(npz, name, len(array), num_actions, "measurements")
+        if verify:
+            npz.verify(name)
+        found[name] = array.whole()
+    return found
+
+
+def _read_numbers(npz: NpzFile, name: str, num_actions: int, what: str, *, verify: bool) -> NDArray[np.float32]:
     array = npz.frames(name, dtype=None, ndim=2)
     if array.dtype.kind not in "fiu" or not array.shape[1]:
         raise DataError(
-            f"{array.dtype} {list(array.shape)}: numbers [T, S] are expected, one state for each action, or one more",
+            f"{array.dtype} {list(array.shape)}: numbers [T, S] are expected, one row for each action, or one more",
             file=npz.path,
             field=name,
         )
-    _check_length(npz, name, len(array), num_actions, "states")
+    _check_length(npz, name, len(array), num_actions, what)
     if verify:
         npz.verify(name)
     values = array.whole()

@@ -5,15 +5,17 @@
 `obs_path` is relative to the JSONL file. The NPZ holds `rgb` uint8[T, H, W, 3] and, where data.image.depth asks for it, `depth`
 uint16[T, H, W] or [T, H, W, 1] in mm; options name further cameras. An `instruction` in the row overrides the task table. T
 images belong to T actions: image t was taken just before action t. T + 1 images are legal; the last one has no action.
-States are `states` [T or T + 1][S] in the row, or an array of the NPZ. Sample t is timestep t: its images (with
-data.options.image_history those before it too), the instruction, the state, and actions t, t+1, ..., t+K-1
-(K = data.action.chunk; after the end the last action is repeated, and `action_is_pad` says where).
+States are `states` [T or T + 1][S] in the row, or an array of the NPZ. A row whose `timesteps` [T] are not 0, 1, 2 ... holds
+a part of its episode (frames that were not rendered are left out): it serves single actions, not chunks. Sample t is timestep
+t: its images (with data.options.image_history those before it too), the instruction, the state, and actions t, t+1, ...,
+t+K-1 (K = data.action.chunk; after the end the last action is repeated, and `action_is_pad` says where).
 
 Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions in a chunk, N samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,14 @@ from loader_service.shards import EntryShards
 from loader_service.sources.actions import is_noop, parse_actions, parse_states
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
-from loader_service.sources.mani_arrays import open_frames, read_states
+from loader_service.sources.mani_arrays import open_frames, read_auxiliary, read_measurements, read_states
 from loader_service.sources.mani_options import read_mani_options
 from loader_service.sources.named_files import UNREADABLE, NamedFiles
 from loader_service.sources.npz import NpzFile
 from loader_service.sources.tasks import instruction_of, load_task_table
 from loader_service.sources.trajectory import Trajectory
 from stoker_proto.config import DataConfig
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.hashing import fingerprint
 
 _UNREADABLE_NOTE = "its NPZ cannot be opened: training will fail on it, or skip it"
@@ -46,6 +48,10 @@ class ManiOpenPIDataset(BaseSFTDataset):
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
         self.options = read_mani_options(config.options)
+        if self.options.views is not None and config.image.depth:
+            raise ConfigError(
+                "data.options.views cuts colour frames: set data.image.depth to false, or leave views out"
+            )
         self._wants_states = config.state == "text" or "state_keys" in config.options
         if config.action.drop_noops and self.options.action_dim != 7:
             raise ConfigError(
@@ -132,6 +138,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
         if not isinstance(row.get("obs_path"), str):
             raise DataError(f"{row.get('obs_path')!r}: the path of an NPZ is expected", field="obs_path")
         actions = parse_actions(row.get("actions"), self.options.action_dim)
+        self._check_whole(row)
         instruction_of(row, self.tasks)
         states = self._row_states(row, len(actions))
         files: NamedFiles | None = None
@@ -165,6 +172,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
     def _read_record(self, shard: Path, offset: int, size: int, *, verify: bool) -> Iterator[Sample]:
         row = parse_object(read_line(shard, offset, size))
         actions = parse_actions(row.get("actions"), self.options.action_dim)  # [T, D]
+        self._check_whole(row)
         instruction = instruction_of(row, self.tasks)
         states = self._row_states(row, len(actions))  # [T or T + 1, S]
         with NpzFile(self._npz_path(row, shard)) as npz:
@@ -180,7 +188,39 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 history_offsets=np.array(self.options.image_history, np.int64),
                 files=npz.named_files,
             )
-            yield from trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
+            samples = trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
+            yield from self._completed(samples, npz, len(actions), verify=verify)
+
+    def _completed(
+        self, samples: Iterator[Sample], npz: NpzFile, num_actions: int, *, verify: bool
+    ) -> Iterator[Sample]:
+        """The samples with the views of their frames and with what training predicts beside the actions."""
+        options, measured, auxiliary = self.options, {}, None
+        if options.views is not None:
+            measured = read_measurements(npz, options.views.needed, num_actions, verify=verify)
+        if options.auxiliary_keys:
+            auxiliary = read_auxiliary(npz, options.auxiliary_keys, num_actions, verify=verify)
+        if options.views is None and auxiliary is None:
+            yield from samples
+            return
+        for sample in samples:
+            t, images = sample.timestep, sample.images
+            if options.views is not None:
+                with located(file=npz.path, field=f"timestep {t}"):
+                    images = options.views.cut(images[0], {name: values[t] for name, values in measured.items()})
+            yield dataclasses.replace(sample, images=images, auxiliary=None if auxiliary is None else auxiliary[t])
+
+    def _check_whole(self, row: dict[str, Any]) -> None:
+        """Raises DataError where consecutive timesteps are needed and the row leaves some out."""
+        timesteps = row.get("timesteps")
+        if timesteps is None or timesteps == list(range(len(row["actions"]))):
+            return
+        if self.config.action.chunk > 1 or self.options.image_history != (0,):
+            raise DataError(
+                "the row leaves out timesteps whose frames were not rendered, so it has no consecutive actions or frames: set "
+                "data.action.chunk to 1 and leave image_history out, or collect with --render-share 1",
+                field="timesteps",
+            )
 
     def _row_states(self, row: dict[str, Any], num_actions: int) -> NDArray[np.float32] | None:
         """float32[T or T + 1, S]; None where the row has none, or nobody asked for them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from loader_service.sources.options import read_options
 from stoker_proto.errors import ConfigError
+from stoker_proto.images.views import Views
 
 Names = tuple[str, ...]
 """Names that an array may have; the first that exists is read."""
@@ -28,6 +29,13 @@ class ManiOpenPIOptions:
     """Names that the states may have, where the row has no `states`. They are read with `data.state: text`, or if this is set."""
     image_history: tuple[int, ...] = (0,)
     """When each camera's images were taken, in frames from the timestep on (0 or before), oldest first, e.g. `[-1, 0]`."""
+    views: Views | None = None
+    """Several images out of each frame of the only camera: fixed crops, and crops around the projected hand, e.g. `[{crop: [0,
+    48, 224, 160]}, {hand: [96, 96]}]` (see `stoker_proto/images/views.py`). The latter need the arrays `tcp_pose` [T, 7],
+    `intrinsic_cv` [T, 3, 3] and `extrinsic_cv` [T, 3, 4] in the NPZ. Policies of the exported model do the same."""
+    auxiliary_keys: Names = ()
+    """Names that an array [T, A] may have which training predicts beside the actions (`trainer.loss.auxiliary_weight`), such as
+    the true positions of objects. It is no input: a policy needs none."""
     action_dim: int = 7
     """Numbers in an action."""
 
@@ -46,6 +54,8 @@ def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
         "depth_keys": _names,
         "state_keys": _names,
         "image_history": _history,
+        "views": lambda key, value: Views.parse(value),
+        "auxiliary_keys": _names,
         "action_dim": _dim,
     }
     found = read_options(ManiOpenPIOptions, options, "mani_openpi", readers)
@@ -53,6 +63,11 @@ def read_mani_options(options: Mapping[str, Any]) -> ManiOpenPIOptions:
         raise ConfigError(
             "data.options.rgb_keys stands beside data.options.camera_keys: make it the first of the cameras, "
             f"e.g. camera_keys: [[{', '.join(found.rgb_keys)}], ...]"
+        )
+    if found.views is not None and (len(found.cameras()) > 1 or found.image_history != (0,)):
+        raise ConfigError(
+            "data.options.views makes several images of one camera at one moment: leave out camera_keys of several cameras, and "
+            "image_history"
         )
     return found
 

@@ -74,6 +74,8 @@ class Sample:
     action_is_pad: NDArray[np.bool_] | None = None
     """bool[K], or None if the source does not say: which actions lie beyond the record's ends and repeat its last (or first) one.
     With `data.action.learn_padding: false` they are no labels of training."""
+    auxiliary: NDArray[np.float32] | None = None
+    """float32[A], beside an action: what training predicts too, such as the true positions of objects. No input of the model."""
     answer: str | None = None
     """Text to be learned, where there is no action."""
     timestep: int = 0

@@ -31,6 +31,7 @@ from stoker_proto.hashing import canonical_json, fingerprint
 from stoker_proto.images.families import read_image_spec
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.images.transport import ImageCoder
+from stoker_proto.images.views import Measurements, Views, views_of_sources
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.text.assistant_tokens import spoken_tokens
 from stoker_proto.text.chat_rows import DialogueRows, DialogueSample
@@ -76,12 +77,16 @@ class ProcessorParts:
     vocabulary: ActionVocabulary | None
     num_images: tuple[int, int] | None = None
     """Fewest and most images of a sample with an action in training. None: not known, and not in the JSON."""
+    views: Views | None = None
+    """Images of a camera frame (`data.options.views`). None: the frame itself, and not in the JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats exact."""
         seen = {} if self.num_images is None else {"num_images": list(self.num_images)}
+        cut = {} if self.views is None else {"views": self.views.to_json()}
         return {
             **seen,
+            **cut,
             "image": None if self.image is None else self.image.to_json(),
             "image_config": {
                 name: value
@@ -115,6 +120,7 @@ class ProcessorParts:
             codec=None if tree["codec"] is None else codec_from_json(tree["codec"]),
             vocabulary=None if tree["vocabulary"] is None else ActionVocabulary.from_json(tree["vocabulary"]),
             num_images=None if tree.get("num_images") is None else _range(tree["num_images"]),
+            views=None if tree.get("views") is None else Views.parse(tree["views"]),
         )
 
     def control_tokens(self, tokenizer: TextTokenizer) -> ControlTokens:
@@ -201,6 +207,7 @@ class Processor:
             state=StateText(states) if states is not None and data.state == "text" else None,
             codec=codec,
             vocabulary=vocabulary,
+            views=views_of_sources({f"source {n}": source.options for n, source in enumerate(data.all_sources())}),
         )
         return cls(tokenizer, parts)
 
@@ -215,6 +222,19 @@ class Processor:
     def num_images(self) -> tuple[int, int] | None:
         """Fewest and most images of a sample with an action in training; None where not known."""
         return self._parts.num_images
+
+    @property
+    def images_per_frame(self) -> int:
+        """Images that `see` makes of a camera frame."""
+        return 1 if self._parts.views is None else len(self._parts.views)
+
+    def see(self, frames: Sequence[NDArray[Any]], measurements: Measurements) -> Sequence[NDArray[Any]]:
+        """The images of a sample's camera frames, as the loader makes them: the frames, or the views of each. Raises DataError.
+
+        measurements: of this moment, by their names in the dataset; see `images.views`.
+        """
+        views = self._parts.views
+        return frames if views is None else [image for frame in frames for image in views.cut(frame, measurements)]
 
     @property
     def needs_state(self) -> bool:
@@ -409,6 +429,8 @@ class Processor:
         """Name -> fingerprint, "none" where the part does not exist. `image_libraries`: those that make the image bytes."""
         tree = json.loads(self.to_json())
         image = {name: tree[name] for name in ("image", "image_config", "augment")}
+        if "views" in tree:
+            image["views"] = tree["views"]
         dialogue = {name: tree[name] for name in _DIALOGUE}
         return {
             "tokenizer": tree["tokenizer"],

@@ -15,7 +15,7 @@ def with_tickets(tickets: type[Tickets]) -> MakeCore:
 
     def make(options: CoreOptions, now: float) -> Core:
         core = Core(options, now)
-        core.tickets = tickets(options, core.pace)
+        core.tickets = tickets(options, core.pace, core.fleet.addresses)
         return core
 
     return make

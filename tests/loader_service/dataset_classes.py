@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,14 +73,31 @@ class States(Language):
             )
 
 
-class Uneven(ManiOpenPIDataset):
-    """The first record's second action has fewer dimensions than its first."""
+class Wrong(ManiOpenPIDataset):
+    """The first record's second sample has another type or shape than promised; `options.wrong` says which."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.what = config.options["wrong"]
+        super().__init__(replace(config, options={}))
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         for number, sample in enumerate(super().read(shard, offset, size)):
             assert sample.action is not None
-            is_short = offset == 0 and number == 1
-            yield replace(sample, action=sample.action[:, :3]) if is_short else sample
+            yield self._wrong(sample, sample.action) if offset == 0 and number == 1 else sample
+
+    def _wrong(self, sample: Sample, action: np.ndarray) -> Any:
+        if self.what == "raises":
+            return 1 // 0
+        nan = np.where(np.arange(action.shape[1]) == 2, np.float32("nan"), action)
+        values: dict[str, dict[str, Any]] = {
+            "uneven": {"action": action[:, :3]},
+            "nan": {"action": nan},
+            "text": {"action": [["a"] * 7]},
+            "flat": {"action": action[0]},
+            "words": {"instruction": b"go"},
+            "frames": {"images": ([[[0, 0, 0]]],)},
+        }
+        return {"instruction": "go"} if self.what == "dict" else replace(sample, **values[self.what])
 
 
 class TooLarge(ManiOpenPIDataset):

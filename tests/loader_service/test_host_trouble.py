@@ -6,15 +6,10 @@ descriptor left.
 
 from __future__ import annotations
 
-import builtins
-import errno
 import gzip
-import io
 import json
-import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +21,6 @@ from PIL import Image
 pytest.importorskip("av", reason="NOT TESTED: needs av; pip install 'stoker[lerobot]'")
 pytest.importorskip("pyarrow", reason="NOT TESTED: needs pyarrow; pip install 'stoker[tables]'")
 
-import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,6 +36,7 @@ from stoker_proto.errors import DataError, FetchError, HostError
 from stoker_proto.processor import Processor
 from tests.end_to_end.fleet import write_demonstrations
 from tests.loader_service.sources.lerobot.files import write_lerobot
+from tests.support.failing_host import failing, no_descriptors, raising
 from tests.tiny_models import make_config, write_model_folder
 
 ERRNOS = ("EMFILE", "ENFILE", "EIO", "ESTALE", "ENOMEM", "ETIMEDOUT", "ENOSPC", "EAGAIN", "ENOBUFS")
@@ -162,88 +157,6 @@ class Case:
         (dataset,) = make_datasets(self.config.data)
         counting = Counting.needed(self.config, dataset)
         return verify([self.manifest], dataset, processes=1, progress=False, counting=counting)
-
-
-class FailingFile(io.BytesIO):
-    """An open file whose reads fail."""
-
-    error: Callable[[], BaseException]
-
-    def read(self, *_: Any) -> bytes:  # type: ignore[override]
-        raise self.error()
-
-    readline = readinto = readall = read1 = peek = read  # type: ignore[assignment]
-
-
-@contextmanager
-def failing(folder: Path, operation: str, error: Callable[[], BaseException]) -> Iterator[list[str]]:
-    """Every open, or every read, of a file below the folder raises error(). Gives the paths where it did."""
-    hit: list[str] = []
-    below = f"{folder.resolve()}{os.sep}"
-
-    def strike(path: object) -> None:
-        if isinstance(path, int):
-            path = Path(f"/proc/self/fd/{path}").readlink()
-        if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(below):
-            hit.append(os.fspath(path))
-            raise error()
-
-    def wrapped(real: Callable[..., Any], is_open: bool, *, gives_file: bool = False) -> Callable[..., Any]:
-        def call(path: Any, *arguments: Any, **keywords: Any) -> Any:
-            if is_open == (operation == "open"):
-                strike(path)
-            elif gives_file and operation == "read":
-                opened = real(path, *arguments, **keywords)
-                if isinstance(path, int) or not os.fspath(path).startswith(below):
-                    return opened
-                opened.close()
-                hit.append(os.fspath(path))
-                broken = FailingFile()
-                broken.error = error  # type: ignore[method-assign]
-                return broken
-            return real(path, *arguments, **keywords)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch, ExitStack():
-        real_open = builtins.open
-        for module in (builtins, io):
-            patch.setattr(module, "open", wrapped(real_open, True, gives_file=True))
-        patch.setattr(os, "open", wrapped(os.open, True))
-        for name in ("pread", "preadv"):
-            patch.setattr(os, name, wrapped(getattr(os, name), False))
-        for name in ("read_metadata", "read_schema", "read_table", "ParquetFile"):
-            patch.setattr(pq, name, wrapped(getattr(pq, name), True))
-        patch.setattr(pa, "memory_map", wrapped(pa.memory_map, True))
-        patch.setattr(av, "open", wrapped(av.open, True))
-        yield hit
-
-
-def raising(name: str) -> Callable[[], BaseException]:
-    if name == "MemoryError":
-        return MemoryError
-    number = getattr(errno, name)
-    return lambda: OSError(number, os.strerror(number))
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """The process has none left."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 16
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    taken = []
-    try:
-        while len(taken) <= most:
-            try:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-            except OSError:
-                break
-        yield
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

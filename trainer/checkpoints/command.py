@@ -20,6 +20,7 @@ from typing import Any
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
 from stoker_proto.errors import ConfigError, DataError, StokerError
+from stoker_proto.host.hub_cache import find_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ def build_model(config: Config, vocab_size_needed: int) -> Any:
     from trainer.models.families import family_of, read_model_config
     from trainer.models.loading import load_model
 
-    family = family_of(read_model_config(str(config.model.folder), config.model.trust_remote_code))
+    folder = find_model_folder(config.model.base_model_path)
+    family = family_of(read_model_config(str(folder), config.model.trust_remote_code))
     whole = replace(config, model=replace(config.model, precision="fp32", gradient_checkpointing=False, freeze=()))
     return load_model(whole, family, {"zero_optimization": {"stage": 0}}, vocab_size_needed)
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
-from stoker_proto.host.hub_cache import is_hub_id
+from stoker_proto.host.hub_cache import find_model_folder, is_hub_id
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.card import TrainingFacts, model_card
@@ -79,7 +79,7 @@ def write_export(
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     kind, lora = model.config.model_type, config.model.lora
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
-        copy_base_files(config.model.folder, folder)
+        copy_base_files(find_model_folder(config.model.base_model_path), folder)
         is_adapter = lora is not None and lora.export == "adapter"
         if lora is not None and is_adapter:  # beside a config.json the Auto classes would look for whole weights
             write_adapter(folder, weights, lora, base_of_adapter(config.model.base_model_path))
@@ -87,7 +87,7 @@ def write_export(
             model.save_pretrained(folder, state_dict=weights if lora is None else merge(weights, lora))
         if kind == "openvla" and not is_adapter:
             write_published_files(
-                config.model.folder, folder, processor=processor, sources=config.data.source_names(),
+                find_model_folder(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
                 dtype=str(dtype).removeprefix("torch."), vocab_size=model.config.text_config.vocab_size,
             )  # fmt: skip
         _share_weights(folder)

@@ -22,6 +22,7 @@ from typing import Any
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.errors import ConfigError, DataError, RefusedError, located
+from stoker_proto.host.hub_cache import find_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,9 @@ def _fixed(config: Config) -> dict[str, Any]:
         adapters = asdict(config.model.lora)
         del adapters["export"]
         found["lora"] = {**adapters, "targets": list(adapters["targets"])}
-        found["base_weights"] = weights_fingerprint(config.model.folder)  # they are not in the checkpoint
+        found["base_weights"] = weights_fingerprint(
+            find_model_folder(config.model.base_model_path)
+        )  # they are not in the checkpoint
     if config.model.freeze:
         found["freeze"] = list(config.model.freeze)
     if trainer.parameter_groups:

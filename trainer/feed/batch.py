@@ -77,6 +77,7 @@ class MicroBatch:
     actions: NDArray[
         np.float32
     ]  # [B, K, D] in action units; NaN in rows without an action; K = D = 0 if no row has one
+    auxiliary: NDArray[np.float32]  # [B, A]: learned beside the tokens; NaN in rows without; A = 0 if no row has any
     keys: NDArray[np.int64]  # [B, 3]: entry, record, timestep of the row's first sample; -1 in padding rows
     row_samples: NDArray[np.int64]  # [B]: samples of each row; 0 in padding rows
     sample_keys: NDArray[np.int64]  # [Q, 3]: keys of all samples, row after row
@@ -153,6 +154,7 @@ class BatchBuilder:
             pixels=self._pixels([image for piece in pieces for image in piece.images]),
             image_counts=image_counts,
             actions=self._actions(pieces),
+            auxiliary=self._auxiliary(pieces),
             keys=keys,
             row_samples=row_samples,
             sample_keys=sample_keys,
@@ -235,3 +237,18 @@ class BatchBuilder:
                 actions[row : row + len(piece.actions)] = piece.actions
             row += piece.num_rows
         return actions
+
+    def _auxiliary(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        width = max((piece.auxiliary.shape[1] for piece in pieces), default=0)
+        auxiliary = self.allocate((self.num_rows, width), np.float32)
+        auxiliary[:] = np.nan
+        row = 0
+        for piece in pieces:
+            if piece.auxiliary.size:
+                if len(piece.row_samples) or piece.auxiliary.shape[1] != width:
+                    raise RemoteProtocolError(
+                        f"auxiliary values of widths {piece.auxiliary.shape[1]} and {width} in one batch, or in packed rows"
+                    )
+                auxiliary[row : row + len(piece.auxiliary)] = piece.auxiliary
+            row += piece.num_rows
+        return auxiliary

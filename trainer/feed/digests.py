@@ -30,6 +30,8 @@ def digests_of_samples(piece: Piece) -> list[bytes]:
         digest.update(piece.input_ids[tokens[row] : tokens[row + 1]].tobytes())
         digest.update(piece.supervised[tokens[row] : tokens[row + 1]].tobytes())
         digest.update(piece.actions[row].tobytes())
+        if piece.auxiliary.size:
+            digest.update(piece.auxiliary[row].tobytes())
         for image in piece.images[images[row] : images[row + 1]]:
             digest.update(len(image).to_bytes(8, "little"))
             digest.update(image)

@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
+from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
@@ -30,6 +31,7 @@ from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
+from trainer.feed.discovery import is_fixed
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.sockets import SocketDriver
 
@@ -93,6 +95,7 @@ class Feed:
         self._allocate, self._digests = allocate, digests
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
+        listed = config.cluster.loader_addresses
         options = CoreOptions(
             split=split,
             entries=tuple(f"{config.data.path_key(split, n)} ({path})" for n, path in enumerate(paths)),
@@ -100,7 +103,7 @@ class Feed:
             source_names=config.data.source_names(),
             weights=config.data.weights if split == "train" else (),
             weigh_by=config.data.weigh_by,
-            addresses=config.cluster.loader_addresses,
+            addresses=tuple(filter(is_fixed, listed)),
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
@@ -113,7 +116,7 @@ class Feed:
         )
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decode_threads)
-        self._driver = SocketDriver(options, self._prefetcher, keys)
+        self._driver = SocketDriver(options, self._prefetcher, keys, [entry for entry in listed if not is_fixed(entry)])
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
         self.first_batch_at: float | None = None
@@ -276,7 +279,7 @@ class Feed:
 def _processor_of(config: Config, processor_json: str) -> Decoder:
     """The processor from the loaders' JSON; one object for all feeds of this process with the same JSON."""
     with _PROCESSORS_LOCK:
-        key = (str(config.model.folder), processor_json)
+        key = (str(find_model_folder(config.model.base_model_path)), processor_json)
         if key not in _PROCESSORS:
             from stoker_proto.processor import (
                 Processor,  # imported here: a feed with its own processor needs no tokenizers

@@ -1,4 +1,5 @@
 """Drives the core with ZeroMQ: one thread, one DEALER per loader, frames in and out; no logic of its own.
+Loaders that `discovery` finds join during the run.
 
 The thread owns every socket. Other threads reach it through `post`, which wakes it; it sleeps in one poll until a socket is
 readable, something was posted, or the core's next deadline.
@@ -12,8 +13,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import zmq
@@ -25,6 +27,7 @@ from stoker_proto.wire.keys import Key
 from trainer.feed.client.commands import Command, Deliver, Fail, Opened, Send, Warn
 from trainer.feed.client.core import Core
 from trainer.feed.client.options import CoreOptions
+from trainer.feed.discovery import Discovery, Found
 from trainer.feed.handshake import EVENTS, GIVEN_UP, Connected, Denied, Handshake
 
 logger = logging.getLogger(__name__)
@@ -54,39 +57,60 @@ class Sink(Protocol):
         """The feed is over."""
 
 
+@dataclass(slots=True)
+class Connection:
+    """To one loader."""
+
+    address: str
+    dealer: zmq.Socket[bytes]
+    monitor: Any
+    handshake: Handshake
+    outbox: deque[bytes] = field(default_factory=deque)
+    """Frames that could not be sent yet."""
+    redial_at: float | None = None
+    """When to connect anew, by ourselves."""
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self.dealer.disable_monitor()
+        self.dealer.close(0)
+        self.monitor.close(0)
+
+
 class SocketDriver:
     """One rank's connections to all loaders. `start` once, `post` from anywhere, `close` at the end."""
 
-    def __init__(self, options: CoreOptions, sink: Sink, keys: tuple[Key, Key] | None = None) -> None:
+    def __init__(
+        self, options: CoreOptions, sink: Sink, keys: tuple[Key, Key] | None = None, listed: Sequence[str] = ()
+    ) -> None:
         """Makes the core and its sockets, which begin to connect. Raises ConfigError for an address ZeroMQ cannot read.
 
         keys: our secret and the loaders' public key (`stoker_proto.wire.keys.rank_keys`); None: in the clear.
+        listed: entries of cluster.loader_addresses that name loaders which may change (`discovery`).
         """
         if keys and not zmq.has("curve"):
             raise ConfigError(
                 "cluster.security is set, but this pyzmq was built without CURVE: install its wheel from PyPI"
             )
         self._sink, self._keys = sink, keys
-        addresses = options.addresses
         self._posted: deque[Callable[[Core, float], None]] = deque()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._dealers: list[zmq.Socket[bytes]] = []
-        self._monitors: list[Any] = []
-        self._outboxes: list[deque[bytes]] = [deque() for _ in addresses]
-        self._handshakes = [Handshake(address, keys[0].name if keys else None) for address in addresses]
-        self._redials: dict[int, float] = {}  # loader -> when to connect anew, by ourselves
-        self._addresses = addresses
+        self._connections: dict[int, Connection] = {}  # by loader number
+        self._fixed = frozenset(options.addresses)
+        self._discovery = Discovery(listed, options.feed.discovery_s, self._found) if listed else None
         self._wake_here, self._wake_there = socket.socketpair()
         self._wake_here.setblocking(False)
         self._wake_there.setblocking(False)
+        self._leaving: Found | None = None  # the newest list, while loaders that it lacks are still connected
+        self._look_again_at = 0.0
         self._closing = False
         self.bytes_received = 0
         self._now = self._real = time.monotonic()
         self._core = Core(options, self._now)
         self._thread = threading.Thread(target=self._run, name="stoker-feed", daemon=True)
         try:
-            for address in addresses:
-                self._add(address)
+            for number, address in enumerate(options.addresses):
+                self._connections[number] = self._connect(address)
         except zmq.ZMQError as error:
             self._close_sockets()
             raise ConfigError(
@@ -96,6 +120,8 @@ class SocketDriver:
     def start(self) -> None:
         """Begin to connect."""
         self._thread.start()
+        if self._discovery:
+            self._discovery.start()
 
     def post(self, call: Callable[[Core, float], None]) -> None:
         """Have the driver's thread call this with the core and the time."""
@@ -119,6 +145,8 @@ class SocketDriver:
 
     def close(self) -> None:
         """Stop the thread and close everything; safe to call twice."""
+        if self._discovery:
+            self._discovery.close()
         self._closing = True
         self._wake()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -140,9 +168,9 @@ class SocketDriver:
     def _turn(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_here, zmq.POLLIN)
-        for dealer, monitor, outbox in zip(self._dealers, self._monitors, self._outboxes, strict=True):
-            poller.register(dealer, zmq.POLLIN | (zmq.POLLOUT if outbox else 0))
-            poller.register(monitor, zmq.POLLIN)
+        for connection in self._connections.values():
+            poller.register(connection.dealer, zmq.POLLIN | (zmq.POLLOUT if connection.outbox else 0))
+            poller.register(connection.monitor, zmq.POLLIN)
         self._redial(self._now)
         sleep_s = min(self._core.next_time(self._now) - self._now, _LONGEST_SLEEP_S)
         ready = dict(poller.poll(max(0, round(sleep_s * 1000 + 0.5))))
@@ -150,13 +178,16 @@ class SocketDriver:
         if self._wake_here.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._wake_here.recv(4096)
-        for number, (dealer, monitor) in enumerate(zip(self._dealers, self._monitors, strict=True)):
-            if monitor in ready:
+        for number, connection in self._connections.items():
+            if connection.monitor in ready:
                 self._connection_events(number, now)
-            if ready.get(dealer, 0) & zmq.POLLIN:
+            if ready.get(connection.dealer, 0) & zmq.POLLIN:
                 self._receive(number, now)
-            if ready.get(dealer, 0) & zmq.POLLOUT:
+            if ready.get(connection.dealer, 0) & zmq.POLLOUT:
                 self._flush(number)
+        if self._leaving is not None and now >= self._look_again_at:
+            self._look_again_at = now + _LONGEST_SLEEP_S
+            self._list(self._leaving, self._core, now)
         while self._posted:
             self._posted.popleft()(self._core, now)
         for command in self._core.advance(now):
@@ -170,20 +201,20 @@ class SocketDriver:
         return self._now
 
     def _connection_events(self, number: int, now: float) -> None:
-        monitor = self._monitors[number]
-        while monitor.poll(0):
-            event = recv_monitor_message(monitor)
-            change = self._handshakes[number].event(event["event"], event["value"])
+        connection = self._connections[number]
+        while connection.monitor.poll(0):
+            event = recv_monitor_message(connection.monitor)
+            change = connection.handshake.event(event["event"], event["value"])
             if change is None:
                 continue
             if isinstance(change, Connected):
-                self._outboxes[number].clear()
+                connection.outbox.clear()
                 self._core.connected(number, now)
                 continue
             self._receive(number, now)  # what came before the connection broke
-            self._outboxes[number].clear()
+            connection.outbox.clear()
             if event["event"] in GIVEN_UP:
-                self._redials[number] = now + _REDIAL_S
+                connection.redial_at = now + _REDIAL_S
             if not isinstance(change, Denied):
                 self._core.lost(number, change.reason, now)
                 continue
@@ -191,13 +222,14 @@ class SocketDriver:
                 self._core.denied(number, change.text, now)
 
     def _redial(self, now: float) -> None:
-        for number in [number for number, due in self._redials.items() if now >= due]:
-            del self._redials[number]
-            self._dealers[number].disconnect(self._addresses[number])
-            self._dealers[number].connect(self._addresses[number])
+        for connection in self._connections.values():
+            if connection.redial_at is not None and now >= connection.redial_at:
+                connection.redial_at = None
+                connection.dealer.disconnect(connection.address)
+                connection.dealer.connect(connection.address)
 
     def _receive(self, number: int, now: float) -> None:
-        dealer = self._dealers[number]
+        dealer = self._connections[number].dealer
         for _ in range(_FRAMES_PER_TURN):
             try:
                 frame = dealer.recv(zmq.NOBLOCK, copy=False)
@@ -221,7 +253,7 @@ class SocketDriver:
 
     def _execute(self, command: Command) -> None:
         if isinstance(command, Send):
-            self._outboxes[command.loader].append(encode(command.message))
+            self._connections[command.loader].outbox.append(encode(command.message))
             self._flush(command.loader)
         elif isinstance(command, Deliver):
             self._sink.deliver(command)
@@ -233,19 +265,45 @@ class SocketDriver:
             self._sink.fail(command.error)
 
     def _flush(self, number: int) -> None:
-        outbox = self._outboxes[number]
+        connection = self._connections[number]
+        outbox = connection.outbox
         while outbox:
             try:
-                self._dealers[number].send(outbox[0], zmq.NOBLOCK)
+                connection.dealer.send(outbox[0], zmq.NOBLOCK)
             except zmq.Again:  # the connection is just coming or going: the poll says when it can be written
                 return
             outbox.popleft()
 
     # -- sockets
 
-    def _add(self, address: str) -> None:
+    def _found(self, found: Found) -> None:
+        """On the discovery's thread."""
+        self.post(lambda core, now: self._list(found, core, now))
+
+    def _list(self, found: Found, core: Core, now: float) -> None:
+        """Connect to what joined the list; forget what left it, once it is no longer connected."""
+        not_found = dict(found.not_found)
+        numbers = {connection.address: number for number, connection in self._connections.items()}
+        for address in found.addresses:
+            if address in numbers:
+                continue
+            try:
+                connection = self._connect(address)
+            except zmq.ZMQError as error:  # a list may change: the rest of it is used
+                not_found[address] = str(error)
+                continue
+            self._connections[core.join(address)] = connection
+            logger.info("a loader is listed at %s", address)
+        core.not_found(not_found)
+        gone = numbers.keys() - self._fixed - set(found.addresses)
+        waiting = [address for address in gone if not core.leave(numbers[address], now)]
+        for address in gone - set(waiting):
+            self._connections.pop(numbers[address]).close()
+            logger.info("no loader is listed at %s any more", address)
+        self._leaving = found if waiting else None
+
+    def _connect(self, address: str) -> Connection:
         dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        self._dealers.append(dealer)
         # No routing id is set: the loader's ROUTER gives each connection a new random one, so that an answer to a
         # connection that is gone cannot come through the next one, nor a half-open one shut us out.
         for option, value in (
@@ -270,16 +328,21 @@ class SocketDriver:
             secret, loader = self._keys
             dealer.curve_secretkey, dealer.curve_publickey = secret.value, zmq.curve_public(secret.value)
             dealer.curve_serverkey = loader.value
-        self._monitors.append(dealer.get_monitor_socket(EVENTS))
-        dealer.connect(address)
+        monitor = dealer.get_monitor_socket(EVENTS)
+        connection = Connection(
+            address, dealer, monitor, Handshake(address, self._keys[0].name if self._keys else None)
+        )
+        try:
+            dealer.connect(address)
+        except zmq.ZMQError:
+            connection.close()
+            raise
+        return connection
 
     def _close_sockets(self) -> None:
-        for dealer in self._dealers:
-            dealer.disable_monitor()
-            dealer.close(0)
-        for monitor in self._monitors:
-            monitor.close(0)
-        self._dealers, self._monitors, self._outboxes = [], [], []
+        for connection in self._connections.values():
+            connection.close()
+        self._connections = {}
         self._context.term()
         self._wake_here.close()
         self._wake_there.close()

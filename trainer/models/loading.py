@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.hub_cache import find_model_folder
 from trainer.engine.optimizer import matches
 from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
@@ -25,7 +26,7 @@ transformers_logging.disable_progress_bar()  # one per rank, for seconds of load
 def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_size_needed: int) -> PreTrainedModel:
     """The base model in `model.precision`, on the CPU or partitioned. Raises ConfigError."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    folder = str(config.model.folder)
+    folder = str(find_model_folder(config.model.base_model_path))
     with partitioned_loading(settings):
         try:
             model: PreTrainedModel = family.auto_class.from_pretrained(

@@ -2,36 +2,34 @@
 
 import argparse
 import sys
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from stoker_proto.errors import ConfigError, StokerError
-from trainer.sim.environment import TASKS, Environment, Observation
-from trainer.sim.experts import EXPERTS
+from trainer.sim.acting import load_act
+from trainer.sim.demonstration import Job, Reason, play
+from trainer.sim.environment import TASKS, Environment
 from trainer.sim.recording import COMPRESSIONS, Recorder, Trajectory
 from trainer.sim.workers import Interrupts, Workers
 
-MAX_STEPS = 80  # about twice what the longest expert (StackCube) takes
-_HELD_AT_THE_END = {"PickCube-v1"}
-"""Its goal may lie where the cube lies: ManiSkill then calls it solved, but untouched it shows no picking."""
+MAX_STEPS = 90
+"""About twice what the longest expert (StackCube) takes."""
 
 _HELP = f"""Makes demonstrations with ManiSkill: a scripted expert that knows the true state acts, a camera watches.
 
 Written are DIR/NAME.jsonl, one line per trajectory (obs_path, task, instruction, actions, seed), and
-DIR/NAME/traj_000000/obs.npz ... with rgb [T,H,W,3], qpos [T,9], tcp_pose [T,7] and, with --depth, depth [T,H,W] in mm.
+DIR/NAME/traj_000000/obs.npz ... with rgb [T,H,W,3], state [T,9], qpos [T,9], tcp_pose [T,7], the camera's matrices, true
+positions and, with --depth, depth [T,H,W] in mm (trainer/sim/recording.py).
 Actions are the 7 numbers of pd_ee_delta_pose (translation, rotation, gripper) in [-1, 1].
 
 Tasks: {", ".join(TASKS)}.
-Trajectory i of a task starts from seed SEED+i; a failed one is not written, the seeds after it take its place.
+Trajectory i of a task starts from seed SEED+i; a failed or stuck one is counted, not written, and replaced by the seeds after it.
 The same command writes the same bytes with any number of processes.
 Ctrl-C keeps the trajectories that are complete, and nothing half-written.
 
@@ -41,18 +39,12 @@ STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh (Debian 12
 _EXAMPLES = """examples:
   python -m trainer.sim.collect --task PushCube-v1 --num 20 --out demos
   python -m trainer.sim.collect --task PickCube-v1 --task StackCube-v1 --num 200 --depth --processes 8 --out demos
+  python -m trainer.sim.collect --task PushCube-v1 --num 300 --image-size 256 --noise 0.75 --render-share 0.5 \\
+      --settle 6 --paraphrases --format stored --out demos              (what trains a policy well: trainer/sim/README.md)
+  python -m trainer.sim.collect --task PushCube-v1 --num 50 --image-size 256 --policy outputs/export --seed 600000 \\
+      --name dagger --out demos                                         (the policy acts, the expert labels)
   python -m trainer.sim.collect --task PickCube-v1 --num 20 --seed 100000 --name val --out demos     (held-out seeds)
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One episode to be played."""
-
-    task: str
-    seed: int
-    image_size: int
-    depth: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,71 +65,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def play(environment: Environment, job: Job) -> Trajectory | None:
-    """Plays the expert from the job's seed; None if it has not succeeded after MAX_STEPS."""
-    expert = EXPERTS[job.task]
-    seen = [environment.reset(job.seed)]
-    instruction = environment.instruction()
-    actions = []
-    for _ in range(MAX_STEPS):
-        actions.append(expert(environment.state()))
-        observation, success = environment.step(actions[-1])
-        if success and (job.task not in _HELD_AT_THE_END or environment.state().is_grasped):
-            return Trajectory(
-                task=job.task,
-                instruction=instruction,
-                seed=job.seed,
-                actions=np.stack(actions),
-                observations=_stack(seen),
-            )
-        seen.append(observation)
-    return None
-
-
-def _stack(seen: Sequence[Observation]) -> dict[str, npt.NDArray[Any]]:
-    members = {"rgb": np.stack([one.rgb for one in seen])}
-    depth = [one.depth for one in seen if one.depth is not None]
-    if depth:
-        members["depth"] = np.stack(depth)
-    members["qpos"] = np.stack([one.qpos for one in seen])
-    members["tcp_pose"] = np.stack([one.tcp_pose for one in seen])
-    return members
-
-
 _environments: dict[tuple[str, int, bool], Environment] = {}
 """The one environment that this worker process holds open."""
 
 
-def _work(job: Job) -> Trajectory | None:
+def _work(job: Job) -> Trajectory | Reason:
     """In a worker process: plays one job in this process's environment, which is made when the task changes."""
     key = (job.task, job.image_size, job.depth)
     if key not in _environments:
         while _environments:
             _environments.popitem()[1].close()
         _environments[key] = Environment(job.task, image_size=job.image_size, depth=job.depth)
-    return play(_environments[key], job)
+    return play(_environments[key], job, None if job.policy is None else load_act(job.policy))
 
 
-def _successes(workers: Workers, options: argparse.Namespace, task: str) -> Iterator[Trajectory]:
-    """The first `num` successful trajectories in the order of their seeds, however the workers finish."""
-    max_failures = options.num + 10
-    num_failures = 0
+def _kept(workers: Workers, options: argparse.Namespace, task: str, dropped: Counter[Reason]) -> Iterator[Trajectory]:
+    """The first `num` trajectories in the order of their seeds, however the workers finish. Adds to `dropped`."""
+    max_dropped = options.num + 10
 
-    def ask(seed: int) -> Future[Trajectory | None]:
-        return workers.ask(_work, Job(task=task, seed=seed, image_size=options.image_size, depth=options.depth))
+    def ask(seed: int) -> Future[Trajectory | Reason]:
+        return workers.ask(_work, _job(options, task, seed))
 
     pending = deque(ask(options.seed + index) for index in range(options.num))
     next_seed = options.seed + options.num
     while pending:
-        trajectory = pending.popleft().result()
-        if trajectory is not None:
-            yield trajectory
+        outcome = pending.popleft().result()
+        if isinstance(outcome, Trajectory):
+            yield outcome
             continue
-        num_failures += 1
-        if num_failures > max_failures:
-            raise ConfigError(f"{task}: the expert failed {num_failures} times for {options.num} demonstrations wanted")
+        dropped[outcome] += 1
+        if dropped.total() > max_dropped:
+            raise ConfigError(
+                f"{task}: {dropped.total()} episodes were thrown away ({_counts(dropped)}) for {options.num} demonstrations "
+                "wanted: use a lower --noise"
+            )
         pending.append(ask(next_seed))
         next_seed += 1
+
+
+def _job(options: argparse.Namespace, task: str, seed: int) -> Job:
+    return Job(
+        task=task,
+        seed=seed,
+        image_size=options.image_size,
+        depth=options.depth,
+        noise=options.noise,
+        render_share=options.render_share,
+        settle=options.settle,
+        max_steps=MAX_STEPS,
+        paraphrases=options.paraphrases,
+        policy=None if options.policy is None else str(options.policy),
+    )
+
+
+def _counts(dropped: Counter[Reason]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none thrown away"
 
 
 def _collect(options: argparse.Namespace, recorder: Recorder, interrupts: Interrupts) -> None:
@@ -147,9 +129,12 @@ def _collect(options: argparse.Namespace, recorder: Recorder, interrupts: Interr
         try:
             for task in options.task:
                 bar.set_description(task)
-                for trajectory in _successes(workers, options, task):
+                started, written, dropped = time.monotonic(), recorder.num_written, Counter[Reason]()
+                for trajectory in _kept(workers, options, task, dropped):
                     recorder.write(trajectory)
                     bar.update()
+                    rate = 60 * (recorder.num_written - written) / (time.monotonic() - started)
+                    bar.set_postfix_str(f"{rate:.0f} a minute, {_counts(dropped)}")
         except BrokenProcessPool as error:
             raise ConfigError(
                 "a worker process died (out of memory, or a crash in the renderer); try fewer --processes, "
@@ -180,6 +165,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--depth", action="store_true", help="record depth images too, in millimetres")
     add("--processes", type=_positive, default=2, help="simulators at a time, about 0.8 GB each (default %(default)s)")
     add("--format", choices=list(COMPRESSIONS), default="deflated", help="of the NPZ members (default %(default)s)")
+    add("--noise", type=_share, default=0.0, metavar="SHARE", help="share of episodes that are pushed off their path; labels "
+        "stay the expert's (default %(default)s)")  # fmt: skip
+    add("--render-share", type=_share, default=1.0, metavar="SHARE", help="share of timesteps to render and record: rendering "
+        "is nine tenths of the cost; below 1 for data.action.chunk 1 only (default %(default)s)")  # fmt: skip
+    add(
+        "--settle", type=_not_negative, default=0, metavar="N", help="timesteps to record after the success (default 0)"
+    )
+    add("--paraphrases", action="store_true", help="say the instruction in several ways, in turns")
+    add("--policy", type=Path, metavar="EXPORT", help="DAgger: this policy acts, the expert labels; failures are kept")
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(arguments)
 
@@ -187,6 +181,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is no share: 0 to 1 is expected")
     return value
 
 

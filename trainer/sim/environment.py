@@ -50,6 +50,8 @@ class Task:
     """Our name -> attribute of the ManiSkill environment, for objects whose poses the expert may use."""
     instruction: str
     """The instruction for the policy; `{goal}` stands for the goal position in whole centimetres."""
+    paraphrases: tuple[str, ...]
+    """Other ways to say it."""
     camera: Camera
 
 
@@ -57,22 +59,42 @@ TASKS: dict[str, Task] = {
     "PushCube-v1": Task(
         actors={"cube": "obj", "goal": "goal_region"},
         instruction="push the blue cube forward onto the red and white target",
+        paraphrases=(
+            "push the cube to the target",
+            "shove the block forward to the goal",
+            "move the cube away from you onto the target",
+        ),
         camera=Camera(eye=(0.60, 0.0, 0.55), target=(0.08, 0.0, 0.02), fov_degrees=44),
     ),
     "PickCube-v1": Task(
         actors={"cube": "cube", "goal": "goal_site"},
         instruction="pick up the red cube and hold it at {goal}",
+        paraphrases=(
+            "grasp the red cube and lift it to {goal}",
+            "pick the block up and hold it at {goal}",
+            "lift the cube to {goal}",
+        ),
         camera=Camera(eye=(0.62, 0.0, 0.50), target=(0.0, 0.0, 0.14), fov_degrees=42),
     ),
     "PullCube-v1": Task(
         actors={"cube": "obj", "goal": "goal_region"},
         instruction="pull the blue cube back onto the red and white target",
+        paraphrases=(
+            "pull the cube to the target",
+            "drag the block back to the goal",
+            "move the cube towards you onto the target",
+        ),
         # From the side: seen from the front, the hand hides the cube that it pulls.
         camera=Camera(eye=(0.15, -0.58, 0.45), target=(-0.10, 0.0, 0.04), fov_degrees=44),
     ),
     "StackCube-v1": Task(
         actors={"cube": "cubeA", "goal": "cubeB"},
         instruction="stack the red cube on the green cube",
+        paraphrases=(
+            "put the red cube on top of the green cube",
+            "place the red block on the green block",
+            "pick up the red cube and stack it on the green one",
+        ),
         camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
     ),
 }
@@ -91,6 +113,13 @@ class Observation:
     """float32[9]: 7 joint angles (radians), 2 finger positions (metres)."""
     tcp_pose: npt.NDArray[np.float32]
     """float32[7]: position and quaternion of the tool centre point, between the finger tips."""
+    state: npt.NDArray[np.float32]
+    """float32[9], the state for `data.state: text`: half of the fingers' gap (m), tool centre point (m), sine and cosine of the
+    direction in which the fingers close, and the goal as the instruction says it (m; zeros where it says none)."""
+    intrinsic_cv: npt.NDArray[np.float32]
+    """float32[3, 3]: camera -> pixels, in OpenCV's convention."""
+    extrinsic_cv: npt.NDArray[np.float32]
+    """float32[3, 4]: world -> camera."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +139,12 @@ class PrivilegedState:
     is_grasped: bool
     """Both fingers press on the cube."""
 
+    def objects(self) -> npt.NDArray[np.float32]:
+        """float32[8], what training may predict beside the actions: cube and goal (m), then the cube's direction as a point on a
+        circle of 0.1 m that is passed once in a quarter turn, after which a cube looks the same."""
+        turn = 4 * self.cube_yaw
+        return np.array([*self.cube, *self.goal, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
+
 
 class Environment:
     """One ManiSkill environment on the CPU, one robot (`panda`), one camera. Use one per process."""
@@ -121,7 +156,9 @@ class Environment:
         self._depth = depth
         self._made = _make(self._spec.camera, task, image_size, depth)
         self._raw = self._made.unwrapped
-        self._latest: Mapping[str, Any] = {}
+        self._render = self._raw.get_obs
+        # Rendering takes nine tenths of a step. ManiSkill renders in each step; here only `observe` does.
+        self._raw.get_obs = lambda *arguments, **named: {}
         self.reward = 0.0
         """ManiSkill's own reward of the latest step (dense, at most 1)."""
 
@@ -130,33 +167,43 @@ class Environment:
 
         The scene is rebuilt (0.25 s): only then is an episode bitwise independent of earlier episodes in this process.
         """
-        self._latest, _ = self._made.reset(seed=seed, options={"reconfigure": True})
-        return self._observation()
+        self.begin(seed)
+        return self.observe()
+
+    def begin(self, seed: int) -> None:
+        """`reset` without rendering."""
+        self._made.reset(seed=seed, options={"reconfigure": True})
 
     def step(self, action: npt.ArrayLike) -> tuple[Observation, bool]:
         """Executes one action (7 floats, see the module) for 1/20 s; returns the observation after it, and success."""
-        self._latest, reward, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
-        self.reward = float(reward)
-        return self._observation(), bool(info["success"].item())
+        success = self.advance(action)
+        return self.observe(), success
 
-    def instruction(self) -> str:
-        """The instruction of this episode.
+    def advance(self, action: npt.ArrayLike) -> bool:
+        """`step` without rendering: a tenth of its time."""
+        _, reward, _, _, info = self._made.step(np.asarray(action, dtype=np.float32))
+        self.reward = float(reward)
+        return bool(info["success"].item())
+
+    def instruction(self, number: int = 0) -> str:
+        """The instruction of this episode. number: which way to say it (modulo how many there are); 0 is the usual one.
 
         PickCube's goal is invisible to the camera, so the instruction names it, in whole centimetres: the rounding error
         is at most 0.9 cm, the task's own tolerance 2.5 cm.
         """
-        if "{goal}" not in self._spec.instruction:
-            return self._spec.instruction
+        wordings = (self._spec.instruction, *self._spec.paraphrases)
+        wording = wordings[number % len(wordings)]
+        if "{goal}" not in wording:
+            return wording
         x_cm, y_cm, z_cm = (round(100 * value) for value in self._position("goal"))
         sideways = f"{abs(y_cm)} cm {'left' if y_cm >= 0 else 'right'}"
         along = f"{abs(x_cm)} cm {'forward' if x_cm >= 0 else 'back'}"
-        return self._spec.instruction.format(goal=f"{along}, {sideways}, {z_cm} cm up")
+        return wording.format(goal=f"{along}, {sideways}, {z_cm} cm up")
 
     def state(self) -> PrivilegedState:
         """The privileged state at this moment."""
-        goal = self._position("goal")
-        if "{goal}" in self._spec.instruction:
-            goal = np.round(goal, 2)
+        told = self._goal_told()
+        goal = self._position("goal") if told is None else told
         cube = self._actor("cube")
         tcp = self._raw.agent.tcp.pose
         return PrivilegedState(
@@ -178,14 +225,27 @@ class Environment:
     def _position(self, name: str) -> FloatArray:
         return _numpy(self._actor(name).pose.p)
 
-    def _observation(self) -> Observation:
-        images = self._latest["sensor_data"]["base_camera"]
+    def _goal_told(self) -> FloatArray | None:
+        """The goal as the instruction says it, in whole centimetres; None where it says none."""
+        return np.round(self._position("goal"), 2) if "{goal}" in self._spec.instruction else None
+
+    def observe(self) -> Observation:
+        """Renders what the robot measures now."""
+        seen = self._render()
+        images, matrices = seen["sensor_data"]["base_camera"], seen["sensor_param"]["base_camera"]
+        qpos = seen["agent"]["qpos"][0].cpu().numpy().astype(np.float32)
+        tcp, told = self._raw.agent.tcp.pose, self._goal_told()
+        yaw = _axis_yaw(tcp, 1)
+        goal = np.zeros(3) if told is None else told
         return Observation(
             rgb=images["rgb"][0].cpu().numpy().astype(np.uint8),
             # ManiSkill gives int16 millimetres; no table-top point is farther than 32 m, so the cast loses nothing.
             depth=images["depth"][0, :, :, 0].cpu().numpy().astype(np.uint16) if self._depth else None,
-            qpos=self._latest["agent"]["qpos"][0].cpu().numpy().astype(np.float32),
-            tcp_pose=self._raw.agent.tcp.pose.raw_pose[0].cpu().numpy().astype(np.float32),
+            qpos=qpos,
+            tcp_pose=tcp.raw_pose[0].cpu().numpy().astype(np.float32),
+            state=np.array([qpos[7:].mean(), *_numpy(tcp.p), np.sin(yaw), np.cos(yaw), *goal], np.float32),
+            intrinsic_cv=matrices["intrinsic_cv"][0].cpu().numpy().astype(np.float32),
+            extrinsic_cv=matrices["extrinsic_cv"][0].cpu().numpy().astype(np.float32),
         )
 
 

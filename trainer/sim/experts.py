@@ -31,29 +31,29 @@ def pull_cube(state: PrivilegedState) -> FloatArray:
 
 
 def pick_cube(state: PrivilegedState) -> FloatArray:
-    """Grips the cube and carries it to the goal in a straight line, slower near the end: it must come to rest."""
+    """Grips the cube and carries it to the goal in a straight line; slower near the end, as a step covers what is left."""
     if not state.is_grasped:
-        return _grip(state)
-    return _action(state.goal - state.cube, CLOSED, limit=0.6)
+        return _grip(state, turn=0.0)  # its diagonal fits between the fingers
+    return _action(state.goal - state.cube, CLOSED, limit=0.8)
 
 
 def stack_cube(state: PrivilegedState) -> FloatArray:
-    """Grips the cube, lifts it over the other one, sets it down, lets go."""
-    offset = state.goal + np.array([0.0, 0.0, 2 * HALF_CUBE]) - state.cube
-    sideways = float(np.hypot(offset[0], offset[1]))
-    if sideways < 0.015 and abs(offset[2]) < 0.004:
-        # It stands where it should: let go and leave upwards (also once released, so it is not gripped again).
-        return _action(np.array([0.0, 0.0, 0.0 if state.is_grasped else 0.03]), OPEN)
+    """Grips the cube along its sides, lifts it over the other one, sets it down, lets go, and leaves upwards."""
+    to_goal = state.goal - state.cube
+    sideways = float(np.hypot(to_goal[0], to_goal[1]))
+    is_on_top = sideways < 0.03 and abs(-to_goal[2] - 2 * HALF_CUBE) < 0.006
+    if is_on_top and not state.is_grasped:
+        return _action(np.array([0.0, 0.0, 0.06 if state.tcp[2] < 0.18 else 0.0]), OPEN)
+    if is_on_top and sideways < 0.012:
+        return _action(np.zeros(3), OPEN)
     if not state.is_grasped:
-        return _grip(state)
-    if sideways < 0.01:
-        return _action(offset - np.array([0.0, 0.0, 0.001]), CLOSED, limit=0.3)
-    clearance = 0.03
-    lift = offset[2] + clearance
-    if lift > 0.015:
-        # Too low to pass over the other cube: straight up first.
-        return _action(np.array([0.0, 0.0, lift]), CLOSED, limit=0.6)
-    return _action(np.array([offset[0], offset[1], lift]), CLOSED, limit=0.6)
+        # A cube looks the same every quarter turn, so the nearest side is never more than 45 degrees away.
+        return _grip(state, turn=(state.cube_yaw - state.finger_yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4)
+    # Above the other cube by as much as it is still away sideways: lower only when nearly there.
+    move = to_goal + np.array([0.0, 0.0, 2 * HALF_CUBE + min(0.05, 4 * max(0.0, sideways - 0.006))])
+    if sideways > 0.05 and -to_goal[2] < 0.06:
+        move[:2] = 0.0  # too low to pass over the other cube: straight up first
+    return _action(move, CLOSED, limit=0.7)
 
 
 EXPERTS: dict[str, Expert] = {
@@ -66,33 +66,33 @@ EXPERTS: dict[str, Expert] = {
 
 
 def _shove(state: PrivilegedState, *, direction: float) -> FloatArray:
-    """Moves the cube along x (`direction` +1 forward, -1 back) with the closed fingers in the cube's track."""
-    start = state.cube - np.array([direction * (HALF_CUBE + 0.04), 0.0, 0.0])
+    """Moves the cube along x (`direction` +1 forward, -1 back) with the closed fingers in the cube's track.
+
+    Pushed off the track by noise, the hand goes back behind the cube; it stops 3 cm before the goal's middle, where the cube lies
+    on it.
+    """
     behind_by = direction * (state.cube[0] - state.tcp[0])
-    aside = abs(state.tcp[1] - state.cube[1])
-    height = state.tcp[2] - state.cube[2]
-    if behind_by > HALF_CUBE and aside < 0.012 and height < 0.015:
-        ahead = np.array([direction * 0.1, state.cube[1] - state.tcp[1], -height])
-        return _action(ahead, CLOSED, limit=0.8)
-    if np.hypot(*(start - state.tcp)[:2]) < 0.02:
-        return _action(start - state.tcp, CLOSED)
-    # Not behind it yet: stay above the cube on the way there, lower only when nearly there.
-    over = start + np.array([0.0, 0.0, 0.05])
-    return _action(over - state.tcp, CLOSED)
+    aside = state.cube[1] - state.tcp[1]
+    if behind_by > HALF_CUBE and abs(aside) < 0.015 and state.tcp[2] < 0.045:
+        ahead = state.goal[0] - direction * 0.03 - state.tcp[0]
+        return _action(np.array([ahead, aside, HALF_CUBE - state.tcp[2]]), CLOSED, limit=0.8)
+    # Not behind it yet: above the cube on the way there, down only when nearly there.
+    height = 0.11 if behind_by < 0.045 else HALF_CUBE
+    start = np.array([state.cube[0] - direction * 0.07, state.cube[1], height])
+    return _action(start - state.tcp, CLOSED)
 
 
-def _grip(state: PrivilegedState) -> FloatArray:
-    """Opens, turns the fingers along a side of the cube, goes over it, down, and closes."""
+def _grip(state: PrivilegedState, *, turn: float) -> FloatArray:
+    """Opens, turns the fingers by `turn` radians, goes over the cube, down, and closes."""
     to_cube = state.cube - state.tcp
-    # A cube looks the same every quarter turn, so the nearest side is never more than 45 degrees away.
-    turn = (state.cube_yaw - state.finger_yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
     sideways = float(np.hypot(to_cube[0], to_cube[1]))
-    if sideways < 0.01 and abs(to_cube[2]) < 0.008 and abs(turn) < 0.15:
+    if sideways < 0.012 and abs(to_cube[2]) < 0.012:
         return _action(np.zeros(3), CLOSED)
-    if sideways < 0.012 and abs(turn) < 0.15:
-        return _action(to_cube, OPEN, turn=turn)
-    over = to_cube + np.array([0.0, 0.0, 0.06])
-    return _action(over, OPEN, turn=turn)
+    # Above the cube by as much as it is still away sideways.
+    height = min(0.08, 3 * max(0.0, sideways - 0.008))
+    if sideways > 0.05 and to_cube[2] > -0.05:
+        to_cube = to_cube * np.array([0.2, 0.2, 1.0])  # low and far: up first, or the hand sweeps cubes away
+    return _action(to_cube + np.array([0.0, 0.0, height]), OPEN, turn=turn, limit=0.8)
 
 
 def _action(move: FloatArray, gripper: float, *, turn: float = 0.0, limit: float = 1.0) -> FloatArray:

@@ -6,8 +6,13 @@ One line of `train.jsonl`, with `train/traj_000005/obs.npz` beside it:
      at 9 cm back, 5 cm left, 24 cm up", "actions": [[0.112, -0.04, -1.0, 0.0, 0.0, -0.31, 1.0], ...], "seed": 5}
 
 `obs_path` is relative to the JSONL file. Members of the NPZ, T images for T actions (image t is what was seen just
-before action t): `rgb` uint8[T, H, W, 3]; `depth` uint16[T, H, W] in mm, if recorded; `qpos` float32[T, 9];
-`tcp_pose` float32[T, 7].
+before action t): `rgb` uint8[T, H, W, 3]; `depth` uint16[T, H, W] in mm, if recorded; `qpos` float32[T, 9]; `tcp_pose`
+float32[T, 7]; `state` float32[T, 9], which `data.state: text` reads; `intrinsic_cv` float32[T, 3, 3] and `extrinsic_cv`
+float32[T, 3, 4], the camera's matrices; `objects` float32[T, 8], true positions (`trainer/sim/environment.py`).
+
+`actions` are the expert's, the labels. Where others were executed (noise, a policy), or not every timestep was rendered, the row
+has also `executed_actions` (of all timesteps, which replay the episode), `acted` (who: noisy expert, policy, expert) and, of
+partly rendered episodes, `timesteps` [T]: which ones are here.
 """
 
 import io
@@ -16,7 +21,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +48,8 @@ class Trajectory:
     """float64[T, 7], rounded to 6 decimals"""
     observations: Mapping[str, npt.NDArray[Any]]
     """member of the NPZ -> array whose first dimension is T"""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """further values of the row, JSON"""
 
     def __post_init__(self) -> None:
         lengths = {name: len(array) for name, array in self.observations.items()} | {"actions": len(self.actions)}
@@ -119,6 +126,7 @@ class Recorder:
             "instruction": trajectory.instruction,
             "actions": trajectory.actions.tolist(),
             "seed": trajectory.seed,
+            **trajectory.extra,
         }
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with self.jsonl.open("ab") as file:

@@ -17,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.jsonl import BYTE_ORDER_MARK, MAX_LINE_BYTES
+from loader_service.sources.record_numbers import Mark
 from stoker_proto.errors import DataError
 
 BLOCK_BYTES = 1 << 20
+_FIRST_BLOCK_BYTES = 64 << 10
+"""Of an array that is read from its middle: often only a few objects are looked at."""
+_FIRST = Mark(0, 0)
 
 _QUOTE, _BACKSLASH, _OPENING_BRACE = b'"'[0], b"\\"[0], b"{"[0]
 _STRUCTURAL = np.zeros(256, np.bool_)
@@ -29,29 +33,35 @@ _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
-def iter_elements(path: Path) -> Iterator[tuple[int, int]]:
-    """(offset, size) of the objects of the array in the file, in order. Raises DataError that names the byte where it breaks."""
-    scanner = _Scanner(path)
+def iter_elements(path: Path, start: Mark = _FIRST) -> Iterator[tuple[int, int]]:
+    """(offset, size) of the objects of the array in the file, in order. Raises DataError that names the byte where it breaks.
+
+    start: the object to begin with, by its offset and its number; that of number 0 is looked for from the start of the file."""
+    scanner = _Scanner(path, start)
+    size = _FIRST_BLOCK_BYTES if start.number else BLOCK_BYTES
     with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
+        file.seek(scanner.position)
+        while block := file.read(size):
             yield from scanner.feed(block)
+            size = min(2 * size, BLOCK_BYTES)
     scanner.finish()
 
 
 class _Scanner:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: Mark) -> None:
         self._path = path
-        self._position = 0  # of the next block in the file
-        self._depth = 0
+        is_inside = start.number > 0
+        self.position = start.offset if is_inside else 0  # of the next block in the file
+        self._depth = int(is_inside)
         self._in_string = False
         self._escaping = False  # the last block ended with a backslash that escapes the next byte
-        self._count = 0
+        self._count = start.number
         self._start = -1  # of the object that is open; -1: none is
-        self._gap = b""  # what was read since the last object, without spaces
+        self._gap = b"," if is_inside else b""  # what was read since the last object, without spaces
 
     def feed(self, block: bytes) -> Iterator[tuple[int, int]]:
         """The objects that end in the next block of the file."""
-        position, end = self._position, 0  # end: of the last object, in this block
+        position, end = self.position, 0  # end: of the last object, in this block
         opens, closes = self._edges(block)
         if self._start >= 0:
             opens = [-1, *opens]  # it was opened in an earlier block
@@ -66,17 +76,17 @@ class _Scanner:
             yield self._start, size
             self._start = -1
             self._count += 1
-        self._position += len(block)
+        self.position += len(block)
         if self._start < 0:
             self._gap = self._gap_with(block[end:])
             if len(self._gap) > 4:  # no comma, bracket or half of a byte-order mark is that long, and nothing may grow
-                raise self._misplaced(self._gap, self._position - len(block) + end)
+                raise self._misplaced(self._gap, self.position - len(block) + end)
         else:
-            self._check_size(self._position - self._start)
+            self._check_size(self.position - self._start)
 
     def finish(self) -> None:
         """Call at the end of the file."""
-        where = f"the JSON array breaks off at byte {self._position}, the end of the file"
+        where = f"the JSON array breaks off at byte {self.position}, the end of the file"
         if self._start >= 0:
             raise self._error(
                 f"{where}, inside record {self._count}, which begins at byte {self._start}: copy the file again"
@@ -86,7 +96,7 @@ class _Scanner:
             return
         if gap in (b"", b",", b"["):
             raise self._error(f"{where}, after {self._count} records: its ] is missing; copy the file again")
-        raise self._misplaced(gap, self._position - len(gap))
+        raise self._misplaced(gap, self.position - len(gap))
 
     def _edges(self, block: bytes) -> tuple[list[int], list[int]]:
         """Positions in the block where an object of the array opens, and where one closes."""
@@ -121,12 +131,12 @@ class _Scanner:
     def _open(self, block: bytes, start: int, end: int) -> None:
         gap = self._gap_with(block[end:start])
         if gap != (b"," if self._count else b"["):
-            raise self._misplaced(gap, self._position + start - len(gap))
+            raise self._misplaced(gap, self.position + start - len(gap))
         if block[start] != _OPENING_BRACE:
             raise self._error(
-                f"record {self._count} at byte {self._position + start} is an array: JSON objects are expected"
+                f"record {self._count} at byte {self.position + start} is an array: JSON objects are expected"
             )
-        self._start, self._gap = self._position + start, b""
+        self._start, self._gap = self.position + start, b""
 
     def _gap_with(self, more: bytes) -> bytes:
         gap = b"".join((self._gap + more).split())

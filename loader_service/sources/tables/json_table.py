@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
+from loader_service.sources.record_numbers import Mark, record_number
 from loader_service.sources.tables.json_array import iter_elements
 from loader_service.sources.tables.table import WEIGHTS, ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
@@ -83,12 +84,14 @@ class JsonArray:
 
     def where(self, offset: int) -> tuple[str, str]:
         """The record's number, from 0, and its byte."""
-        number = 0
-        for place, _ in iter_elements(self.path):
-            if place >= offset:
-                break
-            number += 1
-        return "", f"{number} (byte {offset})"
+        return "", f"{record_number(self.path, offset, 0, _walk_elements)} (byte {offset})"
+
+
+def _walk_elements(path: Path, mark: Mark, offset: int) -> Iterator[Mark]:
+    for number, (place, _) in enumerate(iter_elements(path, mark), start=mark.number):
+        yield Mark(place, number)
+        if place >= offset:
+            return
 
 
 def _parse(text: bytes) -> dict[str, Any] | DataError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from stoker_proto.config.rules import above, allowed, at_least
-from stoker_proto.host.hub_cache import find_model_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +46,3 @@ class ModelConfig:
     """Parameters that are not trained, as patterns of their names: `["*vision_tower*", "lm_head.*"]`. Not with `lora`."""
     trust_remote_code: bool = False
     """Run Python code from the model folder. Leave it off unless you have read that code."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder that `base_model_path` means on this machine; it may be missing."""
-        return find_model_folder(self.base_model_path)

@@ -29,11 +29,7 @@ class Config:
         self.data.check_sources()
         self.data.remote.check()
         self.cluster.security.check()
-        if not self.cluster.loader_addresses:
-            raise ConfigError(
-                "cluster.loader_addresses is empty: name at least one loader, e.g. [tcp://127.0.0.1:5555], or leave the key out "
-                "(deploy/launch.py fills it in)"
-            )
+        self.cluster.check()
         world_size = len(self.cluster.component_placement.trainer)
         if world_size:
             check_batch_arithmetic(self.trainer.global_batch_size, self.trainer.micro_batch_size, world_size)

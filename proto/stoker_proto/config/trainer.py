@@ -53,6 +53,8 @@ class FeedConfig:
     """A rank that gets no data for this long ends with an error and a non-zero exit code."""
     connect_deadline_s: float = field(default=60.0, metadata=above(0))
     """Within this time, loaders that together hold all the data must have answered."""
+    discovery_s: float = field(default=5.0, metadata=at_least(0.1))
+    """Seconds between two looks at the names and files of `cluster.loader_addresses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

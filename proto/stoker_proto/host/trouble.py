@@ -29,8 +29,8 @@ _NAMES = (
 HOST_ERRNOS = frozenset(number for name in _NAMES if (number := getattr(errno, name, None)) is not None)
 """What else `open` and `read` say (no such file, no permission, a folder) is said of the data."""
 _STRERRORS = {os.strerror(number): number for number in HOST_ERRNOS}
-_WRITTEN_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
-"""As pyarrow writes it into the text of what it wraps."""
+_WRITTEN_ERRNO = re.compile(r"\[errno (\d+)\]|\berrno = (\d+)\b", re.IGNORECASE)
+"""As pyarrow, and as HDF5 write it into the text of what they wrap."""
 _MOST_CAUSES = 32  # a chain of causes may be a circle
 
 
@@ -95,7 +95,7 @@ def _trouble(error: BaseException) -> str | None:
     if not isinstance(number, int) and isinstance(error, RuntimeError) and "can't start new thread" in text:
         number = errno.EAGAIN
     if not isinstance(number, int) and (written := _WRITTEN_ERRNO.search(text)) is not None:
-        number = int(written[1])
+        number = int(written[1] or written[2])
     if not isinstance(number, int) and isinstance(error, ImportError):  # the dynamic loader's words
         number = next((found for words, found in _STRERRORS.items() if words in text), None)
     if not isinstance(number, int) or number not in HOST_ERRNOS:

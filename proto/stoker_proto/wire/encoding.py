@@ -77,6 +77,7 @@ _PIECE_DTYPES: dict[str, np.dtype[Any]] = {
     "image_counts": np.dtype("<u1"),
     "actions": np.dtype("<f4"),
     "row_samples": np.dtype("<u2"),
+    "auxiliary": np.dtype("<f4"),
 }
 
 
@@ -239,6 +240,11 @@ def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
     body["keys"] = body["keys"].reshape(count, 3)
     _expect_size(body, "actions", count * math.prod(shape))
     body["actions"] = body["actions"].reshape(count, *shape)
+    width = body["auxiliary"].size // count if count else 0
+    _expect_size(body, "auxiliary", count * width)
+    if width > 4096:
+        raise RemoteProtocolError(f"Piece.auxiliary holds {width} values a sample: at most 4096")
+    body["auxiliary"] = body["auxiliary"].reshape(count if width else 0, width)
     lengths: NDArray[np.int32] = body["lengths"]
     if count > MAX_SAMPLES or (count and int(lengths.min()) < 0):
         raise RemoteProtocolError(f"a Piece of {count} samples: at most {MAX_SAMPLES}, with lengths of at least 0")

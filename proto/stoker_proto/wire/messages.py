@@ -109,6 +109,8 @@ class Piece:
     """sample -> why it has no labels (policy `skip`)."""
     row_samples: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
     """[N]: samples of each row, at least 1; [0] without packing, where each row is one sample."""
+    auxiliary: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """[Q, A]: what training predicts beside the tokens, NaN for a sample without; [0, 0] where no sample has any."""
 
     @property
     def num_rows(self) -> int:
@@ -163,4 +165,5 @@ def piece_payload(piece: Piece) -> list[Any]:
         *piece.images,
         piece.actions.tobytes(),
         piece.row_samples.tobytes(),
+        piece.auxiliary.tobytes(),
     ]

@@ -12,15 +12,19 @@ from tests.end_to_end.faults.crew import Crew
 from tests.end_to_end.fleet import Pulled, pull, run_cli, write_config, write_demonstrations
 from tests.support.slowness import slowness
 
-_GAPS: list[tuple[str, float]] = []
+_GAP = "longest wait of a step, in seconds"
+"""A property of a test: it reaches the terminal from pytest-xdist's processes too."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the trainer felt of each fault."""
-    if _GAPS:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    gaps = [(report, dict(report.user_properties)) for report in reports if report.when == "call"]
+    gaps = [(report, properties[_GAP]) for report, properties in gaps if _GAP in properties]
+    if gaps:
         terminalreporter.section("longest time that the trainer waited for one step")
-        for name, seconds in _GAPS:
-            terminalreporter.write_line(f"{seconds:7.2f} s  {name}")
+        for report, seconds in gaps:
+            terminalreporter.write_line(f"{seconds:7.2f} s  {report.nodeid.rpartition('::')[2]}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def check_run(arena: Arena, request: pytest.FixtureRequest) -> Callable[[Pulled,
     before = slowness()
 
     def check(pulled: Pulled, most_s: float) -> None:
-        _GAPS.append((request.node.name, pulled.longest_wait_s))
+        request.node.user_properties.append((_GAP, pulled.longest_wait_s))
         assert pulled.keys == arena.expected.keys
         assert pulled.steps == arena.expected.steps
         assert pulled.longest_wait_s < most_s * max(before, slowness())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -15,7 +14,6 @@ from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Pi
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import PING, PING_TO_LIVE, RawPeer
 from tests.end_to_end.fleet import pull, wait_until, write_config, write_demonstrations
-from tests.support.slowness import slowness
 from tests.tiny_models import write_model_folder
 
 MIB = 1 << 20
@@ -79,7 +77,7 @@ def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int, samples
     """MiB that the loader grew at most while so many peers asked and did not read; answers that it dropped."""
     with ExitStack() as stack:
         reader = Reader(stack, crew.addresses[0])
-        before, dropped = rss_bytes(crew.pid(0)), reader.counters()["dropped"]
+        before, counters = rss_bytes(crew.pid(0)), reader.counters()
         peers = [stack.enter_context(RawPeer(crew.addresses[0])) for _ in range(num_peers)]
         for peer in peers:
             peer.shake_hands()
@@ -88,16 +86,18 @@ def peak_while_not_reading(crew: Crew, num_peers: int, num_tickets: int, samples
                 encoding.encode(Epoch(split="train", epoch=0, entries=[0])),
                 *tickets(num_tickets, samples=samples),
             )
-        highest, quiet_since, slow = 0, time.monotonic(), slowness()
-        done = reader.counters()["samples"]
-        while time.monotonic() < quiet_since + 0.7 * slow:
+        highest, total = 0, num_peers * num_tickets * samples
+
+        def all_answered() -> bool:
+            nonlocal highest
             highest = max(highest, rss_bytes(crew.pid(0)))
             for peer in peers:
                 peer.socket.sendall(PING)
-            time.sleep(0.02)
-            built = reader.counters()["samples"]
-            quiet_since, done = (quiet_since if built == done else time.monotonic()), built
-        return (highest - before) / MIB, reader.counters()["dropped"] - dropped
+            now = reader.counters()
+            return now["samples"] - counters["samples"] >= total and now["queued"] == 0
+
+        wait_until(all_answered, 300, f"pieces of {total} samples to be built, and to be sent or dropped")
+        return (highest - before) / MIB, reader.counters()["dropped"] - counters["dropped"]
 
 
 def test_a_client_that_never_reads(crew: Crew) -> None:
@@ -174,16 +174,22 @@ def test_afterwards_memory_and_descriptors_are_given_back_and_honest_ranks_are_s
 
 def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
     with ExitStack() as stack:
-        reader = Reader(stack, crew.addresses[0])
+        reader, watcher = Reader(stack, crew.addresses[0]), Reader(stack, crew.addresses[0])
         for ticket in tickets(3000):
             reader.socket.send(ticket)
-        refused, built, wait_ms = 0, 0, int(2000 * slowness())
-        while reader.socket.poll(wait_ms):  # what is built faster than it is read is dropped
-            answer = encoding.decode(reader.socket.recv())
-            built += isinstance(answer, Piece)
-            if isinstance(answer, Failure):
-                assert answer.message.endswith(" rows of this rank are in work, of 16384")
-                refused += 1
+        refused, built = 0, 0
+
+        def all_answered() -> bool:
+            nonlocal refused, built
+            while reader.socket.poll(500):  # what is built faster than it is read is dropped
+                answer = encoding.decode(reader.socket.recv())
+                built += isinstance(answer, Piece)
+                if isinstance(answer, Failure):
+                    assert answer.message.endswith(" rows of this rank are in work, of 16384")
+                    refused += 1
+            return refused > 0 and watcher.counters()["queued"] == 0
+
+        wait_until(all_answered, 300, "an answer to each ticket, or its loss")
         assert refused > 100
         assert built > 0
         reader.socket.send(tickets(1, samples=16_385, first=5000)[0])

@@ -175,15 +175,45 @@ def test_what_no_library_takes_is_one_bad_record_and_the_loader_lives_on(tmp_pat
     assert len(answers) == 8
 
 
-def test_actions_that_cannot_be_stacked_are_one_bad_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (
+            "uneven",
+            "record 0, field action: action 1 of the record has shape [1, 3], the first one [1, 7]: all need the same",
+        ),
+        ("nan", "record 0, field action: row 1, timestep 0: dimension 2 is nan; an action needs finite numbers"),
+        ("text", "record 0, field sample 1: `Sample.action` cannot be read as numbers"),
+        ("flat", "record 0, field sample 1: `Sample.action` has shape [7]: 2 dimensions are expected"),
+        ("words", "record 0, field sample 1: `Sample.instruction` is a bytes: a str is expected"),
+        ("frames", "record 0, field sample 1: `Sample.images` has a list: NumPy arrays are expected"),
+        ("dict", "record 0, field sample 1: `read` gave a dict: each item must be a Sample"),
+        ("raises", "record 0: ZeroDivisionError: integer"),
+    ],
+)
+def test_what_a_class_returns_wrongly_is_one_bad_record_with_its_place(kind: str, reason: str, tmp_path: Path) -> None:
     config = robot_config(tmp_path)
     prepared = prepare(config)
-    data = replace(config.data, dataset_type="tests.loader_service.dataset_classes:Uneven")
+    data = replace(config.data, dataset_type="tests.loader_service.dataset_classes:Wrong", options={"wrong": kind})
     encoder = RecordEncoder(data, Processor.build(config, prepared.codec))
     manifest = prepared.entries["train"][0]
     outcomes = encoder.encode_all([(manifest, number) for number in range(3)], 0)
     assert [type(outcome) for outcome in outcomes] == [DataError, EncodedRecord, EncodedRecord]
-    assert "record 0: ValueError" in str(outcomes[0])
+    assert str(outcomes[0]).startswith(f"{data.train_data_paths[0]}: {reason}")
+
+
+@pytest.mark.parametrize("name", ["encode_image", "encode", "codec"])
+def test_a_bug_of_ours_is_no_bad_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `skip` it would cost samples in silence. Raised, it ends the worker, whose tickets get FAILURE `died`."""
+    config = robot_config(tmp_path)
+    config = replace(config, data=replace(config.data, on_bad_sample="skip"))
+    prepared = prepare(config)
+    processor = Processor.build(config, prepared.codec)
+    owner = processor.codec if name == "codec" else processor
+    monkeypatch.setattr(owner, "encode" if name == "codec" else name, raising(ZeroDivisionError("a bug")))
+    encoder = RecordEncoder(config.data, processor)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        encoder.encode_all([(prepared.entries["train"][0], 0)], 0)
 
 
 @pytest.mark.parametrize("policy", ["fail", "skip"])

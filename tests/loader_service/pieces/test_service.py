@@ -16,7 +16,7 @@ from loader_service.prepare.run import Prepared, prepare
 from loader_service.remote import opened
 from loader_service.remote.opened import remote_store
 from loader_service.remote.url import parse_url
-from loader_service.server.command import write_job
+from loader_service.server.served import Served
 from stoker_proto.config import Config
 from stoker_proto.config.reader import load_config
 from stoker_proto.config.remote import RemoteConfig
@@ -43,10 +43,16 @@ def prepared(config: Config) -> Prepared:
 
 @pytest.fixture
 def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[PieceService]:
-    write_job(tmp_path, config, prepared, Processor.build(config, prepared.codec), "loader", 1, 1)
+    write_job(tmp_path, config, prepared)
     made = PieceService(tmp_path)
     yield made
     made.close()
+
+
+def write_job(run_dir: Path, config: Config, prepared: Prepared) -> None:
+    """What `loader-serve` writes for its workers."""
+    processor = Processor.build(config, prepared.codec)
+    Served(config, prepared.entries, {}, processor.to_json(), {}, "loader").write_job(run_dir, processor, 1, 1)
 
 
 def answer(bench: PieceService, ticket: Ticket) -> Message:
@@ -76,7 +82,7 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     url = f"file://{tmp_path}/demos/demos.jsonl"
     config = replace(config, data=replace(config.data, train_data_paths=(url,), remote=RemoteConfig(min_free_gb=0.0)))
     prepared = prepare(config)
-    write_job(tmp_path, config, prepared, Processor.build(config, prepared.codec), "loader", 1, 1)
+    write_job(tmp_path, config, prepared)
     front = remote_store(config.data)
     assert front is not None
     assert list(front.shards) == [front.key_of(parse_url(url))]
@@ -86,3 +92,19 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     assert worker is not None
     assert worker is not front
     assert worker.shards == front.shards
+
+
+def test_plans_are_dropped_least_recently_used(
+    bench: PieceService, tmp_path: Path, config: Config, prepared: Prepared
+) -> None:
+    """The plan of the epoch that is trained stays, however many others a rank asks for once."""
+    manifest = prepared.entries["train"][0]
+    for epoch in range(9):
+        make_plan(manifest, config.data, PlanKey("train", epoch, 0)).save(tmp_path)
+    for epoch in (*range(8), 0):
+        assert isinstance(answer(bench, replace(TICKET, epoch=epoch)), Piece)
+    for epoch in (0, 1):  # what is mapped stays readable
+        assert [file.unlink() for file in tmp_path.glob(f"plan-train-{epoch}-*")]
+    assert isinstance(answer(bench, replace(TICKET, epoch=8)), Piece)
+    assert isinstance(answer(bench, TICKET), Piece)
+    assert isinstance(answer(bench, replace(TICKET, epoch=1)), Failure)

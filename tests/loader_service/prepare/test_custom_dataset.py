@@ -18,6 +18,8 @@ from stoker_proto.errors import ConfigError, DataError
 MakeConfig = Callable[..., Config]
 
 CAPTIONS = '''
+from contextlib import contextmanager
+
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 
 class Captions(BaseSFTDataset):
@@ -44,6 +46,26 @@ class Raising(Captions):
 class Careless(Captions):
     def read(self, shard, offset, size):
         yield Sample(instruction={}["word"], answer="x")
+
+class Held(Captions):
+    held = 0
+
+    @contextmanager
+    def reading(self):
+        with super().reading():
+            self.held += 1
+            try:
+                yield
+            finally:
+                self.held -= 1
+
+    def cut(self, shard, part_bytes):
+        assert self.held == 1
+        return super().cut(shard, part_bytes)
+
+    def scan(self, shard):
+        assert self.held == 1
+        return super().scan(shard)
 
 class Unequal(Captions):
     def read(self, shard, offset, size):
@@ -108,6 +130,11 @@ def test_what_it_does_wrong_is_named(captions: Path, make_config: MakeConfig, na
     with pytest.raises(DataError) as caught:
         prepare(make_config(captions, dataset_type=f"my_captions:{name}"))
     assert str(caught.value).endswith(said)
+
+
+def test_a_scan_of_local_files_is_in_a_block_of_reading(captions: Path, make_config: MakeConfig) -> None:
+    """As a read is: what a class holds open there is closed again."""
+    assert prepare(make_config(captions, dataset_type="my_captions:Held")).entries["train"][0].num_records == 3
 
 
 def test_verify_compares_what_read_gives(captions: Path, make_config: MakeConfig) -> None:

@@ -7,13 +7,14 @@ import logging
 import pytest
 
 from loader_service.server.handshake import Handshake
+from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse
 from tests.trainer.feed.fake_loader import make_config
 
 
 def test_a_hello_cannot_forge_lines_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    greeter = Handshake(make_config(["tcp://nobody:1"]), {}, {"order": "ours"}, "{}", "loader")
+    greeter = Handshake(Served(make_config(["tcp://nobody:1"]), {}, {"order": "ours"}, "{}", {}, "loader"))
     hello = Hello(
         protocol=PROTOCOL_VERSION,
         client="me\n2026-01-01 all is well\x1b[2J",

@@ -10,6 +10,7 @@ import pytest
 import zmq
 
 from loader_service.server.pool import InlinePool
+from loader_service.server.served import Served
 from loader_service.server.server import MAX_UNHEARD, LoaderServer
 from stoker_proto.wire.encoding import MAX_QUESTION_BYTES
 from tests.end_to_end.faults.zmtp import PING, RawPeer
@@ -22,17 +23,8 @@ MIB = 1 << 20
 def address(tmp_path: Path) -> Iterator[str]:
     """Of a loader that is bound, and so busy that it looks at nothing."""
     with zmq.Context() as context:
-        server = LoaderServer(
-            make_config(["tcp://nobody:1"]),
-            {},
-            {},
-            "{}",
-            tmp_path,
-            InlinePool(tmp_path),
-            context,
-            name="busy",
-            tokens={},
-        )
+        served = Served(make_config(["tcp://nobody:1"]), {}, {}, "{}", {}, "busy")
+        server = LoaderServer(served, tmp_path, InlinePool(tmp_path), context)
         with contextlib.closing(server):
             yield server.bind("tcp://127.0.0.1:*")
 

@@ -294,8 +294,8 @@ def test_verify_finds_a_flipped_bit_in_stored_frames(write_demo: Write, make_man
         ({"rgb_key": "rgb"}, "data.options.rgb_key: unknown option; did you mean rgb_keys?"),
         (
             {"colour": 1},
-            "data.options.colour: unknown option; mani_openpi takes action_dim, camera_keys, depth_keys, "
-            "image_history, rgb_keys, state_keys",
+            "data.options.colour: unknown option; mani_openpi takes action_dim, auxiliary_keys, camera_keys, "
+            "depth_keys, image_history, rgb_keys, state_keys, views",
         ),
         ({"action_dim": "7"}, "data.options.action_dim is '7': a whole number of at least 1 is expected"),
         ({"action_dim": 0}, "data.options.action_dim is 0"),

@@ -28,9 +28,9 @@ from stoker_proto.wire.messages import (
 GOLDEN = Path(__file__).parents[3] / "proto" / "golden"
 
 MESSAGES: dict[str, Message] = {
-    "hello": Hello(protocol=3, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
+    "hello": Hello(protocol=4, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
     "welcome": Welcome(
-        protocol=3,
+        protocol=4,
         loader="9c41",
         fingerprints={"codec": "bb", "manifest/train/0": "cc"},
         held={"train": [0], "val": []},
@@ -38,7 +38,7 @@ MESSAGES: dict[str, Message] = {
         num_samples={"train": 360_000_000, "val": 0},
         processor='{"version":1}',
     ),
-    "refuse": Refuse(protocol=3, differences=[["codec", "bb", "dd"]]),
+    "refuse": Refuse(protocol=4, differences=[["codec", "bb", "dd"]]),
     "epoch": Epoch(split="train", epoch=3, entries=[0, 1]),
     "lanes": Lanes(
         split="train",
@@ -59,6 +59,7 @@ MESSAGES: dict[str, Message] = {
         images=[b"\xff\xd8 a frame \xff\xd9"],
         actions=np.array([[[0.5, -1.0]], [[0.0, 0.25]]], np.float32),
         skipped={1: "traj_7/obs.npz: frame 1 is missing"},
+        auxiliary=np.array([[0.25, -0.5, 2.0], [np.inf, 0.0, 1.5]], np.float32),
     ),
     "piece_packed": Piece(
         ticket=8,

@@ -28,6 +28,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     lengths = draw(st.lists(st.integers(0, 5), max_size=4))
     counts = draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
     chunk, dim = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    width = draw(st.integers(0, 3)) if lengths else 0
     row_samples = [len(lengths) - 1, 1] if len(lengths) > 1 and draw(st.booleans()) else []
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     return Piece(
@@ -42,6 +43,7 @@ def pieces(draw: st.DrawFn) -> Piece:
         actions=rng.normal(size=(len(lengths), chunk, dim)).astype(np.float32),
         skipped=draw(st.dictionaries(st.integers(0, 3), TEXT, max_size=2)),
         row_samples=np.array(row_samples, np.uint16),
+        auxiliary=rng.normal(size=(len(lengths) if width else 0, width)).astype(np.float32),
     )
 
 
@@ -53,7 +55,7 @@ def test_pieces_round_trip(piece: Piece) -> None:
     assert piece_payload(back) == piece_payload(piece)
     assert back.num_rows == (len(piece.row_samples) or len(piece.lengths))
     assert (back.ticket, back.loader, back.skipped) == (piece.ticket, piece.loader, piece.skipped)
-    for name in ("keys", "lengths", "input_ids", "supervised", "image_counts", "actions", "row_samples"):
+    for name in ("keys", "lengths", "input_ids", "supervised", "image_counts", "actions", "row_samples", "auxiliary"):
         sent, received = getattr(piece, name), getattr(back, name)
         assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
 

@@ -17,6 +17,7 @@ from tests.trainer.support.memory import Example, make_config, make_piece, make_
 from trainer.feed.batch import IGNORED, BatchBuilder
 from trainer.models.families import family_of, read_model_config
 from trainer.models.tiny import VLMS, build_tiny
+from trainer.policy import Policy
 from trainer.training.inputs import InputMaker
 from trainer.training.loss import nll_of_rows
 
@@ -146,6 +147,28 @@ def test_the_loss_is_that_of_the_model_with_its_own_processors_pixels(
     with torch.no_grad():
         changed = model(**other.arguments, logits_to_keep=other.positions, use_cache=False).logits[0]
     assert (changed - logits[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", VLMS)
+def test_a_policy_decodes_with_a_cache_what_a_whole_row_predicts(
+    family: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The row that a loader would send for the policy's own action, through the path of training."""
+    config = config_of(family, models, tmp_path)
+    processor = make_processor(config).with_num_images((1, 1))
+    assert processor.vocabulary is not None
+    policy = Policy(load(config), processor, family_of(read_model_config(config.model.base_model_path)))
+    make_inputs = InputMaker(processor, policy.family, torch.device("cpu"), torch.float32)
+    for instruction in ("push the cube", "what colour is the large red cube at the back?"):
+        ids = policy.action_ids(FRAMES["larger"], instruction)
+        action = processor.actions_from_ids(ids)
+        piece = make_piece([Example(instruction=instruction, frame=FRAMES["larger"], action=action)], [0], processor)
+        inputs = make_inputs(BatchBuilder(decoder=processor, num_rows=1, max_tokens=96)([piece]))
+        with torch.no_grad():
+            logits = policy.model(**inputs.arguments, logits_to_keep=inputs.positions, use_cache=False).logits[0]
+        first, end = processor.vocabulary.first_id, processor.vocabulary.end_id
+        assert inputs.targets[0, : len(ids)].tolist() == ids.tolist()
+        assert (logits[: len(ids), first:end].argmax(-1) + first).tolist() == ids.tolist()
 
 
 def test_paligemmas_prompt_sees_itself_in_both_directions_and_the_answer_only_what_is_before(

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.sim.collect import MAX_STEPS, Job, play
+from stoker_proto.images.views import hand_pixel
+from trainer.sim.collect import MAX_STEPS
+from trainer.sim.demonstration import Job, play
 from trainer.sim.environment import ACTION_WIDTH, TASKS, Environment
 from trainer.sim.recording import read_npz
 
@@ -41,7 +43,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:
 @pytest.mark.parametrize("seed", [0, 8, 4242])  # PickCube 8: the cube starts at its goal
 def test_expert_succeeds_and_is_recorded_as_promised(environment: Environment, seed: int) -> None:
     trajectory = play(environment, Job(task=environment.task, seed=seed, image_size=32, depth=True))
-    assert trajectory is not None, f"{environment.task} seed {seed}: no success in {MAX_STEPS} steps"
+    assert not isinstance(trajectory, str), f"{environment.task} seed {seed}: {trajectory}"
     if environment.task == "PickCube-v1":
         assert environment.state().is_grasped
     steps = len(trajectory.actions)
@@ -50,9 +52,43 @@ def test_expert_succeeds_and_is_recorded_as_promised(environment: Environment, s
         "depth": ("uint16", (steps, 32, 32)),
         "qpos": ("float32", (steps, 9)),
         "tcp_pose": ("float32", (steps, 7)),
+        "state": ("float32", (steps, 9)),
+        "intrinsic_cv": ("float32", (steps, 3, 3)),
+        "extrinsic_cv": ("float32", (steps, 3, 4)),
+        "objects": ("float32", (steps, 8)),
     }
+    assert trajectory.extra == {}
     assert trajectory.actions.shape == (steps, ACTION_WIDTH)
     assert np.abs(trajectory.actions).max() <= 1
+
+
+def test_the_cameras_matrices_say_where_things_are(environment: Environment) -> None:
+    """A fixed view of one pixel where the cube's centre is projected shows the cube's colour."""
+    strongest = {"PushCube-v1": 2, "PullCube-v1": 2, "PickCube-v1": 0, "StackCube-v1": 0}[environment.task]
+    for seed in (3, 4):
+        seen = environment.reset(seed)
+        cube = np.array([*environment.state().cube, 1, 0, 0, 0], np.float32)
+        row, column = hand_pixel(
+            {"tcp_pose": cube, "intrinsic_cv": seen.intrinsic_cv, "extrinsic_cv": seen.extrinsic_cv}
+        )
+        colour = seen.rgb[row, column].astype(int)
+        others = np.delete(colour, strongest)
+        assert colour[strongest] > others.max() + 30, (seed, row, column, colour)
+
+
+@pytest.mark.parametrize("seed", [31, 33])
+def test_a_noisy_partly_rendered_episode_replays_to_success(environment: Environment, seed: int) -> None:
+    job = Job(
+        task=environment.task, seed=seed, image_size=32, noise=1.0, render_share=0.5, settle=3, max_steps=MAX_STEPS
+    )
+    trajectory = play(environment, job)
+    assert not isinstance(trajectory, str), f"{environment.task} seed {seed}: {trajectory}"
+    executed, timesteps = trajectory.extra["executed_actions"], trajectory.extra["timesteps"]
+    assert len(timesteps) == len(trajectory.actions) == len(trajectory.observations["rgb"]) < len(executed)
+    assert (trajectory.actions != np.array(executed)[timesteps]).any()  # labels are the expert's
+    environment.begin(seed)
+    successes = [environment.advance(action) for action in executed]
+    assert any(successes[-4:]), successes
 
 
 def test_same_seed_is_bitwise_the_same_whatever_ran_before(environment: Environment) -> None:

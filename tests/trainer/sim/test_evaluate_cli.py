@@ -194,7 +194,7 @@ def test_an_export_without_actions_is_refused(tiny_llava: Path, tmp_path: Path, 
 def test_a_folder_that_is_no_export_is_refused(tiny_llava: Path, tmp_path: Path, capsys: Capsys) -> None:
     for folder in (tiny_llava, tmp_path / "absent"):
         line = refused(["--model", str(folder), "--task", "PushCube-v1"], tmp_path, capsys)
-        assert f"{folder}: there is no stoker_processor.json; name the folder that the trainer exported" in line
+        assert f"{folder}: there is no stoker_processor.json, as an export has it, and no stoker.json" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -1,6 +1,7 @@
 """The client's logic as a pure state machine: events change its state, `advance` returns commands.
 
-    events     connected  lost  denied  received  broken    from the sockets
+    events     join  leave  not_found                       from the list of loaders
+               connected  lost  denied  received  broken    from the sockets
                open  begin  start  taken  ping              from the consumer
     commands   Send  Opened  Deliver  Warn  Fail               see `commands.py`
 
@@ -32,7 +33,7 @@ class Core:
         self._out: list[Command] = []
         self.pace = Pace(options, now)
         self.fleet = Fleet(options, self._out, self.pace.shares)
-        self.tickets = Tickets(options, self.pace)
+        self.tickets = Tickets(options, self.pace, self.fleet.addresses)
         self._silent: set[int] = set()  # loaders that were silent at the last look
         self._began = now
         self._covered = False  # ready loaders have held all entries at least once
@@ -43,6 +44,27 @@ class Core:
         self._untaken = 0  # micro-batches asked for and not taken by the consumer
         self._waiting_since: float | None = None
         self.failed = False
+
+    # -- events from the list of loaders
+
+    def join(self, address: str) -> int:
+        """There is one more address to connect to. Returns the loader's number, perhaps one that has been used before."""
+        number = self.fleet.join(address)
+        self.pace.join(number)
+        self.tickets.join(number)
+        return number
+
+    def leave(self, loader: int, now: float) -> bool:
+        """The address is listed no more. A loader that is connected stays: it may be answering its last tickets.
+
+        Returns whether the loader is forgotten. If not, say it again later."""
+        if self.fleet.loaders[loader].state is State.REFUSED:  # used for nothing, whatever the connection
+            self.lost(loader, "no longer listed", now)
+        return self.fleet.leave(loader)
+
+    def not_found(self, entries: dict[str, str]) -> None:
+        """Entries of cluster.loader_addresses that name no address now -> why."""
+        self.fleet.not_found = entries
 
     # -- events from the sockets
 
@@ -138,7 +160,7 @@ class Core:
         self.tickets.loader_gone(loader, f"{self._address(loader)}: {why}", now)
 
     def _address(self, loader: int) -> str:
-        return self.options.addresses[loader]
+        return self.fleet.addresses[loader]
 
     # -- events from the consumer
 

@@ -10,15 +10,17 @@ _SHOWN = 20  # entries that one message names
 
 
 def describe(fleet: Fleet, now: float) -> str:
-    """Every loader with its state and last contact."""
-    parts = []
+    """Every loader with its state and last contact, and where none was found."""
+    parts = [f"{entry} names none now ({why})" for entry, why in fleet.not_found.items()]
     for number, loader in enumerate(fleet.loaders):
+        if loader.state is State.LEFT:
+            continue
         heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
         state = "draining" if loader.draining else loader.state.value
         held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
         note = f" ({loader.note})" if loader.note else ""
         parts.append(f"{loader.address} {state}{note}{held}, {heard}{_share(fleet, number, now)}")
-    return "; ".join(parts)
+    return "; ".join(parts) or "none"
 
 
 def _share(fleet: Fleet, number: int, now: float) -> str:

@@ -2,6 +2,7 @@
 
     ABSENT --connected--> CONNECTED --WELCOME--> READY     any state --lost--> ABSENT
                               `------REFUSE, or a WELCOME that differs, or a bad frame--> REFUSED
+    ABSENT --no longer listed--> LEFT, until another address takes the number
 
 A lane's home is the loader that is asked for it first. Pure: time is an argument, messages go out as commands.
 """
@@ -30,11 +31,12 @@ class State(Enum):
     CONNECTED = "connected, no WELCOME yet"
     READY = "ready"
     REFUSED = "refused"
+    LEFT = "no longer listed"
 
 
 @dataclass(slots=True)
 class Loader:
-    """One address of the config, and the incarnation that answers there now."""
+    """One address, and the incarnation that answers there now."""
 
     address: str
     state: State = State.ABSENT
@@ -81,18 +83,42 @@ _MAX_DIFFERENCES = 20  # of a loader's REFUSE that are shown
 
 
 class Fleet:
-    """All loaders of the config, as one rank knows them."""
+    """All loaders, as one rank knows them."""
 
     def __init__(self, options: CoreOptions, out: list[Command], shares: LaneShares) -> None:
         """out: commands are appended here; shares: each loader's share of the lanes; hears of loaders that join."""
         self.options, self._out, self.shares = options, out, shares
-        self.loaders = [Loader(address) for address in options.addresses]
+        self.addresses = list(options.addresses)
+        """By loader number."""
+        self.loaders = [Loader(address) for address in self.addresses]
+        self.not_found: dict[str, str] = {}
+        """An entry of cluster.loader_addresses that names no address now -> why."""
         self.pins = dict(options.fingerprints)
         self._named = {"order"}  # names of fingerprints that a loader sent; both sides know the order
         self.processor = ""
         self.epochs = Epochs(options)
-        self._homes = Homes(options.addresses, options.order.lanes)
+        self._homes = Homes(self.addresses, options.order.lanes)
         self._nonce = 0
+
+    # -- who there is
+
+    def join(self, address: str) -> int:
+        """The number of one more address: the first that no loader has."""
+        for number, loader in enumerate(self.loaders):
+            if loader.state is State.LEFT:
+                self.addresses[number], self.loaders[number] = address, Loader(address)
+                self._homes.forget()
+                return number
+        self.addresses.append(address)
+        self.loaders.append(Loader(address))
+        return len(self.loaders) - 1
+
+    def leave(self, number: int) -> bool:
+        """The address is listed no more. Returns whether the loader is forgotten: not while there is a connection."""
+        loader = self.loaders[number]
+        if loader.state is State.ABSENT:
+            loader.state = State.LEFT
+        return loader.state is State.LEFT
 
     # -- connection and handshake
 

@@ -8,7 +8,7 @@ the levels by itself, so ranks may disagree about the lanes of a slow loader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stoker_proto.hashing import key64
 from trainer.feed.client.pace import NO_LANES
@@ -19,8 +19,8 @@ _MOST_KNOWN = 256
 class Homes:
     """Remembers its results, by entry and by the levels of the loaders."""
 
-    def __init__(self, addresses: tuple[str, ...], lanes: int) -> None:
-        """lanes: number of lanes of each entry."""
+    def __init__(self, addresses: Sequence[str], lanes: int) -> None:
+        """addresses: by loader number; may grow, see `forget`. lanes: number of lanes of each entry."""
         self._addresses, self._lanes = addresses, lanes
         self._known: dict[tuple[int, tuple[tuple[int, int], ...]], list[list[int]]] = {}
 
@@ -36,6 +36,10 @@ class Homes:
                 self._known.clear()
             known = self._known[key] = self._work_out(entry, able)
         return known
+
+    def forget(self) -> None:
+        """A number stands for another address now."""
+        self._known.clear()
 
     def _work_out(self, entry: int, able: Mapping[int, int]) -> list[list[int]]:
         left = self._shares(able)

@@ -27,7 +27,7 @@ class CoreOptions:
     weigh_by: str
     """What weights are shares of: `samples` or `tokens`."""
     addresses: tuple[str, ...]
-    """The loaders' addresses; a loader's number is its index here."""
+    """Loaders' addresses that are known from the start; a loader's number is its index here. Others join later (`Core.join`)."""
     rank: int
     world_size: int
     client: str

@@ -72,6 +72,11 @@ class Latencies:
         self.of = [Latency() for _ in options.addresses]
         self._warm: list[dict[int, int]] = [{} for _ in options.addresses]  # loader -> lane -> its newest epoch
 
+    def add(self) -> None:
+        """One more loader."""
+        self.of.append(Latency())
+        self._warm.append({})
+
     def answered(self, loader: int, ticket: Ticket, seconds: float) -> None:
         """A piece came."""
         self.of[loader].observe(seconds)
@@ -319,6 +324,10 @@ class LaneShares:
         share = self.of[loader]
         return NO_LANES if now < share.excluded_until else share.level
 
+    def forget(self, loader: int) -> None:
+        """The number stands for another address now."""
+        self.of[loader] = LaneShare()
+
     def joined(self, loader: int, now: float) -> None:
         """It said WELCOME."""
         share, options = self.of[loader], self._options
@@ -390,6 +399,18 @@ class Pace:
         self.shares = LaneShares(options)
         self.budget = HedgeBudget(options.feed.hedge_share)
         self._seen = [0] * len(options.addresses)  # answers of each loader when its share was last changed
+
+    def join(self, loader: int) -> None:
+        """A loader of another address gets this number: the next one, or that of a loader that has left."""
+        if loader == len(self._seen):
+            self.latencies.add()
+            self.load.of.append(LoaderLoad())
+            self.shares.of.append(LaneShare())
+            self._seen.append(0)
+            return
+        self.gone(loader)
+        self.shares.forget(loader)
+        self._seen[loader] = 0
 
     # -- attempts
 

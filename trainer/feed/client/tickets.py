@@ -7,7 +7,7 @@ sends it; later answers find the ticket done or gone and are dropped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -87,9 +87,9 @@ class TicketCounters:
 class Tickets:
     """All tickets that are not delivered yet, in the order of delivery."""
 
-    def __init__(self, options: CoreOptions, pace: Pace) -> None:
-        """pace: hears of every attempt, and says how long to wait for it."""
-        self.options, self._pace = options, pace
+    def __init__(self, options: CoreOptions, pace: Pace, addresses: Sequence[str]) -> None:
+        """pace: hears of every attempt, and says how long to wait for it. addresses: by loader number; may grow."""
+        self.options, self._pace, self._addresses = options, pace, addresses
         self.batches: deque[PendingBatch] = deque()  # not delivered, in order
         self._pending: dict[int, PendingTicket] = {}  # by ticket number, in order: the tickets of `batches`
         self._next_ticket = 0
@@ -127,6 +127,11 @@ class Tickets:
             self._pending[ticket.ticket] = tickets[-1]
         self.batches.append(PendingBatch(slice_, tickets))
 
+    def join(self, loader: int) -> None:
+        """The number stands for another loader now, which has tried nothing yet."""
+        for pending in self._pending.values():
+            pending.tried.discard(loader)
+
     def clear(self, now: float) -> None:
         """Forget all tickets; answers that come later are dropped."""
         for pending in self._pending.values():
@@ -159,7 +164,7 @@ class Tickets:
         pending = self._find_pending(loader, failure.ticket)
         if pending is None:
             return
-        address = self.options.addresses[loader]
+        address = self._addresses[loader]
         if failure.reason == "data":
             pending.outcome = DataError(plain(failure.message, _MAX_MESSAGE))
         elif failure.reason == "rejected":
@@ -328,7 +333,7 @@ class Tickets:
     def _mark_late(self, pending: PendingTicket, attempt: Attempt, why: str) -> None:
         attempt.late, attempt.look_at = True, float("inf")
         pending.tried.add(attempt.loader)
-        pending.history.append(f"{self.options.addresses[attempt.loader]} {why}")
+        pending.history.append(f"{self._addresses[attempt.loader]} {why}")
 
     def next_time(self, now: float, num_batches: int) -> float:
         """The next time after `now` at which a deadline or a pause ends, or a ticket of the first micro-batches may be hedged."""

@@ -96,7 +96,8 @@ class Episode:
         images = [moment.images[camera] for camera in range(num_cameras) for moment in moments]
         name = self._protocol.state
         state = None if name is None else self._views[-1].states[name]
-        return PolicyInput(images=images, instruction=self.instruction, state=state)
+        measured = self._views[-1].states
+        return PolicyInput(images=images, instruction=self.instruction, state=state, measurements=measured)
 
     def predicted(self, prediction: Prediction) -> None:
         """Take the first `execute` actions of a chunk."""

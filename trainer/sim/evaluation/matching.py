@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stoker_proto.errors import ConfigError
+from trainer.policy_chunks import check_execute
 from trainer.sim.evaluation.episode import Protocol
 from trainer.sim.evaluation.simulators import Began
 
@@ -23,6 +24,8 @@ class Expectations:
     """S: numbers of the state; None: it takes none."""
     action_width: int
     chunk: int
+    images_per_frame: int = 1
+    """Images that the policy makes of each picture (`data.options.views`)."""
 
     @classmethod
     def of(cls, policy: Policy) -> Expectations:
@@ -33,6 +36,7 @@ class Expectations:
             state_width=processor.state_width,
             action_width=policy.action_width,
             chunk=policy.chunk,
+            images_per_frame=processor.images_per_frame,
         )
 
 
@@ -48,19 +52,16 @@ def make_protocol(
 
     execute: None: the whole chunk.
     """
-    if execute is not None and not 1 <= execute <= expected.chunk:
-        raise ConfigError(
-            f"--execute {execute}: the model predicts chunks of {expected.chunk}; choose 1 to {expected.chunk}"
-        )
+    executed = check_execute(execute, expected.chunk, "--execute")
     if expected.state_width is None and state is not None:
         raise ConfigError(f"--state {state}: this model was trained without a state (data.state: none); leave it out")
-    return Protocol(execute=execute or expected.chunk, image_history=image_history, state=state, max_steps=max_steps)
+    return Protocol(execute=executed, image_history=image_history, state=state, max_steps=max_steps)
 
 
 def check_match(expected: Expectations, protocol: Protocol, task: str, began: Began) -> None:
     """Raises ConfigError if the environment shows or takes something else than the policy was trained with."""
     facts = began.facts
-    num_images = len(began.view.images) * len(protocol.image_history)
+    num_images = len(began.view.images) * len(protocol.image_history) * expected.images_per_frame
     if expected.num_images is not None and not expected.num_images[0] <= num_images <= expected.num_images[1]:
         least, most = expected.num_images
         raise ConfigError(

@@ -126,12 +126,19 @@ def _plain(tree: Any) -> Any:
 
 
 def fingerprint_of_export(folder: Path) -> str:
-    """A hash over the weights, the model's config and the processor: what decides how it acts."""
+    """A hash over the weights, the model's config and the processor: what decides how it acts; also of a checkpoint."""
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", ".bin", ".py") or path.name in ("config.json", "stoker_processor.json")
+    ]
+    for part in ("deepspeed", "processor"):  # of a checkpoint
+        files += [path for path in (folder / part).rglob("*") if path.is_file()]
     total = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".bin", ".py") or path.name in ("config.json", "stoker_processor.json"):
-            with path.open("rb") as file:
-                total.update(f"{path.name}\0{hashlib.file_digest(file, 'blake2b').hexdigest()}\0".encode())
+    for path in sorted(files):
+        with path.open("rb") as file:
+            name, content = path.relative_to(folder).as_posix(), hashlib.file_digest(file, "blake2b").hexdigest()
+            total.update(f"{name}\0{content}\0".encode())
     return total.hexdigest()
 
 

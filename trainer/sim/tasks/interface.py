@@ -29,7 +29,7 @@ class View:
     images: tuple[NDArray[Any], ...]
     """One for each name of `cameras`, in the order of the training data: uint8[H, W, 3], or depth uint16[H, W] in mm."""
     states: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Measurements of the robot's own body by name, float32[S] each: joint angles, pose of the hand."""
+    """Measurements of the robot's own body and camera by name, float32: joint angles, pose of the hand, camera matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

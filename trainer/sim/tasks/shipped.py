@@ -11,7 +11,8 @@ MAX_STEPS = {"PushCube-v1": 50, "PullCube-v1": 50, "PickCube-v1": 60, "StackCube
 
 
 class ShippedTask:
-    """A `TaskEnvironment`. States: `qpos` float32[9] and `tcp_pose` float32[7], as in the collector's NPZ files."""
+    """A `TaskEnvironment`. States, as in the collector's NPZ files: `qpos` float32[9], `tcp_pose` float32[7], `state` float32[9],
+    and the camera's matrices."""
 
     control_mode = CONTROL_MODE
     action_width = ACTION_WIDTH
@@ -43,4 +44,5 @@ class ShippedTask:
 def _view(observation: Observation) -> View:
     """The sensors of an observation."""
     images = (observation.rgb,) if observation.depth is None else (observation.rgb, observation.depth)
-    return View(images=images, states={"qpos": observation.qpos, "tcp_pose": observation.tcp_pose})
+    names = ("qpos", "tcp_pose", "state", "intrinsic_cv", "extrinsic_cv")
+    return View(images=images, states={name: getattr(observation, name) for name in names})

@@ -1,0 +1,133 @@
+"""Folder -> model and processor of a policy: an export, or a checkpoint of a run.
+
+    outputs/export                       what the trainer exported: weights in the model's number format
+    outputs/checkpoints/step-00000500    DeepSpeed's float32 weights of all ranks, put together and converted as an export's
+
+A checkpoint has no model files of its own, so it needs the base model's folder, which its stoker.json names. Reading it needs the
+memory of the whole model in float32, and DeepSpeed. Its weights are pickled, as `trainer/main.py` reads them on a resume: load
+checkpoints of your own runs only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.processor import FILE, Processor
+from trainer.checkpoints.state import STATE_FILE, read_checkpoint
+from trainer.models.families import Family, family_of, read_model_config
+
+log = logging.getLogger(__name__)
+
+_TAG = "deepspeed"
+"""Folder of a checkpoint in which DeepSpeed's files lie."""
+
+
+def load_parts(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Processor, Family]:
+    """The model on the CPU, its processor and its family. dtype: None: as the run exports it.
+
+    Raises ConfigError for a folder that is neither an export nor a checkpoint, DataError for damaged files.
+    """
+    if (folder / FILE).is_file():
+        processor = Processor.load(folder)
+        family = family_of(read_model_config(str(folder)))
+        return _load_export(family, folder, dtype), processor, family
+    if (folder / STATE_FILE).is_file():
+        return _load_checkpoint(folder, dtype)
+    raise ConfigError(
+        f"{folder}: there is no {FILE}, as an export has it, and no {STATE_FILE}, as a checkpoint has it; name the folder that "
+        "the trainer exported, such as outputs/export, or one of its checkpoints, such as outputs/checkpoints/step-00000500"
+    )
+
+
+def _load_export(family: Family, folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Raises DataError for weights that are damaged or incomplete: transformers would fill in random ones."""
+    try:
+        model, report = family.auto_class.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(_unreadable(_first_line(error)), file=str(folder)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise DataError(_unreadable(f"{len(missing)} are missing, such as {missing[0]}"), file=str(folder))
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _unreadable(reason: str) -> str:
+    return f"its weights cannot be loaded: {reason}; export it again"
+
+
+def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Processor, Family]:
+    from trainer.models.loading import grow_embeddings  # imports DeepSpeed, which an export does without
+
+    settings = read_checkpoint(folder).state.get("config", {}).get("model", {})
+    base = str(settings.get("base_model_path"))
+    if not (Path(base) / "config.json").is_file():
+        raise ConfigError(
+            f"{folder}: its base model is {base!r}, and there is no config.json in it; put the base model there, or take the "
+            "run's export, which is complete"
+        )
+    processor = Processor.load(folder / "processor")
+    trusted = bool(settings.get("trust_remote_code", False))
+    family = family_of(read_model_config(base, trusted))
+    weights = _weights_of_all_ranks(folder)
+    model: PreTrainedModel = family.auto_class.from_pretrained(
+        base, dtype=torch.float32, trust_remote_code=trusted, local_files_only=True
+    )
+    grow_embeddings(model, processor.vocab_size_needed)
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # another shape
+        raise DataError(_not_of(base, _first_line(error)), file=str(folder)) from error
+    # A tied parameter has two names, and DeepSpeed may write one of them; buffers are the base model's own.
+    own = {name for name, _ in model.named_parameters()}
+    lacking = sorted(own & set(missing))
+    if lacking or unknown:
+        raise DataError(
+            _not_of(
+                base,
+                f"it has {len(unknown)} weights of other names ({unknown[:1]}) and lacks {len(lacking)} ({lacking[:1]})",
+            ),
+            file=str(folder),
+        )
+    exported = torch.bfloat16 if settings.get("precision") == "bf16" else torch.float32
+    return model.to(dtype or exported), processor, family
+
+
+def _not_of(base: str, reason: str) -> str:
+    return f"its weights do not fit the base model {base} ({reason}); give the base model that the run was started from"
+
+
+def _weights_of_all_ranks(folder: Path) -> dict[str, Any]:
+    """Name -> float32 tensor, from the files of all ranks. Raises DataError."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    for file in sorted((folder / _TAG).glob("*.pt")):
+        if not zipfile.is_zipfile(file):  # torch.load would take other content for a format of its early days
+            raise DataError("not a file of torch.save: it is damaged; take another checkpoint", file=str(file))
+    said = io.StringIO()  # it reports on stdout, which belongs to the command's own output
+    try:
+        with contextlib.redirect_stdout(said):
+            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
+        raise DataError(
+            f"its weights cannot be loaded: {_first_line(error)}; take another checkpoint, or the run's export",
+            file=str(folder),
+        ) from error
+    log.debug("%s", said.getvalue())
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
