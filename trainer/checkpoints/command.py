@@ -9,6 +9,7 @@ and the processor; the base model's folder must be where the config says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -98,9 +99,10 @@ def read_weights(folder: Path, *, adapters_only: bool) -> dict[str, Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
-        found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
-            str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder alone
+            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+                str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(f"DeepSpeed cannot read it ({error}): the checkpoint is damaged", file=str(folder)) from error
     return found

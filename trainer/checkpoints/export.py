@@ -78,8 +78,9 @@ def write_export(
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     kind, lora = model.config.model_type, config.model.lora
+    base = find_model_folder(config.model.base_model_path)
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
-        copy_base_files(find_model_folder(config.model.base_model_path), folder)
+        copy_base_files(base, folder)
         is_adapter = lora is not None and lora.export == "adapter"
         if lora is not None and is_adapter:  # beside a config.json the Auto classes would look for whole weights
             write_adapter(folder, weights, lora, base_of_adapter(config.model.base_model_path))
@@ -87,13 +88,13 @@ def write_export(
             model.save_pretrained(folder, state_dict=weights if lora is None else merge(weights, lora))
         if kind == "openvla" and not is_adapter:
             write_published_files(
-                find_model_folder(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
+                base, folder, processor=processor, sources=config.data.source_names(),
                 dtype=str(dtype).removeprefix("torch."), vocab_size=model.config.text_config.vocab_size,
             )  # fmt: skip
         _share_weights(folder)
         write_chat_template(folder, processor.chat_template())
         processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
-        add_stop_ids(folder, processor.turn_ends.ids)
+        add_stop_ids(folder, processor.turn_ends.ids, known_in=base if is_adapter else folder)
         card = model_card(config, processor, facts, kind=kind, sees_images=family_of(model.config).sees_images)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -152,15 +153,16 @@ def copy_base_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def add_stop_ids(folder: Path, ids: Sequence[int]) -> None:
+def add_stop_ids(folder: Path, ids: Sequence[int], *, known_in: Path | None = None) -> None:
     """Add the ids to those at which the exported model stops; a base model may stop elsewhere than its chat template ends turns.
 
-    A model that cannot generate has no generation_config.json, and gets none.
+    known_in: folder of the model whose stops are kept; default: `folder`. A model that cannot generate has no
+    generation_config.json, and gets none.
     """
     file = folder / "generation_config.json"
     if not file.is_file():
         return
-    known = ModelFolder(folder).stop_ids()
+    known = ModelFolder(known_in or folder).stop_ids()
     if set(ids) <= set(known):
         return
     tree = json.loads(file.read_text(encoding="utf-8"))
