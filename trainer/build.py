@@ -15,6 +15,8 @@ from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
 from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
+from trainer.checkpoints.best import read_best
+from trainer.checkpoints.changes import config_changes
 from trainer.checkpoints.lock import lock_output_dir
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint, Cursor
@@ -28,7 +30,8 @@ from trainer.feed.feed import Feed, FeedInfo
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
-from trainer.report.trackers import Trackers
+from trainer.models.lora import import_peft
+from trainer.report.trackers import Trackers, import_wandb
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
 from trainer.training.objective import Objective
@@ -46,8 +49,12 @@ def build_trainer(config: Config) -> Trainer:
         str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
     )
     family_of(model_config)  # rejects an impossible model before waiting for ranks or loaders
+    if config.model.lora is not None:
+        import_peft()
+    if config.trainer.logger.wandb:
+        import_wandb()
     evals = plan_evals(config)  # raises ConfigError for wrong ones
-    ranks = join_ranks()
+    ranks = join_ranks(config.trainer.collective_timeout_s)
     lock_output_dir(Path(config.trainer.output_dir), ranks)
     checkpoint = Checkpoints(config, ranks).find()
     config = with_zero_stage(config, ranks, None if checkpoint is None else checkpoint.state["zero_stage"])
@@ -134,6 +141,8 @@ def assemble(
         log.info(
             "resumed from %s: step %d, epoch %d, sample %d", checkpoint.folder, cursor.step, cursor.epoch, cursor.sample
         )
+        for change in config_changes(checkpoint, config, train.num_samples):
+            log.warning("since the checkpoint: %s", change)
     model = engine.module
     return Trainer(
         config=config,
@@ -149,6 +158,7 @@ def assemble(
         flops=count_flops(model, model.config),
         peak_flops=peak_flops(ranks.device),
         cursor=cursor,
+        best=None if checkpoint is None else read_best(checkpoint.state, config.trainer.checkpoint.best),
     )
 
 
@@ -172,7 +182,8 @@ def build_engine(
     )
     torch.manual_seed(config.trainer.seed)  # for weights that the base model's folder lacks
     model = load_model(config, family, settings, processor.vocab_size_needed)
-    log.info("%s: %d parameters", type(model).__name__, count_parameters(model))
+    trained = count_parameters(model, trained=True)
+    log.info("%s: %d parameters, %d of them trained", type(model).__name__, count_parameters(model), trained)
     engine = wrap(model, config, settings)
     if checkpoint is not None:
         checkpoints.load(engine, checkpoint)

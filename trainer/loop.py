@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,15 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stoker_proto.config import Config
+from stoker_proto.config.trainer import seconds_of
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+from trainer.checkpoints.best import Best, is_hopeless, update
 from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
-from trainer.engine.optimizer import learning_rate
+from trainer.engine.optimizer import count_steps, learning_rate
 from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.interface import Moment, Outcome
@@ -41,6 +44,9 @@ from trainer.training.split import Split
 from trainer.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
+
+_TRY_AGAIN = 75
+"""Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command goes on."""
 
 
 @dataclass(kw_only=True)
@@ -60,19 +66,26 @@ class Trainer:
     flops: FlopCounter
     peak_flops: float | None
     cursor: Cursor
+    best: Best | None = None
+    """The best validation so far, where `trainer.checkpoint.best` names a figure."""
+    stop_signal: Callable[[], int] = lambda: 0
+    """Returns the number of a signal that asked this rank to save and end, or 0."""
 
     def __post_init__(self) -> None:
         trainer = self.config.trainer
         self.output_dir = Path(trainer.output_dir)
         # An estimate for later epochs: with packing or weights they may be a few rows longer or shorter.
-        per_epoch = -(-self.train.num_samples // trainer.global_batch_size)
-        self.total_steps = min(trainer.epochs * per_epoch, trainer.max_steps or trainer.epochs * per_epoch)
+        self.total_steps = count_steps(trainer, self.train.num_samples)
         self._not_applied_in_a_row = 0
         self._skipped = Skipped()
-        self._saved_at = -1
+        self._validated_at = self._saved_at = -1
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
         self._wait_s = self._train_s = 0.0
+        self.exit_code = 0
+        """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
+        self._is_stopped = False
+        self._started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
@@ -83,12 +96,14 @@ class Trainer:
         )  # fmt: skip
         if self.val is not None:
             self.val.feed.begin()  # its first ticket may follow hours later
-        started = time.monotonic()
+        self._started = started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         digests = DigestLog(self.output_dir, self.ranks.rank)
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
+        if self._is_stopped:
+            return self._end_early(first_step)
         self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
@@ -105,6 +120,13 @@ class Trainer:
             self.cursor.step, folder or "none (trainer.export)", self.checkpoints.newest or "none",
         )  # fmt: skip
         return summary
+
+    def _end_early(self, first_step: int) -> dict[str, Any]:
+        """Save and return an unfinished summary, which is not written: `summary.json` means success."""
+        if self._saved_at != self.cursor.step and self.cursor.step > first_step:
+            self._save()
+        log.info("stopped %s", self.describe_position())
+        return {"steps": self.cursor.step, "stopped": True}
 
     def describe_position(self) -> str:
         """Text: the current step, and from where the same command resumes."""
@@ -124,6 +146,8 @@ class Trainer:
     def _is_over(self) -> bool:
         trainer = self.config.trainer
         at_last_step = trainer.max_steps is not None and self.cursor.step >= trainer.max_steps
+        if self._is_stopped or is_hopeless(self.best, trainer.checkpoint.best):
+            return True
         return at_last_step or self.cursor.epoch >= trainer.epochs
 
     def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
@@ -144,7 +168,8 @@ class Trainer:
                 digests.add(self.cursor.step, batch, result.loss)
                 self._check_budgets(result)
                 self._keep(self.evals.after_step(self.cursor.step, self._moment))
-                if trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0:
+                is_due = trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0
+                if is_due and self._saved_at != self.cursor.step:
                     self._save()
                 if self._is_over:
                     return
@@ -174,8 +199,9 @@ class Trainer:
         return result.num_supervised > 0 and not result.applied
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
-        worst = [batch.wait_s, min(1.0, batch.wait_s / step_s), -self.train.feed.num_ready]
-        wait_s, wait_share, none_ready = max_over_ranks(worst, self.ranks)
+        worst = [batch.wait_s, min(1.0, batch.wait_s / step_s), -self.train.feed.num_ready, self._reason_to_stop()]
+        wait_s, wait_share, none_ready, reason = max_over_ranks(worst, self.ranks)
+        self._stop_for(int(reason))
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
         figures = {
             "train/loss": result.loss,
@@ -189,18 +215,34 @@ class Trainer:
             "train/queue_depth": -none_ready,
             "train/samples_per_s": result.num_rows / step_s,
             "train/tokens_per_s": result.num_tokens / step_s,
+            "train/labels_per_s": result.num_supervised / step_s,
             "train/skipped_steps": float(self.cursor.skipped_steps),
             "train/bad_samples": float(self.cursor.bad_samples),
             "train/epoch": self.cursor.position / self.train.num_samples,
         }
         figures |= self.stepper.sources.figures(result.sources, self.cursor.source_samples)
         if self.peak_flops is not None:
-            done = self.flops(result.num_tokens, result.num_images)
+            done = self.flops(result.num_tokens, result.num_supervised, result.num_images)
             figures["train/mfu"] = done / (step_s * self.peak_flops * self.ranks.world_size)
         self._last = figures
         bar.advance(loss=result.loss, step_s=step_s, wait_s=wait_s)
         if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self._is_over:
             self.trackers.log(figures, self.cursor.step)
+
+    def _reason_to_stop(self) -> int:
+        """Number of a signal, SIGALRM for the time limit, or 0; ranks may differ, and the largest number counts for all."""
+        number, limit = self.stop_signal(), self.config.trainer.max_time
+        if not number and limit is not None and time.monotonic() - self._started >= seconds_of(limit):
+            return signal.SIGALRM
+        return number
+
+    def _stop_for(self, reason: int) -> None:
+        """End after this step, as all ranks do."""
+        if reason and not self._is_stopped:
+            self._is_stopped = True
+            self.exit_code = 128 + reason if reason == signal.SIGTERM else _TRY_AGAIN
+            name = "trainer.max_time" if reason == signal.SIGALRM else signal.Signals(reason).name
+            log.info("step %d: %s ends the run; a checkpoint is written first", self.cursor.step, name)
 
     def _check_budgets(self, result: StepResult) -> None:
         """Stop on too many bad samples or steps that were not applied. All ranks have the same numbers, so all stop together."""
@@ -262,10 +304,35 @@ class Trainer:
             self.trackers.show({f"val/{name}": path for name, path in outcome.media.items()}, outcome.step)
             if outcome.line:
                 log.info("step %d: %s", outcome.step, outcome.line)
+        # What is measured beside the training is of weights that are gone, and only the first rank hears of it.
+        now = [outcome.figures for outcome in outcomes if outcome.step == self.cursor.step]
+        if now:
+            self._validated_at = self.cursor.step
+            self._keep_best({f"val/{name}": value for figures in now for name, value in figures.items()})
+
+    def _keep_best(self, figures: dict[str, float]) -> None:
+        """Save after the best validation so far (`trainer.checkpoint.best`); the same decision on all ranks."""
+        config = self.config.trainer.checkpoint.best
+        if config is None or (
+            config.metric not in figures and self.evals.num_planned > 1
+        ):  # another evaluation's figure
+            return
+        self.best = update(self.best, config, figures, self.cursor.step)
+        if self.best.step == self.cursor.step:
+            log.info("step %d: %s %.6g is the best so far", self.cursor.step, config.metric, self.best.value)
+            self._save()
+        elif is_hopeless(self.best, config):
+            log.info(
+                "training ends early: %d validations in a row had no better %s than %.6g at step %d, whose checkpoint is kept",
+                self.best.waited, config.metric, self.best.value, self.best.step,
+            )  # fmt: skip
 
     def _save(self) -> None:
         processor = self._processor_to_keep()
-        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, processor)
+        extra: dict[str, Any] = {} if self.best is None else {"best": self.best.to_json()}
+        if self._validated_at == self.cursor.step:
+            extra["scores"] = self._facts().scores
+        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, processor, extra)
         self._saved_at = self.cursor.step
         log.info("step %d: checkpoint %s", self.cursor.step, folder)
 

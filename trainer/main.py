@@ -23,7 +23,7 @@ def use_source_roots() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0; 1 after one line on stderr with the error and the way out, or a failed `--check`; 130 after
-    Ctrl-C."""
+    Ctrl-C; where the run was stopped before its end and saved: 143 by SIGTERM, 75 by SIGUSR1 or `trainer.max_time`."""
     from stoker_proto.errors import StokerError
     from stoker_proto.host.descriptors import raise_descriptor_limit
     from trainer.cli import parse_arguments, report_error, set_up_logging
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         trainer = build_trainer(config)
         stop_signals.describe_run = trainer.describe_position
+        trainer.stop_signal = lambda: stop_signals.requested
+        stop_signals.begin_training(config.trainer.checkpoint.stop_grace_s)
         trainer.run()
     except StokerError as error:
         if trainer is not None:
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trainer.close(failed=True)
         raise
     trainer.close()
-    return 0
+    return trainer.exit_code
 
 
 if __name__ == "__main__":

@@ -113,6 +113,10 @@ class Policy:
     def _decode(self, prompts: NDArray[np.int64], frames: Sequence[NDArray[Any]]) -> list[Prediction]:
         """The predictions for prompts int64[B, T]; frames: those of all rows, in the order of the rows."""
         arguments: dict[str, Any] = {"input_ids": torch.from_numpy(prompts).to(self.model.device)}
+        image = self.processor.image
+        if self.family.marks is not None and image is not None:  # nothing of a prompt is an answer
+            ends = torch.full((len(prompts),), prompts.shape[1], device=self.model.device)
+            arguments |= self.family.marks(arguments["input_ids"], ends, image.token_id)
         if self.family.layout is not None and frames:
             arguments |= self.family.layout(self._normalise(torch.from_numpy(self._seen(frames)).to(self.model.device)))
         cache: Any = None

@@ -89,7 +89,9 @@ class ProcessorParts:
             **cut,
             "image": None if self.image is None else self.image.to_json(),
             "image_config": {
-                name: value for name, value in asdict(self.image_config).items() if name != "pad_to_square"
+                name: value
+                for name, value in asdict(self.image_config).items()
+                if name not in ("pad_to_square", "size")
             },
             "augment": asdict(self.augment),
             "dialogue": self.dialogue.to_json(),
@@ -189,7 +191,7 @@ class Processor:
                 "data.state is text, and data.dialogue.template auto is openvla for this model, which has no place for it: use "
                 "stoker, or custom with {state}"
             )
-        image = read_image_spec(folder, tokenizer.tokenizer)
+        image = read_image_spec(folder, tokenizer.tokenizer, data.image.size)
         if image is not None and data.image.pad_to_square:  # one of the steps from here on
             image = replace(image, steps=(("square", 0, 0), *image.steps))
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)

@@ -1,7 +1,8 @@
 """A model that transformers loads: weights, config, tokenizer and processor of the base model, and Stoker's one object.
 
 {output_dir}/export/
-    config.json, model.safetensors (or shards with an index)
+    config.json, model.safetensors (or shards with an index); with `model.lora.export: adapter` adapter_model.safetensors and
+                            adapter_config.json instead of both
     generation_config.json  as the base model has it, with the tokens that end learned turns among its `eos_token_id`
     tokenizer.json ..., processor_config.json ...                        as the base model has them; with
                                                                          `data.action.vocabulary: added` also its new tokens
@@ -23,14 +24,18 @@ from transformers import PreTrainedModel
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
-from stoker_proto.host.hub_cache import find_model_folder
+from stoker_proto.host.hub_cache import find_model_folder, is_hub_id
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.card import TrainingFacts, model_card
 from trainer.checkpoints.writing import writing
+from trainer.engine.optimizer import EMA
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
-from trainer.engine.zero import Engine
+from trainer.engine.universal import inner_optimizer
+from trainer.engine.zero import Engine, full_optimizer_state, link_optimizer_states
 from trainer.models.families import family_of
+from trainer.models.loading import true_shape
+from trainer.models.lora import merge, write_adapter
 from trainer.models.openvla.saving import write_published_files
 
 COPIED = (
@@ -53,6 +58,8 @@ def export(engine: Engine, config: Config, processor: Processor, ranks: Ranks, f
     """Write the export folder; all ranks call it, the first one writes. A new export replaces an old one only when whole."""
     target = Path(config.trainer.output_dir) / "export"
     state = gather_weights(engine)
+    if config.trainer.ema_decay:
+        state |= gather_average(engine, ranks)
     if ranks.is_first:
         write_export(target, engine.module, state, config, processor, facts)
     wait_for_all_ranks()
@@ -70,26 +77,36 @@ def write_export(
     """Write the export folder `target` from the model's weights `state`, by name."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    kind = model.config.model_type
+    kind, lora = model.config.model_type, config.model.lora
+    base = find_model_folder(config.model.base_model_path)
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
-        copy_base_files(find_model_folder(config.model.base_model_path), folder)
-        model.save_pretrained(folder, state_dict=weights)
-        if kind == "openvla":
+        copy_base_files(base, folder)
+        is_adapter = lora is not None and lora.export == "adapter"
+        if lora is not None and is_adapter:  # beside a config.json the Auto classes would look for whole weights
+            write_adapter(folder, weights, lora, base_of_adapter(config.model.base_model_path))
+        else:
+            model.save_pretrained(folder, state_dict=weights if lora is None else merge(weights, lora))
+        if kind == "openvla" and not is_adapter:
             write_published_files(
-                find_model_folder(config.model.base_model_path), folder, processor=processor, sources=config.data.source_names(),
+                base, folder, processor=processor, sources=config.data.source_names(),
                 dtype=str(dtype).removeprefix("torch."), vocab_size=model.config.text_config.vocab_size,
             )  # fmt: skip
         _share_weights(folder)
         write_chat_template(folder, processor.chat_template())
         processor.save(folder)  # with a tokenizer.json that has the new tokens of `data.action.vocabulary: added`
-        add_stop_ids(folder, processor.turn_ends.ids)
+        add_stop_ids(folder, processor.turn_ends.ids, known_in=base if is_adapter else folder)
         card = model_card(config, processor, facts, kind=kind, sees_images=family_of(model.config).sees_images)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def base_of_adapter(name: str) -> str:
+    """Where loaders of an adapter find its base model: the hub's id, or a local folder's whole path."""
+    return name if is_hub_id(name) and not Path(name).exists() else str(Path(name).resolve())
+
+
 def _share_weights(folder: Path) -> None:
     """Give the weights the mode of the other files: safetensors writes 0600, and then other users cannot load the export."""
-    mode = (folder / "config.json").stat().st_mode
+    mode = next(folder.glob("*config.json")).stat().st_mode
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 
@@ -101,6 +118,20 @@ def gather_weights(engine: Engine) -> dict[str, Any]:
         # Despite its name it returns the parameters in their own format: float32 in a float32 run.
         return engine._zero3_consolidated_16bit_state_dict() or {}
     state: dict[str, Any] = engine.module.state_dict()
+    return state
+
+
+def gather_average(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The averages of the trained weights (`trainer.ema_decay`) in float32, on the first rank; all ranks call it."""
+    state: dict[str, torch.Tensor] = {}
+    if not any(EMA in values for values in inner_optimizer(engine).state.values()):
+        return state  # no step was applied yet
+    link_optimizer_states(engine)
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            whole = full_optimizer_state(parameter, EMA)
+            if ranks.is_first:
+                state[name] = whole.reshape(true_shape(parameter)).cpu()
     return state
 
 
@@ -122,15 +153,16 @@ def copy_base_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def add_stop_ids(folder: Path, ids: Sequence[int]) -> None:
+def add_stop_ids(folder: Path, ids: Sequence[int], *, known_in: Path | None = None) -> None:
     """Add the ids to those at which the exported model stops; a base model may stop elsewhere than its chat template ends turns.
 
-    A model that cannot generate has no generation_config.json, and gets none.
+    known_in: folder of the model whose stops are kept; default: `folder`. A model that cannot generate has no
+    generation_config.json, and gets none.
     """
     file = folder / "generation_config.json"
     if not file.is_file():
         return
-    known = ModelFolder(folder).stop_ids()
+    known = ModelFolder(known_in or folder).stop_ids()
     if set(ids) <= set(known):
         return
     tree = json.loads(file.read_text(encoding="utf-8"))

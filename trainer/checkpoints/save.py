@@ -3,7 +3,7 @@
     {output_dir}/checkpoints/step-00000500/
         stoker.json            the cursor, fingerprints, config, versions: see `trainer.checkpoints.state`
         processor/             the one object that turns observations into tokens and tokens into actions
-        deepspeed/             DeepSpeed's own: weights and optimizer states of every rank
+        deepspeed/             DeepSpeed's own: weights and optimizer states of every rank; with LoRA those of the adapters
         universal/             made when a run resumes on another number of ranks
 
 A checkpoint is written under a name ending in `.partial` and renamed when all ranks are done and the disks have it, so it is
@@ -17,9 +17,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
@@ -27,7 +29,7 @@ from stoker_proto.host.files import sync, sync_tree
 from stoker_proto.processor import Processor
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
 from trainer.checkpoints.writing import writing
-from trainer.engine.ranks import Ranks, wait_for_all_ranks
+from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, repair_optimizer
 from trainer.engine.zero import Engine
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _TAG, _UNIVERSAL = "deepspeed", "universal"
 _PARTIAL = ".partial"
+_SEEN_DEADLINE_S = 60.0
+"""For a checkpoint that the first rank sees to be seen by the others."""
 _DELETED = ".deleted"
 """Suffix of a folder that is no longer a checkpoint and still has to be removed."""
 
@@ -59,7 +63,40 @@ class Checkpoints:
         return f"the newest checkpoint is {self.newest}, and {how} resumes from it"
 
     def find(self) -> Checkpoint | None:
-        """The checkpoint to resume from, by `trainer.checkpoint.resume`. Raises ConfigError, DataError.
+        """The checkpoint to resume from, by `trainer.checkpoint.resume`; every rank calls it. Raises ConfigError, DataError.
+
+        The first rank chooses it, and all ranks resume from that one: a stale listing of a network's file system, or disks of
+        their own, would have them mix steps. All raise the first one's error.
+        """
+        answer: dict[str, Any] = {}
+        if self.ranks.is_first:
+            try:
+                found = self._choose()
+                answer = {} if found is None else {"folder": str(found.folder), "state": found.state}
+            except (ConfigError, DataError) as error:
+                answer = {"error": str(error), "is_data": isinstance(error, DataError)}
+        answer = json_of_first_rank(answer, self.ranks)
+        if "error" in answer:
+            raise (DataError if answer["is_data"] else ConfigError)(answer["error"])
+        if not answer:
+            return None
+        self._check_all_see(Path(answer["folder"]))
+        return Checkpoint(folder=Path(answer["folder"]), state=answer["state"])
+
+    def _check_all_see(self, folder: Path) -> None:
+        """Raises ConfigError, the same on all ranks, if a rank does not see the checkpoint."""
+        deadline = time.monotonic() + _SEEN_DEADLINE_S  # a network's file system may show it late
+        while not (is_there := (folder / STATE_FILE).is_file()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        blind = [rank for rank, seen in enumerate(gather_json(is_there, self.ranks)) if not seen]
+        if blind:
+            raise ConfigError(
+                f"ranks {', '.join(map(str, blind))} do not see {folder}, from which the first rank would resume: "
+                "trainer.output_dir must be storage that all machines share"
+            )
+
+    def _choose(self) -> Checkpoint | None:
+        """The first rank's choice. Raises ConfigError, DataError.
 
         All checkpoints in `output_dir` must be readable, also if the run does not resume: it will write among them.
         """
@@ -89,23 +126,40 @@ class Checkpoints:
         """Make the universal form. Raises DataError, DeadlineError."""
         convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks)
 
-    def save(self, engine: Engine, cursor: Cursor, fingerprints: Mapping[str, str], processor: Processor) -> Path:
-        """Write a checkpoint, and delete all but the newest `keep`; returns its folder. Raises HostError for a full disk."""
+    def save(
+        self,
+        engine: Engine,
+        cursor: Cursor,
+        fingerprints: Mapping[str, str],
+        processor: Processor,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a checkpoint, and delete all but the newest `keep` and the best; returns its folder.
+
+        extra: more of stoker.json: `scores`, `best`. Raises HostError for a full disk.
+        """
         target = self.folder / f"step-{cursor.step:08d}"
         with writing(target):
-            self._write(target, engine, cursor, fingerprints, processor)
+            self._write(target, engine, cursor, fingerprints, processor, extra or {})
         self.newest = target
         return target
 
     def _write(
-        self, target: Path, engine: Engine, cursor: Cursor, fingerprints: Mapping[str, str], processor: Processor
+        self,
+        target: Path,
+        engine: Engine,
+        cursor: Cursor,
+        fingerprints: Mapping[str, str],
+        processor: Processor,
+        extra: Mapping[str, Any],
     ) -> None:
         partial = target.with_name(target.name + _PARTIAL)
         if self.ranks.is_first:
             self._sweep()
             partial.mkdir(parents=True)
         wait_for_all_ranks()
-        engine.save_checkpoint(str(partial), tag=_TAG)
+        adapters_only = {} if self.config.model.lora is None else {"exclude_frozen_parameters": True}
+        engine.save_checkpoint(str(partial), tag=_TAG, **adapters_only)
         wait_for_all_ranks()
         if self.ranks.is_first_of_machine:  # what its ranks wrote may still be in this machine's memory
             sync_tree(partial)
@@ -113,7 +167,7 @@ class Checkpoints:
         if self.ranks.is_first:
             processor.save(partial / "processor")
             serial = 1 + max((checkpoint.serial for checkpoint in self._readable()), default=0)
-            state = state_of_run(self.config, self.ranks.world_size, serial, cursor, fingerprints)
+            state = state_of_run(self.config, self.ranks.world_size, serial, cursor, fingerprints) | dict(extra)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             sync_tree(partial / "processor")
             sync(partial / STATE_FILE)
@@ -129,7 +183,8 @@ class Checkpoints:
         """Load weights and optimizer states into the engine; weight decay, betas and so on stay those of the config."""
         tag = _UNIVERSAL if self.needs_universal(checkpoint) else _TAG
         values = group_values(engine)
-        path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=tag)
+        adapters_only = {} if self.config.model.lora is None else {"load_module_strict": False}
+        path, _ = engine.load_checkpoint(str(checkpoint.folder), tag=tag, **adapters_only)
         if path is None:
             raise DataError(
                 "DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(checkpoint.folder / tag)
@@ -154,7 +209,10 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete old checkpoints. The new one is whole, so no error here may end the run."""
         newest_first = sorted(self._readable(), key=lambda checkpoint: -checkpoint.serial)
+        best = None if self.config.trainer.checkpoint.best is None else newest_first[0].state.get("best")
         for checkpoint in newest_first[self.config.trainer.checkpoint.keep :]:
+            if best and best["step"] == checkpoint.cursor.step:
+                continue
             try:
                 _hide(checkpoint.folder)
             except OSError as error:

@@ -10,6 +10,7 @@ The random generators are a function of (seed, step, rank), see `step.seed_step`
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -21,12 +22,16 @@ from typing import Any
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.errors import ConfigError, DataError, RefusedError, located
+from stoker_proto.host.hub_cache import find_model_folder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
 STATE_FILE = "stoker.json"
 _NAMES = {"serial", "world_size", "cursor", "fingerprints", "global_batch_size", "zero_stage", "precision", "seed"}
+_OPTIONAL = {"lora", "base_weights", "freeze", "parameter_groups", "ema"}
+"""Settings that must not change either, and that a state has only where the run has them."""
+_END_BYTES = 1 << 20
 _HARMLESS = ("image_libraries", "manifest/val/", "files/val/")
 """Fingerprints that may change between two runs: the first changes few pixels, the second no training row."""
 
@@ -124,16 +129,23 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def check_resumable(checkpoint: Checkpoint, config: Config, world_size: int, fingerprints: Mapping[str, str]) -> None:
     """Check that a run may resume from the checkpoint. Raises RefusedError, ConfigError."""
     _check_fingerprints(checkpoint, fingerprints)
-    for name, now in _fixed(config).items():
-        if checkpoint.state[name] != now:
+    fixed = _fixed(config)
+    for name in (*fixed, *(_OPTIONAL - fixed.keys())):
+        then, now = checkpoint.state.get(name), fixed.get(name)
+        if then != now:
             raise ConfigError(
-                f"{checkpoint.folder}: made with {name} {checkpoint.state[name]}, this run has {now}: set it back, or start "
-                "anew with trainer.checkpoint.resume=null"
+                f"{checkpoint.folder}: made with {name} {then}, this run has {now}: set it back, or start anew with "
+                "trainer.checkpoint.resume=null"
             )
     if checkpoint.world_size != world_size and not config.trainer.checkpoint.universal:
         raise ConfigError(
             f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: start as many, or convert "
             "it with trainer.checkpoint.universal=true"
+        )
+    if checkpoint.world_size != world_size and _OPTIONAL & fixed.keys() - {"freeze"}:
+        raise ConfigError(
+            f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: DeepSpeed's universal form "
+            "holds neither adapters alone, nor averages, nor several learning rates; start as many ranks"
         )
 
 
@@ -158,9 +170,36 @@ def _check_fingerprints(checkpoint: Checkpoint, ours: Mapping[str, str]) -> None
 def _fixed(config: Config) -> dict[str, Any]:
     """Settings that must not change within a lineage of checkpoints."""
     trainer = config.trainer
-    return {
+    found: dict[str, Any] = {
         "global_batch_size": trainer.global_batch_size,
         "zero_stage": trainer.zero_stage,
         "precision": config.model.precision,
         "seed": trainer.seed,
     }
+    if config.model.lora is not None:
+        adapters = asdict(config.model.lora)
+        del adapters["export"]
+        found["lora"] = {**adapters, "targets": list(adapters["targets"])}
+        found["base_weights"] = weights_fingerprint(
+            find_model_folder(config.model.base_model_path)
+        )  # they are not in the checkpoint
+    if config.model.freeze:
+        found["freeze"] = list(config.model.freeze)
+    if trainer.parameter_groups:
+        found["parameter_groups"] = [list(group.match) for group in trainer.parameter_groups]
+    if trainer.ema_decay:
+        found["ema"] = True
+    return found
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Of the base model's weights: names, sizes and both ends of the files, so that 14 GB need not be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_END_BYTES))
+            content.seek(max(0, size - _END_BYTES))
+            digest.update(content.read(_END_BYTES))
+    return digest.hexdigest()

@@ -87,8 +87,23 @@ def text_of_first_rank(text: str, ranks: Ranks) -> str:
     return bytes(message.tolist()).decode(errors="replace").rstrip()
 
 
+def json_of_first_rank(value: Any, ranks: Ranks) -> Any:
+    """What the first rank passed as `value`, through JSON; the other ranks' values do not matter."""
+    if ranks.world_size == 1:
+        return json.loads(json.dumps(value))
+    text = json.dumps(value).encode() if ranks.is_first else b""
+    length = torch.tensor([len(text)], dtype=torch.int64, device=ranks.device)
+    dist.broadcast(length, src=0)
+    content = bytearray(text) if ranks.is_first else bytearray(int(length))
+    message = torch.frombuffer(content, dtype=torch.uint8).to(ranks.device)
+    dist.broadcast(message, src=0)
+    return json.loads(bytes(message.tolist()))
+
+
 def gather_json(value: Any, ranks: Ranks) -> list[Any]:
     """The values of all ranks, by rank. They travel as JSON in byte tensors; nothing is unpickled."""
+    if ranks.world_size == 1:
+        return [json.loads(json.dumps(value))]
     text = json.dumps(value).encode()
     length = torch.tensor([len(text)], dtype=torch.int64, device=ranks.device)
     dist.all_reduce(length, op=dist.ReduceOp.MAX)

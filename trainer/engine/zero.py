@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError
-from trainer.engine.optimizer import parameter_groups
+from trainer.engine.optimizer import make_optimizer
 from trainer.engine.ranks import Ranks
 
 if not torch.cuda.is_available():
@@ -27,6 +28,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # its import sets it to INFO: pages of settings per rank
 
@@ -34,8 +36,12 @@ Engine: TypeAlias = Any
 """deepspeed.DeepSpeedEngine, which comes without types."""
 
 
-def join_ranks() -> Ranks:
-    """Meet the other ranks (NCCL between GPUs, gloo between CPUs). Without a launcher: a world of one."""
+def join_ranks(timeout_s: float = 1800.0) -> Ranks:
+    """Meet the other ranks (NCCL between GPUs, gloo between CPUs). Without a launcher: a world of one.
+
+    timeout_s: longest wait in a collective operation.
+    """
+    timeout = timedelta(seconds=timeout_s)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
@@ -53,11 +59,11 @@ def join_ranks() -> Ranks:
         if "OMP_NUM_THREADS" not in os.environ:  # or every rank would take every core
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if not dist.is_initialized() and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     elif not dist.is_initialized() and _is_loopback(os.environ["MASTER_ADDR"]):
-        _meet_on_loopback(backend, rank, world_size)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        _meet_on_loopback(backend, rank, world_size, timeout)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
 
 
@@ -69,7 +75,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _meet_on_loopback(backend: str, rank: int, world_size: int) -> None:
+def _meet_on_loopback(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
     """Nobody else can reach the ranks: torch's own store listens on all interfaces, gloo and NCCL on that of the host's name."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
@@ -81,11 +87,11 @@ def _meet_on_loopback(backend: str, rank: int, world_size: int) -> None:
         port,
         world_size,
         is_master=listener is not None,
-        timeout=deepspeed.constants.default_pg_timeout,
+        timeout=timeout,
         master_listen_fd=listener,
     )
     named = dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=named, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, store=named, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def leave_ranks() -> None:
@@ -125,6 +131,7 @@ def deepspeed_settings(config: Config, *, world_size: int, hidden_size: int, uni
     if config.model.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = trainer.reduce_dtype
     return settings
 
 
@@ -149,18 +156,28 @@ def partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
 
 def wrap(model: torch.nn.Module, config: Config, settings: dict[str, Any]) -> Engine:
     """The engine that partitions, averages, clips and steps, with torch's AdamW inside."""
-    trainer = config.trainer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, trainer.weight_decay),
-        lr=trainer.lr,
-        betas=trainer.betas,
-    )
+    optimizer = make_optimizer(model, config.trainer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.train()  # `from_pretrained` gives a model in evaluation mode: no dropout, no gradient checkpointing
     return engine
 
 
+def link_optimizer_states(engine: Engine) -> None:
+    """Let `full_optimizer_state` find the states of today: below ZeRO-3, DeepSpeed 0.19 links those of the first group only."""
+    optimizer = engine.optimizer
+    for parameters, flat in zip(
+        getattr(optimizer, "bit16_groups", ()), getattr(optimizer, "single_partition_of_fp32_groups", ()), strict=True
+    ):
+        lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.optimizer.state)
+
+
+def full_optimizer_state(parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
+    """float32: an optimizer state of one trained parameter, gathered from all ranks, which must all call this."""
+    found: torch.Tensor = safe_get_full_optimizer_state(parameter, key)
+    return found
+
+
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """For the next step, in all groups."""
+    """For the next step: `rate` where parameters have the rate of all, and in proportion in groups with another peak."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)

@@ -21,6 +21,11 @@ class EvalSchedule:
     def __init__(self, planned: Sequence[Planned]) -> None:
         self._planned = list(planned)
 
+    @property
+    def num_planned(self) -> int:
+        """How many evaluations there are."""
+        return len(self._planned)
+
     def after_step(self, step: int, moment: Callable[[], Moment]) -> list[Outcome]:
         """What is ready; begins what is due after this step. moment: called only if something is due."""
         due = [one for one in self._planned if one.interval and step % one.interval == 0]

@@ -2,7 +2,7 @@
 
 In: a folder with a transformers model. Out: the model, ready for the engine, and its family.
 Importing this package makes transformers' Auto classes know OpenVLA.
-Read `families` (what differs between models), `loading`, `registration`, `openvla`, then `tiny` and `tiny_tokenizer`.
+Read `families` (what differs between models), `loading`, `lora`, `registration`, `openvla`, then `tiny` and `tiny_tokenizer`.
 """
 
 from trainer.models.registration import register_models

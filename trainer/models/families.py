@@ -1,12 +1,14 @@
 """Families of models: which Auto class loads one, and in which shape its forward takes images.
 
-    text                 no images
-    images               pixel_values [I, 3, H, W]: LLaVA, InternVL and most others
-    placed images        placed_pixel_values [I, 6, H, W]: OpenVLA
-    images with masks    pixel_values [1, I, 3, H, W], pixel_attention_mask [1, I, H, W]: Idefics3, SmolVLM
+    no images
+    batch       pixel_values [I, 3, H, W]: LLaVA, InternVL, PaliGemma
+    placed      placed_pixel_values [I, 6, H, W]: OpenVLA
+    one_row     pixel_values [1, I, 3, H, W], pixel_attention_mask [1, I, H, W]: Idefics3, SmolVLM
+    patches     pixel_values [I * patches, 3 * 2 * P * P], image_grid_thw [I, 3]: Qwen-VL
 
 I: images of the micro-batch in the order of its rows. Idefics3 only flattens [rows, images of a row], so all images may stand in
-one row, without the all-zero images with which its own processor pads.
+one row, without the all-zero images with which its own processor pads. Which model takes which is in
+`stoker_proto.images.families`, the table that loaders read too.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 from stoker_proto.errors import ConfigError
+from stoker_proto.images.families import FAMILIES
 
 PixelLayout = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+TokenMarks = Callable[[torch.Tensor, torch.Tensor, int], dict[str, torch.Tensor]]
 
 
 def as_batch(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -41,6 +46,34 @@ def as_placed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"placed_pixel_values": pixels}
 
 
+def as_patches(pixels: torch.Tensor, patch: int, merge: int, repeats: int) -> dict[str, torch.Tensor]:
+    """pixels: float[I, 3, H, W]. Patches stand in the order in which the model merges them, merge x merge at a time, each image
+    `repeats` times as if it were a video that stands still.
+
+    Source: transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py`, patchify.
+    """
+    num_images, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    cut = pixels.reshape(num_images, channels, rows // merge, merge, patch, columns // merge, merge, patch)
+    cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # [I, rows', columns', merge, merge, 3, 1, P, P]
+    cut = cut.expand(*cut.shape[:6], repeats, patch, patch)
+    grid = torch.tensor([[1, rows, columns]] * num_images, dtype=torch.int64, device=pixels.device)
+    return {"pixel_values": cut.reshape(num_images * rows * columns, -1), "image_grid_thw": grid}
+
+
+def mark_image_places(
+    input_ids: torch.Tensor, first_learned: torch.Tensor, image_token: int
+) -> dict[str, torch.Tensor]:
+    """1 at the places of images, 0 at text: Qwen-VL counts positions in two dimensions there."""
+    return {"mm_token_type_ids": (input_ids == image_token).to(torch.int32)}
+
+
+def mark_suffix(input_ids: torch.Tensor, first_learned: torch.Tensor, image_token: int) -> dict[str, torch.Tensor]:
+    """0 in the prompt, whose tokens all see each other, 1 from the first label on: PaliGemma."""
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return {"token_type_ids": (places >= first_learned[:, None]).to(torch.int64)}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """What differs between the models that Stoker trains."""
@@ -49,6 +82,8 @@ class Family:
     """transformers' Auto class that loads the base model and the export."""
     layout: PixelLayout | None
     """Pixels -> keyword arguments of forward; None: the model sees no images."""
+    marks: TokenMarks | None = None
+    """(input_ids int64[B, T], first label of each row int64[B] (T: none), id of the image token) -> more arguments of forward."""
 
     @property
     def sees_images(self) -> bool:
@@ -56,16 +91,8 @@ class Family:
         return self.layout is not None
 
 
-LAYOUTS: dict[str, PixelLayout] = {"idefics3": as_one_row, "smolvlm": as_one_row, "openvla": as_placed}
-"""model_type -> layout; all other models take images as a batch."""
-
-UNSUPPORTED: dict[str, str] = {
-    "paligemma": "its prompt needs attention in both directions, which Stoker's masks do not express",
-    "qwen2_vl": "its forward needs `image_grid_thw`",
-    "qwen2_5_vl": "its forward needs `image_grid_thw`",
-    "qwen3_vl": "its forward needs `image_grid_thw`",
-}
-"""model_type -> why Stoker cannot train it."""
+_LAYOUTS: dict[str, PixelLayout] = {"batch": as_batch, "one_row": as_one_row, "placed": as_placed}
+_MARKS: dict[str, TokenMarks | None] = {"": None, "image_places": mark_image_places, "suffix": mark_suffix}
 
 
 def read_model_config(folder: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -82,13 +109,22 @@ def read_model_config(folder: str, trust_remote_code: bool = False) -> Pretraine
 def family_of(model_config: PretrainedConfig) -> Family:
     """The family of a model. Raises ConfigError for a model that Stoker cannot train."""
     kind = model_config.model_type
-    if kind in UNSUPPORTED:
+    if kind not in FAMILIES:
+        if getattr(model_config, "vision_config", None) is None:
+            return Family(AutoModelForCausalLM, None)
         raise ConfigError(
-            f"model.base_model_path holds a model of type {kind}: {UNSUPPORTED[kind]}; take another model"
+            f"model.base_model_path holds a model of type {kind}, which sees images: known are {', '.join(FAMILIES)}; take "
+            "another model"
         )
-    if getattr(model_config, "vision_config", None) is None and kind not in LAYOUTS:
-        return Family(AutoModelForCausalLM, None)
-    return Family(AutoModelForImageTextToText, LAYOUTS.get(kind, as_batch))
+    known = FAMILIES[kind]
+    if known.layout == "patches":
+        vision = model_config.vision_config
+        layout: PixelLayout = partial(
+            as_patches, patch=vision.patch_size, merge=vision.spatial_merge_size, repeats=vision.temporal_patch_size
+        )
+    else:
+        layout = _LAYOUTS[known.layout]
+    return Family(AutoModelForImageTextToText, layout, _MARKS[known.marks])
 
 
 def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 import deepspeed
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
+from trainer.engine.optimizer import matches
 from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
+from trainer.models.lora import add_adapters
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading
@@ -27,22 +30,82 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
     with partitioned_loading(settings):
         try:
             model: PreTrainedModel = family.auto_class.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError) as error:
+                folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, local_files_only=True,
+                **attention_options(config),
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, ImportError) as error:
             first_line = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"model.base_model_path is {folder!r}: the model cannot be loaded: {first_line}"
             ) from error
+        forget_unused_renamings(model)
+        old_size = true_shape(model.get_input_embeddings().weight)[0]
         grow_embeddings(model, vocab_size_needed)
     if hasattr(model, "freeze_unused"):  # afterwards, as loading makes parameters anew
         model.freeze_unused()
     check_forward(model, family, packing=config.data.packing)
+    choose_trained(model, config, grown=old_size < true_shape(model.get_input_embeddings().weight)[0])
     if config.model.gradient_checkpointing:
         # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         model.enable_input_require_grads()
     return model
+
+
+def forget_unused_renamings(model: PreTrainedModel) -> None:
+    """Keep of transformers' renamings only those that loading used, as its ordinary loading does.
+
+    Saving reverts what is kept. Under ZeRO-3 transformers 5.23 keeps all that it knows for the model's type, and an export would
+    have names that no published checkpoint has: `language_model.model.model.norm.weight`.
+    """
+    known = getattr(model, "_weight_conversions", None)
+    if known:
+        model._weight_conversions = [one for one in known if isinstance(one, WeightConverter) or one.was_used()]
+
+
+def choose_trained(model: PreTrainedModel, config: Config, *, grown: bool) -> None:
+    """Decide which parameters are trained: adapters, or all but the frozen ones. Raises ConfigError.
+
+    grown: whether the embeddings got new rows, which adapters would leave untrained.
+    """
+    lora, patterns = config.model.lora, config.model.freeze
+    if lora is not None:
+        if patterns:
+            raise ConfigError(
+                f"model.freeze is {list(patterns)} beside model.lora, which freezes all weights of the base model: take one"
+            )
+        if grown:
+            raise ConfigError(
+                "model.lora leaves the embeddings as they are, but the data's tokens need new rows in them, which would never be "
+                "learned: use data.action.vocabulary=reuse_last, or train without model.lora"
+            )
+        add_adapters(model, lora, config.trainer.seed)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(matches(name, (pattern,)) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ConfigError(
+                f"model.freeze names {pattern!r}, which matches no parameter; names begin with {', '.join(parts[:12])}, and * "
+                "stands for any part"
+            )
+    for name, parameter in model.named_parameters():
+        if matches(name, patterns):
+            parameter.requires_grad_(False)
+
+
+def attention_options(config: Config) -> dict[str, str]:
+    """Arguments of `from_pretrained` for `model.attention`. Raises ConfigError."""
+    if config.model.attention == "auto":
+        return {}
+    if config.model.attention != "flash":
+        return {"attn_implementation": config.model.attention}
+    if config.model.precision != "bf16":
+        raise ConfigError(
+            "model.attention is flash, which computes in bf16 only: set model.precision to bf16, or take sdpa"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError("model.attention is flash, which needs a GPU: take auto or sdpa")
+    return {"attn_implementation": "flash_attention_2"}
 
 
 def text_width(model_config: PretrainedConfig) -> int:
@@ -77,6 +140,8 @@ def true_shape(parameter: torch.Tensor) -> torch.Size:
     return shape
 
 
-def count_parameters(model: torch.nn.Module) -> int:
-    """All parameters, tied ones once."""
-    return sum(true_shape(parameter).numel() for parameter in model.parameters())
+def count_parameters(model: torch.nn.Module, *, trained: bool = False) -> int:
+    """All parameters, tied ones once; or those that are trained."""
+    return sum(
+        true_shape(parameter).numel() for parameter in model.parameters() if parameter.requires_grad or not trained
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ from trainer.models.tiny_tokenizer import (
 
 TOKENS_PER_SIDE = 4  # an image is 4 x 4 tokens
 MERGE = 2  # idefics3 merges 2 x 2 patches into one token
+VLMS: dict[str, tuple[str, ...]] = {
+    "smolvlm": (),
+    "paligemma": (),
+    "internvl": ("<img>", "</img>"),
+    "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
+}
+"""Families of `tiny_vlms` -> tokens that stand around their images."""
 _IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
 # The template of `data.dialogue.template: stoker`, so that both ways of writing a row give the same tokens.
@@ -67,14 +76,15 @@ def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0, r
         return found
 
     builders = {"llava": _llava, "idefics3": _idefics3, "openvla": _openvla, "robot": _robot, "causal": _causal}
+    builders |= dict.fromkeys(VLMS, partial(_vlm, family))
     if family not in builders:
         raise ConfigError(f"--family {family!r}: choose one of {', '.join(builders)}")
-    step = TOKENS_PER_SIDE * (MERGE if family == "idefics3" else 1)
+    step = TOKENS_PER_SIDE * (1 if family in ("llava", "openvla", "paligemma", "robot", "causal") else MERGE)
     if family != "causal" and (image_size < step or image_size % step):
         raise ConfigError(
             f"--image-size {image_size}: {family} cuts it into {step} x {step} patches, take a multiple of {step}"
         )
-    extra = _IDEFICS_TOKENS if family == "idefics3" else ()
+    extra = _IDEFICS_TOKENS if family in ("idefics3", "smolvlm") else VLMS.get(family, ())
     tokenizer = _openvla_tokenizer() if family == "openvla" else _tokenizer(extra, has_numbers=family == "robot")
     torch = importlib.import_module("torch")
     with torch.random.fork_rng(devices=[]):
@@ -192,6 +202,13 @@ def _idefics3(tokenizer: Any, image_size: int) -> tuple[Any, Any]:
     return library.Idefics3ForConditionalGeneration(config), processor
 
 
+def _vlm(family: str, tokenizer: Any, image_size: int) -> tuple[Any, Any]:
+    found: tuple[Any, Any] = importlib.import_module("trainer.models.tiny_vlms").build_vlm(
+        family, tokenizer, _text_config(tokenizer), image_size, TOKENS_PER_SIDE
+    )
+    return found
+
+
 def _openvla(tokenizer: Any, image_size: int) -> tuple[Any, Any]:
     found: tuple[Any, Any] = importlib.import_module("trainer.models.openvla.tiny").build_openvla(
         tokenizer, image_size, TOKENS_PER_SIDE
@@ -214,10 +231,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     families = (
         "llava: CLIP tower + Llama; idefics3: SmolVLM's kind; openvla: two towers + Llama; causal: a text-only Llama; "
-        "robot: a policy that learns on a CPU"
+        f"{', '.join(VLMS)}: the models of these names; robot: a policy that learns on a CPU"
     )
     parser.add_argument(
-        "--family", required=True, choices=("llava", "idefics3", "openvla", "robot", "causal"), help=families
+        "--family", required=True, choices=("llava", "idefics3", "openvla", "robot", "causal", *VLMS), help=families
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; made if missing")
     size_help = "images become PIXELS x PIXELS, always 16 tokens; a multiple of 4 (idefics3: of 8), default %(default)s"

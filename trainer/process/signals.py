@@ -1,10 +1,12 @@
 """How a rank ends early: on a stop signal, or when DeepSpeed's runner is gone. It logs one line.
 
 A separate thread logs it; a signal wakes the thread at once (`signal.set_wakeup_fd`). The main thread may be waiting inside NCCL
-or gloo, where no Python handler runs. Nothing is saved: ranks that stand at different steps cannot write a checkpoint.
+or gloo, where no Python handler runs.
 
-    SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual
-    SIGTERM     log the line, unless a SIGINT has done so already; then end the process
+    SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual; nothing is saved
+    SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `trainer.loop`
+    SIGTERM     the same, but the process ends after a grace time in any case. A second one, one before the first step, or one
+                after a SIGINT: log the line, unless that was done already, and end the process
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ _LOG_DEADLINE_S = 5
 """For logging the line: a full stderr pipe without a reader must not keep a rank alive."""
 
 
+def _only_wake(number: int, frame: FrameType | None) -> None:
+    """The handler of signals that the thread acts on: without one nothing is written to its pipe."""
+
+
 class StopSignals:
     """Ends this process on a stop signal, or with its DeepSpeed parents. Make one, in the main thread, before slow imports."""
 
@@ -43,12 +49,17 @@ class StopSignals:
         self._logs = os.environ.get("LOCAL_RANK", "0") == "0"  # the other ranks of this machine would log the same
         self._lock = threading.RLock()
         self._is_logged = False
+        self.requested = 0
+        """Number of the signal that asked the loop to save and end; 0: none did."""
+        self._grace_s: float | None = None
+        self._ends_at: float | None = None
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         heed_interrupts()
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_term)  # without a handler nothing is written to the pipe
+            signal.signal(signal.SIGTERM, _only_wake)
+        signal.signal(signal.SIGUSR1, _only_wake)
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     def _watch(self) -> None:
@@ -57,9 +68,13 @@ class StopSignals:
             ready, _, _ = select.select([self._read_end], [], [], _INTERVAL_S)
             for number in os.read(self._read_end, 64) if ready else b"":
                 if number == signal.SIGTERM:
-                    self._end(128 + number, "interrupted by SIGTERM")
+                    self._on_term()
+                elif number == signal.SIGUSR1 and self._grace_s is not None and not self.requested:
+                    self._ask(number, "SIGUSR1: a checkpoint is written after this step, then the run ends;")
                 elif number == signal.SIGINT:
                     self._log_once("interrupted by SIGINT")
+            if self._ends_at is not None and time.monotonic() >= self._ends_at:
+                self._end(128 + signal.SIGTERM, f"interrupted by SIGTERM, not saved within {self._grace_s:g} s,")
             if self._parents is None:
                 continue
             if self._parents.runner_is_gone:
@@ -69,9 +84,22 @@ class StopSignals:
                 if time.monotonic() - alone_since >= _LAUNCHER_GRACE_S:
                     self._end(1, f"DeepSpeed's launcher (process {self._parents.launcher}) is gone, so this rank ends")
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
-        """Runs in the main thread, often later than the other thread: whichever comes first ends the process."""
-        self._end(128 + number, "interrupted by SIGTERM")
+    def begin_training(self, grace_s: float) -> None:
+        """From now on signals ask the loop to save. grace_s: how long after SIGTERM the process may still run."""
+        self._grace_s = grace_s
+
+    def _on_term(self) -> None:
+        """The first SIGTERM of a training asks the loop; any other ends the process."""
+        if self._grace_s is None or self._ends_at is not None or self._is_logged:
+            self._end(128 + signal.SIGTERM, "interrupted by SIGTERM")
+            return
+        self._ends_at = time.monotonic() + self._grace_s
+        self._ask(signal.SIGTERM, "SIGTERM: a checkpoint is written after this step, then the run ends;")
+
+    def _ask(self, number: int, why: str) -> None:
+        self.requested = number
+        if self._logs:
+            log.warning("%s %s", why, self.describe_run())
 
     def _end(self, code: int, why: str) -> None:
         signal.alarm(_LOG_DEADLINE_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,20 +58,35 @@ class TensorBoardTracker:
         self._writer.close()
 
 
+RUN_ID_FILE = "wandb-run-id"
+"""In `output_dir`: a resumed run goes on in the same run of Weights & Biases."""
+
+
+def import_wandb() -> Any:
+    """The package. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            "trainer.logger.wandb is true, but the package wandb is not installed: pip install 'stoker[wandb]', "
+            "or --set trainer.logger.wandb=false"
+        ) from error
+
+
 class WandbTracker:
     """A run at Weights & Biases; `WANDB_MODE=offline` keeps it in the folder."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise ConfigError(
-                "trainer.logger.wandb is true, but the package wandb is not installed: pip install 'stoker[wandb]', "
-                "or --set trainer.logger.wandb=false"
-            ) from error
+    def __init__(self, config: Config, folder: Path, *, is_resumed: bool) -> None:
+        """is_resumed: go on with the run whose id is in `output_dir`."""
+        wandb, logger = import_wandb(), config.trainer.logger
+        file = Path(config.trainer.output_dir) / RUN_ID_FILE
+        run_id = file.read_text(encoding="utf-8").strip() if is_resumed and file.is_file() else secrets.token_hex(4)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{run_id}\n", encoding="utf-8")
         self._run: Any = wandb.init(
-            project=config.trainer.logger.wandb_project, dir=str(folder), config=config_to_tree(config), resume="allow"
-        )
+            project=logger.wandb_project, name=logger.wandb_name, tags=list(logger.wandb_tags), id=run_id, resume="allow",
+            dir=str(folder), config=config_to_tree(config),
+        )  # fmt: skip
         self._media: Any = {".mp4": wandb.Video, ".png": wandb.Image}
         # It drops rows of a step before its newest. So figures of evaluations have a step of their own as their axis.
         self._run.define_metric("val/step")
@@ -108,7 +124,7 @@ class Trackers:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if logger.wandb:
-            self._trackers.append(WandbTracker(config, folder))
+            self._trackers.append(WandbTracker(config, folder, is_resumed=first_step > 1))
         if logger.tensorboard:
             self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step))
 

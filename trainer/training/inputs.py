@@ -56,6 +56,9 @@ class InputMaker:
             host, pixels = self._with_dummy(host)
         positions, targets = next_token_targets(np.asarray(batch.labels))
         arguments = {name: self._to_device(tensor) for name, tensor in host.items()}
+        if self.family.marks is not None and self.processor.image is not None:
+            first = self._to_device(first_labels(np.asarray(batch.labels), *arguments["input_ids"].shape))
+            arguments |= self.family.marks(arguments["input_ids"], first, self.processor.image.token_id)
         if self.family.layout is not None:
             arguments |= self.family.layout(self._normalise(self._to_device(torch.as_tensor(pixels))))
         return Inputs(
@@ -112,6 +115,14 @@ class PixelNormaliser:
             values = torch.cat([values, values], dim=-1)
         normal = values * self._scale - self._shift
         return normal.permute(0, 3, 1, 2).to(self._dtype).contiguous()
+
+
+def first_labels(labels: np.ndarray[Any, np.dtype[np.int64]], num_rows: int, length: int) -> torch.Tensor:
+    """int64[num_rows]: the place of each row's first label; `length` where a row has none, as an appended row has."""
+    is_label = labels != IGNORED  # [B, T]
+    first = np.full(num_rows, length, np.int64)
+    first[: len(labels)] = np.where(is_label.any(axis=1), is_label.argmax(axis=1), length)
+    return torch.from_numpy(first)
 
 
 def next_token_targets(

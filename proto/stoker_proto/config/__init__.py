@@ -14,16 +14,18 @@ from stoker_proto.config.cluster import ClusterConfig
 from stoker_proto.config.data import DataConfig, SourceConfig
 from stoker_proto.config.loader import LoaderConfig
 from stoker_proto.config.loss import LossConfig
-from stoker_proto.config.model import ModelConfig
+from stoker_proto.config.model import LoraConfig, ModelConfig
 from stoker_proto.config.order import OrderConfig
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.config.root import Config
 from stoker_proto.config.samples import ActionConfig, AugmentConfig, DialogueConfig, ImageConfig
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.config.trainer import (
+    BestConfig,
     CheckpointConfig,
     FeedConfig,
     LoggerConfig,
+    ParameterGroupConfig,
     TrainerConfig,
     check_batch_arithmetic,
 )
@@ -31,6 +33,7 @@ from stoker_proto.config.trainer import (
 __all__ = [
     "ActionConfig",
     "AugmentConfig",
+    "BestConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "Config",
@@ -40,9 +43,11 @@ __all__ = [
     "ImageConfig",
     "LoaderConfig",
     "LoggerConfig",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "OrderConfig",
+    "ParameterGroupConfig",
     "RemoteConfig",
     "SecurityConfig",
     "SourceConfig",

@@ -33,6 +33,10 @@ class Config:
         world_size = len(self.cluster.component_placement.trainer)
         if world_size:
             check_batch_arithmetic(self.trainer.global_batch_size, self.trainer.micro_batch_size, world_size)
+        if self.trainer.checkpoint.best is not None and not (self.data.paths("val") and self.trainer.eval_interval):
+            raise ConfigError(
+                "trainer.checkpoint.best needs validations: set data.val_data_paths and trainer.eval_interval, or leave it out"
+            )
         dialogue = self.data.dialogue
         if (dialogue.template == "custom") != (dialogue.user is not None):
             raise ConfigError(

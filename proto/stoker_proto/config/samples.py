@@ -21,6 +21,11 @@ class ImageConfig:
     pad_to_square: bool = False
     """Pad frames to a square, with black, before the model's own steps. Then a centre crop cuts nothing off wide frames, and
     everything is seen smaller. Policies of the exported model do the same."""
+    size: tuple[int, int] | None = field(
+        default=None, metadata=allowed("[height, width], both at least 1", lambda size: size is None or min(size) >= 1)
+    )
+    """Height and width in pixels for models that take images of any size (Qwen-VL): all frames are made that size. Others have
+    their own."""
     depth: bool = False
     """Add the depth frame as a second image (see `stoker_proto.images.transport.depth_to_rgb`)."""
     depth_max_mm: int = field(default=2000, metadata=at_least(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,10 @@ class LoggerConfig:
     """Log the same to Weights & Biases (extra `stoker[wandb]`; WANDB_MODE=offline works)."""
     wandb_project: str = "stoker"
     """Project name in Weights & Biases."""
+    wandb_name: str | None = None
+    """Name of the run there; default: one that it makes up. A resumed run goes on in the same run."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run there."""
     log_interval: int = field(default=1, metadata=at_least(1))
     """Optimizer steps between two log lines."""
 
@@ -54,6 +59,20 @@ class FeedConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestConfig:
+    """Which validation counts as the best."""
+
+    metric: str
+    """A figure of the validation, as it is logged: `val/perplexity`, `val/action_mae/mean`."""
+    mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger is better."""
+    patience: int | None = field(
+        default=None, metadata=allowed("at least 1, or null", lambda patience: patience is None or patience >= 1)
+    )
+    """Training ends early after this many validations in a row that were no better than the best one. null: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
     """Checkpoints, and how a run resumes."""
 
@@ -63,8 +82,30 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep."""
     resume: str | None = "auto"
     """`auto`: the newest checkpoint in `output_dir`, if there is one; a checkpoint folder; or null: start a new run."""
+    best: BestConfig | None = None
+    """Write a checkpoint after each validation that is the best so far, and keep it beside the newest ones."""
+    stop_grace_s: float = field(default=25.0, metadata=at_least(0))
+    """SIGTERM during training: a rank that has not saved and ended after this time ends without. DeepSpeed's launcher kills its
+    ranks after 30 s."""
     universal: bool = False
     """Resume on another number of ranks, through DeepSpeed's universal checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterGroupConfig:
+    """Parameters with a learning rate of their own."""
+
+    match: tuple[str, ...]
+    """Patterns of their names: `["*projector*"]`. A parameter belongs to the first group that matches it."""
+    lr: float = field(metadata=above(0))
+    """Their peak learning rate; the schedule is that of all."""
+    weight_decay: float | None = field(
+        default=None,
+        metadata=allowed(
+            "it must not be negative; null: trainer.weight_decay", lambda decay: decay is None or decay >= 0
+        ),
+    )
+    """Their weight decay, on matrices only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +124,15 @@ class TrainerConfig:
         default=None, metadata=allowed("at least 1, or null for all epochs", lambda steps: steps is None or steps >= 1)
     )
     """Stop after this many optimizer steps, if that is before the last epoch's end."""
+    max_time: str | None = field(
+        default=None,
+        metadata=allowed(
+            "write it as hours:minutes:seconds, e.g. 11:30:00, or null",
+            lambda time: time is None or re.fullmatch(r"[0-9]{1,4}:[0-5][0-9]:[0-5][0-9]", time) is not None,
+        ),
+    )
+    """Stop after this time of training, as `hours:minutes:seconds`: the run saves a checkpoint and ends with exit code 75. The
+    same command resumes it. For queues with a time limit."""
     eval_interval: int = field(default=500, metadata=at_least(0))
     """Optimizer steps between two validations. The last step is always followed by one. 0: no validation."""
     eval_samples: int | None = field(
@@ -103,10 +153,22 @@ class TrainerConfig:
     """Weight decay of AdamW, on matrices only (not on biases and norms)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Betas of AdamW."""
+    optimizer: Literal["adamw", "adamw_fused"] = "adamw"
+    """`adamw_fused`: PyTorch's fused kernel, one pass over each parameter; its rounding differs in the last bits."""
+    parameter_groups: tuple[ParameterGroupConfig, ...] = ()
+    """Parameters with a learning rate of their own. All others have `lr`."""
+    ema_decay: float = field(default=0.0, metadata=allowed("it must lie in [0, 1)", lambda decay: 0 <= decay < 1))
+    """Above 0: keep an average of the weights, `ema = decay * ema + (1 - decay) * weights` after each applied step, and export
+    it. Validation scores the weights themselves. Costs 4 bytes per parameter over all ranks."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which ranks add gradients up. `bf16` halves the traffic and loses digits: sums of many ranks round."""
     grad_clip: float = field(default=1.0, metadata=at_least(0))
     """Largest gradient norm over all parameters; 0: no clipping."""
     max_skipped_steps: int = field(default=20, metadata=at_least(0))
     """The run ends after this many consecutive steps whose gradient norm is not finite; such steps are not applied."""
+    collective_timeout_s: float = field(default=1800.0, metadata=above(0))
+    """A rank that waits longer than this for another one in a collective operation ends with an error. It must be longer than
+    what one rank alone does: writing an export, preparing a resume."""
     seed: int = 0
     """Seed of dropout and of newly initialised weights."""
     output_dir: str = "outputs"
@@ -123,6 +185,16 @@ class TrainerConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     feed: FeedConfig = field(default_factory=FeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time `hours:minutes:seconds`.
+
+    >>> seconds_of("1:02:03")
+    3723
+    """
+    hours, minutes, seconds = map(int, time.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def check_batch_arithmetic(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

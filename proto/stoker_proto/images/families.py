@@ -1,8 +1,9 @@
 """From a model's folder to its ImageSpec, one function per family of vision-language models.
 
 The values come from config.json and the processor's JSON. Missing values have the defaults of the image processor's class
-(transformers `models/{clip,siglip,llava,idefics3}/image_processing_pil_*.py`). Idefics3 and SmolVLM can cut an image into tiles;
-Stoker never does: an image is one square, as with `do_image_splitting=False`. Where such a model's `size` is larger than its
+(transformers `models/{clip,siglip,llava,idefics3,qwen2_vl,got_ocr2}/image_processing_pil_*.py`). Idefics3, SmolVLM and InternVL
+can cut an image into tiles; Stoker never does: an image is one square, as with `do_image_splitting=False` and
+`crop_to_patches=False`. Where such a model's `size` is larger than its
 `max_image_size`, its processor scales up first and then down, and so does Stoker. That takes 10-20 ms an image; with both set to
 the same value in the model's processor_config.json it takes 0.5 ms.
 """
@@ -10,7 +11,8 @@ the same value in the model's processor_config.json it takes 0.5 ms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -29,6 +31,7 @@ _CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
+_CLIP_COLOURS = {name: _CLIP[name] for name in ("resample", "image_mean", "image_std")}
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _TILED = {"size": {"longest_edge": 1456}, "max_image_size": {"longest_edge": 364}, "resample": 1, **_HALF}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -37,12 +40,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "SiglipImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 3, **_HALF},
     "Idefics3ImageProcessor": _TILED,
     "SmolVLMImageProcessor": _TILED,
+    "GotOcr2ImageProcessor": {"size": {"height": 384, "width": 384}, **_CLIP_COLOURS},
+    "Qwen2VLImageProcessor": {
+        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+        "patch_size": 14,
+        "merge_size": 2,
+        **_CLIP_COLOURS,
+    },
     "PrismaticImageProcessor": {},  # has its own names of everything, see `openvla`
 }
 
 
-def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer) -> ImageSpec | None:
-    """The model's ImageSpec; None for a model that takes text only. Raises ConfigError for an unknown family or value."""
+def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer, size: tuple[int, int] | None = None) -> ImageSpec | None:
+    """The model's ImageSpec; None for a model that takes text only. Raises ConfigError for an unknown family or value.
+
+    size: `data.image.size`, for models that take any.
+    """
     family = str(folder.config.get("model_type"))
     if family not in FAMILIES:
         if "vision_config" in folder.config:
@@ -51,14 +64,20 @@ def read_image_spec(folder: ModelFolder, tokenizer: Tokenizer) -> ImageSpec | No
                 f"{', '.join(FAMILIES)}; take one of these, or add the family to stoker_proto/images/families.py"
             )
         return None
-    return FAMILIES[family](_Reader(folder, tokenizer))
+    spec = FAMILIES[family].read(_Reader(folder, tokenizer, size))
+    if size is not None and (spec.height, spec.width) != size:
+        raise ConfigError(
+            f"data.image.size is {list(size)}, but the model in {folder.path} takes images of {spec.height} x {spec.width} only: "
+            "leave the key out"
+        )
+    return spec
 
 
 class _Reader:
     """The values in one model's folder, with the defaults of its image processor."""
 
-    def __init__(self, folder: ModelFolder, tokenizer: Tokenizer) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(self, folder: ModelFolder, tokenizer: Tokenizer, size: tuple[int, int] | None) -> None:
+        self.folder, self.tokenizer, self.size = folder, tokenizer, size
         self.processor, image = folder.processor_configs()
         named = str(image.get("image_processor_type", image.get("feature_extractor_type", "")))
         self.kind = named.removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
@@ -70,6 +89,15 @@ class _Reader:
 
     def error(self, reason: str) -> ConfigError:
         return ConfigError(f"model.base_model_path is {str(self.folder.path)!r}: {reason}")
+
+    def token_of(self, key: str) -> str:
+        """The token whose id config.json gives under the key."""
+        token = self.tokenizer.id_to_token(int(self.folder.config.get(key, -1))) if key in self.folder.config else None
+        if token is None:
+            raise self.error(
+                f"config.json gives {self.folder.config.get(key)} as {key}, which its tokenizer does not have"
+            )
+        return token
 
     def spec(self, family: str, steps: list[Step], num_tokens: int, **more: Any) -> ImageSpec:
         """The ImageSpec, from values that all families share. The last step is `fixed` or `crop` and so defines the size."""
@@ -206,12 +234,65 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-FAMILIES: dict[str, Callable[[_Reader], ImageSpec]] = {
-    "llava": _llava,
-    "idefics3": _idefics3,
-    "smolvlm": _idefics3,
-    "paligemma": _paligemma,
-    "openvla": _openvla,
-    "stoker_robot": _llava,  # our small policy: it has LLaVA's processor
+def _internvl(reader: _Reader) -> ImageSpec:
+    if reader.kind != "GotOcr2ImageProcessor":
+        raise reader.error(f"image processor {reader.kind} in an InternVL model is not known")
+    steps, config = reader.size_steps(), reader.folder.config
+    tokens = reader.processor.get("image_seq_length") or config.get("image_seq_length")
+    if tokens is None:
+        patch = reader.vision.get("patch_size")
+        patches = reader.patches(*steps[-1][1:], patch[0] if isinstance(patch, list) else patch)
+        tokens = patches * float(config.get("downsample_ratio", 0.5)) ** 2
+    names = reader.folder.special_tokens()
+    before, after = names.get("start_image_token", "<img>"), names.get("end_image_token", "</img>")
+    return reader.spec("internvl", steps, int(tokens), before=before, after=after)
+
+
+def _qwen_vl(reader: _Reader) -> ImageSpec:
+    """Its own processor makes each image another size (`smart_resize`); Stoker makes all of them `data.image.size`."""
+    if reader.kind != "Qwen2VLImageProcessor":
+        raise reader.error(f"image processor {reader.kind} in a Qwen-VL model is not known")
+    side = int(reader.image["patch_size"]) * int(reader.image["merge_size"])
+    least, most = (int(reader.image["size"][name]) for name in ("shortest_edge", "longest_edge"))
+    if reader.size is None:
+        raise reader.error(
+            f"a Qwen-VL model takes images of any size: set data.image.size to [height, width], both multiples of {side} pixels; "
+            f"for frames of 256 x 256 its own processor would make [{round(256 / side) * side}, {round(256 / side) * side}]"
+        )
+    height, width = reader.size
+    if height % side or width % side or not least <= height * width <= most:
+        raise reader.error(
+            f"data.image.size is [{height}, {width}]: this model takes multiples of {side}, and {least} to {most} pixels in all"
+        )
+    before, after = (reader.token_of(f"vision_{name}_token_id") for name in ("start", "end"))
+    tokens = (height // side) * (width // side)
+    return reader.spec("qwen_vl", [("fixed", height, width)], tokens, before=before, after=after)
+
+
+Layout = Literal["batch", "one_row", "placed", "patches"]
+"""In which shape a model's forward takes images: see `trainer.models.families`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFamily:
+    """What loaders and trainer need to know of the models of one `model_type`."""
+
+    read: Callable[[_Reader], ImageSpec]
+    """Reads the ImageSpec from the model's folder."""
+    layout: Layout
+    marks: Literal["", "image_places", "suffix"] = ""
+    """What forward needs to know of each token: whether an image is there; whether it belongs to the learned end of the row."""
+
+
+FAMILIES: dict[str, ImageFamily] = {
+    "llava": ImageFamily(_llava, "batch"),
+    "idefics3": ImageFamily(_idefics3, "one_row"),
+    "smolvlm": ImageFamily(_idefics3, "one_row"),
+    "paligemma": ImageFamily(_paligemma, "batch", "suffix"),
+    "internvl": ImageFamily(_internvl, "batch"),
+    "qwen2_5_vl": ImageFamily(_qwen_vl, "patches", "image_places"),
+    "qwen3_vl": ImageFamily(_qwen_vl, "patches", "image_places"),
+    "openvla": ImageFamily(_openvla, "placed"),
+    "stoker_robot": ImageFamily(_llava, "batch"),  # our small policy: it has LLaVA's processor
 }
-"""`model_type` of config.json -> the function that reads its ImageSpec."""
+"""`model_type` of config.json -> its family: the one table that loaders and trainer read."""

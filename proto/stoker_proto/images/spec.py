@@ -24,7 +24,7 @@ class ImageSpec:
     """
 
     family: str
-    """llava, idefics3, paligemma or openvla."""
+    """llava, idefics3, paligemma, internvl, qwen_vl or openvla."""
     height: int
     width: int
     steps: tuple[Step, ...]

@@ -116,10 +116,12 @@ class RowWriter:
         return "" if self._image is None else f"{self._image.before}{self._image.token}{self._image.after}"
 
     def with_image_frames(self, text: str) -> str:
-        """The text of a chat template, with the model's text around each placeholder. Marked placeholders, from data, stay."""
+        """The text of a chat template, with the model's text around each placeholder, also where the template has it already
+        (Qwen-VL). Marked placeholders, from data, stay."""
         if self._image is None or self.image_frame == self._image.token:
             return text
-        return re.sub(f"(?<!{OPEN}){re.escape(self._image.token)}", lambda _: self.image_frame, text)
+        before, token, after = (re.escape(part) for part in (self._image.before, self._image.token, self._image.after))
+        return re.sub(f"(?:{before})?(?<!{OPEN}){token}(?:{after})?", lambda _: self.image_frame, text)
 
     def expand(self, ids: Ids, supervised: NDArray[np.uint8], num_images: int) -> EncodedRow:
         """Repeat each image's placeholder `num_tokens` times. Raises DataError where there are not `num_images` placeholders."""

@@ -22,7 +22,7 @@ from trainer.checkpoints.state import Cursor
 from trainer.engine.ranks import Ranks
 
 really_remove, really_rename, really_sync = shutil.rmtree, Path.rename, os.fsync
-RANKS = Ranks(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
+RANKS = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
 class Engine:

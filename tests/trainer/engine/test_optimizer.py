@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stoker_proto.config import TrainerConfig
-from trainer.engine.optimizer import learning_rate, parameter_groups
+from stoker_proto.config import ParameterGroupConfig, TrainerConfig
+from stoker_proto.errors import ConfigError
+from trainer.engine.optimizer import EMA, AveragingAdamW, learning_rate, make_optimizer, parameter_groups
 
 CONFIG = TrainerConfig(micro_batch_size=1, global_batch_size=1, lr=8.0, warmup_ratio=0.4, min_lr_ratio=0.25)
 
@@ -37,3 +38,39 @@ def test_only_matrices_decay() -> None:
     assert [tuple(parameter.shape) for parameter in decaying["params"]] == [(3, 4), (5, 4)]
     assert [tuple(parameter.shape) for parameter in others["params"]] == [(5,), (5,), (5,)]
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_group_has_its_own_peak_and_decay() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 5), torch.nn.LayerNorm(5))
+    own = (ParameterGroupConfig(match=("1.*",), lr=2.0, weight_decay=0.5), ParameterGroupConfig(match=("*",), lr=16.0))
+    optimizer = make_optimizer(model, replace(CONFIG, weight_decay=0.1, parameter_groups=own))
+    found = [(g["lr_scale"], g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in optimizer.param_groups]
+    assert found == [(0.25, 0.5, [(5, 4)]), (0.25, 0.0, [(5,)]), (2.0, 0.1, [(3, 4)]), (2.0, 0.0, [(5,), (5,)])]
+    with pytest.raises(
+        ConfigError, match=r"trainer.parameter_groups\[1\].match is \['1.weight'\]: no trained parameter"
+    ):
+        make_optimizer(
+            model, replace(CONFIG, parameter_groups=(own[0], ParameterGroupConfig(match=("1.weight",), lr=1.0)))
+        )
+
+
+def test_the_fused_kernel_is_used_where_asked_for() -> None:
+    model = torch.nn.Linear(2, 2)
+    assert make_optimizer(model, CONFIG).defaults["fused"] is None
+    assert make_optimizer(model, replace(CONFIG, optimizer="adamw_fused")).defaults["fused"] is True
+
+
+def test_the_average_starts_at_the_first_weights_and_leaves_the_steps_alone() -> None:
+    start = torch.tensor([1.0, -2.0])
+    plain, averaged = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    one = torch.optim.AdamW([plain], lr=0.5, weight_decay=0.0)
+    other = AveragingAdamW([{"params": [averaged]}], ema_decay=0.9, lr=0.5, weight_decay=0.0)
+    expected = start.clone()
+    for number in range(3):
+        for parameter, optimizer in ((plain, one), (averaged, other)):
+            parameter.grad = torch.tensor([1.0, float(number)])
+            optimizer.step()
+        expected = 0.9 * expected + 0.1 * plain.detach()
+    assert torch.equal(plain, averaged)
+    torch.testing.assert_close(other.state[averaged][EMA], expected)
+    assert not torch.equal(other.state[averaged][EMA], start)

@@ -22,7 +22,7 @@ from trainer.process.parents import DeepSpeedParents, _is_runner
 
 ROOT = Path(main.__file__).resolve().parents[1]
 RANK = f"""
-import ctypes, os, signal, sys
+import ctypes, os, signal, sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "proto")!r}]
 from pathlib import Path
 from trainer.process import signals
@@ -33,12 +33,19 @@ signal.alarm(300)  # whatever happens
 set_up_logging()
 found = DeepSpeedParents.find()
 signals._LAUNCHER_GRACE_S = 0.5
-signals.StopSignals(found).describe_run = lambda: "at step 7"
+stop = signals.StopSignals(found)
+stop.describe_run = lambda: "at step 7"
+if os.environ.get("GRACE_S"):
+    stop.begin_training(float(os.environ["GRACE_S"]))
 folder = Path(__file__).parent
 (folder / "part").mkdir(exist_ok=True)
 name = "rank" + os.environ.get("RANK", "0")
 (folder / "part" / name).write_text(f"{{os.getpid()}} {{found}}")
 (folder / "part" / name).rename(folder / name)
+if os.environ.get("SAVES"):
+    while not stop.requested:
+        time.sleep(0.01)
+    sys.exit(stop.requested)
 mutex = ctypes.create_string_buffer(64)
 for _ in range(2):  # as a collective that never comes back: outside the interpreter, and no signal ends the wait
     ctypes.CDLL(None).pthread_mutex_lock(mutex)
@@ -97,6 +104,47 @@ def test_sigterm_ends_a_rank_that_waits_outside_python(script: Path) -> None:
     assert process.returncode == 143
     assert errors.endswith("rank 0 WARNING interrupted by SIGTERM at step 7\n")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")])
+def test_during_training_a_signal_asks_the_loop_to_save(
+    script: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, name: str
+) -> None:
+    monkeypatch.setenv("GRACE_S", "600")
+    monkeypatch.setenv("SAVES", "1")
+    process = start(script)
+    started(script)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == number, "the loop sees the signal and ends by itself"
+    line = f"rank 0 WARNING {name}: a checkpoint is written after this step, then the run ends; at step 7\n"
+    assert errors.endswith(line)
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.process
+def test_a_rank_that_cannot_save_in_time_ends_after_the_grace(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRACE_S", "0.1")
+    process = start(script)
+    started(script)
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143
+    assert errors.endswith("rank 0 WARNING interrupted by SIGTERM, not saved within 0.1 s, at step 7\n")
+
+
+@pytest.mark.process
+def test_a_second_sigterm_ends_a_rank_at_once(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRACE_S", "600")
+    process = start(script)
+    started(script)
+    process.terminate()
+    assert process.stderr is not None
+    assert "a checkpoint is written after this step" in process.stderr.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, errors.endswith("interrupted by SIGTERM at step 7\n")) == (143, True)
 
 
 @pytest.mark.process

@@ -23,6 +23,7 @@ from trainer.report.trackers import Trackers
 
 TRAIN = (
     "loss perplexity accuracy lr grad_norm step_s data_wait_s data_wait_frac queue_depth samples_per_s tokens_per_s "
+    "labels_per_s "
     "skipped_steps bad_samples epoch"
 )
 VAL = (
@@ -122,6 +123,39 @@ def test_weights_and_biases_gets_the_same_figures(tmp_path: Path, wandb: Any) ->
     }
     assert "val/sheet" in figures[2]
     assert [record.exit_code for record in found["exit"]] == [0]
+
+
+class Recorder:
+    """Stands in for the package: keeps the arguments of `init`."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def init(self, **arguments: Any) -> Recorder:
+        self.calls.append(arguments)
+        return self
+
+    def finish(self) -> None:
+        pass
+
+
+def test_a_resumed_run_goes_on_in_its_wandb_run_and_a_new_one_begins_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    logger = LoggerConfig(
+        tensorboard=False, wandb=True, wandb_name="arm", wandb_tags=("a", "b"), log_dir=str(tmp_path / "logs")
+    )
+    config = make_config(Path("model"), tmp_path / "out", logger=logger)
+    for first_step in (1, 5, 1):
+        Trackers(config, is_first=True, first_step=first_step).close()
+    first, resumed, anew = recorder.calls
+    assert first["id"] == resumed["id"] != anew["id"]
+    assert (tmp_path / "out" / "wandb-run-id").read_text() == anew["id"] + "\n"
+    assert {key: first[key] for key in ("name", "tags", "resume", "dir")} == {
+        "name": "arm", "tags": ["a", "b"], "resume": "allow", "dir": str(tmp_path / "logs"),
+    }  # fmt: skip
 
 
 def test_only_the_first_rank_tracks(tmp_path: Path) -> None:

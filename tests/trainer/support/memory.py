@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,9 @@ DIM = 3
 
 
 def make_config(model: Path, output_dir: Path, *, data: dict[str, Any] | None = None, **trainer: Any) -> Config:
-    """Micro-batches of 2 and global batches of 8; `trainer` also takes `precision` and `gradient_checkpointing`."""
-    model_keys = {key: trainer.pop(key) for key in ("precision", "gradient_checkpointing") if key in trainer}
+    """Micro-batches of 2 and global batches of 8; `trainer` also takes keys of `model`."""
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    model_keys = {key: trainer.pop(key) for key in names if key in trainer}
     checkpoint = CheckpointConfig(**trainer.pop("checkpoint", {}))
     keys: dict[str, Any] = {"lr": 1e-3, "eval_interval": 0, "logger": LoggerConfig(tensorboard=False), **trainer}
     data_keys: dict[str, Any] = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stoker_proto.config import ActionConfig, Config
+from stoker_proto.config import ActionConfig, Config, LoraConfig
 from tests.trainer.support.memory import MemoryFeed, make_config, make_examples, make_processor
 from tests.trainer.support.ranks import run_ranks
 from trainer.build import build_engine, build_stepper
@@ -23,6 +23,7 @@ from trainer.engine.optimizer import learning_rate, parameter_groups
 from trainer.engine.zero import join_ranks, set_learning_rate
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.models.families import family_of, read_model_config
+from trainer.models.lora import add_adapters
 from trainer.training.inputs import PixelNormaliser
 from trainer.training.source_table import SourceTable
 from trainer.training.step import StepResult
@@ -64,12 +65,16 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     family, processor = family_of(read_model_config(config.model.base_model_path)), make_processor(config)
     model = family.auto_class.from_pretrained(config.model.base_model_path, dtype=torch.float32)
     old_size = model.get_input_embeddings().num_embeddings
-    assert processor.vocab_size_needed > old_size, "the embeddings have to grow"
-    model.resize_token_embeddings(processor.vocab_size_needed, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        layer.weight.data[old_size:] = layer.weight.data[:old_size].mean(dim=0)
+    if config.model.lora is not None:
+        add_adapters(model, config.model.lora, config.trainer.seed)
+    else:
+        assert processor.vocab_size_needed > old_size, "the embeddings have to grow"
+        model.resize_token_embeddings(processor.vocab_size_needed, mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight.data[old_size:] = layer.weight.data[:old_size].mean(dim=0)
     trainer = config.trainer
-    optimizer = torch.optim.AdamW(parameter_groups(model, trainer.weight_decay), lr=trainer.lr, betas=trainer.betas)
+    groups = parameter_groups(model, trainer.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=trainer.lr, betas=trainer.betas)
     assert processor.image is not None
     normalise = PixelNormaliser(processor.image, torch.device("cpu"), torch.float32)
     figures = []
@@ -106,17 +111,17 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     return figures, {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics3", "openvla"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "openvla", "llava with adapters"])
 def test_two_zero3_ranks_train_as_one_plain_process(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    model: Path = request.getfixturevalue(f"tiny_{family}")
+    model: Path = request.getfixturevalue(f"tiny_{family.split()[0]}")
+    action = ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 128})
+    more: dict[str, Any] = {}
+    if "adapters" in family:
+        action, more = ActionConfig(codec="bins"), {"lora": LoraConfig(rank=8, alpha=16), "lr": 1e-2}
     config = make_config(
-        model,
-        tmp_path,
-        data={"action": ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 128})},
-        weight_decay=0.1,
-        gradient_checkpointing=True,
+        model, tmp_path, data={"action": action}, weight_decay=0.1, gradient_checkpointing=True, **more
     )
     expected, weights = train_plain(config)
     (results, found), (others, _) = run_ranks(2, lambda rank: train_zero(rank, config))

@@ -1,0 +1,181 @@
+"""Runs that stop before their end, keep their best checkpoint, and say what changed when they go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainer.loop as loop
+from stoker_proto.config import BestConfig, Config
+from stoker_proto.config.reader import config_to_tree
+from stoker_proto.config.trainer import seconds_of
+from stoker_proto.errors import ConfigError
+from tests.trainer.support.memory import make_config
+from tests.trainer.support.ranks import run_ranks
+from tests.trainer.support.runs import build_run, digests, run
+from trainer.checkpoints.best import Best, is_hopeless, update
+from trainer.checkpoints.changes import config_changes
+from trainer.checkpoints.save import Checkpoints
+from trainer.checkpoints.state import Checkpoint
+from trainer.engine.zero import join_ranks
+
+STATE = {
+    "format": 2, "serial": 1, "world_size": 2, "global_batch_size": 8, "zero_stage": 3, "precision": "fp32", "seed": 0,
+    "cursor": {"step": 5, "source_samples": [40]}, "fingerprints": {}, "config": {},
+}  # fmt: skip
+BEST = BestConfig(metric="val/perplexity", patience=2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def stopped(config: Config, rank: int) -> tuple[int, Any]:
+    """A signal that only the second rank sees, in its second step."""
+    found = build_run(config, images=False)
+    found.stop_signal = lambda: signal.SIGUSR1 if rank == 1 and found.cursor.step >= 2 else 0
+    return found.exit_code, (found.run(), found.exit_code)
+
+
+@pytest.mark.process
+def test_a_signal_at_one_rank_stops_all_at_one_step_and_the_same_command_goes_on(
+    tiny_causal: Path, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"checkpoint": {"interval": 0}, "lr": 1e-2, "export": False}
+    straight = make_config(tiny_causal, tmp_path / "straight", **keys)
+    run_ranks(2, lambda rank: run(straight, images=False))
+    config = make_config(tiny_causal, tmp_path / "stopped", **keys)
+    answers = run_ranks(2, lambda rank: stopped(config, rank))
+    assert answers == [(0, ({"steps": 2, "stopped": True}, 75))] * 2
+    assert names(tmp_path / "stopped") == ["step-00000002"]
+    assert not (tmp_path / "stopped" / "summary.json").exists(), "a summary means that the run has reached its end"
+    run_ranks(2, lambda rank: run(config, images=False))
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "straight")
+    assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["steps"] == 4
+
+
+def limited(config: Config) -> tuple[Any, int]:
+    found = build_run(config, images=False)
+    return found.run(), found.exit_code
+
+
+@pytest.mark.process
+def test_the_time_limit_saves_and_ends_with_a_code_that_asks_for_more(tiny_causal: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_causal, tmp_path, max_time="0:00:00", export=False)
+    assert run_ranks(1, lambda rank: limited(config)) == [({"steps": 1, "stopped": True}, 75)]
+    assert names(tmp_path) == ["step-00000001"]
+    assert seconds_of("26:01:05") == 93_665
+
+
+def scored(config: Config, values: list[float]) -> tuple[int, float]:
+    """A run whose validations measure these perplexities; returns its last step and the exit code."""
+    left = iter(values)
+    loop.validate = lambda *_: {"samples": 13.0, "perplexity": next(left)}  # type: ignore[assignment]
+    found = build_run(config, images=False)
+    summary = found.run()
+    return summary["steps"], found.exit_code
+
+
+@pytest.mark.process
+def test_the_best_checkpoint_is_kept_and_training_ends_when_nothing_gets_better(
+    tiny_causal: Path, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"eval_interval": 1, "epochs": 2, "export": False}
+    checkpoint = {"interval": 1, "keep": 1, "best": BEST}
+    config = make_config(tiny_causal, tmp_path, checkpoint=checkpoint, **keys)
+    assert run_ranks(1, lambda rank: scored(config, [5.0, 4.0, 4.5, 4.0])) == [(4, 0)]
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+    states = [json.loads((tmp_path / "checkpoints" / name / "stoker.json").read_text()) for name in names(tmp_path)]
+    assert [state["scores"]["val/perplexity"] for state in states] == [4.0, 4.0]
+    assert states[1]["best"] == {"metric": "val/perplexity", "value": 4.0, "step": 2, "waited": 2}
+    again = run_ranks(1, lambda rank: scored(config, [4.0]))
+    assert again == [(4, 0)], "a resume knows that it had waited long enough"
+
+
+def test_the_best_by_literal_figures() -> None:
+    config = BestConfig(metric="val/accuracy", mode="max", patience=1)
+    first = update(None, config, {"val/accuracy": math.nan}, 10)
+    assert (first.step, first.waited) == (-1, 1)
+    best = update(first, config, {"val/accuracy": 0.5}, 20)
+    assert best == Best(metric="val/accuracy", value=0.5, step=20)
+    assert not is_hopeless(best, config)
+    assert is_hopeless(update(best, config, {"val/accuracy": 0.5}, 30), config), "as good is not better"
+    assert update(best, config, {"val/accuracy": 0.6}, 40).step == 40
+    with pytest.raises(
+        ConfigError, match=r"metric is 'val/accuracy', which validation does not .* it measures val/loss"
+    ):
+        update(best, config, {"val/loss": 1.0}, 50)
+
+
+def test_best_without_validations_is_refused() -> None:
+    config = make_config(Path("m"), Path("o"), checkpoint={"best": BEST})
+    with pytest.raises(ConfigError, match=r"trainer.checkpoint.best needs validations: set data.val_data_paths"):
+        config.check()
+
+
+def test_a_resume_says_what_changed_and_how_the_rate_jumps(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"warmup_ratio": 0.0, "lr": 1e-3}
+    before = make_config(Path("m"), tmp_path / "a", epochs=3, **keys)
+    state = {"config": config_to_tree(before), "cursor": {"step": 270, "source_samples": []}}
+    checkpoint = Checkpoint(folder=tmp_path, state=state)
+    assert config_changes(checkpoint, before, 800) == []
+    after = make_config(Path("m"), tmp_path / "b", epochs=6, **keys)
+    assert config_changes(checkpoint, after, 800) == [
+        "trainer.epochs: 3 -> 6",
+        "the learning rate of step 271 is 0.000576, 25.2 times the 2.29e-05 that it would have been: the schedule is that of "
+        "the new settings",
+    ]
+    del state["config"]["trainer"]["max_time"], state["config"]["model"]["precision"]  # as an older version wrote it
+    assert config_changes(checkpoint, before, 800) == ["model.precision: absent -> fp32"]
+
+
+def choice(folder: Path, rank: int) -> str:
+    """Each rank with an output folder of its own, as on machines with their own disks."""
+    config = make_config(Path("m"), folder / f"disk-{rank}")
+    try:
+        found = Checkpoints(config, join_ranks()).find()
+    except ConfigError as error:
+        return str(error)
+    return "none" if found is None else found.folder.name
+
+
+@pytest.mark.process
+def test_the_first_rank_chooses(tmp_path: Path) -> None:
+    assert run_ranks(2, lambda rank: choice(tmp_path, rank)) == ["none", "none"]
+    for disk, step in (("disk-1", 7), ("disk-0", 5)):
+        folder = tmp_path / disk / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "stoker.json").write_text(json.dumps({**STATE, "serial": step}))
+        first, second = run_ranks(2, lambda rank: choice(tmp_path, rank))
+        assert first == second
+        if disk == "disk-1":
+            assert first == "none", "what only another rank has does not count"
+    assert first == "step-00000005", "one machine: the second rank sees the first one's folder"
+
+
+def hidden(folder: Path, rank: int) -> str:
+    """The second rank's machine has no such folder."""
+    if rank == 1:
+        Path.is_file = lambda path: False  # type: ignore[method-assign, assignment]
+    return choice(folder, rank)
+
+
+@pytest.mark.process
+def test_a_rank_that_does_not_see_the_checkpoint_is_named_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.checkpoints.save._SEEN_DEADLINE_S", 0.1)
+    folder = tmp_path / "disk-0" / "checkpoints" / "step-00000005"
+    folder.mkdir(parents=True)
+    (folder / "stoker.json").write_text(json.dumps(STATE))
+    message = (
+        f"ranks 1 do not see {folder}, from which the first rank would resume: trainer.output_dir must be storage that"
+    )
+    first, second = run_ranks(2, lambda rank: hidden(tmp_path, rank))
+    assert first == second
+    assert first.startswith(message)

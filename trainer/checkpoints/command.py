@@ -1,0 +1,112 @@
+"""`stoker-export --checkpoint DIR`: the export of a checkpoint, such as the best one, on one host and without ranks.
+
+    stoker-export --checkpoint outputs/checkpoints/step-00000500 --out outputs/best
+
+DeepSpeed's files hold the trained weights in float32, of all ranks. Everything else is in the checkpoint: the config of its run
+and the processor; the base model's folder must be where the config says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stoker_proto.config import Config
+from stoker_proto.config.reader import config_from_tree
+from stoker_proto.errors import ConfigError, DataError, StokerError
+from stoker_proto.host.hub_cache import find_model_folder
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 1 after one line on stderr."""
+    parser = argparse.ArgumentParser(prog="stoker-export", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a folder checkpoints/step-...")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: `export` inside of the checkpoint")
+    parser.add_argument("--base-model", metavar="DIR", help="default: model.base_model_path of the run")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed looks for accelerators
+    try:
+        target = export_checkpoint(options.checkpoint, options.out or options.checkpoint / "export", options.base_model)
+    except StokerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(target)
+    return 0
+
+
+def export_checkpoint(folder: Path, target: Path, base_model: str | None = None) -> Path:
+    """Write the export `target` of the checkpoint in `folder`. Raises ConfigError, DataError, HostError."""
+    from stoker_proto.processor import Processor
+    from trainer.checkpoints.card import TrainingFacts
+    from trainer.checkpoints.export import write_export
+    from trainer.checkpoints.state import read_checkpoint
+
+    checkpoint = read_checkpoint(folder)
+    config = config_of(checkpoint.state, base_model)
+    processor = Processor.load(folder / "processor")
+    model = build_model(config, processor.vocab_size_needed)
+    weights = read_weights(folder, adapters_only=config.model.lora is not None)
+    state = {**model.state_dict(), **weights}
+    unknown = sorted(set(weights) - set(model.state_dict()))
+    if unknown:
+        raise DataError(
+            f"it holds weights that the base model lacks ({', '.join(unknown[:3])}): name its own base model with "
+            "--base-model",
+            file=str(folder),
+        )
+    cursor = checkpoint.cursor
+    facts = TrainingFacts(steps=cursor.step, samples=cursor.position, scores=checkpoint.state.get("scores", {}))
+    write_export(target, model, state, config, processor, facts)
+    return target
+
+
+def config_of(state: dict[str, Any], base_model: str | None) -> Config:
+    """The config of the checkpoint's run. Raises ConfigError."""
+    config = config_from_tree(state["config"])
+    if config.trainer.ema_decay:
+        raise ConfigError(
+            "the run has trainer.ema_decay, and averages are exported by the run itself: start it with "
+            "--set trainer.checkpoint.resume=CHECKPOINT --set trainer.max_steps=ITS_STEP"
+        )
+    if base_model is not None:
+        config = replace(config, model=replace(config.model, base_model_path=base_model))
+    return config
+
+
+def build_model(config: Config, vocab_size_needed: int) -> Any:
+    """The base model with whatever training added to it, on the CPU in float32. Raises ConfigError."""
+    from trainer.models.families import family_of, read_model_config
+    from trainer.models.loading import load_model
+
+    folder = find_model_folder(config.model.base_model_path)
+    family = family_of(read_model_config(str(folder), config.model.trust_remote_code))
+    whole = replace(config, model=replace(config.model, precision="fp32", gradient_checkpointing=False, freeze=()))
+    return load_model(whole, family, {"zero_optimization": {"stage": 0}}, vocab_size_needed)
+
+
+def read_weights(folder: Path, *, adapters_only: bool) -> dict[str, Any]:
+    """float32 weights by name, from DeepSpeed's files. Raises DataError."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder alone
+            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+                str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"DeepSpeed cannot read it ({error}): the checkpoint is damaged", file=str(folder)) from error
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
