@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loader_service.sources import lfs
 from stoker_proto.errors import DataError
+from stoker_proto.host import lfs
 
 Read = Callable[[int, int], bytes]
 """(offset, size) -> exactly these bytes of the file, or DataError."""
@@ -88,7 +88,7 @@ def _find_end(read: Read, file_size: int) -> tuple[int, bytes, int]:
         if 0 <= end <= len(tail) - _END.size and end + _END.size + _END.unpack_from(tail, end)[-1] == len(tail):
             return start, tail, end
     head = read(0, min(file_size, len(lfs.MAGIC)))
-    if head == lfs.MAGIC:
+    if lfs.is_pointer(head):
         raise DataError(lfs.REASON)
     if head.startswith(b"PK"):
         raise DataError(f"its end is missing: the file was cut short at {file_size} bytes; copy it again")

@@ -97,6 +97,15 @@ def test_depth_is_a_second_image_where_asked_for(write_demo: Write, make_mani: M
         np.testing.assert_array_equal(sample.images[1], depth[t])
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_depth_of_another_byte_order_is_read(stored: bool, write_demo: Write, make_mani: Make) -> None:
+    depth = np.arange(4 * 8 * 6, dtype=np.uint16).reshape(4, 8, 6) * 300
+    shard = write_demo(arrays={"rgb": frames(4), "depth": depth.astype(">u2")}, stored=stored)
+    for t, sample in enumerate(read_only_record(make_mani(depth=True), shard)):
+        assert sample.images[1].dtype == np.dtype(np.uint16)
+        np.testing.assert_array_equal(sample.images[1], depth[t])
+
+
 def test_depth_with_one_channel_is_read(write_demo: Write, make_mani: Make) -> None:
     depth = np.arange(4 * 8 * 6, dtype=np.uint16).reshape(4, 8, 6)
     shard = write_demo(arrays={"rgb": frames(4), "depth": depth[..., None]})
