@@ -197,6 +197,8 @@ class NpzFile:
         member = self._members.get(name)
         if member is None:
             raise self._error(f"there is no such array; there are {', '.join(self._members) or 'none'}", name)
+        if member.is_twice:
+            raise self._error("two members of this name: which one is meant cannot be known", name)
         if member.flags & 0x2041:
             raise self._error("it is encrypted: write it without a password", name)
         if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
