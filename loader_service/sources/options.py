@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from stoker_proto.config.strict import read_choice, read_dataclass, split_optional
+from stoker_proto.config.strict import hints_of, read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -28,18 +27,13 @@ def read_options(
 
     Fields are bool, int, float, str, tuple[str, ...], dict[str, str], Literal of texts, or one of these or None. `readers`: by
     name, for fields whose values have rules beyond that."""
-    known = _hints_of(kind)  # type: ignore[arg-type]  # a class is hashable
+    known = hints_of(kind)  # type: ignore[arg-type]  # a class is hashable
 
     def read(hint: Any, value: Any, key: str) -> Any:
         reader = readers.get(key.removeprefix("data.options."))
         return _read(hint, value, key) if reader is None else reader(key, value)
 
     return read_dataclass(kind, options, "data.options.", read, _describe_unknown(known, dataset_type))
-
-
-@functools.cache
-def _hints_of(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _describe_unknown(known: Iterable[str], dataset_type: str) -> Callable[[str, str | None], str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader_service.sources.chat.message import Message, call_of, parse_json, role_of, text_of, tools_of
+from loader_service.sources.chat.message import ROLES, Message, call_of, parse_json, role_of, text_of, tools_of
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
 from loader_service.sources.fields import says_something, unread
@@ -216,8 +216,9 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
     has_images = bool(_images(row))
     for i, turn in enumerate(_turns(row, name, names)):
         if turn.keys() == _PLAIN and isinstance(turn["content"], str):  # nearly all turns, and much faster
-            known = turn["role"] if not names.roles else names.role(turn["role"])
-            messages.append(Message(role_of(known, f"{name}[{i}].role"), turn["content"]))
+            said = turn["role"] if not names.roles else names.role(turn["role"])
+            known = ROLES.get(said) if isinstance(said, str) else None
+            messages.append(Message(known or role_of(said, f"{name}[{i}].role"), turn["content"]))
             continue
         place = f"{name}[{i}]"
         role = role_of(names.role(turn.get("role")), f"{place}.role")

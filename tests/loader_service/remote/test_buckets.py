@@ -159,11 +159,14 @@ def test_an_outage_is_no_bad_data_and_ends_by_itself(server: BucketServer, confi
     folder = tmp_path / "here" / "demos"
     write_demonstrations(folder, [3, 5])
     server.put_folder(folder, "demos")
-    remote = config(server.url("demos"), remote={"deadline_s": 3.0}, on_bad_sample="skip")
+    remote = config(server.url("demos"), on_bad_sample="skip")
     prepared = prepare(remote)
     entry = prepared.entries["train"][0]
     expected = samples_of(remote, entry)
-    encoder = RecordEncoder(remote.data, Processor.build(model_config(tmp_path), prepared.codec))
+    hasty = config(server.url("demos"), remote={"deadline_s": 1.0}, on_bad_sample="skip")
+    processor = Processor.build(model_config(tmp_path), prepared.codec)
+    encoder = RecordEncoder(hasty.data, processor)
+    encoder.preload([entry])
     forget_copies(remote)
     server.stop()
     try:
@@ -174,7 +177,7 @@ def test_an_outage_is_no_bad_data_and_ends_by_itself(server: BucketServer, confi
     assert f"{server.url('demos/demos.jsonl')}: " in str(outcomes[0])
     assert "is it reachable from this host? For slow storage raise data.remote.deadline_s" in str(outcomes[0])
     assert_same(samples_of(remote, entry), expected)
-    outcomes = encoder.encode_all([(entry, 0), (entry, 1)], 0)
+    outcomes = RecordEncoder(remote.data, processor).encode_all([(entry, 0), (entry, 1)], 0)
     assert [len(outcome.samples) for outcome in outcomes if isinstance(outcome, EncodedRecord)] == [3, 5]
 
 
