@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from loader_service.paths import hub_blobs
 from stoker_proto.errors import ConfigError, DataError
@@ -20,8 +21,7 @@ from stoker_proto.host.trouble import check_host
 CACHE_FOLDER = ".stoker"
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What the file system says of a file. While it is the same, the content is the same."""
 
     size: int

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from loader_service.convert.episode import Episode, EpisodeRef, camera_array, check_episode_size
 from loader_service.shards import expand_entry
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import ConfigError, DataError, located
 
 MAX_JSON_BYTES = 1 << 30
@@ -172,6 +173,7 @@ def _open(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError as error:
         raise ConfigError("HDF5 files need h5py: pip install 'stoker[convert]'") from error
+    refuse_pointer(path)
     with _readable(path), h5py.File(path, "r") as file:
         yield file
 
@@ -187,6 +189,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _describe(path: Path) -> dict[str, Any]:
     """The JSON beside the file, with its two parts."""
     file = path.with_suffix(".json")
+    refuse_pointer(file)
     with located(file=str(file)):
         try:
             if file.stat().st_size > MAX_JSON_BYTES:

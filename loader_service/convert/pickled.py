@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from loader_service.convert.images import check_pixels
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
 
 MAX_MEMBER_BYTES = 4 << 30
@@ -79,6 +80,7 @@ class _NarrowUnpickler(pickle.Unpickler):
 
 def load_pickled_dict(path: Path) -> dict[str, Any]:
     """The dict of `np.savez(path, dict)` or `np.save(path, dict)`. Raises DataError."""
+    refuse_pointer(path)
     try:
         content = _member(path) if zipfile.is_zipfile(path) else path.read_bytes()
         return _unpickle(content)

@@ -24,6 +24,7 @@ from loader_service.convert.example import Feature, parse_example
 from loader_service.convert.images import decode_frames
 from loader_service.convert.tfrecord import read_record, scan_records
 from loader_service.shards import natural_key
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.host.trouble import check_host
 
@@ -204,6 +205,7 @@ def _steps(features: Mapping[str, Feature], key: str, num_steps: int, shapes: Ma
 def _shapes(folder: Path) -> dict[str, int]:
     """Flattened key -> numbers per step, from features.json."""
     file = folder / "features.json"
+    refuse_pointer(file)
     with located(file=str(file)):
         try:
             tree = orjson.loads(file.read_bytes())

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import ConfigError, DataError
 
 MAX_RECORD_BYTES = 2 << 30
@@ -23,6 +24,7 @@ _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 def scan_records(path: Path) -> Iterator[tuple[int, int]]:
     """(offset of the frame, bytes of the record) of every record; only the headers are read. Raises DataError."""
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

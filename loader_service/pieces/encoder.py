@@ -170,9 +170,10 @@ class RecordEncoder:
             record.shard = dataset.local(shard)
             for index, sample in enumerate(self._samples(dataset, record, offset, size)):
                 key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
-                images = tuple(self.processor.encode_image(image, key) for image in sample.images)
-                _check(sample, images, record, index)
+                images = tuple([self.processor.encode_image(image, key) for image in sample.images])
                 text = TextSample.of(sample)
+                if text is None or images:  # rows of text have no timestep and no action
+                    _check(sample, images, record, index)
                 if text is not None:
                     if images:
                         self._with_images.add((manifest.split, manifest.entry))
@@ -210,7 +211,7 @@ class RecordEncoder:
                 except DataError:  # a context around every sample would be felt
                     with located(file=str(shard), record=str(number), field=f"sample {index}"):
                         raise
-                if index == 0 and not check_files(manifest, number, checked.files):
+                if index == 0 and checked.files is not None and not check_files(manifest, number, checked.files):
                     dataset.verify(shard, offset, size)  # touched, or copied anew: compare its checksums
                 yield checked
         except StokerError:
@@ -265,8 +266,7 @@ class RecordEncoder:
         return self._packed[key]
 
     def _tokenise(self, record: _Record) -> EncodedRecord:
-        with located(file=str(record.shard), record=str(record.number), field="action"):
-            codes = self._action_codes(record.found)
+        codes = self._action_codes(record)
         encoded = []
         size = 0
         for i, item in enumerate(record.found):
@@ -291,14 +291,15 @@ class RecordEncoder:
         auxiliary = None if text.auxiliary is None else np.asarray(text.auxiliary, np.float32)
         return EncodedSample(row.input_ids, row.supervised, text.images, text.action, text.timestep, auxiliary)
 
-    def _action_codes(self, samples: Sequence[_Text | EncodedSample]) -> dict[int, NDArray[np.int32]]:
+    def _action_codes(self, record: _Record) -> dict[int, NDArray[np.int32]]:
         """Number of the sample -> codes of its action chunk. One call of the codec encodes all chunks of the record."""
-        actions = {i: sample.action for i, sample in enumerate(samples) if sample.action is not None}
+        actions = {i: sample.action for i, sample in enumerate(record.found) if sample.action is not None}
         if not actions:
             return {}
         if self.processor.codec is None:
             raise DataError("samples have actions, but no action codec was fitted; run loader-prepare again")
-        codes = self.processor.codec.encode(stacked(list(actions.values())))
+        with located(file=str(record.shard), record=str(record.number), field="action"):
+            codes = self.processor.codec.encode(stacked(list(actions.values())))
         return dict(zip(actions, codes, strict=True))
 
 

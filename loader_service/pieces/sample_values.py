@@ -29,6 +29,8 @@ def checked_sample(sample: object) -> Sample:
     pad = sample.action_is_pad
     if pad is not None and (not isinstance(pad, np.ndarray) or pad.dtype != np.bool_):
         raise DataError(f"`Sample.action_is_pad` is a {type(pad).__name__}: an array bool[K] is expected")
+    if sample.action is None and sample.state is None:
+        return sample
     action, state = _float32(sample.action, "action", 2), _float32(sample.state, "state", 1)
     if action is sample.action and state is sample.state:  # nearly always: a copy of each sample would be felt
         return sample

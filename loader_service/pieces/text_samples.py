@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _NO_TOKEN = "left out: no token to learn"
 """No row is made of a text that the tokenizer drops, or of a single token id: neither has a token to learn."""
+_FORMS = ("turns", "text", "input_ids", "action", "answer")
 _BATCH_CHARACTERS = 1 << 20
 """Texts are tokenised together up to this many characters: enough to keep the cores busy, with bounded memory."""
 
@@ -64,14 +65,7 @@ class TextSample:
         """None for a sample with an instruction. Raises DataError for a sample that has several forms at once."""
         if not sample.turns and sample.text is None and sample.input_ids is None:
             return None
-        forms = {
-            "turns": bool(sample.turns),
-            "text": sample.text is not None,
-            "input_ids": sample.input_ids is not None,
-            "action": sample.action is not None,
-            "answer": sample.answer is not None,
-        }
-        given = [name for name, there in forms.items() if there]
+        given = [name for name in _FORMS if getattr(sample, name) is not None and (name != "turns" or sample.turns)]
         if len(given) > 1:
             raise DataError(f"a sample has {' and '.join(given)}: one of them is expected")
         if sample.labels is not None and sample.input_ids is None:

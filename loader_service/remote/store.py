@@ -137,7 +137,8 @@ class RemoteStore:
     def local(self, path: str) -> str:
         """Fetch the copy with this path, if it is missing or out of date. Returns the path; other paths are returned as they are.
 
-        Raises DataError for a file that does not exist, lies outside the data paths, or is a shard that changed; FetchError."""
+        Raises DataError for a file that does not exist or lies outside the data paths; FetchError for one that cannot be fetched
+        now, and for a shard that changed."""
         prefix = f"{self.folder}/"
         if not path.startswith(prefix) or path in self.pins:
             return path
@@ -202,7 +203,10 @@ class RemoteStore:
                 if info.is_folder:
                     raise DataError("a folder: a file is expected", file=place.url())
                 if expected is not None and not same_version(info.version, expected):
-                    raise DataError("it changed since it was scanned: run loader-prepare again", file=place.url())
+                    raise FetchError(  # no DataError: the data may be good, so policy `skip` must not skip it
+                        f"{place.url()}: it changed since it was scanned: start the loader again, which scans it anew; a run "
+                        "that began with the old content refuses the new one"
+                    )
                 if there and index.version(key) == info.version:
                     with suppress(FileNotFoundError):
                         os.utime(path)

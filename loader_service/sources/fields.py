@@ -22,13 +22,16 @@ _MAX_NAME = 60
 _PAIR = ("chosen", "rejected")
 PREFERENCES = (*_PAIR, "label")
 """Fields of preference data."""
+_PREFERENCES = frozenset(PREFERENCES)
 
 
 def unread(row: Mapping[str, Any], known: Collection[str], place: str = "") -> tuple[str, ...]:
     """Notes on the fields that are not known. A field that is null or empty says nothing.
 
-    place: where they stand, e.g. "turn".
+    known: quickest as a frozenset. place: where they stand, e.g. "turn".
     """
+    if isinstance(known, frozenset) and row.keys() <= known:
+        return ()
     return tuple(unread_note(name, place) for name in row if name not in known and says_something(row[name]))
 
 
@@ -49,6 +52,8 @@ def refuse_preferences(row: Mapping[str, Any], named: Iterable[str] = ()) -> Non
 
     named: fields that the options name, so that the user has said what they are.
     """
+    if _PREFERENCES.isdisjoint(row):
+        return
     named = set(named)
     pair = [name for name in _PAIR if says_something(row.get(name))]
     if pair and named.isdisjoint(_PAIR):

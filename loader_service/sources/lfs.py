@@ -1,19 +1,12 @@
-"""Git LFS pointers: small texts that stand in a clone where `git lfs pull` has not put the files yet.
-
-version https://git-lfs.github.com/spec/v1
-oid sha256:4d7a...
-size 12345
-"""
+"""Refuses Git LFS pointers in the place of files (`stoker_proto.host.lfs`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from stoker_proto.errors import DataError
+from stoker_proto.host.lfs import MAGIC, REASON, is_pointer
 from stoker_proto.host.trouble import check_host
-
-MAGIC = b"version https://git-lfs"
-REASON = "a Git LFS pointer, not the file itself: run `git lfs pull` in its folder"
 
 
 def refuse_pointer(path: Path | str) -> None:
@@ -24,5 +17,5 @@ def refuse_pointer(path: Path | str) -> None:
     except OSError as error:
         check_host(error, str(path))
         return
-    if head == MAGIC:
+    if is_pointer(head):
         raise DataError(REASON, file=str(path))

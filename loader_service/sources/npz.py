@@ -56,15 +56,16 @@ class Frames:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        """Frame `index`, [...]: a new array if the member is stored, a view of the inflated member otherwise."""
+        """Frame `index`, [...], in the byte order of this host: a new array if the member is stored, else it may be a view of
+        the inflated member."""
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
         if self._inflated is not None:
             frame: NDArray[Any] = self._inflated[index]
-            return frame
-        frame = np.empty(self.shape[1:], self.dtype)
-        self._file.read_into(frame, self._offset + index * self._frame_bytes)
-        return frame
+        else:
+            frame = np.empty(self.shape[1:], self.dtype)
+            self._file.read_into(frame, self._offset + index * self._frame_bytes)
+        return frame if frame.dtype.isnative else frame.astype(frame.dtype.newbyteorder("="))
 
     def whole(self) -> NDArray[Any]:
         """All frames at once, [T, ...]: for arrays that are small."""
@@ -140,7 +141,7 @@ class NpzFile:
             start = 0
             head = self._inflate_head(member, name)
         found, shape, header_bytes = self._parse_header(head, member, name)
-        if dtype is not None and found != np.dtype(dtype):
+        if dtype is not None and found.newbyteorder("=") != np.dtype(dtype):
             raise self._error(f"dtype {found}: {np.dtype(dtype)} is expected", name)
         if drop_channel and len(shape) == ndim + 1 and shape[-1] == 1:
             shape = shape[:-1]
@@ -196,6 +197,8 @@ class NpzFile:
         member = self._members.get(name)
         if member is None:
             raise self._error(f"there is no such array; there are {', '.join(self._members) or 'none'}", name)
+        if member.is_twice:
+            raise self._error("two members of this name: which one is meant cannot be known", name)
         if member.flags & 0x2041:
             raise self._error("it is encrypted: write it without a password", name)
         if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

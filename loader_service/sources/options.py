@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-from stoker_proto.config.strict import read_choice, read_dataclass, split_optional
+from stoker_proto.config.strict import hints_of, read_choice, read_dataclass, split_optional
 from stoker_proto.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -27,7 +27,7 @@ def read_options(
 
     Fields are bool, int, float, str, tuple[str, ...], dict[str, str], Literal of texts, or one of these or None. `readers`: by
     name, for fields whose values have rules beyond that."""
-    known = typing.get_type_hints(kind)
+    known = hints_of(kind)  # type: ignore[arg-type]  # a class is hashable
 
     def read(hint: Any, value: Any, key: str) -> Any:
         reader = readers.get(key.removeprefix("data.options."))

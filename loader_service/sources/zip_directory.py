@@ -9,11 +9,12 @@ enough for the usual archive. Some writers use the records of zip64 for small ar
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from loader_service.sources import lfs
 from stoker_proto.errors import DataError
+from stoker_proto.host import lfs
 
 Read = Callable[[int, int], bytes]
 """(offset, size) -> exactly these bytes of the file, or DataError."""
@@ -37,10 +38,12 @@ class Member:
     compressed_size: int
     size: int
     header_offset: int
+    is_twice: bool = False
+    """Two members have this name: which one is meant cannot be known. Sizes and CRC stand for both, and nothing can be read."""
 
 
 def read_directory(read: Read, file_size: int) -> dict[str, Member]:
-    """Members by name, without `.npy`. Raises DataError for what is no whole archive, and for a name that is there twice."""
+    """Members by name, without `.npy`. Raises DataError for what is no whole archive."""
     if file_size == 0:
         raise DataError("it is empty (0 bytes): copy it again")
     tail_start, tail, end = _find_end(read, file_size)
@@ -59,12 +62,19 @@ def read_directory(read: Read, file_size: int) -> dict[str, Member]:
     for _ in range(count):
         position, member = _read_entry(directory, position)
         name = member.name.decode("utf-8", "replace").removesuffix(".npy")
-        if name in members:
-            raise DataError("two members of this name: which one is meant cannot be known", field=name)
-        members[name] = member
+        members[name] = member if name not in members else _twice(members[name], member)
     if position != len(directory):
         raise DataError("its directory holds more than it says: the file is damaged; copy it again")
     return members
+
+
+def _twice(first: Member, second: Member) -> Member:
+    return replace(
+        first,
+        crc=zlib.crc32(first.crc.to_bytes(4, "little") + second.crc.to_bytes(4, "little")),
+        size=first.size + second.size,
+        is_twice=True,
+    )
 
 
 def data_offset(read: Read, file_size: int, member: Member) -> int:
@@ -88,7 +98,7 @@ def _find_end(read: Read, file_size: int) -> tuple[int, bytes, int]:
         if 0 <= end <= len(tail) - _END.size and end + _END.size + _END.unpack_from(tail, end)[-1] == len(tail):
             return start, tail, end
     head = read(0, min(file_size, len(lfs.MAGIC)))
-    if head == lfs.MAGIC:
+    if lfs.is_pointer(head):
         raise DataError(lfs.REASON)
     if head.startswith(b"PK"):
         raise DataError(f"its end is missing: the file was cut short at {file_size} bytes; copy it again")

@@ -14,6 +14,7 @@ from typing import Any
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.hub_cache import explain_missing, find_model_folder
+from stoker_proto.host.lfs import REASON, is_pointer
 
 _KEY = "model.base_model_path"
 MAX_TOKENIZER_BYTES = 256 << 20
@@ -52,7 +53,9 @@ class ModelFolder:
         if optional and not file.is_file():
             return {}
         try:
-            tree = json.loads(read_regular(file, MAX_JSON_BYTES))
+            content = read_regular(file, MAX_JSON_BYTES)
+            refuse_pointer(file, content)
+            tree = json.loads(content)
         except FileNotFoundError as error:
             raise ConfigError(f"{_KEY} is {str(self.path)!r}: {name} is missing ({error.strerror})") from error
         except OSError as error:
@@ -112,9 +115,17 @@ class ModelFolder:
         return tokens
 
 
+def refuse_pointer(file: Path, content: bytes) -> None:
+    """Raises ConfigError where the file of a model is a Git LFS pointer."""
+    if is_pointer(content):
+        raise ConfigError(f"{file}: {REASON}")
+
+
 def _template_text(file: Path) -> str:
     try:
-        return read_regular(file, MAX_TEMPLATE_BYTES).decode()
+        content = read_regular(file, MAX_TEMPLATE_BYTES)
+        refuse_pointer(file, content)
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(

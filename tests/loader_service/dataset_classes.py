@@ -100,6 +100,20 @@ class Wrong(ManiOpenPIDataset):
         return {"instruction": "go"} if self.what == "dict" else replace(sample, **values[self.what])
 
 
+class Hanging(ManiOpenPIDataset):
+    """Every read hangs in the kernel once there is a pipe at `options.pipe`; a file beside it says that one does."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.pipe = Path(config.options["pipe"])
+        super().__init__(replace(config, options={}))
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        if self.pipe.exists():
+            self.pipe.with_suffix(".opened").touch()
+            self.pipe.open().close()  # until somebody opens the other end
+        yield from super().read(shard, offset, size)
+
+
 class TooLarge(ManiOpenPIDataset):
     """The first record's second sample has what no field of a piece holds; `options.too_large` says what."""
 

@@ -72,3 +72,20 @@ def test_a_regex_of_the_tokenizer_that_blows_up_is_an_error() -> None:
         ConfigError, match=r"the model's tokenizer fails on a short text .*retry-limit.*: use another tokenizer"
     ):
         assert made.fingerprint
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_git_lfs_pointer_in_a_model_folder_is_called_so(name: str, tmp_path: Path) -> None:
+    for file in ("config.json", "tokenizer.json"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / name).write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
+    )
+
+    def read() -> None:
+        folder = ModelFolder(tmp_path)
+        folder.chat_template()
+        load_tokenizer(folder.tokenizer_file)
+
+    with pytest.raises(ConfigError, match=f"{name}: a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        read()

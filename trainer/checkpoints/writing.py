@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from stoker_proto.errors import HostError
 
-_TORCH = "PytorchStreamWriter failed"  # torch.save says no more, whatever the system said
+_TORCH = ("PytorchStreamWriter failed", "[enforce fail at inline_container.cc")
+"""How errors of torch.save's writer begin. It says no more, whatever the system said."""
 
 
 @contextmanager
@@ -31,6 +32,6 @@ def writing(folder: Path) -> Iterator[None]:
 def _reason(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.strerror or error}"
-    if isinstance(error, SafetensorError) or _TORCH in str(error):
+    if isinstance(error, SafetensorError) or any(words in str(error) for words in _TORCH):
         return " ".join(str(error).split())[:200]
     return None

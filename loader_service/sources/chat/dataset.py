@@ -38,6 +38,7 @@ _FIRST_ROWS = 16
 """Looked at to find the format of a shard."""
 _MAX_IMAGES = 255  # of a sample, as they travel
 _ROW_FLAGS = ("weight", "loss_weight", "trainable")
+_ROW_FLAG_NAMES = frozenset(_ROW_FLAGS)
 _USUAL = ("id", "_id", "idx", "index", "uuid", "hash", "prompt_id", "conversation_id")
 LITERAL = f"{IMAGE} in a row without images was taken for text"
 INLINED = "reasoning beside the content: written into it as <think> (data.options.reasoning)"
@@ -88,6 +89,12 @@ class ChatDataset(TableDataset):
         unknown = [role for role in self.options.roles.values() if role not in ROLES]
         if unknown:
             raise ConfigError(f"data.options.roles: {', '.join(unknown)} are no known roles: {', '.join(ROLES)}")
+        columns = self.options.columns
+        self._known = {
+            name: frozenset((*(columns.get(field, field) for field in fields), *_USUAL, *_ROW_FLAGS))
+            for name, fields in FIELDS.items()
+        }
+        """Format -> fields of its rows that are read, or need not be named where they are not."""
         self._names = Names(self.options.roles, self.options.turn_fields)
         self.validate, self.unpack_parquet = self.options.validate, self.options.unpack_parquet
 
@@ -140,11 +147,10 @@ class ChatDataset(TableDataset):
         name = self._format(row)
         if kind not in (name, ""):
             raise _mixed(name, kind)
-        if weight_of({flag: row.get(flag) for flag in _ROW_FLAGS}, "") is False:
+        if not _ROW_FLAG_NAMES.isdisjoint(row) and weight_of({flag: row.get(flag) for flag in _ROW_FLAGS}, "") is False:
             raise DataError("the row says that it is not to be learned (weight 0): remove it")
         conversation = FORMATS[name][1](self._renamed(row), self._names)
-        known = {self.options.columns.get(column, column) for column in FIELDS[name]}
-        return conversation, (*unread(row, known.union(_USUAL, _ROW_FLAGS)), *conversation.notes)
+        return conversation, (*unread(row, self._known[name]), *conversation.notes)
 
     def _place_reasoning(self, messages: list[Message]) -> tuple[str, ...]:
         """Reasoning goes where the options say; a note on it."""
@@ -199,12 +205,13 @@ class ChatDataset(TableDataset):
         """Of a row as it is in the file. Raises DataError, also for preferences."""
         meant = ("chosen", "rejected") if self.options.format != "auto" else ()
         refuse_preferences(row, (*self.options.columns.values(), *meant))
-        named, fields = self._renamed(row), ", ".join(map(str, row)) or "none"
+        named = self._renamed(row)
         if self.options.format == "auto":
-            return format_of(named, fields)
+            return format_of(named, row)
         column = FORMATS[self.options.format][0]
         if named.get(column) is None:
             in_file = self.options.columns.get(column, column)
+            fields = ", ".join(map(str, row)) or "none"
             reason = f"it is not there, and data.options.format is {self.options.format}; there are {fields}"
             if in_file != column:
                 reason = f"data.options.columns calls it {in_file}, which is not there; there are {fields}"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader_service.sources.chat.message import Message, call_of, parse_json, role_of, text_of, tools_of
+from loader_service.sources.chat.message import ROLES, Message, call_of, parse_json, role_of, text_of, tools_of
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
 from loader_service.sources.fields import says_something, unread
@@ -179,24 +179,26 @@ COLUMNS = tuple(dict.fromkeys(column for columns in FIELDS.values() for column i
 """All columns that the formats read."""
 NOT_SEEN = ("videos", "video", "audios", "audio")
 """Columns of what no model is shown: refused where they say something."""
+_NOT_SEEN = frozenset(NOT_SEEN)
 
 
-def format_of(row: dict[str, Any], fields: str = "") -> str:
-    """The name of the row's format. fields: what the file calls those that it has, for the error. Raises DataError."""
+def format_of(row: dict[str, Any], in_file: dict[str, Any] | None = None) -> str:
+    """The name of the row's format. in_file: the row with the names of the file, for the error. Raises DataError."""
     for name, (column, _) in FORMATS.items():
         if row.get(column) is not None:
             return name
     known = ", ".join(f"{name} ({column})" for name, (column, _) in FORMATS.items())
+    fields = ", ".join(map(str, row if in_file is None else in_file)) or "none"
     tokens = "; token ids are read by data.dataset_type: text" if row.get("input_ids") is not None else ""
     raise DataError(
-        f"fields {fields or ', '.join(map(str, row)) or 'none'}: none of the known formats, which are {known}; name your columns "
+        f"fields {fields}: none of the known formats, which are {known}; name your columns "
         f"in data.options.columns{tokens}"
     )
 
 
 def _conversation(row: dict[str, Any], messages: list[Message], notes: dict[str, None] | None = None) -> Conversation:
     """With what all formats may have: a system text, if no message is one, functions, and images."""
-    for column in NOT_SEEN:
+    for column in () if _NOT_SEEN.isdisjoint(row) else NOT_SEEN:
         if says_something(row.get(column)):
             raise DataError("only images are read: remove the row, or the field if it is not meant", field=column)
     system = text_of(row["system"], "system") if row.get("system") is not None else ""
@@ -213,6 +215,11 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
     notes: dict[str, None] = {}
     has_images = bool(_images(row))
     for i, turn in enumerate(_turns(row, name, names)):
+        if turn.keys() == _PLAIN and isinstance(turn["content"], str):  # nearly all turns, and much faster
+            said = turn["role"] if not names.roles else names.role(turn["role"])
+            known = ROLES.get(said) if isinstance(said, str) else None
+            messages.append(Message(known or role_of(said, f"{name}[{i}].role"), turn["content"]))
+            continue
         place = f"{name}[{i}]"
         role = role_of(names.role(turn.get("role")), f"{place}.role")
         calls, content = _calls(turn, place), turn.get("content")
@@ -233,6 +240,7 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
     return messages, notes
 
 
+_PLAIN = {"role", "content"}
 _OPENAI = ("role", "content", "tool_calls", "function_call", "tool_call_id", "id")
 
 
@@ -305,7 +313,7 @@ def _turns(row: dict[str, Any], name: str, names: Names) -> list[dict[str, Any]]
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise DataError(f"{type(turn).__name__}: an object is expected", field=f"{name}[{i}]")
-    return [names.turn(turn) for turn in turns]
+    return [names.turn(turn) for turn in turns] if names.turn_fields else turns
 
 
 def _by_turn(value: dict[str, Any], name: str) -> list[dict[str, Any]]:

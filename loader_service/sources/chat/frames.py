@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from loader_service.paths import resolve_inside
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.files import read_regular
+from stoker_proto.host.lfs import REASON, is_pointer
 from stoker_proto.host.trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
@@ -48,6 +49,8 @@ def load_frame(
     elif isinstance(image, str):
         path = resolve_inside(image.removeprefix("file://"), base=str(base), root=root or str(base), field=field)
         image = _read_file(path if local is None else str(local(Path(path))))
+        if is_pointer(image):
+            raise DataError(REASON, file=path)
     if not isinstance(image, bytes):
         raise DataError(f"{type(image).__name__}: a path, a data URI or {{bytes, path}} is expected", field=field)
     with located(file=path, field="" if path else field):

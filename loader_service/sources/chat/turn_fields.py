@@ -17,12 +17,15 @@ HIDDEN = ("mask", "masked")
 """True: the turn is not learned. False says nothing, as it stands on every other turn too."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of the reasoning of an assistant's turn."""
+_REASONING = frozenset(REASONING)
 _IN_PARTS = ("train_detail", "training_detail")  # axolotl: spans of characters
 KNOWN = frozenset((*LEARNED, *HIDDEN, *_IN_PARTS))
 
 
 def weight_of(turn: dict[str, Any], field: str) -> bool | None:
     """Whether the turn's own flags say that it is learned; None: they say nothing. Raises DataError."""
+    if KNOWN.isdisjoint(turn):
+        return None
     learned: dict[str, bool] = {}
     for name in LEARNED:
         if turn.get(name) is not None:
@@ -44,6 +47,8 @@ def weight_of(turn: dict[str, Any], field: str) -> bool | None:
 
 def reasoning_of(turn: dict[str, Any], field: str) -> str | None:
     """The reasoning, under whichever name; None: there is none. Raises DataError."""
+    if _REASONING.isdisjoint(turn):
+        return None
     found: dict[str, str] = {}
     for name in REASONING:
         value = turn.get(name)

@@ -223,7 +223,8 @@ class TableDataset(BaseSFTDataset):
 
     def _other_columns(self, table: Table) -> tuple[str, ...]:
         """Notes on the columns that a table has and does not decode."""
-        return tuple(unread_note(name) for name in getattr(table, "other_columns", ()) if name not in self.usual)
+        others = getattr(table, "other_columns", ())
+        return tuple(unread_note(name) for name in others if name not in self.usual) if others else ()
 
     def _scan_rows(self, opened: _Opened, shard: Path, start: int, stop: int) -> Iterator[ScannedRecord]:
         table = opened.table

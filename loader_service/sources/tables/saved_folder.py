@@ -6,6 +6,8 @@ chats/                        `Dataset.save_to_disk("chats")`
   dataset_info.json           features and size
   state.json                  {"_data_files": [{"filename": "data-00000-of-00002.arrow"}, ...], ...}
 chats/train/ chats/test/      `DatasetDict.save_to_disk("chats")`, with chats/dataset_dict.json: one folder per split
+
+LLaMA-Factory also keeps a dataset_info.json beside its data. No file of this name is data.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def check_not_splits(folder: Path) -> None:
 
 
 def only_data(shards: EntryShards) -> EntryShards:
-    """The entry without what describes Arrow files, and with just those that a saved data set consists of. Raises ConfigError."""
+    """The entry without files that describe data, and with just those Arrow files that a saved data set consists of.
+
+    Raises ConfigError, also where nothing else is there."""
     folders = {path.parent for path in shards.paths if path.suffix.lower() == ARROW_SUFFIX}
     meant = {folder: _data_files(folder) for folder in folders}
     named = set(shards.paths)
@@ -47,8 +51,16 @@ def only_data(shards: EntryShards) -> EntryShards:
     kept = [
         number
         for number, path in enumerate(shards.paths)
-        if not (path.parent in folders and _is_beside(path, meant[path.parent]))
+        if path.name not in (_INFO, _DICT) and not (path.parent in folders and _is_beside(path, meant[path.parent]))
     ]
+    if not kept:
+        first = shards.base / shards.names[0]
+        found = sorted(path.name for path in first.parent.iterdir() if path.is_dir()) if first.parent.is_dir() else []
+        inner = [name for name in found if not name.startswith(".")][:8]
+        below = f"; it has the folders {', '.join(inner)}" if inner else ""
+        raise ConfigError(
+            f"{first} describes a data set and holds no row of it: name the files of the data, or their folder{below}"
+        )
     return replace(
         shards,
         names=tuple(shards.names[i] for i in kept),

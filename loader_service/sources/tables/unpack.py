@@ -11,7 +11,6 @@ of several processes one unpacks and the others wait.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import gzip
 import hashlib
@@ -85,13 +84,13 @@ def _digest_of(shard: Path, root: Path) -> str:
     """BLAKE2b of the compressed file, kept under its stamp."""
     name = hashlib.blake2b(os.fsencode(shard), digest_size=16).hexdigest()
     note = root / "names" / f"{name}.json"
-    stamp = list(dataclasses.astuple(Stamp.of(shard)))
+    stamp = list(Stamp.of(shard))
     known = _read_note(note)
     if known is not None and known["stamp"] == stamp:
         return str(known["digest"])
     with shard.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    if list(dataclasses.astuple(Stamp.of(shard))) != stamp:
+    if list(Stamp.of(shard)) != stamp:
         raise DataError("it changed while it was read: run loader-prepare again when it is written", file=str(shard))
     with locked(root, LOCK_DEADLINE_S), writable(root):
         note.parent.mkdir(parents=True, exist_ok=True)

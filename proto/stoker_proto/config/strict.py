@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ def read_dataclass(
     prefix: stands in front of each name in messages, e.g. "data.order.". Raises ConfigError for an unknown name and for a
     missing value without a default.
     """
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)  # type: ignore[arg-type]  # a class is hashable
     check_names(tree, list(hints), describe_unknown)
     values = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass by contract
@@ -39,6 +40,12 @@ def read_dataclass(
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{field.name} is missing: it has no default, set it in the file or with --set")
     return kind(**values)
+
+
+@functools.cache
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    """Name -> type of each field of a dataclass. To be read only: all callers get the same dictionary."""
+    return typing.get_type_hints(kind)
 
 
 def check_names(names: Iterable[object], known: Sequence[str], describe_unknown: DescribeUnknown) -> None:

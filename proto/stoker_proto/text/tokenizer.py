@@ -23,7 +23,7 @@ from stoker_proto.actions.vocabulary import ActionVocabulary, action_tokens
 from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.files import read_regular
-from stoker_proto.model_folder import MAX_TOKENIZER_BYTES, ModelFolder
+from stoker_proto.model_folder import MAX_TOKENIZER_BYTES, ModelFolder, refuse_pointer
 from stoker_proto.text.control_tokens import is_action_token
 from stoker_proto.text.token_bytes import TokenBytes
 
@@ -90,8 +90,11 @@ class TextTokenizer:
     def encode_batch(self, texts: list[str]) -> list[Ids]:
         """int32[T] of each text, as `encode`. Uses several cores where TOKENIZERS_PARALLELISM allows it."""
         pipeline: Any = self.tokenizer
-        with _panics(DataError, "the model's tokenizer fails on a text"):
+        try:  # no context: it is called for every record
             encoded = pipeline.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            _raise_panic(error, DataError, "the model's tokenizer fails on a text")
+            raise
         return [int32_array(found.ids) for found in encoded]
 
     def encoding(self, text: str) -> Encoding:
@@ -226,8 +229,13 @@ def _panics(kind: type[StokerError], what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
+        _raise_panic(error, kind, what)
+        raise
+
+
+def _raise_panic(error: BaseException, kind: type[StokerError], what: str) -> None:
+    """Raises an error of this kind if `error` is a panic."""
+    if type(error).__name__ == "PanicException":
         raise kind(f"{what} ({error}): use another tokenizer.json, or shorten the text") from error
 
 
@@ -235,7 +243,9 @@ def load_tokenizer(file: Path) -> Tokenizer:
     """The `tokenizers` object of a tokenizer.json. Raises ConfigError."""
     loading: Any = Tokenizer
     try:
-        text = read_regular(file, MAX_TOKENIZER_BYTES).decode()
+        content = read_regular(file, MAX_TOKENIZER_BYTES)
+        refuse_pointer(file, content)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: the tokenizer cannot be read ({error}); check model.base_model_path") from error
     try:

@@ -14,7 +14,7 @@ from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.rlds import RLDS
 from loader_service.convert.run import convert
-from stoker_proto.errors import HostError
+from stoker_proto.errors import DataError, HostError
 from stoker_proto.host.trouble import host_error
 from tests.loader_service.convert.makers import (
     example,
@@ -61,3 +61,21 @@ def test_the_errno_is_found_in_the_words_of_hdf5() -> None:
     )
     assert str(host_error(OSError(words), "a.h5")).endswith("(EIO, Input/output error), no fault of the data")
     assert host_error(OSError("Unable to open file (file signature not found)")) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("rl4vla", "*.npz"),
+        ("maniskill", "*.h5"),
+        ("maniskill", "*.json"),
+        ("rlds", "*.tfrecord*"),
+        ("rlds", "features.json"),
+    ],
+)
+def test_a_git_lfs_pointer_in_the_place_of_a_recording(kind: str, pattern: str, tmp_path: Path) -> None:
+    source = episodes(kind, tmp_path / "in")
+    (file, *_) = sorted((tmp_path / "in").rglob(pattern))
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError, match=f"{file.name}: .*a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        convert(source, tmp_path / "out", jobs=1)

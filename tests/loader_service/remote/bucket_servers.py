@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class BucketServer:
     """The outage: nobody listens on the port until `start`."""
     options: dict[str, Any] = field(default_factory=dict)
     """`data.remote.storage_options` for it."""
+    refusing: Callable[[], AbstractContextManager[None]] = nullcontext
+    """In the block the server takes the credentials for wrong ones."""
 
     def url(self, key: str = "") -> str:
         return f"{self.protocol}://{BUCKET}/{key}"
@@ -63,6 +65,7 @@ class _Listener:
 def s3_server() -> Iterator[BucketServer]:
     """moto's S3. The environment must hold ACCESS_KEY and SECRET_KEY."""
     import boto3
+    from moto import settings
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -77,8 +80,17 @@ def s3_server() -> Iterator[BucketServer]:
     def put(key: str, content: bytes) -> None:
         client.put_object(Bucket=BUCKET, Key=key, Body=content)
 
+    @contextmanager
+    def refusing() -> Iterator[None]:
+        before = settings.INITIAL_NO_AUTH_ACTION_COUNT
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = 0  # moto checks keys and signatures, and knows no user
+        try:
+            yield
+        finally:
+            settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
     try:
-        yield BucketServer("s3", put, listener.start, listener.stop, {"endpoint_url": endpoint})
+        yield BucketServer("s3", put, listener.start, listener.stop, {"endpoint_url": endpoint}, refusing)
     finally:
         client.close()
         listener.stop()
@@ -99,7 +111,23 @@ def gcs_server(folder: Path) -> Iterator[BucketServer]:
 
     storage = Storage(use_memory_fs=False, data_dir=str(folder))
     create_bucket(BUCKET, storage)
-    listener = _Listener(lambda port: ThreadingHTTPServer(("127.0.0.1", port), partial(RequestHandler, storage)))
+    refuses = threading.Event()
+
+    class Handler(RequestHandler):  # type: ignore[misc]  # not typed
+        """The emulator knows no credentials: what the real service answers to wrong ones."""
+
+        def do_GET(self) -> None:
+            if not refuses.is_set():
+                super().do_GET()
+                return
+            body = b'{"error": {"code": 401, "message": "Invalid Credentials", "errors": [{"reason": "authError"}]}}'
+            self.send_response(401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    listener = _Listener(lambda port: ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, storage)))
     listener.start()
     endpoint = f"http://127.0.0.1:{listener.port}"
 
@@ -107,8 +135,17 @@ def gcs_server(folder: Path) -> Iterator[BucketServer]:
         name = quote(key, safe="")
         _post(f"{endpoint}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}", content)
 
+    @contextmanager
+    def refusing() -> Iterator[None]:
+        refuses.set()
+        try:
+            yield
+        finally:
+            refuses.clear()
+
     try:
-        yield BucketServer("gs", put, listener.start, listener.stop, {"endpoint_url": endpoint, "token": "anon"})
+        options = {"endpoint_url": endpoint, "token": "anon"}
+        yield BucketServer("gs", put, listener.start, listener.stop, options, refusing)
     finally:
         listener.stop()
 

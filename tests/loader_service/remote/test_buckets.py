@@ -19,10 +19,15 @@ for name in ("s3fs", "gcsfs", "moto", "flask", "flask_cors", "gcp_storage_emulat
     pytest.importorskip(name, reason=f"NOT TESTED: s3:// and gs:// need {name}; pip install 'stoker[dev]'")
 
 from loader_service.manifest import EntryManifest
+from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.piece import EncodedRecord
 from loader_service.prepare.run import prepare
+from loader_service.remote.opened import remote_store
 from loader_service.sources.base import Sample, make_dataset
 from stoker_proto.config import ActionConfig, Config, DataConfig, ModelConfig, TrainerConfig
 from stoker_proto.config.remote import RemoteConfig
+from stoker_proto.errors import FetchError, StokerError
+from stoker_proto.processor import Processor
 from tests.end_to_end.fleet import write_demonstrations
 from tests.loader_service.remote.bucket_servers import (
     ACCESS_KEY,
@@ -32,6 +37,7 @@ from tests.loader_service.remote.bucket_servers import (
     s3_server,
 )
 from tests.loader_service.sources.lerobot.files import write_lerobot
+from tests.tiny_models import make_config, write_model_folder
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +88,14 @@ def config(tmp_path: Path, server: BucketServer) -> MakeConfig:
     return make
 
 
+def model_config(tmp_path: Path) -> Config:
+    """Of a processor for these demonstrations."""
+    (tmp_path / "model").mkdir()
+    return make_config(
+        write_model_folder(tmp_path / "model"), "data.dataset_type=mani_openpi", "data.train_data_paths=[x]"
+    )
+
+
 def entry_of(config: Config) -> EntryManifest:
     return prepare(config).entries["train"][0]
 
@@ -130,3 +144,71 @@ def test_a_lerobot_data_set_is_that_of_the_local_folder(
         entry = entry_of(remote)
         assert entry.num_samples.tolist() == [4, 9, 6]
         assert_same(samples_of(remote, entry), samples_of(local, entry_of(local)))
+
+
+def forget_copies(config: Config) -> None:
+    """As on a host that has fetched nothing yet: what was scanned stays known."""
+    store = remote_store(config.data)
+    assert store is not None
+    for file in store.folder.rglob("*"):
+        if file.suffix in (".jsonl", ".npz"):
+            file.unlink()
+
+
+def test_an_outage_is_no_bad_data_and_ends_by_itself(server: BucketServer, config: MakeConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "here" / "demos"
+    write_demonstrations(folder, [3, 5])
+    server.put_folder(folder, "demos")
+    remote = config(server.url("demos"), on_bad_sample="skip")
+    prepared = prepare(remote)
+    entry = prepared.entries["train"][0]
+    expected = samples_of(remote, entry)
+    hasty = config(server.url("demos"), remote={"deadline_s": 1.0}, on_bad_sample="skip")
+    processor = Processor.build(model_config(tmp_path), prepared.codec)
+    encoder = RecordEncoder(hasty.data, processor)
+    encoder.preload([entry])
+    forget_copies(remote)
+    server.stop()
+    try:
+        outcomes = encoder.encode_all([(entry, 0), (entry, 1)], 0)
+    finally:
+        server.start()
+    assert [type(outcome) for outcome in outcomes] == [FetchError, FetchError]
+    assert f"{server.url('demos/demos.jsonl')}: " in str(outcomes[0])
+    assert "is it reachable from this host? For slow storage raise data.remote.deadline_s" in str(outcomes[0])
+    assert_same(samples_of(remote, entry), expected)
+    outcomes = RecordEncoder(remote.data, processor).encode_all([(entry, 0), (entry, 1)], 0)
+    assert [len(outcome.samples) for outcome in outcomes if isinstance(outcome, EncodedRecord)] == [3, 5]
+
+
+def test_an_object_that_changed_is_neither_mixed_in_nor_skipped(
+    server: BucketServer, config: MakeConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "here" / "demos"
+    write_demonstrations(folder, [3, 5])
+    server.put_folder(folder, "demos")
+    remote = config(server.url("demos"), on_bad_sample="skip")
+    prepared = prepare(remote)
+    entry = prepared.entries["train"][0]
+    encoder = RecordEncoder(remote.data, Processor.build(model_config(tmp_path), prepared.codec))
+    changed = (folder / "demos.jsonl").read_text().replace('"actions": [[', '"actions": [[0.0', 1)
+    server.put("demos/demos.jsonl", changed.encode())
+    forget_copies(remote)
+    [outcome] = encoder.encode_all([(entry, 0)], 0)
+    assert type(outcome) is FetchError
+    assert "demos.jsonl: it changed since it was scanned: start the loader again" in str(outcome)
+    assert entry_of(remote).fingerprint != entry.fingerprint
+
+
+def test_a_wrong_credential_is_told_at_once(server: BucketServer, config: MakeConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "here" / "demos"
+    write_demonstrations(folder, [3])
+    server.put_folder(folder, "demos")
+    remote = config(server.url("demos"), remote={"deadline_s": 600.0})  # a retry would take as long as this test may
+    with (
+        server.refusing(),
+        pytest.raises(StokerError, match="check the URL and the credentials in the environment") as told,
+    ):
+        prepare(remote)
+    assert server.url("demos") in str(told.value)
+    assert prepare(remote).entries["train"][0].num_records == 1

@@ -245,7 +245,7 @@ def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFi
     os.utime(path, (0, 0))
     assert local(make_store(), served, "a.bin").read_bytes() == b"a" * 1000  # what runs goes on
     path.unlink()
-    with pytest.raises(DataError, match=r"a\.bin: it changed since it was scanned: run loader-prepare again"):
+    with pytest.raises(FetchError, match=r"a\.bin: it changed since it was scanned: start the loader again"):
         local(make_store(), served, "a.bin")
     store.known_shards([(place, store.files(place).info(place))])
     other = make_store()
@@ -276,7 +276,7 @@ def test_a_run_is_never_given_a_shard_that_another_one_scanned_later(served: Htt
     with new.pins.reading():
         assert local(new, served, "a.bin").read_bytes() == b"A" * 1000
     for store in (old, old_worker):
-        with store.pins.reading(), pytest.raises(DataError, match=r"a\.bin: it changed since it was scanned"):
+        with store.pins.reading(), pytest.raises(FetchError, match=r"a\.bin: it changed since it was scanned"):
             local(store, served, "a.bin")
     (served.folder / "a.bin").write_bytes(b"a" * 1000)  # it is what it was
     with old_worker.pins.reading():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ import zmq
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Refuse, Ticket, Welcome
-from tests.end_to_end.fleet import Loader, serving, write_config, write_demonstrations
+from tests.end_to_end.fleet import Loader, serving, wait_until, write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
 
 pytestmark = pytest.mark.process
@@ -51,10 +53,10 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
         yield running
 
 
-def _config(folder: Path) -> Path:
+def _config(folder: Path, **data: Any) -> Path:
     (folder / "model").mkdir()
     jsonl = write_demonstrations(folder / "demos", [4] * 6)
-    return write_config(folder, write_model_folder(folder / "model"), [jsonl])
+    return write_config(folder, write_model_folder(folder / "model"), [jsonl], **data)
 
 
 @contextmanager
@@ -180,6 +182,23 @@ def test_what_a_rank_asked_for_before_it_went_is_no_strangers(loader: Loader) ->
 def test_sigterm_says_drain_and_ends(tmp_path: Path) -> None:
     with serving(_config(tmp_path)) as loader, peer_of(loader) as peer:
         peer.ask(HELLO)
+        loader.process.send_signal(signal.SIGTERM)
+        assert isinstance(peer.receive(), Drain)
+        assert loader.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_read_that_hangs_in_the_file_system_does_not_stop_sigterm(workers: int, tmp_path: Path) -> None:
+    """As on a network file system whose server is gone: the kernel gives the read back to nobody."""
+    pipe = tmp_path / "pipe"
+    kind = "tests.loader_service.dataset_classes:Hanging"
+    config = _config(tmp_path, dataset_type=kind, options={"pipe": str(pipe)})
+    with serving(config, "--set", f"loader.workers={workers}") as loader, peer_of(loader) as peer:
+        peer.ask(HELLO)
+        assert isinstance(peer.ask(Epoch(split="train", epoch=0, entries=[0])), Lanes)
+        os.mkfifo(pipe)
+        peer.send(TICKET)
+        wait_until(lambda: pipe.with_suffix(".opened").exists(), 60, "nothing was read")
         loader.process.send_signal(signal.SIGTERM)
         assert isinstance(peer.receive(), Drain)
         assert loader.process.wait(60) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,35 @@ def test_depth_is_a_second_image_where_asked_for(write_demo: Write, make_mani: M
     assert [len(sample.images) for sample in read_only_record(make_mani(), shard)] == [1] * 4
     for t, sample in enumerate(read_only_record(make_mani(depth=True), shard)):
         assert sample.images[1].dtype == np.uint16
+        np.testing.assert_array_equal(sample.images[1], depth[t])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_what_is_not_asked_for_does_not_refuse_a_trajectory(write_demo: Write, make_mani: Make) -> None:
+    """Two members of one name in the NPZ, and half a character in the row, which no JSON library but Python's takes."""
+    shard = write_demo(arrays={"rgb": frames(4)})
+    npz = shard.parent / "traj_000000" / "obs.npz"
+    dataset = make_mani()
+    [before] = dataset.scan(shard)
+    with zipfile.ZipFile(npz, "a") as archive:
+        archive.writestr("note.npy", b"one")
+        archive.writestr("note.npy", b"two")
+    shard.write_text(shard.read_text().replace('"task"', '"note": "half \\ud800 a character", "task"'))
+    [after] = dataset.scan(shard)
+    assert (after.error, after.num_samples) == (None, 4)
+    assert before.files is not None
+    assert after.files is not None
+    assert after.files.content != before.files.content
+    for t, sample in enumerate(read_only_record(dataset, shard)):
+        np.testing.assert_array_equal(sample.images[0], frames(4)[t])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_depth_of_another_byte_order_is_read(stored: bool, write_demo: Write, make_mani: Make) -> None:
+    depth = np.arange(4 * 8 * 6, dtype=np.uint16).reshape(4, 8, 6) * 300
+    shard = write_demo(arrays={"rgb": frames(4), "depth": depth.astype(">u2")}, stored=stored)
+    for t, sample in enumerate(read_only_record(make_mani(depth=True), shard)):
+        assert sample.images[1].dtype == np.dtype(np.uint16)
         np.testing.assert_array_equal(sample.images[1], depth[t])
 
 

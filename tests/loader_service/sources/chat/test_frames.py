@@ -270,3 +270,16 @@ def test_a_large_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_FILE_BYTES", 10)
     with pytest.raises(DataError, match=r"an image of .* bytes: at most 10 are read"):
         decode_image(picture(RED))
+
+
+def test_a_git_lfs_pointer_in_the_place_of_an_image(tmp_path: Path, read_row: Callable[..., Sample]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    row = {
+        "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Red"}],
+        "images": ["a.png"],
+    }
+    with pytest.raises(DataError, match=r"a\.png: .*a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        read_row(row)

@@ -107,6 +107,25 @@ def test_what_is_missing_of_a_saved_folder_is_named(tmp_path: Path) -> None:
         prepare(chat_config(tmp_path, folder))
 
 
+def test_a_description_is_no_data(tmp_path: Path) -> None:
+    """Alone in a folder, as in the repository of a data set whose files lie below; and beside data, as LLaMA-Factory has it."""
+    folder = tmp_path / "repository"
+    (folder / "plain_text").mkdir(parents=True)
+    described = folder / "dataset_info.json"
+    described.write_text('{"alpaca": {"file_name": "chats.json"}}')
+    for named in (folder, described):
+        with pytest.raises(
+            ConfigError,
+            match=r"dataset_info\.json describes a data set and holds no row of it: name the files of the data, or their folder; "
+            "it has the folders plain_text$",
+        ):
+            prepare(chat_config(tmp_path, named))
+    (folder / "chats.json").write_text(json.dumps(dialogues(3)))
+    entry = prepare(chat_config(tmp_path, folder)).entries["train"][0]
+    assert [Path(shard).name for shard in entry.shards] == ["chats.json"]
+    assert entry.num_records == 3
+
+
 def test_a_selection_of_rows_is_refused(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "chats", [dialogues(2)])
     state = json.loads((folder / "state.json").read_text())
