@@ -22,11 +22,12 @@ ROOMS: Mapping[str, Sequence[str]] = {
             "text",
             "order",
             "processor",
+            "run_record",
         ),
     ),
     "loader_service": (
         *("arguments", "paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
-        *("server", "inspection", "doctor", "convert", "cli"),
+        *("server", "inspection", "replay", "doctor", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),
