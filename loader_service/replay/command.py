@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loader_service.arguments import not_negative
+from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.show import row_lines, row_tree
 from loader_service.pieces.encoder import RecordEncoder
@@ -53,12 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.warning("since the run, this changed: %s", change)
     rebuilder = _rebuilder(config, prepared, processor, step)
     comparison, left = Comparison(step), arguments.num
+    page = None if arguments.html is None else Page(config, processor, f"step {arguments.step} of {arguments.run}")
     for batch in rebuilder.step(step, arguments.rank):
         differing = comparison.add(batch)
         for row in batch.rows:
             if left is None or left > 0:
-                _print(row, processor, arguments, differs=row in differing)
+                if page is None:
+                    _print(row, processor, arguments, differs=row in differing)
+                else:
+                    place = f"rank {row.rank}, micro-batch {row.micro_batch}, row {row.number}: "
+                    page.add(row.row, heading=place, is_wrong=row in differing)
                 left = None if left is None else left - 1
+    if page is not None:
+        page.write(arguments.html)
     comparison.check(changes)
     if not arguments.json:
         ranks = f"rank {arguments.rank}" if arguments.rank is not None else f"{len(step.lines)} ranks"
@@ -110,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=Path, metavar="FOLDER", help="write each row's images there, as the model sees them"
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the rows to one page, as loader-inspect does")
     parser.add_argument(
         "--set", action="append", default=[], metavar="A.B=V",
         help="override one key of the run's config, where data or model moved; repeatable",

@@ -58,6 +58,13 @@ def test_any_step_also_after_a_resume_at_another_world_size(robots: Path, capsys
     assert text.endswith("step 2: 8 rows of 2 ranks are those that were trained; epoch 0, first sample 8, loss 1.5\n")
 
 
+def test_the_rows_as_a_page(robots: Path, tmp_path: Path) -> None:
+    page = tmp_path / "rows.html"
+    assert main(["--run", str(robots / "run"), "--step", "2", "--html", str(page)]) == 0
+    assert page.read_text().count("<section><h2>rank ") == 8
+    assert "rank 1, micro-batch 0, row 3: train 0: pass 0, lane " in page.read_text()
+
+
 def test_one_changed_pixel_is_named_by_its_record(
     robots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
