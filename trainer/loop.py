@@ -30,8 +30,9 @@ from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.validation import validate
 from trainer.feed.batch import StepBatch
+from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
-from trainer.report.progress import DigestLog, ProgressBar, write_summary
+from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.trackers import Trackers
 from trainer.training.flops import FlopCounter
 from trainer.training.source_table import SourceTable

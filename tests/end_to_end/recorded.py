@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,14 +13,14 @@ import numpy as np
 from stoker_proto.config.reader import load_config
 from stoker_proto.run_record import RunRecord
 from trainer.feed.batch import StepBatch
+from trainer.feed.digest_log import DigestLog
 from trainer.feed.feed import Feed
-from trainer.report.progress import DigestLog
 
 
 def record_steps(
     config: Path, addresses: Sequence[str], output: Path, *overrides: str, ranks: int, first_step: int, stop_step: int
 ) -> None:
-    """Train steps [first_step, stop_step), counted from 1, on so many ranks, as one start of a run does it: two epochs."""
+    """Train steps [first_step, stop_step), counted from 1, on so many ranks, as one start of a run does it."""
     loaded = load_config(config, [f"cluster.loader_addresses=[{','.join(addresses)}]", "trainer.epochs=2", *overrides])
     size = loaded.trainer.global_batch_size
     for rank in range(ranks):
@@ -33,9 +34,9 @@ def record_steps(
 
 
 def _batches(feed: Feed, step: int, num_samples: int, size: int) -> Iterator[StepBatch]:
-    """From a step on, counted from 0, through two epochs of the same length."""
+    """From a step on, counted from 0, through epochs of the same length."""
     per_epoch = -(-num_samples // size)
-    for epoch in range(step // per_epoch, 2):
+    for epoch in itertools.count(step // per_epoch):
         yield from feed.steps(epoch, max(step - epoch * per_epoch, 0) * size)
 
 

@@ -31,7 +31,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "training", "evals", "checkpoints", "report", "bench"),
-        *("loop", "build", "policy_io", "policy", "sim", "cli", "main"),
+        *("loop", "build", "policy_io", "policy", "sim", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""
