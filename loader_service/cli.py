@@ -1,5 +1,5 @@
-"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-doctor`, `loader-convert`, `loader-keys`; also
-`python -m loader_service.cli serve|prepare|inspect|doctor|convert|keys ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-doctor`, `loader-convert`, `loader-keys`,
+`stoker-batch`; also `python -m loader_service.cli serve|prepare|inspect|doctor|convert|keys|batch ...`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ def inspect(argv: list[str] | None = None) -> int:
     from loader_service.inspection.command import main
 
     return _guarded("loader-inspect", lambda: main(argv))
+
+
+def batch(argv: list[str] | None = None) -> int:
+    """`stoker-batch`."""
+    from loader_service.replay.command import main
+
+    return _guarded("stoker-batch", lambda: main(argv))
 
 
 def doctor(argv: list[str] | None = None) -> int:
@@ -88,6 +95,7 @@ if __name__ == "__main__":
         "serve": serve,
         "prepare": prepare,
         "inspect": inspect,
+        "batch": batch,
         "doctor": doctor,
         "convert": convert,
         "keys": keys,

@@ -24,19 +24,21 @@ from stoker_proto.config import Config
 from stoker_proto.config.trainer import seconds_of
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
+from stoker_proto.run_record import RunRecord
 from trainer.checkpoints.best import Best, is_hopeless, update
 from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate
-from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks
+from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.interface import Moment, Outcome
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
+from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
-from trainer.report.progress import DigestLog, ProgressBar, write_summary
+from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.trackers import Trackers
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
@@ -98,7 +100,7 @@ class Trainer:
             self.val.feed.begin()  # its first ticket may follow hours later
         self._started = started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
-        digests = DigestLog(self.output_dir, self.ranks.rank)
+        digests = DigestLog(self.output_dir, self.ranks.rank, self._keep_record())
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
@@ -127,6 +129,20 @@ class Trainer:
             self._save()
         log.info("stopped %s", self.describe_position())
         return {"steps": self.cursor.step, "stopped": True}
+
+    def _keep_record(self) -> str:
+        """Write what decides the rows of this run's steps; every rank calls it. Returns the record's name."""
+        name = ""
+        if self.ranks.is_first:
+            record = RunRecord.of(
+                self.config,
+                self.ranks.world_size,
+                self.fingerprints,
+                self.train.sources.pass_samples,
+                self.processor.to_json(),
+            )
+            name = record.write(self.output_dir)
+        return text_of_first_rank(name, self.ranks)
 
     def describe_position(self) -> str:
         """Text: the current step, and from where the same command resumes."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loader_service.arguments import not_negative
+from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.rows import InspectedRow, first_rows, rows_of_record
 from loader_service.inspection.show import row_lines, row_tree
@@ -40,6 +41,7 @@ examples:
   loader-inspect --config my.yaml --source chat --tokens   one line for each token
   loader-inspect --config my.yaml --record 17 --num 100    all samples of one record
   loader-inspect --config my.yaml --images pictures        what the model sees, as PNG files
+  loader-inspect --config my.yaml --num 20 --html rows.html  one page for a browser: rows, pictures, charts
 
 exit codes: 0 all is well; 1 the config or the data is wrong; 2 the command line is wrong"""
 
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"--record {arguments.record}: of which entry? Add --entry, one of {', '.join(map(str, entries))}"
         )
+    title = f"loader-inspect --config {arguments.config}, {arguments.split}, epoch {arguments.epoch}"
+    page = Page(config, processor, title) if arguments.html is not None else None
     for entry in entries:
         manifest = prepared.entries[arguments.split][entry]
         rows: Iterator[InspectedRow]
@@ -67,7 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for finding in _camera_findings(config.data, manifest, processor):
             logger.warning("%s: %s", manifest.path, finding)
         for row in rows:
-            _print(row, processor, arguments)
+            if page is not None:
+                page.add(row)
+            else:
+                _print(row, processor, arguments)
+    if page is not None:
+        page.write(arguments.html)
+        print(arguments.html)
     return 0
 
 
@@ -131,4 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=Path, metavar="FOLDER", help="write each row's images there, as the model sees them"
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page that holds all rows, pictures and charts"
+    )
     return parser

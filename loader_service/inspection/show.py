@@ -122,6 +122,13 @@ def decoded_action(sample: EncodedSample, labels: NDArray[np.bool_], processor: 
     return processor.actions_from_ids(sample.input_ids[_action_places(sample, labels, processor)])
 
 
+def action_codes(sample: EncodedSample, processor: Processor) -> NDArray[np.int32]:
+    """int32[n]: the codes of the sample's action tokens."""
+    vocabulary = processor.vocabulary
+    assert vocabulary is not None  # an action was encoded
+    return vocabulary.to_codes(sample.input_ids[_action_places(sample, sample.supervised != 0, processor)])
+
+
 def _action_places(sample: EncodedSample, labels: NDArray[np.bool_], processor: Processor) -> NDArray[np.int64]:
     """Where the action's tokens stand: in front of the end token, labels or not where their number is fixed."""
     codec, vocabulary, ids = processor.codec, processor.vocabulary, sample.input_ids

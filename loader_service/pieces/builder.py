@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
-from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, assemble_piece
+from loader_service.pieces.piece import EncodedRecord, Outcome, assemble_piece, filler_of
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
@@ -92,9 +90,7 @@ class PieceBuilder:
         self.counters = Counters()
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
         self._is_augmented = encoder.data.augment.enabled
-        self._filler = EncodedSample(
-            np.array([encoder.processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0
-        )
+        self._filler = filler_of(encoder.processor)
         self._wake = threading.Condition()
         self._cache = RecordCache(cache_bytes)
         self._ahead = ReadAhead()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from loader_service.plan.lane_plan import Rows
 from stoker_proto.errors import DataError, FetchError
+from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Piece, Ticket
 
@@ -61,6 +62,11 @@ class EncodedRecord:
     samples: Sequence[EncodedSample] = field(default_factory=tuple)
     error: str | None = None
     size_bytes: int = 0
+
+
+def filler_of(processor: Processor) -> EncodedSample:
+    """What stands in a row for a sample of a bad record: one token that is no label."""
+    return EncodedSample(np.array([processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0)
 
 
 Outcome = EncodedRecord | DataError | FetchError

@@ -61,6 +61,7 @@ def prepare(
     progress: bool = False,
     rescan: bool = False,
     lock_deadline_s: float = LOCK_DEADLINE_S,
+    fit: bool = True,
 ) -> Prepared:
     """Manifests of the entries and the codec of the train entries, from the cache where nothing changed.
 
@@ -69,6 +70,7 @@ def prepare(
         cache_dir: default: data.cache_dir, else beside the data.
         processes: that scan; 0 means one per core.
         rescan: scan again what the cache holds, since files that records name may have changed.
+        fit: also the codec and the statistics of the states; without, the result has neither.
 
     Raises:
         ConfigError: an entry names nothing, the cache cannot be written, or a codec cannot be fitted from what is here.
@@ -79,7 +81,7 @@ def prepare(
     datasets = make_datasets(data)
     if cache_dir is None and data.cache_dir is not None:
         cache_dir = Path(data.cache_dir)
-    codec = given_codec(data.action) if data.action.codec_path is not None else None
+    codec = given_codec(data.action) if fit and data.action.codec_path is not None else None
     counting = [Counting.needed(config, dataset) for dataset in datasets]
     jobs = _jobs(data, datasets, counting, splits, held, cache_dir)
     roots = sorted({job.root for job in jobs})
@@ -106,7 +108,7 @@ def prepare(
         entries[job.split][job.entry] = manifests[number]
     _check_not_empty(entries, data)
     _check_budget(entries, data)
-    if codec is None and "train" in splits:
+    if fit and codec is None and "train" in splits:
         codec = _fit(entries["train"], jobs, data, datasets, lock_deadline_s)
     _check_codec_width(codec, entries)
     if codec is not None and data.action.codec_path is not None:
@@ -115,7 +117,7 @@ def prepare(
     for finding in findings:
         logger.warning("%s", finding)
     states = None
-    if data.state == "text":
+    if fit and data.state == "text":
         states = given_states(data.state_path) if data.state_path is not None else _states(entries, data, splits)
     for root in roots:
         tidy(root)

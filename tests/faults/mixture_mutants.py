@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from stoker_proto.order.mixture import ONE_PASS, MixedOrder
+from stoker_proto.order.stream import Pass
 from tests.faults.substitutes import with_epochs, with_tickets
 from tests.faults.trainer import MakeCore
-from trainer.feed.client.epochs import Epochs, Pass
+from trainer.feed.client.epochs import Epochs
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.schedule import Slice
 from trainer.feed.client.tickets import Tickets

@@ -22,16 +22,17 @@ ROOMS: Mapping[str, Sequence[str]] = {
             "text",
             "order",
             "processor",
+            "run_record",
         ),
     ),
     "loader_service": (
         *("arguments", "paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
-        *("server", "inspection", "doctor", "convert", "cli"),
+        *("server", "inspection", "replay", "doctor", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
         *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy", "serving"),
-        *("sim", "check", "cli", "main"),
+        *("sim", "check", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.wire.digests import digests_of_rows
 from stoker_proto.wire.messages import Piece
-from trainer.feed.digests import digests_of_rows
 
 IGNORED = -100
 """Label of a position that is not trained; torch's cross-entropy ignores this value."""

@@ -1,4 +1,4 @@
-"""Progress of a run: the live bar, the summary, and each rank's list of batch digests."""
+"""Progress of a run: the live bar and the summary."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
-
-from trainer.feed.batch import StepBatch
 
 
 class ProgressBar:
@@ -39,33 +37,6 @@ class ProgressBar:
     def close(self) -> None:
         """Leave the last state on the screen."""
         self._bar.close()
-
-
-class DigestLog:
-    """`{output_dir}/digests-rank{r}.jsonl`: one line per step, to compare runs. Never truncated: a resumed run appends.
-
-    {"step": 7, "epoch": 0, "first_sample": 96, "micro_batches": ["9f0c...", "52aa..."], "loss": 3.1415926}
-    """
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = (folder / f"digests-rank{rank}.jsonl").open("a", encoding="utf-8")
-
-    def add(self, step: int, batch: StepBatch, loss: float) -> None:
-        """Write the line of a step. step: counted from 1; loss: of the global batch, in full precision."""
-        line = {
-            "step": step,
-            "epoch": batch.epoch,
-            "first_sample": batch.first_sample,
-            "micro_batches": [micro_batch.digest.hex() for micro_batch in batch.micro_batches],
-            "loss": finite(loss),
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

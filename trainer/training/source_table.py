@@ -29,7 +29,7 @@ class SourceTable:
 
     def __init__(self, names: Sequence[str], entry_sources: Sequence[int], pass_samples: Sequence[int]) -> None:
         """names: of the sources; entry_sources: source number of each entry; pass_samples: rows of one pass over each source."""
-        self.names, self._pass_samples = tuple(names), tuple(pass_samples)
+        self.names, self.pass_samples = tuple(names), tuple(pass_samples)
         self._source_of = np.asarray(entry_sources, np.int64)  # [entries]
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class SourceTable:
         if len(self) == 1:
             return {}
         found: dict[str, float] = {}
-        for name, result, rows, pass_rows in zip(self.names, results, so_far, self._pass_samples, strict=True):
+        for name, result, rows, pass_rows in zip(self.names, results, so_far, self.pass_samples, strict=True):
             if result.num_supervised:
                 found[f"train/loss/{name}"] = result.nll / result.num_supervised
                 found[f"train/accuracy/{name}"] = result.correct / result.num_supervised
@@ -69,5 +69,5 @@ class SourceTable:
         """For the end of the run: name -> samples trained and passes over it."""
         return {
             name: {"samples": rows, "passes": rows / pass_rows if pass_rows else math.nan}
-            for name, rows, pass_rows in zip(self.names, so_far, self._pass_samples, strict=True)
+            for name, rows, pass_rows in zip(self.names, so_far, self.pass_samples, strict=True)
         }

@@ -49,7 +49,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             f"{path}: a mapping with cluster, model, data, trainer is expected, not {type(tree).__name__}"
         )
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return config_from_tree(tree)
 
 
@@ -124,7 +124,8 @@ _ConfigLoader.add_implicit_resolver(
 )
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=value` to a tree, whose values are YAML. Raises ConfigError."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from stoker_proto.order.lanes import Order
+from stoker_proto.wire.digests import digests_of_samples
 from stoker_proto.wire.messages import Ticket
 from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, FakeLoader, StandInDecoder, make_piece, unused_port
 from trainer.bench import command as bench
 from trainer.feed import feed
-from trainer.feed.digests import digests_of_samples
 
 KEYS = {
     "samples", "samples_per_s", "loader_cpu_ms_per_sample", "client_cpu_ms_per_sample", "wire_bytes_per_sample",

@@ -11,6 +11,7 @@ import torch
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, RefusedError
+from stoker_proto.run_record import RunRecord
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import FINGERPRINTS, build_run, digests, run, weights
@@ -42,6 +43,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tiny_llava:
         expected, found = digests(straight, rank), digests(tmp_path, rank)
         assert [line["step"] for line in expected] == list(range(1, 9))
         assert found == expected[:5] + expected[3:], "the batches and the losses, all digits"
+        assert [len(rows) for rows in found[0]["rows"]] == [2 * 2 * 3] * 2  # two rows a micro-batch, three bytes each
+    record = RunRecord.read(tmp_path, found[0]["record"])
+    assert (record.world_size, record.pass_samples, record.fingerprints) == (2, (29,), FINGERPRINTS)
+    assert record.read_config().data == config.data
+    assert len(list((tmp_path / "record").iterdir())) == 1  # of both starts
     expected_weights, found_weights = weights(straight / "export"), weights(tmp_path / "export")
     assert all(torch.equal(found_weights[name], tensor) for name, tensor in expected_weights.items())
 

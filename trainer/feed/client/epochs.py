@@ -7,22 +7,13 @@ With weights, pass 0 of every entry is wanted first: the rates depend on how man
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import TIME_END, Order
-from stoker_proto.order.mixture import ONE_PASS, MixedOrder, PassRange, pass_shares, rates
+from stoker_proto.order.mixture import ONE_PASS, MixedOrder, pass_shares
+from stoker_proto.order.stream import Pass, RunSources
 from stoker_proto.wire.messages import Lanes
 from trainer.feed.client.commands import Opened
 from trainer.feed.client.options import CoreOptions
-
-
-class Pass(NamedTuple):
-    """One pass over one entry. The loaders call it an epoch of the entry."""
-
-    number: int
-    entry: int
 
 
 class Epochs:
@@ -38,13 +29,18 @@ class Epochs:
         self._starts: dict[Pass, list[int]] = {}
         self._tokens: dict[int, int] = {}  # entry -> tokens of its pass 0
         self._pass_orders: dict[tuple[int, int], Order] = {}  # (pass, source) -> its stream
-        self._entries_of = [
-            [entry for entry, source in enumerate(options.sources) if source == number]
-            for number in range(len(options.source_names))
-        ]
+        self._sources = RunSources(
+            names=options.source_names,
+            entries=options.entries,
+            entry_sources=options.sources,
+            weights=options.weights,
+            weigh_by=options.weigh_by,
+            lanes=options.order.lanes,
+            cell=options.order.cell,
+        )
         self._rates: list[int] | None = None
         if not options.weights:
-            self._rates = [ONE_PASS] * len(self._entries_of)
+            self._rates = [ONE_PASS] * len(options.source_names)
 
     def open(self, epoch: int) -> None:
         """Want the lanes of the epoch's passes."""
@@ -131,45 +127,18 @@ class Epochs:
     def _made_of(self, epoch: int) -> list[Pass]:
         if self._rates is None:
             return [Pass(0, entry) for entry in range(len(self.options.entries))]
-        return [
-            Pass(share.number, entry)
-            for rate, entries in zip(self._rates, self._entries_of, strict=True)
-            for share in pass_shares(rate, epoch)
-            for entry in entries
-        ]
+        return self._sources.passes(self._rates, epoch)
 
     def _find_rates(self) -> list[int]:
-        options = self.options
-        samples = [sum(self.total(Pass(0, entry)) for entry in entries) for entries in self._entries_of]
-        weights = list(options.weights)
-        if options.weigh_by == "tokens":
-            for number, entries in enumerate(self._entries_of):
-                tokens = sum(self._tokens[entry] for entry in entries)
-                for entry in entries:
-                    if not self._tokens[entry] and self.total(Pass(0, entry)):
-                        raise ConfigError(
-                            f"data.weigh_by is tokens, but the loaders cannot say how many {options.entries[entry]} of source "
-                            f"{options.source_names[number]} has: its tokens are not counted, and none of its first records is "
-                            "good enough to go by; mend the entry or leave it out, or set data.weigh_by to samples"
-                        )
-                weights[number] *= samples[number] / max(tokens, 1)  # a share of tokens -> a share of samples
-        return rates(options.source_names, samples, weights)
+        samples = {entry: self.total(Pass(0, entry)) for entry in range(len(self.options.entries))}
+        return self._sources.find_rates(samples, self._tokens)
 
     def _mix(self, epoch: int) -> MixedOrder:
-        lanes = self.options.order.lanes
-        sources: list[list[PassRange]] = []
-        for number, rate in enumerate(self._rates or []):
-            parts = []
-            for share in pass_shares(rate, epoch):
-                order = self._order_of(share.number, number)
-                parts.append(PassRange(share.number, order, *share.cut(order.total)))
-            sources.append(parts)
-        numbers = [[entry * lanes + lane for entry in entries for lane in range(lanes)] for entries in self._entries_of]
-        return MixedOrder(sources, numbers, self.options.order.cell)
+        return self._sources.mix(self._rates or [], epoch, self._order_of)
 
     def _order_of(self, number: int, source: int) -> Order:
         """The stream of pass `number` over a source."""
-        key, entries = (number, source), self._entries_of[source]
+        key, entries = (number, source), self._sources.entries_of(source)
         if key not in self._pass_orders:
             lengths = [length for entry in entries for length in self._lengths[Pass(number, entry)]]
             starts = [start for entry in entries for start in self._starts[Pass(number, entry)]]

@@ -15,10 +15,11 @@ from enum import Enum
 
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.order.mixture import MixedOrder
+from stoker_proto.order.stream import Pass
 from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
 from stoker_proto.wire.shown import plain
 from trainer.feed.client.commands import Command, Send
-from trainer.feed.client.epochs import Epochs, Pass
+from trainer.feed.client.epochs import Epochs
 from trainer.feed.client.homes import Homes
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import NO_LANES, LaneShares

@@ -19,6 +19,7 @@ from stoker_proto.config import check_batch_arithmetic
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order.lanes import LaneRun, Order
 from stoker_proto.order.mixture import MixedOrder
+from stoker_proto.order.stream import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +90,9 @@ class Schedule:
             raise LocalProtocolError(
                 f"slice {index} of step {step} from sample {first}: slices are 0 to {self.passes - 1}"
             )
-        offset = (index * self.world_size + self.rank) * self.micro_batch_size
-        start = min(first + step * self.global_batch_size + offset, self.order.total)
-        stop = min(start + self.micro_batch_size, self.order.total)
+        share = Share(world_size=self.world_size, micro_batch_size=self.micro_batch_size)
+        begin = first + step * self.global_batch_size
+        start, stop = share.positions(begin, self.rank, index, self.order.total)
         return Slice(
             epoch=self.epoch,
             step=step,

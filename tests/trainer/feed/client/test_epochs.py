@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from stoker_proto.errors import ConfigError, RefusedError
+from stoker_proto.order.stream import Pass
 from stoker_proto.wire.messages import Lanes
 from tests.trainer.feed.client.core_driver import make_options
 from tests.trainer.feed.fake_loader import make_config
 from trainer.checkpoints.state import Checkpoint, Cursor, check_resumable, state_of_run
-from trainer.feed.client.epochs import Epochs, Pass
+from trainer.feed.client.epochs import Epochs
 from trainer.feed.client.options import CoreOptions
 
 LENGTHS = {0: [6, 4, 4, 6], 1: [2, 3, 5, 0], 2: [3, 2, 0, 0]}  # 20 and 10 samples of source 0, 5 of source 1

@@ -1,4 +1,4 @@
-"""Digests of received samples, row by row. Two runs that trained on the same rows have the same digests."""
+"""Digests of samples as they travel, row by row. Two runs that trained on the same rows have the same digests."""
 
 from __future__ import annotations
 
