@@ -94,6 +94,8 @@ class TrainerConfig:
     """Largest gradient norm over all parameters; 0: no clipping."""
     max_skipped_steps: int = field(default=20, metadata=at_least(0))
     """The run ends after this many consecutive steps whose gradient norm is not finite; such steps are not applied."""
+    worst_steps: int = field(default=32, metadata=at_least(0))
+    """Keep the rows' losses of so many steps, those whose loss rose most; `stoker-batch --worst-loss` names their samples."""
     seed: int = 0
     """Seed of dropout and of newly initialised weights."""
     output_dir: str = "outputs"
