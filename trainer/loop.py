@@ -40,6 +40,7 @@ from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.trackers import Trackers
+from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
 from trainer.training.split import Split
@@ -100,7 +101,10 @@ class Trainer:
             self.val.feed.begin()  # its first ticket may follow hours later
         self._started = started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
-        digests = DigestLog(self.output_dir, self.ranks.rank, self._keep_record())
+        record = self._keep_record()
+        digests = DigestLog(self.output_dir, self.ranks.rank, record)
+        keep = self.config.trainer.worst_steps
+        self._worst = WorstSteps(self.output_dir, self.ranks.rank, record, keep=keep, done=first_step)
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
@@ -182,6 +186,7 @@ class Trainer:
                 self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
                 self._report(batch, result, rate, now - last, bar)
                 digests.add(self.cursor.step, batch, result.loss)
+                self._worst.add(self.cursor.step, result.loss, result.row_losses)
                 self._check_budgets(result)
                 self._keep(self.evals.after_step(self.cursor.step, self._moment))
                 is_due = trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0

@@ -6,10 +6,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loader_service.arguments import not_negative
+from loader_service.arguments import not_negative, positive
 from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.show import row_lines, row_tree
@@ -20,6 +20,7 @@ from loader_service.prepare.run import Prepared, prepare
 from loader_service.replay.compare import Comparison, changes_since
 from loader_service.replay.rebuild import Rebuilder, RebuiltRow
 from loader_service.replay.step import SPLIT, RunStep, Stream
+from loader_service.replay.worst import worst_steps
 from loader_service.server.command import all_fingerprints
 from stoker_proto.config import Config
 from stoker_proto.processor import Processor
@@ -35,6 +36,7 @@ examples:
   stoker-batch --run outputs/demo --step 120                 all rows of the step, of all ranks
   stoker-batch --run outputs/demo --step 120 --rank 1 --json one line of JSON for each row of rank 1
   stoker-batch --run outputs/demo --step 120 --num 0         only compare
+  stoker-batch --run outputs/demo --worst-loss 5             which samples made the loss rise
   stoker-batch --run outputs/demo --step 120 --set 'data.train_data_paths=[/mnt/demos/*.jsonl]'
 
 exit codes: 0 the rows are those that were trained; 1 a row differs, or something is missing; 2 the command line is wrong"""
@@ -44,35 +46,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    return _show_worst(arguments) if arguments.worst_loss is not None else _show_step(arguments)
+
+
+class _Run:
+    """The data of a run, prepared, and what makes its rows again: one for all steps with the same record."""
+
+    def __init__(self, step: RunStep, overrides: Sequence[str]) -> None:
+        self.config = step.record.read_config(overrides)
+        model = Path(self.config.model.base_model_path)
+        self.processor = Processor.from_json(step.record.processor, model / "tokenizer.json")
+        prepared = prepare(self.config, splits=(SPLIT,), fit=False, progress=sys.stderr.isatty())
+        now = all_fingerprints(self.config, prepared, self.processor)
+        self.changes = changes_since(step.record.fingerprints, now, self.config.data)
+        for change in self.changes:
+            logger.warning("since the run, this changed: %s", change)
+        self.rebuilder = _rebuilder(self.config, prepared, self.processor, step)
+
+
+def _show_step(arguments: argparse.Namespace) -> int:
     step = RunStep.read(arguments.run, arguments.step)
     step.check_rank(arguments.rank)
-    config = step.record.read_config(arguments.set)
-    processor = Processor.from_json(step.record.processor, Path(config.model.base_model_path) / "tokenizer.json")
-    prepared = prepare(config, splits=(SPLIT,), fit=False, progress=sys.stderr.isatty())
-    changes = changes_since(step.record.fingerprints, all_fingerprints(config, prepared, processor), config.data)
-    for change in changes:
-        logger.warning("since the run, this changed: %s", change)
-    rebuilder = _rebuilder(config, prepared, processor, step)
-    comparison, left = Comparison(step), arguments.num
-    page = None if arguments.html is None else Page(config, processor, f"step {arguments.step} of {arguments.run}")
-    for batch in rebuilder.step(step, arguments.rank):
+    run = _Run(step, arguments.set)
+    show = _Show(arguments, run, f"step {arguments.step} of {arguments.run}")
+    comparison = Comparison(step)
+    for batch in run.rebuilder.step(step, arguments.rank):
         differing = comparison.add(batch)
         for row in batch.rows:
-            if left is None or left > 0:
-                if page is None:
-                    _print(row, processor, arguments, differs=row in differing)
-                else:
-                    place = f"rank {row.rank}, micro-batch {row.micro_batch}, row {row.number}: "
-                    page.add(row.row, heading=place, is_wrong=row in differing)
-                left = None if left is None else left - 1
-    if page is not None:
-        page.write(arguments.html)
-    comparison.check(changes)
+            show.row(row, differs=row in differing)
+    show.close()
+    comparison.check(run.changes)
     if not arguments.json:
         ranks = f"rank {arguments.rank}" if arguments.rank is not None else f"{len(step.lines)} ranks"
         print(
             f"step {arguments.step}: {comparison.num_rows} rows of {ranks} are those that were trained; {_loss(step)}"
         )
+    return 0
+
+
+def _show_worst(arguments: argparse.Namespace) -> int:
+    runs: dict[str, _Run] = {}
+    show: _Show | None = None
+    for worst, step, rows in worst_steps(arguments.run, arguments.worst_loss):
+        if worst.record not in runs:
+            runs[worst.record] = _Run(step, arguments.set)
+        run = runs[worst.record]
+        show = show or _Show(arguments, run, f"worst losses of {arguments.run}")
+        above = "not finite" if worst.excess is None else f"{worst.excess:.4g} above the mean of the steps before"
+        if not arguments.json:
+            print(f"step {worst.step}: loss {'not finite' if worst.loss is None else f'{worst.loss:.6g}'}, {above}")
+        comparison = Comparison(step)
+        batches = {
+            place: run.rebuilder.batch(step, *place) for place in sorted({(row.rank, row.micro_batch) for row in rows})
+        }
+        differing = [row for batch in batches.values() for row in comparison.add(batch)]
+        for row in rows:
+            found = batches[row.rank, row.micro_batch].rows[row.number]
+            loss = "not finite" if row.loss is None else f"{row.loss:.6g}"
+            show.row(found, differs=found in differing, more={"step": worst.step, "loss": loss})
+        comparison.check(run.changes)
+    if show is not None:
+        show.close()
     return 0
 
 
@@ -92,17 +126,45 @@ def _loss(step: RunStep) -> str:
     return f"epoch {line.epoch}, first sample {line.first_sample}, loss {loss}"
 
 
-def _print(found: RebuiltRow, processor: Processor, arguments: argparse.Namespace, *, differs: bool) -> None:
-    row = found.row
-    picture = write_pictures(row, processor, arguments.images) if arguments.images is not None else None
-    if arguments.json:
-        place = {"rank": found.rank, "micro_batch": found.micro_batch, "row": found.number, "trained": not differs}
-        print(json.dumps({**place, **row_tree(row, processor), "digest": found.digest.hex()}))
-        return
-    verdict = "  DIFFERS FROM WHAT WAS TRAINED" if differs else ""
-    print(f"rank {found.rank}, micro-batch {found.micro_batch}, row {found.number}{verdict}")
-    for line in row_lines(row, processor, tokens=arguments.tokens, colour=sys.stdout.isatty(), picture=picture):
-        print(line)
+class _Show:
+    """Shows rows as the command line asks for: as text, as JSON or on a page."""
+
+    def __init__(self, arguments: argparse.Namespace, run: _Run, title: str) -> None:
+        self._arguments, self._processor, self._left = arguments, run.processor, arguments.num
+        self._page = None if arguments.html is None else Page(run.config, run.processor, title)
+
+    def row(self, found: RebuiltRow, *, differs: bool, more: Mapping[str, object] | None = None) -> None:
+        """Show a row, while `--num` allows. more: what else is to be said of it."""
+        if self._left is not None:
+            if self._left == 0:
+                return
+            self._left -= 1
+        said = dict(more or {})
+        place = f"rank {found.rank}, micro-batch {found.micro_batch}, row {found.number}"
+        place = ", ".join([*(f"{name} {value}" for name, value in said.items()), place])
+        if self._page is not None:
+            self._page.add(found.row, heading=f"{place}: ", is_wrong=differs)
+        elif self._arguments.json:
+            where = {"rank": found.rank, "micro_batch": found.micro_batch, "row": found.number, "trained": not differs}
+            tree = row_tree(found.row, self._processor)
+            print(json.dumps({**said, **where, **tree, "digest": found.digest.hex()}))
+        else:
+            self._print(found, f"{place}{'  DIFFERS FROM WHAT WAS TRAINED' if differs else ''}")
+
+    def _print(self, found: RebuiltRow, place: str) -> None:
+        arguments, picture = self._arguments, None
+        if arguments.images is not None:
+            picture = write_pictures(found.row, self._processor, arguments.images)
+        print(place)
+        for line in row_lines(
+            found.row, self._processor, tokens=arguments.tokens, colour=sys.stdout.isatty(), picture=picture
+        ):
+            print(line)
+
+    def close(self) -> None:
+        """Write the page, if there is one."""
+        if self._page is not None:
+            self._page.write(self._arguments.html)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +172,14 @@ def _parser() -> argparse.ArgumentParser:
         "stoker-batch", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="trainer.output_dir of the run")
-    parser.add_argument("--step", type=not_negative, required=True, metavar="N", help="counted from 1, as in the logs")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--step", type=not_negative, metavar="N", help="counted from 1, as in the logs")
+    which.add_argument(
+        "--worst-loss",
+        type=positive,
+        metavar="K",
+        help="the K steps whose loss rose most, and their rows with the largest",
+    )
     parser.add_argument("--rank", type=not_negative, metavar="R", help="only what this rank trained")
     parser.add_argument("--num", type=not_negative, metavar="N", help="rows to show; all are compared (default: all)")
     parser.add_argument("--tokens", action="store_true", help="one line for each token: number, id, text, label or not")

@@ -64,18 +64,22 @@ class Rebuilder:
     def step(self, step: RunStep, rank: int | None) -> Iterator[RebuiltBatch]:
         """The micro-batches of one rank or of all, in the order of the stream. Raises DataError for a bad record."""
         for index in range(len(step.lines[0].micro_batches)):
-            for number, line in enumerate(step.lines):
+            for number in range(len(step.lines)):
                 if rank in (None, number):
-                    runs = self._stream.micro_batch(line, number, index)
-                    rows = [row for run in runs for row in self._run(run)]
-                    yield RebuiltBatch(
-                        rank=number,
-                        index=index,
-                        rows=tuple(
-                            RebuiltRow(row=row, rank=number, micro_batch=index, number=place, digest=digest)
-                            for place, (row, digest) in enumerate(rows)
-                        ),
-                    )
+                    yield self.batch(step, number, index)
+
+    def batch(self, step: RunStep, rank: int, index: int) -> RebuiltBatch:
+        """One micro-batch of one rank. Raises DataError for a bad record."""
+        runs = self._stream.micro_batch(step.lines[rank], rank, index)
+        rows = [row for run in runs for row in self._run(run)]
+        return RebuiltBatch(
+            rank=rank,
+            index=index,
+            rows=tuple(
+                RebuiltRow(row=row, rank=rank, micro_batch=index, number=place, digest=digest)
+                for place, (row, digest) in enumerate(rows)
+            ),
+        )
 
     def _run(self, run: LaneRun) -> Iterator[tuple[InspectedRow, bytes]]:
         """The rows of a run, each with its digest."""

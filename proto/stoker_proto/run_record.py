@@ -4,6 +4,7 @@
         {"step": 7, "epoch": 0, "first_sample": 96, "micro_batches": ["9f0c...", "52aa..."], "rows": ["1a2b3c4d5e6f", ...],
          "record": "0a1b2c3d4e5f", "loss": 3.1415926}
     record/0a1b2c3d4e5f.json    what such lines were made with: `RunRecord`
+    worst-rank0.json            the losses of this rank's rows in the steps whose loss rose most: `WorstStep`
 
 `micro_batches` are SHA-256 over the digests of a micro-batch's rows (`stoker_proto.wire.digests`); `rows` has the first
 ROW_BYTES bytes of each row's digest, so that a difference has a name. A record's name is a hash of its content: a run that is
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,3 +166,44 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield line
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): name the output_dir of a run") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstStep:
+    """A step whose loss was above that of the steps before, and the losses of one rank's rows in it."""
+
+    step: int
+    record: str
+    loss: float | None
+    """Of the global batch; None: not finite."""
+    excess: float | None
+    """How far it was above the running mean of the steps before; None: not finite, more than any number."""
+    rows: tuple[tuple[float | None, ...], ...]
+    """For each micro-batch: each row's mean NLL per label, 0 without a label; None: not finite."""
+
+    @property
+    def rank_key(self) -> tuple[float, int]:
+        """Sorts the worst first, equal ones by step."""
+        return (-math.inf if self.excess is None else -self.excess, self.step)
+
+
+def worst_file(output_dir: Path, rank: int) -> Path:
+    """The worst steps of a rank."""
+    return output_dir / f"worst-rank{rank}.json"
+
+
+def write_worst(output_dir: Path, rank: int, steps: Sequence[WorstStep]) -> None:
+    """Replace the file of a rank."""
+    write_whole(worst_file(output_dir, rank), json.dumps([asdict(step) for step in steps]).encode())
+
+
+def read_worst(output_dir: Path, rank: int) -> list[WorstStep]:
+    """The worst steps of a rank, the worst first; none where there is no file. Raises DataError."""
+    path = worst_file(output_dir, rank)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [WorstStep(**{**one, "rows": tuple(map(tuple, one["rows"]))}) for one in found]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not the worst steps of a run ({error!r}): delete it", file=str(path)) from error

@@ -12,9 +12,11 @@ import yaml
 
 from loader_service.replay.command import main
 from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.run_record import read_worst
 from tests.end_to_end.fleet import run_cli, serving, write_config, write_demonstrations
 from tests.end_to_end.recorded import change_pixel, record_steps, write_chats
 from tests.tiny_models import write_model_folder
+from trainer.report.worst import WARM_UP, WorstSteps
 
 LENGTHS = [5, 9, 1, 7, 12, 3, 8]  # 45 timesteps: six steps of 8 rows an epoch, the last of 5
 
@@ -63,6 +65,34 @@ def test_the_rows_as_a_page(robots: Path, tmp_path: Path) -> None:
     assert main(["--run", str(robots / "run"), "--step", "2", "--html", str(page)]) == 0
     assert page.read_text().count("<section><h2>rank ") == 8
     assert "rank 1, micro-batch 0, row 3: train 0: pass 0, lane " in page.read_text()
+
+
+def test_the_samples_of_a_loss_spike(robots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss rose at steps 1 to 3, most at step 2, where rank 1 has the worst row."""
+    run = shutil.copytree(robots / "run", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"worst-rank0.json names no step: the loss never rose"):
+        main(["--run", str(run), "--worst-loss", "1"])
+    record = json.loads((run / "digests-rank0.jsonl").read_text().splitlines()[0])["record"]
+    for rank in range(2):
+        worst = WorstSteps(run, rank, record, keep=2, done=0)
+        for step in range(-WARM_UP, 1):
+            worst.add(step, 1.0, [[1.0] * 4])
+        worst.add(1, 1.5, [[1.0] * 4])
+        worst.add(2, 4.0, [[2.0, 1.0, 2.5, 1.0] if rank == 0 else [1.0, 1.0, 1.0, 7.0]])
+        worst.add(3, 2.0, [[1.0] * 4])
+        worst.add(4, 0.5, [[1.0] * 4])
+    assert [step.step for step in read_worst(run, 0)] == [2, 3]
+    assert WorstSteps(run, 0, record, keep=2, done=2)._steps == read_worst(run, 0)[:1]  # step 3 is trained again
+    assert main(["--run", str(run), "--worst-loss", "1", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["step"], row["loss"], row["rank"], row["row"]) for row in found] == [
+        (2, "7", 1, 3), (2, "2.5", 0, 2), (2, "2", 0, 0),
+    ]  # fmt: skip
+    assert [row["samples"] for row in found[:1]] == [rows(capsys, run, 2, "--rank", "1")[3]["samples"]]
+    assert main(["--run", str(run), "--worst-loss", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("step 2: loss 4, 2.95 above the mean of the steps before\n")
+    assert "step 2, loss 7, rank 1, micro-batch 0, row 3\n" in text
 
 
 def test_one_changed_pixel_is_named_by_its_record(

@@ -50,6 +50,8 @@ class StepResult:
     """Bad samples, which came without labels (`data.on_bad_sample: skip`)."""
     sources: tuple[SourceResult, ...]
     """Each source's part, in the order of the config."""
+    row_losses: tuple[tuple[float, ...], ...] = ()
+    """Of this rank only: the mean NLL per label of each row of each micro-batch; 0 for a row without labels."""
 
 
 class Stepper:
@@ -91,9 +93,12 @@ class Stepper:
         supervised = counts["num_supervised"]
         if supervised == 0:  # on every rank: no rank runs a forward, and not even weight decay changes a weight
             nothing = self._add_sources(torch.zeros(len(self.sources), 3), micro_batches)
-            return StepResult(loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, **counts)
+            return StepResult(
+                loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, row_losses=(), **counts
+            )
         seed_step(self.seed, index, self.ranks.rank)
         sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
+        of_rows: list[torch.Tensor] = []
         for batch in micro_batches:
             inputs = self.make_inputs(batch)
             logits, estimates = self._forward(inputs)
@@ -102,7 +107,8 @@ class Stepper:
             minimised = nll if self._objective is None else self._objective(logits, estimates, inputs)
             self.engine.backward(minimised.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
             self.engine.step()  # acts after the last micro-batch
-            sums.index_add_(0, self._sources_of(batch), row_sums(logits.detach(), inputs.targets, nll.detach()))
+            of_rows.append(row_sums(logits.detach(), inputs.targets, nll.detach()))
+            sums.index_add_(0, self._sources_of(batch), of_rows[-1])
         sources = self._add_sources(sums, micro_batches)
         nll_total, correct = (sum(getattr(source, name) for source in sources) for name in ("nll", "correct"))
         norm = self.engine.get_global_grad_norm()
@@ -112,6 +118,7 @@ class Stepper:
             grad_norm=float(norm if norm is not None else 0.0),
             applied=bool(self.engine.was_step_applied()),
             sources=sources,
+            row_losses=tuple(tuple((rows[:, 0] / rows[:, 2].clamp(min=1)).tolist()) for rows in of_rows),
             **counts,
         )
 

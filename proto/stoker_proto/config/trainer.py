@@ -169,6 +169,8 @@ class TrainerConfig:
     collective_timeout_s: float = field(default=1800.0, metadata=above(0))
     """A rank that waits longer than this for another one in a collective operation ends with an error. It must be longer than
     what one rank alone does: writing an export, preparing a resume."""
+    worst_steps: int = field(default=32, metadata=at_least(0))
+    """Keep the rows' losses of so many steps, those whose loss rose most; `stoker-batch --worst-loss` names their samples."""
     seed: int = 0
     """Seed of dropout and of newly initialised weights."""
     output_dir: str = "outputs"
