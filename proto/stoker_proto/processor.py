@@ -251,13 +251,13 @@ class Processor:
         found = find_turn_ends(self._encode_probe, ids.__contains__)
         return TurnEnds(tuple(sorted({*found.ids, self.end_id})), found.words)
 
-    def _encode_probe(self, turns: Sequence[Turn]) -> list[EncodedRow]:
+    def _encode_probe(self, turns: Sequence[Turn], tools: Tools) -> list[EncodedRow]:
         """The rows of a short dialogue, whatever `data.max_seq_len` is."""
         rows = DialogueRows(
             self._tokenizer, self._parts.control_tokens(self._tokenizer), self._parts.dialogue, self.image, self._rows,
             self.end_id, max_seq_len=1 << 20, overlong="error",
         )  # fmt: skip
-        [found] = rows.encode([DialogueSample(turns)])
+        [found] = rows.encode([DialogueSample(turns, tools=tools)])
         if isinstance(found, DataError):
             raise found
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pytest
 
 from stoker_proto.errors import DataError, RowError
@@ -226,3 +227,18 @@ COMPARED = {
     "glm-4.5": 48,
     "gpt-oss": 48,
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("gpt-oss", ["</s>", "<|call|>", "<|return|>"]),
+        ("llama-3.1", ["</s>", "<|eot_id|>"]),
+        ("qwen-3", ["</s>", "<|im_end|>"]),
+        ("glm-4.5", ["</s>"]),  # a turn has no end, and a call is not one: another may follow it
+    ],
+)
+def test_the_end_of_a_call_is_an_end_too(name: str, ends: list[str], tmp_path: Path) -> None:
+    """The exported model must stop there, or it would write what the function answers."""
+    processor = make(tmp_path, PUBLISHED[name])
+    assert sorted(processor.token_texts(np.array(processor.turn_ends.ids))) == ends
