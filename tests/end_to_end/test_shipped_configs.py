@@ -74,7 +74,10 @@ def write_column(name: str, column: str, folder: Path) -> None:
 
 CASES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
     "maniskill_sft_openpi": ("openvla", write_robot_data, ("data.action.codec=bins",)),
-    "lerobot_smolvlm": ("idefics3", write_lerobot_data, ("data.action.codec_options={vocab_size: 300}",)),
+    "maniskill_qwen_vl": ("qwen2_5_vl", write_robot_data, ("data.action.codec=bins", "data.image.size=[64, 64]")),
+    "maniskill_paligemma_lora": ("paligemma", write_robot_data, ("data.action.codec=bins",)),
+    "maniskill_internvl": ("internvl", write_robot_data, ("data.action.codec=bins",)),
+    "lerobot_smolvlm": ("smolvlm", write_lerobot_data, ("data.action.codec_options={vocab_size: 300}",)),
     "chat_llava": ("llava", write_chats, ()),
     "chat_llm": ("causal", write_talks, ("data.max_seq_len=128",)),
     "code_llm": ("causal", partial(write_column, "code", "content"), ("data.max_seq_len=128",)),

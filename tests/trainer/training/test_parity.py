@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stoker_proto.config import ActionConfig, Config, LoraConfig
+from stoker_proto.config import ActionConfig, Config, ImageConfig, LoraConfig
 from tests.trainer.support.memory import MemoryFeed, make_config, make_examples, make_processor
 from tests.trainer.support.ranks import run_ranks
 from trainer.build import build_engine, build_stepper
@@ -24,6 +24,7 @@ from trainer.engine.zero import join_ranks, set_learning_rate
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.models.families import family_of, read_model_config
 from trainer.models.lora import add_adapters
+from trainer.models.tiny import VLMS, build_tiny
 from trainer.training.inputs import PixelNormaliser
 from trainer.training.source_table import SourceTable
 from trainer.training.step import StepResult
@@ -92,9 +93,13 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
                 labels = torch.from_numpy(batch.labels[row, :length])
                 if (labels == IGNORED).all():
                     continue
-                extra = {}
+                extra: dict[str, Any] = {}
                 if pixels is not None and family.layout is not None:
                     extra = family.layout(normalise(torch.from_numpy(pixels)))
+                if family.marks is not None:
+                    first = torch.tensor([int((labels != IGNORED).int().argmax())])
+                    ids = torch.from_numpy(batch.input_ids[row : row + 1, :length])
+                    extra |= family.marks(ids, first, processor.image.token_id)
                 logits = model(input_ids=torch.from_numpy(batch.input_ids[row : row + 1, :length]), **extra).logits[0]
                 mask = labels[1:] != IGNORED
                 predicted, wanted = logits[:-1][mask], labels[1:][mask]
@@ -111,17 +116,24 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     return figures, {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics3", "openvla", "llava with adapters"])
+@pytest.mark.parametrize(
+    "family", ["llava", "idefics3", "openvla", "llava with adapters", "smolvlm", "paligemma", "qwen2_5_vl"]
+)
 def test_two_zero3_ranks_train_as_one_plain_process(
     family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    model: Path = request.getfixturevalue(f"tiny_{family.split()[0]}")
+    if family in VLMS:
+        model = tmp_path / "model"
+        build_tiny(family, model)
+    else:
+        model = request.getfixturevalue(f"tiny_{family.split()[0]}")
     action = ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 128})
     more: dict[str, Any] = {}
     if "adapters" in family:
         action, more = ActionConfig(codec="bins"), {"lora": LoraConfig(rank=8, alpha=16), "lr": 1e-2}
+    image = ImageConfig(transport="pixels", size=(64, 64) if family.startswith("qwen") else None)
     config = make_config(
-        model, tmp_path, data={"action": action}, weight_decay=0.1, gradient_checkpointing=True, **more
+        model, tmp_path, data={"action": action, "image": image}, weight_decay=0.1, gradient_checkpointing=True, **more
     )
     expected, weights = train_plain(config)
     (results, found), (others, _) = run_ranks(2, lambda rank: train_zero(rank, config))
