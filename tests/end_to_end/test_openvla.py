@@ -166,6 +166,7 @@ def test_the_reloaded_export_is_the_trained_model(runs: Runs) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_model_card_load_the_export(runs: Runs) -> None:
     """In a fresh process, in the export's folder."""
     card = (runs.two / "export" / "README.md").read_text()

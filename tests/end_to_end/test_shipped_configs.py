@@ -105,11 +105,16 @@ def train(folder: Path, config: Path, overrides: tuple[str, ...], rank: int) -> 
         trainer.close()
 
 
+QUICK = ("maniskill_sft_openpi", "chat_llm")
+RUN_BY_PROGRAMS = {"demo", "success"}
+"""`make demo` and `make success` run these."""
+
+
 def test_every_shipped_config_has_a_case() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} - {"demo"} == set(CASES)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - RUN_BY_PROGRAMS == set(CASES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
 def test_a_shipped_config_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, write_data, more = CASES[name]
     path = CONFIGS / f"{name}.yaml"

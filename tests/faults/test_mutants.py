@@ -11,6 +11,7 @@ from tests.faults.simulator import simulate
 MAX_SEEDS = 600
 
 
+@pytest.mark.slow  # tests of the simulator's oracles, not of the client
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name: str) -> None:
     for seed in range(MAX_SEEDS):

@@ -19,7 +19,7 @@ from tests.faults.seeds import draw
 from tests.faults.simulator import simulate
 from trainer.feed.client.core import Core
 
-SEEDS, QUICK, CHUNK = 20_000, 1000, 1000
+SEEDS, QUICK, CHUNK = 20_000, 500, 500
 FOUND = (1171, 7082, 24418, 25106, 5891, 18259, 45720171638220, 157995750135503, 6026877189824)
 """Seeds that found the defects of `tests/trainer/feed/client/test_core_found.py`, some beyond the first SEEDS. The fourth
 shows itself only once the first is mended. The last three found wrong oracles: one took a ticket given up on for one that

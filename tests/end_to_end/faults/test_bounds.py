@@ -175,7 +175,7 @@ def test_afterwards_memory_and_descriptors_are_given_back_and_honest_ranks_are_s
 def test_a_client_that_asks_for_far_too_much(crew: Crew) -> None:
     with ExitStack() as stack:
         reader, watcher = Reader(stack, crew.addresses[0]), Reader(stack, crew.addresses[0])
-        for ticket in tickets(3000):
+        for ticket in tickets(800):
             reader.socket.send(ticket)
         refused, built = 0, 0
 

@@ -65,7 +65,7 @@ def send_empty_messages(peer: RawPeer) -> None:
 
 
 @pytest.mark.parametrize("attack", [send_unknown_fields, ask_and_never_read, send_empty_messages])
-@pytest.mark.parametrize("num_peers", [1, 8])
+@pytest.mark.parametrize("num_peers", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_a_flood_of_messages(arena: Arena, crew: Crew, attack: Callable[[RawPeer], None], num_peers: int) -> None:
     """Each floods, is reset, and comes again, for longer than heartbeats wait. An honest rank is served meanwhile."""
     assert len(UNKNOWN_FIELDS) > 880_000

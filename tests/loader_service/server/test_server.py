@@ -193,7 +193,8 @@ def test_a_read_that_hangs_in_the_file_system_does_not_stop_sigterm(workers: int
     pipe = tmp_path / "pipe"
     kind = "tests.loader_service.dataset_classes:Hanging"
     config = _config(tmp_path, dataset_type=kind, options={"pipe": str(pipe)})
-    with serving(config, "--set", f"loader.workers={workers}") as loader, peer_of(loader) as peer:
+    options = "--set", f"loader.workers={workers}", "--drain-timeout", "1"
+    with serving(config, *options) as loader, peer_of(loader) as peer:
         peer.ask(HELLO)
         assert isinstance(peer.ask(Epoch(split="train", epoch=0, entries=[0])), Lanes)
         os.mkfifo(pipe)

@@ -175,7 +175,8 @@ def test_a_text_model_has_no_images(tmp_path: Path) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     (
         {"config": {"model_type": "qwen9_vl"}},
-        r"'qwen9_vl' that sees images: known are llava, idefics3, smolvlm, paligemma, internvl, qwen2_5_vl, qwen3_vl, openvla;",
+        r"'qwen9_vl' that sees images: known are llava, idefics3, smolvlm, paligemma, internvl, qwen2_5_vl, qwen3_vl, openvla, "
+        r"stoker_robot;",
     ),
     ({"config": {"image_token_index": None}}, r"gives None as the image token's id"),
     ({"config": {"image_token_index": 99999}}, r"gives 99999 as the image token's id"),

@@ -132,6 +132,7 @@ OWN_RATES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_averages_groups_and_frozen_weights_resume_exactly(tiny_llava: Path, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     config = make_config(tiny_llava, straight, **KEYS, **OWN_RATES)
@@ -164,7 +165,7 @@ def average_by_hand(config: Config, rank: int) -> Any:
     return {name: tensor.numpy() for name, tensor in average.items()}, len(seen)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_export_holds_the_average_of_the_weights(tiny_causal: Path, tmp_path: Path, stage: int) -> None:
     config = make_config(tiny_causal, tmp_path, ema_decay=0.75, zero_stage=stage, **KEYS)
     expected, count = run_ranks(2, lambda rank: average_by_hand(config, rank))[0]
@@ -197,7 +198,10 @@ def reduced_in(config: Config, rank: int) -> Any:
     return sorted(seen)
 
 
-@pytest.mark.parametrize(("reduce_dtype", "expected"), [("fp32", "torch.float32"), ("bf16", "torch.bfloat16")])
+@pytest.mark.parametrize(
+    ("reduce_dtype", "expected"),
+    [pytest.param("fp32", "torch.float32", marks=pytest.mark.slow), ("bf16", "torch.bfloat16")],
+)
 def test_gradients_are_added_up_in_the_format_of_the_config(
     reduce_dtype: str, expected: str, tiny_causal: Path, tmp_path: Path
 ) -> None:
@@ -206,7 +210,7 @@ def test_gradients_are_added_up_in_the_format_of_the_config(
     assert run_ranks(2, lambda rank: reduced_in(config, rank)) == [[expected], [expected]]
 
 
-@pytest.mark.parametrize("kind", ["whole", "adapters"])
+@pytest.mark.parametrize("kind", ["whole", pytest.param("adapters", marks=pytest.mark.slow)])
 def test_the_export_of_a_checkpoint_is_that_of_its_run(
     kind: str, merged: tuple[Path, Any], tiny_llava: Path, tmp_path: Path
 ) -> None:

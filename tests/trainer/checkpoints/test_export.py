@@ -149,7 +149,9 @@ def python_block(card: str) -> str:
     return str(block)
 
 
-@pytest.mark.parametrize("name", ["llava", "idefics3", "causal"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("llava", marks=pytest.mark.slow), pytest.param("idefics3", marks=pytest.mark.slow), "causal"]
+)
 def test_the_lines_of_the_model_card_load_the_export(name: str, cases: dict[str, Case]) -> None:
     """In a fresh process that cannot import Stoker, in the export's folder."""
     case = cases[name]

@@ -275,7 +275,7 @@ def test_a_neighbour_that_is_damaged_during_the_run_does_not_end_it(
         (
             "world_size",
             4,
-            "made by 4 ranks, this run has 2: start as many, or convert it with trainer.checkpoint.universal=true",
+            "made by 4 ranks, this run has 1: start as many, or convert it with trainer.checkpoint.universal=true",
         ),
     ],
 )

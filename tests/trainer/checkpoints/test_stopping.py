@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import trainer.loop as loop
+import trainer.evals.validation as validation
 from stoker_proto.config import BestConfig, Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.config.trainer import seconds_of
@@ -75,7 +75,7 @@ def test_the_time_limit_saves_and_ends_with_a_code_that_asks_for_more(tiny_causa
 def scored(config: Config, values: list[float]) -> tuple[int, float]:
     """A run whose validations measure these perplexities; returns its last step and the exit code."""
     left = iter(values)
-    loop.validate = lambda *_: {"samples": 13.0, "perplexity": next(left)}  # type: ignore[assignment]
+    validation.validate = lambda *_: {"samples": 13.0, "perplexity": next(left)}  # type: ignore[assignment]
     found = build_run(config, images=False)
     summary = found.run()
     return summary["steps"], found.exit_code

@@ -213,5 +213,5 @@ def test_a_family_that_is_not_in_the_table_is_refused_by_loader_and_trainer(tmp_
 
     config = transformers.Qwen2VLConfig()
     with pytest.raises(ConfigError, match="of type qwen2_vl, which sees images: known are llava, idefics3, smolvlm, "
-                                          "paligemma, internvl, qwen2_5_vl, qwen3_vl, openvla; take another model"):  # fmt: skip
+                                          "paligemma, internvl, qwen2_5_vl, qwen3_vl, openvla, stoker_robot; take"):  # fmt: skip
         family_of(config)

@@ -128,12 +128,17 @@ def test_weights_and_biases_gets_the_same_figures(tmp_path: Path, wandb: Any) ->
 class Recorder:
     """Stands in for the package: keeps the arguments of `init`."""
 
+    Video = Image = None
+
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
     def init(self, **arguments: Any) -> Recorder:
         self.calls.append(arguments)
         return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        assert step_metric in (None, "val/step")
 
     def finish(self) -> None:
         pass

@@ -117,7 +117,14 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
 
 
 @pytest.mark.parametrize(
-    "family", ["llava", "idefics3", "openvla", "llava with adapters", "smolvlm", "paligemma", "qwen2_5_vl"]
+    "family",
+    [
+        *("llava", "openvla", "llava with adapters"),
+        *(
+            pytest.param(family, marks=pytest.mark.slow)
+            for family in ("idefics3", "smolvlm", "paligemma", "qwen2_5_vl")
+        ),
+    ],
 )
 def test_two_zero3_ranks_train_as_one_plain_process(
     family: str, tmp_path: Path, request: pytest.FixtureRequest

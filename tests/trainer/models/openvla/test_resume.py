@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 CHECKPOINT = {"interval": 3, "keep": 10}
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_as_if_nothing_had_been(zero_stage: int, tiny_openvla: Path, tmp_path: Path) -> None:
     """Four steps an epoch, a checkpoint after three; killed in the second epoch, after five. Then one rank resumes alone."""
     straight, killed, alone = (tmp_path / name for name in ("straight", "killed", "alone"))
