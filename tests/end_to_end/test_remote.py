@@ -158,6 +158,7 @@ def test_a_bad_file_that_was_mended_is_fetched_again(tmp_path: Path, model: Path
     assert served.gets["traj_3/obs.npz"] == 2
 
 
+@pytest.mark.slow
 def test_dialogues_with_images_in_a_compressed_file(tmp_path: Path, model: Path) -> None:
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
@@ -200,7 +201,7 @@ def test_a_folder_behind_a_url_and_shards_by_url(
     assert "data.train_data_paths[0]: s9:// in the data paths: fsspec knows no such protocol" in result.stderr
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("version", [pytest.param("v2.1", marks=pytest.mark.slow), "v3.0"])
 def test_lerobot_over_http(tmp_path: Path, model: Path, version: str) -> None:
     """HTTP has no folders: the files are found by the names in meta/, and those of other cameras are never asked for."""
     pytest.importorskip("av", reason="NOT TESTED: LeRobot data sets need av; pip install 'stoker[lerobot]'")

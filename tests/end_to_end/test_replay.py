@@ -60,6 +60,7 @@ def test_any_step_also_after_a_resume_at_another_world_size(robots: Path, capsys
     assert text.endswith("step 2: 8 rows of 2 ranks are those that were trained; epoch 0, first sample 8, loss 1.5\n")
 
 
+@pytest.mark.slow
 def test_the_rows_as_a_page(robots: Path, tmp_path: Path) -> None:
     page = tmp_path / "rows.html"
     assert main(["--run", str(robots / "run"), "--step", "2", "--html", str(page)]) == 0
@@ -67,6 +68,7 @@ def test_the_rows_as_a_page(robots: Path, tmp_path: Path) -> None:
     assert "rank 1, micro-batch 0, row 3: train 0: pass 0, lane " in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_samples_of_a_loss_spike(robots: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The loss rose at steps 1 to 3, most at step 2, where rank 1 has the worst row."""
     run = shutil.copytree(robots / "run", tmp_path / "run")
@@ -125,6 +127,7 @@ def test_one_changed_pixel_is_named_by_its_record(
         main(["--run", str(robots / "run"), "--step", "1", *arguments])
 
 
+@pytest.mark.slow
 def test_packed_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_model_folder(tmp_path / "model", "causal")
     chats = [write_chats(tmp_path / f"{name}.jsonl", 30) for name in "ab"]

@@ -210,7 +210,9 @@ def test_gradients_are_added_up_in_the_format_of_the_config(
     assert run_ranks(2, lambda rank: reduced_in(config, rank)) == [[expected], [expected]]
 
 
-@pytest.mark.parametrize("kind", ["whole", pytest.param("adapters", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("whole", marks=pytest.mark.slow), pytest.param("adapters", marks=pytest.mark.slow)]
+)
 def test_the_export_of_a_checkpoint_is_that_of_its_run(
     kind: str, merged: tuple[Path, Any], tiny_llava: Path, tmp_path: Path
 ) -> None:

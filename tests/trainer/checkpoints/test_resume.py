@@ -76,7 +76,9 @@ def without_dropout(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_another_number_of_ranks_trains_the_same_global_batches(
     before: int, after: int, without_dropout: Path, tiny_llava: Path, tmp_path: Path
 ) -> None:

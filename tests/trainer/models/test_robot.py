@@ -186,6 +186,7 @@ def test_a_policy_sees_the_views_and_a_few_steps_teach_it(processor: Processor, 
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_it_may_be_the_first_module_that_imports_transformers() -> None:
     program = (
         "from trainer.models.robot.modeling import RobotPolicy\n"

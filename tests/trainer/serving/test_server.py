@@ -182,7 +182,7 @@ def test_a_defect_ends_one_connection_and_tells_no_secrets(caplog: pytest.LogCap
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_command_serves_an_export_until_a_signal(number: int, tiny_llava: Path, tmp_path: Path) -> None:
     export = save_export(
         tmp_path / "export", tiny_llava, make_processor(make_config(tiny_llava, tmp_path)).with_num_images((1, 1))

@@ -73,7 +73,7 @@ def loud(tiny_openvla: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("order", ["stoker first", "transformers first"])
+@pytest.mark.parametrize("order", ["stoker first", pytest.param("transformers first", marks=pytest.mark.slow)])
 def test_importing_our_package_is_all_it_takes(order: str, loud: Path) -> None:
     """The published folder names remote code (auto_map); ours is taken, without a question and without that code."""
     ours, theirs = "import trainer.models", "from transformers import AutoConfig, AutoModelForImageTextToText"
