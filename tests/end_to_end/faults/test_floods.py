@@ -26,8 +26,8 @@ MIB = 1 << 20
 ATTACK_S = 4.0
 """Longer than the heartbeats' time-out (1.5 s) and a rank's time to live (3 s)."""
 MOST_GROWTH_MIB = 260
-"""Of a loader that was not flooded before: 16 messages of 0.9 MiB of each of 8 peers, 64 MiB of other messages that wait, and what
-an honest epoch needs. Without limits, 70 messages of each peer are 480 MiB, and more in each round."""
+"""Of a loader that was not flooded before: 16 messages of 0.9 MiB of each of 8 peers, 64 MiB of other messages that wait, and
+what an honest epoch needs. Without limits, 70 messages of each peer are 480 MiB, and more in each round."""
 HELLO = encoding.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
 UNKNOWN_FIELDS = b"H" + msgpack.packb({f"unknown{number:05d}": number for number in range(57_000)})
 TICKETS = [encoding.encode(Ticket(ticket=n, split="train", epoch=0, lane=n % 4, start=0, count=1)) for n in range(1000)]
