@@ -172,7 +172,6 @@ def make_plan(options: argparse.Namespace, config: Config, nodes: Sequence[dict[
         files=keys,
         loader=lambda address: [*serve, "--bind", f"tcp://{address}:*"],
         rank=rank,
-        environment={},
         working_folder=str(Path.cwd()),
         rank_environment=rank_environment,
         data_paths=local_paths(config),

@@ -23,7 +23,7 @@ class NodePlan:
 
     ranks: tuple[int, ...] = ()
     devices: tuple[int, ...] = ()
-    """The device of each rank, by its number on the node. Empty on a cluster without GPUs."""
+    """The slot of each rank on its node: as many GPUs are reserved, and Ray chooses which. Empty on a cluster without GPUs."""
     loaders: tuple[int, ...] = ()
     """Numbers of loaders, over the cluster."""
 
@@ -50,8 +50,6 @@ class ClusterPlan:
     """Address of a node -> the command of a loader there."""
     rank: Sequence[str]
     """The command of a rank."""
-    environment: Mapping[str, str]
-    """For every process, beside the node's own."""
     rank_environment: Mapping[str, str]
     working_folder: str
     """Of every process, on every node; relative paths of the config start here."""

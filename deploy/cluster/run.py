@@ -190,9 +190,7 @@ class ClusterRun:
             node = self._nodes[loader.node]
             if not loader.is_running and not loader.is_given_up and node.starting is None:
                 command = list(self._plan.loader(node.address))
-                self._ask(
-                    loader.node, "start", f"loader {index}", command, dict(self._plan.environment), signal.SIGTERM
-                )
+                self._ask(loader.node, "start", f"loader {index}", command, {}, signal.SIGTERM)
                 loader.is_running = node.starting is None
         self._tell_ranks()
 

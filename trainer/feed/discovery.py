@@ -46,6 +46,7 @@ class Discovery:
         self._entries, self._interval_s, self._tell = entries, interval_s, tell
         self._last: dict[str, tuple[str, ...]] = {}
         self._warned: dict[str, str] = {}
+        self._is_cut = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stoker-discovery", daemon=True)
 
@@ -76,7 +77,9 @@ class Discovery:
             if not found:
                 not_found.setdefault(entry, "no line names an address")
             addresses.update(dict.fromkeys(found))
-        if len(addresses) > MOST_ADDRESSES:
+        is_cut, was_cut = len(addresses) > MOST_ADDRESSES, self._is_cut
+        self._is_cut = is_cut
+        if is_cut and not was_cut:  # said once, not at each look
             logger.warning(
                 "cluster.loader_addresses names %d loaders: the first %d are used", len(addresses), MOST_ADDRESSES
             )

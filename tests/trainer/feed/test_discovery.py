@@ -71,7 +71,9 @@ def test_a_look_that_fails_changes_nothing(tmp_path: Path, caplog: pytest.LogCap
     path.write_text("# none now\n")
     assert discovery.look() == Found(("tcp://a:1",), {entry: "no line names an address"})
     path.write_text("".join(f"tcp://10.0.0.1:{port}\n" for port in range(1, 2000)))
-    assert len(discovery.look().addresses) == MOST_ADDRESSES == 1024
+    for _ in range(3):
+        assert len(discovery.look().addresses) == MOST_ADDRESSES == 1024
+    assert caplog.messages[1:] == ["cluster.loader_addresses names 2000 loaders: the first 1024 are used"]
 
 
 def test_it_tells_what_changed_and_nothing_else(tmp_path: Path) -> None:
