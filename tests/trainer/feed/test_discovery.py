@@ -137,10 +137,28 @@ def test_the_number_of_a_loader_that_left_is_used_again(driver: CoreDriver) -> N
         driver.tickets = [(loader, ticket) for loader, ticket in driver.tickets if loader != first]
         assert join(driver, f"tcp://pod{pod}:5555", f"pod{pod}") == first
         assert core.pace.shares.level(first, driver.now) == 0
+        fresh = CoreDriver(2, addresses=tuple(core.fleet.addresses)).connect()
+        for lane in range(2 * driver.options.order.lanes):  # as a rank that starts now has them
+            assert core.fleet.choices(lane, 0, driver.now) == fresh.core.fleet.choices(lane, 0, fresh.now)
     assert core.fleet.addresses == ["tcp://loader0:5555", "tcp://pod49:5555"]
-    assert len({core.fleet.choices(lane, 0, driver.now)[0] for lane in range(driver.options.order.lanes)}) == 2
     driver.finish()
     assert driver.keys() == EXPECTED
+
+
+def test_what_one_loader_failed_at_the_next_one_of_its_number_may_try() -> None:
+    driver = CoreDriver(2).connect()
+    core, number = driver.core, join(driver, "tcp://pod1:5555", "pod1")
+    for _ in range(len(driver.tickets)):  # until one goes to the new loader before the other old one
+        driver.fail(0, "unavailable")
+        if driver.tickets[-1][0] == number:
+            driver.fail(-1, "unavailable")
+            break
+    tried = [pending for pending in core.tickets._pending.values() if number in pending.tried]
+    assert len(tried) == 1
+    core.lost(number, "the connection broke", driver.now)
+    assert core.leave(number, driver.now)
+    assert core.join("tcp://pod2:5555") == number
+    assert not any(number in pending.tried for pending in tried)
 
 
 def test_a_loader_that_differs_and_leaves_is_forgotten(driver: CoreDriver) -> None:
