@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -41,29 +41,41 @@ folder = Path(__file__).parent
 (folder / "part").mkdir(exist_ok=True)
 name = "rank" + os.environ.get("RANK", "0")
 (folder / "part" / name).write_text(f"{{os.getpid()}} {{found}}")
-(folder / "part" / name).rename(folder / name)
-if os.environ.get("SAVES"):
-    while not stop.requested:
-        time.sleep(0.01)
-    sys.exit(stop.requested)
 mutex = ctypes.create_string_buffer(64)
-for _ in range(2):  # as a collective that never comes back: outside the interpreter, and no signal ends the wait
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+lock = ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+try:  # a SIGINT that comes before the wait below raises KeyboardInterrupt here
+    (folder / "part" / name).rename(folder / name)
+    while os.environ.get("SAVES") and not stop.requested:
+        time.sleep(0.01)
+    if stop.requested:
+        sys.exit(stop.requested)
+    lock(mutex)
+except KeyboardInterrupt:
+    pass
+lock(mutex)  # as a collective that never comes back: outside the interpreter, and no signal ends the wait
 """
 LAUNCHER = """
 import subprocess, sys
 raise SystemExit(subprocess.run([sys.executable, sys.argv[1]]).returncode)
 """
+_STARTED: list[subprocess.Popen[str]] = []
 PATIENCE_S = 120.0
 """Ten times what the slowest start takes on a quiet machine."""
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a rank sees of its starters is Linux's /proc")
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
+def script(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "rank.py"
     path.write_text(RANK)
-    return path
+    yield path
+    for process in _STARTED:  # those of a test that failed
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+    _STARTED.clear()
 
 
 @pytest.fixture
@@ -92,7 +104,9 @@ def started(script: Path, count: int = 1) -> list[psutil.Process]:
 
 
 def start(script: Path, *prefix: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*prefix, sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*prefix, sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
+    _STARTED.append(process)
+    return process
 
 
 @pytest.mark.process
