@@ -9,6 +9,7 @@ import contextlib
 import random
 import socket
 import struct
+import time
 from types import TracebackType
 from typing import Self
 
@@ -36,18 +37,30 @@ PING_TO_LIVE = command(b"PING", struct.pack(">H", 30))
 
 
 class RawPeer:
-    """A DEALER as far as the other side can tell. After the handshake it reads nothing unless told."""
+    """A DEALER as far as the other side can tell. After the handshake it reads nothing unless told.
+
+    Loaders do not see resets. So a connection from a port whose last connection was reset is not made while the loader keeps
+    that one; ranks try again from another port after 3 s (`ZMQ_CONNECT_TIMEOUT`), and so does this.
+    """
 
     def __init__(self, address: str, *, receive_buffer: int = 4096) -> None:
         host, port = address.removeprefix("tcp://").split(":")
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(10)
-        try:
-            self.socket.connect((host, int(port)))
-        except OSError:
-            self.socket.close()
-            raise
+        deadline = time.monotonic() + 20
+        while True:
+            self.socket = socket.socket()
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            self.socket.settimeout(3)
+            try:
+                self.socket.connect((host, int(port)))
+                self.socket.settimeout(10)
+                return
+            except TimeoutError:  # as a rank does: another try, from another port
+                self.socket.close()
+                if time.monotonic() > deadline:
+                    raise
+            except OSError:
+                self.socket.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
