@@ -102,6 +102,7 @@ def resumed(folder: Path, make: Callable[[Path], Config], straight: Path) -> Non
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
+@pytest.mark.slow
 def test_a_resume_of_adapters_is_exact_and_their_checkpoint_small(
     merged: tuple[Path, Any], tiny_llava: Path, tmp_path: Path
 ) -> None:

@@ -119,10 +119,10 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
 @pytest.mark.parametrize(
     "family",
     [
-        *("llava", "openvla", "llava with adapters"),
+        *("llava", "openvla"),
         *(
             pytest.param(family, marks=pytest.mark.slow)
-            for family in ("idefics3", "smolvlm", "paligemma", "qwen2_5_vl")
+            for family in ("llava with adapters", "idefics3", "smolvlm", "paligemma", "qwen2_5_vl")
         ),
     ],
 )
