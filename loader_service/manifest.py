@@ -10,11 +10,11 @@ name files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import orjson
@@ -41,6 +41,97 @@ ROW_STARTS, ROW_TOKENS = "row_starts", "row_tokens"
 """Two more columns, where a chat template divides dialogues: int64[R], where a record's samples begin in uint32[S], the tokens of
 each sample."""
 ACTIONS_FILE, STATES_FILE = "actions.npz", "states.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedEntry:
+    """An entry as a config names it and this host finds it. The fields are those of `EntryManifest`."""
+
+    split: str
+    entry: int
+    path: str
+    shards: tuple[str, ...]
+    fingerprint: str
+    stamps: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """`manifest.json` beside the columns. The fields without a comment are those of `EntryManifest`."""
+
+    content: str
+    files: str
+    """`EntryManifest.files_fingerprint`."""
+    num_shards: int
+    num_records: int
+    total_samples: int
+    is_divided: bool
+    """Whether there are the columns `row_starts` and `row_tokens`."""
+    num_bad: int
+    num_bad_samples: int
+    errors: Sequence[str]
+    notes: Mapping[str, int]
+    statistics: ActionStatistics | None
+    states: ActionStatistics | None
+
+    def write(self, folder: Path) -> None:
+        """Write it, after the columns and arrays of the folder."""
+        tree = {
+            "version": FORMAT_VERSION,
+            "content": self.content,
+            "files": self.files,
+            "num_shards": self.num_shards,
+            "num_records": self.num_records,
+            "total_samples": self.total_samples,
+            "is_divided": self.is_divided,
+            "num_bad": self.num_bad,
+            "num_bad_samples": self.num_bad_samples,
+            "errors": self.errors,
+            "notes": self.notes,
+            "actions_bytes": _size(folder / ACTIONS_FILE),
+            "statistics": None if self.statistics is None else self.statistics.to_json(),
+            "states_bytes": _size(folder / STATES_FILE),
+            "states": None if self.states is None else self.states.to_json(),
+        }
+        (folder / "manifest.json").write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises ManifestError for a damaged folder or another version."""
+        tree = _read_tree(folder / "manifest.json")
+        try:
+            statistics, states = (
+                None if tree[name] is None else ActionStatistics.from_json(tree[name])
+                for name in ("statistics", "states")
+            )
+        except (DataError, TypeError, ValueError, AttributeError) as error:
+            raise ManifestError(
+                f"damaged statistics ({error}); run loader-prepare again", file=str(folder / "manifest.json")
+            ) from error
+        for kept, file, size in ((statistics, ACTIONS_FILE, "actions_bytes"), (states, STATES_FILE, "states_bytes")):
+            if kept is not None and _size(folder / file) != tree[size]:
+                raise ManifestError("damaged; run loader-prepare again", file=str(folder / file))
+        known = {name: tree[name] for name in _REQUIRED if not name.endswith("_bytes")}
+        known |= {"statistics": statistics, "states": states, "is_divided": tree.get("is_divided", False)}
+        return cls(**known)
+
+
+_REQUIRED = (
+    "content",
+    "files",
+    "num_shards",
+    "num_records",
+    "total_samples",
+    "num_bad",
+    "num_bad_samples",
+    "errors",
+    "notes",
+    "statistics",
+    "actions_bytes",
+    "states",
+    "states_bytes",
+)
+"""Names that `manifest.json` must hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,94 +189,49 @@ class EntryManifest:
         shard = _as_path(self.shards[int(self.shard_index[record])])
         return shard, int(self.offsets[record]), int(self.sizes[record])
 
+    @property
+    def named(self) -> NamedEntry:
+        """What the columns do not hold."""
+        return NamedEntry(
+            split=self.split,
+            entry=self.entry,
+            path=self.path,
+            shards=self.shards,
+            fingerprint=self.fingerprint,
+            stamps=self.stamps,
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
-        made_of = self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint, self.stamps
-        return load_manifest, made_of
+        return load_manifest, (self.folder, self.named)
 
 
-def load_manifest(
-    folder: Path,
-    shards: tuple[str, ...],
-    split: str,
-    entry: int,
-    path: str,
-    identity: str,
-    stamps: tuple[tuple[int, int], ...] = (),
-) -> EntryManifest:
+def load_manifest(folder: Path, named: NamedEntry) -> EntryManifest:
     """Map the columns of a folder that `EntryJob` wrote. Raises ManifestError for a damaged folder or another version."""
-    description = _read_description(folder)
-    columns: dict[str, Any] = {}
-    shapes = {name: (dtype, description["num_records"]) for name, dtype in COLUMNS.items()}
-    if description.get("is_divided", False):
-        shapes[ROW_STARTS] = (np.int64, description["num_records"])
-        shapes[ROW_TOKENS] = (np.uint32, description["total_samples"])
-    for name, (dtype, length) in shapes.items():
-        try:
-            column = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            check_host(error, str(folder))
-            reason = f"damaged ({type(error).__name__}); run loader-prepare again"
-            raise ManifestError(reason, file=str(folder), field=name) from error
-        if column.dtype != dtype or column.shape != (length,):
-            raise ManifestError("damaged; run loader-prepare again", file=str(folder), field=name)
-        columns[name] = column
-    if len(shards) != description["num_shards"]:
+    description = Description.read(folder)
+    if len(named.shards) != description.num_shards:
         raise ManifestError(
-            f"{len(shards)} shards, and {description['num_shards']} when it was made; run loader-prepare again",
+            f"{len(named.shards)} shards, and {description.num_shards} when it was made; run loader-prepare again",
             file=str(folder),
         )
-    statistics = description["statistics"]
-    if statistics is not None and _size(folder / ACTIONS_FILE) != description["actions_bytes"]:
-        raise ManifestError("damaged; run loader-prepare again", file=str(folder / ACTIONS_FILE))
-    states = description["states"]
-    if states is not None and _size(folder / STATES_FILE) != description["states_bytes"]:
-        raise ManifestError("damaged; run loader-prepare again", file=str(folder / STATES_FILE))
     return EntryManifest(
-        split=split,
-        entry=entry,
-        path=path,
-        shards=shards,
-        content=description["content"],
-        fingerprint=identity,
-        files_fingerprint=description["files"],
-        total_samples=description["total_samples"],
-        statistics=None if statistics is None else ActionStatistics.from_json(statistics),
-        states=None if states is None else ActionStatistics.from_json(states),
-        num_bad=description["num_bad"],
-        num_bad_samples=description["num_bad_samples"],
-        errors=tuple(description["errors"]),
-        notes=description["notes"],
+        split=named.split,
+        entry=named.entry,
+        path=named.path,
+        shards=named.shards,
+        content=description.content,
+        fingerprint=named.fingerprint,
+        files_fingerprint=description.files,
+        total_samples=description.total_samples,
+        statistics=description.statistics,
+        states=description.states,
+        num_bad=description.num_bad,
+        num_bad_samples=description.num_bad_samples,
+        errors=tuple(description.errors),
+        notes=description.notes,
         folder=folder,
-        stamps=stamps,
-        **columns,
+        stamps=named.stamps,
+        **_map_columns(folder, description),
     )
-
-
-def write_description(
-    folder: Path, *, content: str, files: str, num_shards: int, total_samples: int, num_records: int, is_divided: bool,
-    num_bad: int,
-    num_bad_samples: int, errors: list[str], notes: Mapping[str, int],
-    statistics: ActionStatistics | None, states: ActionStatistics | None,
-) -> None:  # fmt: skip
-    """Write manifest.json beside the columns."""
-    tree = {
-        "version": FORMAT_VERSION,
-        "content": content,
-        "files": files,
-        "num_shards": num_shards,
-        "num_records": num_records,
-        "total_samples": total_samples,
-        "is_divided": is_divided,
-        "num_bad": num_bad,
-        "num_bad_samples": num_bad_samples,
-        "errors": errors,
-        "notes": notes,
-        "actions_bytes": _size(folder / ACTIONS_FILE),
-        "statistics": None if statistics is None else statistics.to_json(),
-        "states_bytes": _size(folder / STATES_FILE),
-        "states": None if states is None else states.to_json(),
-    }
-    (folder / "manifest.json").write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2))
 
 
 def read_fingerprint(content: str, read_identity: Mapping[str, Any]) -> str:
@@ -198,8 +244,28 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
+def _map_columns(folder: Path, description: Description) -> dict[str, Any]:
+    """Name -> array, mapped from the disk. Raises ManifestError."""
+    shapes = {name: (dtype, description.num_records) for name, dtype in COLUMNS.items()}
+    if description.is_divided:
+        shapes[ROW_STARTS] = (np.int64, description.num_records)
+        shapes[ROW_TOKENS] = (np.uint32, description.total_samples)
+    columns: dict[str, Any] = {}
+    for name, (dtype, length) in shapes.items():
+        try:
+            column = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            check_host(error, str(folder))
+            reason = f"damaged ({type(error).__name__}); run loader-prepare again"
+            raise ManifestError(reason, file=str(folder), field=name) from error
+        if column.dtype != dtype or column.shape != (length,):
+            raise ManifestError("damaged; run loader-prepare again", file=str(folder), field=name)
+        columns[name] = column
+    return columns
+
+
+def _read_tree(file: Path) -> dict[str, Any]:
+    """The JSON, with every required name. Raises ManifestError."""
     try:
         tree = orjson.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -213,29 +279,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         )
     if tree.get("num_bad") == 0:  # as in files from before these were counted
         tree.setdefault("num_bad_samples", 0)
-    required = {
-        "content",
-        "files",
-        "num_shards",
-        "num_records",
-        "total_samples",
-        "num_bad",
-        "num_bad_samples",
-        "errors",
-        "notes",
-        "statistics",
-        "actions_bytes",
-        "states",
-        "states_bytes",
-    }
-    if not required <= set(tree):
-        raise ManifestError(
-            f"{', '.join(sorted(required - set(tree)))} missing; run loader-prepare again", file=str(file)
-        )
-    try:
-        for name in ("statistics", "states"):
-            if tree[name] is not None:
-                ActionStatistics.from_json(tree[name])
-    except (DataError, TypeError, ValueError, AttributeError) as error:
-        raise ManifestError(f"damaged statistics ({error}); run loader-prepare again", file=str(file)) from error
+    missing = set(_REQUIRED) - set(tree)
+    if missing:
+        raise ManifestError(f"{', '.join(sorted(missing))} missing; run loader-prepare again", file=str(file))
     return tree

@@ -4,6 +4,7 @@ For tests that need a tokenizer and an image processor's description, not weight
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ def make_config(folder: Path, *overrides: str, max_seq_len: int = 256) -> Config
     }
     file.write_text(json.dumps(tree))
     return load_config(file, list(overrides))
+
+
+def cached_in(folder: Path, config: Config) -> Config:
+    """The config with this cache folder."""
+    return replace(config, data=replace(config.data, cache_dir=str(folder)))
 
 
 @cache

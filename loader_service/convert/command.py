@@ -12,7 +12,7 @@ from loader_service.convert.episode import EpisodeSource
 from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.rlds import RLDS
-from loader_service.convert.run import convert
+from loader_service.convert.run import Output, convert
 from stoker_proto.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -51,16 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     source = _source(arguments)
     _check_apart(arguments.inputs, arguments.out)
-    done = convert(
-        source,
+    output = Output(
         arguments.out,
-        jobs=arguments.jobs,
-        compress=arguments.compress,
-        limit=arguments.limit,
         jsonl=arguments.name,
-        progress=sys.stderr.isatty(),
+        limit=arguments.limit,
+        compress=arguments.compress,
         skip_bad=arguments.skip_bad,
     )
+    done = convert(source, output, jobs=arguments.jobs, progress=sys.stderr.isatty())
     print(
         f"{done.jsonl}: {done.num_episodes:,} episodes ({done.num_new:,} of them new), {done.num_actions:,} actions; every "
         "episode was read back and counted"

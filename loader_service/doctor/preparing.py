@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from loader_service.doctor.facts import EntryFacts, Examined
 from loader_service.doctor.finding import Finding, is_lfs_pointer, of_error
-from loader_service.prepare.run import SPLITS, Prepared, prepare
+from loader_service.prepare.run import SPLITS, Prepared, ScanOptions, prepare
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError, HostError, StokerError
@@ -38,7 +38,7 @@ def examine_config(config: Config, *, progress: bool) -> Examined:
     examined.entries = list(_entries(config.data, datasets, examined.findings))
     states = None
     if examined.entries:
-        prepared = _prepared(config, examined, progress)
+        prepared = _prepared(config, examined, ScanOptions(progress=progress))
         if prepared is not None:
             examined.codec, states = prepared.codec, prepared.states
     try:
@@ -78,27 +78,27 @@ def _entries(data: DataConfig, datasets: tuple[BaseSFTDataset, ...], findings: l
             )
 
 
-def _prepared(config: Config, examined: Examined, progress: bool) -> Prepared | None:
+def _prepared(config: Config, examined: Examined, scan: ScanOptions) -> Prepared | None:
     """What the scan found, with the manifests given to the entries. None where only single entries could be scanned."""
     data, findings = config.data, examined.findings
     complete = len(examined.entries) == sum(len(data.paths(split)) for split in SPLITS)
     tolerant = replace(data, on_bad_sample="skip", bad_sample_budget=_NO_BUDGET)
     if complete:
         try:
-            return _with_manifests(prepare(config, progress=progress), examined)
+            return _with_manifests(prepare(config, scan=scan), examined)
         except HostError:
             raise
         except StokerError as error:
             findings.append(of_error(error, "scan"))
         if data.on_bad_sample == "fail":
             try:
-                return _with_manifests(prepare(replace(config, data=tolerant), progress=progress), examined)
+                return _with_manifests(prepare(replace(config, data=tolerant), scan=scan), examined)
             except HostError:
                 raise
             except StokerError as error:
                 findings.append(of_error(error, "scan"))
     for entry in examined.entries:
-        _scan_alone(entry, replace(config, data=tolerant), findings, progress)
+        _scan_alone(entry, replace(config, data=tolerant), findings, scan)
     if any(entry.manifest is not None and entry.manifest.statistics is not None for entry in examined.entries):
         problem = "not every entry can be scanned, so no codec is fitted and its round trip is not checked"
         findings.append(Finding("note", "scan", "", "", problem, "mend the errors first, then run it again"))
@@ -112,13 +112,13 @@ def _with_manifests(prepared: Prepared, examined: Examined) -> Prepared:
     return prepared
 
 
-def _scan_alone(entry: EntryFacts, config: Config, findings: list[Finding], progress: bool) -> None:
+def _scan_alone(entry: EntryFacts, config: Config, findings: list[Finding], scan: ScanOptions) -> None:
     data = config.data.of_source(entry.source)
     is_train = entry.split == "train"
     # The other split's paths decide which episodes an entry may have (`for_split`), so of val only its own side is narrowed.
     paths = {"train_data_paths": (entry.path,), "val_data_paths": ()} if is_train else {"val_data_paths": (entry.path,)}
     try:
-        alone = prepare(replace(config, data=replace(data, **paths)), splits=(entry.split,), progress=progress)
+        alone = prepare(replace(config, data=replace(data, **paths)), splits=(entry.split,), scan=scan)
     except HostError:
         raise
     except StokerError as error:

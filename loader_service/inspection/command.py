@@ -20,7 +20,7 @@ from loader_service.inspection.show import row_lines, row_tree
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.prepare.cameras import camera_findings
-from loader_service.prepare.run import prepare
+from loader_service.prepare.run import ScanOptions, prepare
 from loader_service.sources.base import make_datasets
 from stoker_proto.config import DataConfig
 from stoker_proto.config.reader import add_config_arguments, load_config
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     config = load_config(arguments.config, arguments.set)
-    prepared = prepare(config, progress=sys.stderr.isatty())
+    prepared = prepare(config, scan=ScanOptions(progress=sys.stderr.isatty()))
     processor = Processor.build(config, prepared.codec, prepared.states)
     encoder = RecordEncoder(config.data, processor)
     entries = wanted_entries(config.data, arguments.split, arguments.source, arguments.entry)

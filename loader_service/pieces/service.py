@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict, deque
 from pathlib import Path
 
-from loader_service.manifest import EntryManifest, load_manifest
+from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.plan.lane_plan import LanePlan, PlanKey
@@ -44,9 +44,9 @@ class PieceService:
         self._config: Config = config_from_tree(job["config"])
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
-            stamps = tuple((size, time_ns) for size, time_ns in item["stamps"])
-            places = {"folder": Path(item["folder"]), "shards": tuple(item["shards"]), "stamps": stamps}
-            manifest = load_manifest(**{**item, **places})
+            folder = Path(item.pop("folder"))
+            lists = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            manifest = load_manifest(folder, NamedEntry(**{**item, **lists}))
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:
             store.expect(job["remote"])

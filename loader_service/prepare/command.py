@@ -14,7 +14,7 @@ from loader_service.arguments import not_negative
 from loader_service.pieces.text_samples import Counting
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.prepare.summary import action_findings, report_of, summary_lines, summary_tree
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.cache_dir is not None:
         config = replace(config, data=replace(config.data, cache_dir=str(arguments.cache_dir)))
     progress = sys.stderr.isatty() and not arguments.json
-    prepared = prepare(config, processes=arguments.processes, progress=progress, rescan=arguments.rescan)
+    scan = ScanOptions(processes=arguments.processes, progress=progress, rescan=arguments.rescan)
+    prepared = prepare(config, scan=scan)
     check_token_counts(prepared.entries, config.data)
     if not find_model_folder(
         config.model.base_model_path

@@ -23,10 +23,11 @@ from loader_service.manifest import (
     ROW_STARTS,
     ROW_TOKENS,
     STATES_FILE,
+    Description,
     EntryManifest,
+    NamedEntry,
     load_manifest,
     read_fingerprint,
-    write_description,
 )
 from loader_service.pieces.text_samples import Counting
 from loader_service.prepare import parts as parts_module
@@ -37,7 +38,7 @@ from loader_service.prepare.actions_state import (
     check_same_width,
     sampled_chunk,
 )
-from loader_service.prepare.parts import PartResult, PartTask, RemotePart, load_part
+from loader_service.prepare.parts import Part, PartResult, PartTask, RemotePart, load_part
 from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset
@@ -196,11 +197,15 @@ class EntryJob:
         return self.folder / (fingerprint([content, files]) if files else content)[:32]
 
     def _load(self, content: str, files: str, stamps: Sequence[Stamp] = ()) -> EntryManifest:
-        identity = read_fingerprint(content, self.dataset.read_identity())
-        shards = tuple(map(str, self.shards.paths))
-        kept = () if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps)
-        folder = self._columns(content, files)
-        manifest = load_manifest(folder, shards, self.split, self.entry, self.path, identity, kept)
+        named = NamedEntry(
+            split=self.split,
+            entry=self.entry,
+            path=self.path,
+            shards=tuple(map(str, self.shards.paths)),
+            fingerprint=read_fingerprint(content, self.dataset.read_identity()),
+            stamps=() if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps),
+        )
+        manifest = load_manifest(self._columns(content, files), named)
         if (manifest.content, manifest.files_fingerprint) != (content, files):
             raise ManifestError("it belongs to other data; run loader-prepare again", file=str(manifest.folder))
         return manifest
@@ -238,13 +243,7 @@ class EntryJob:
             if part is None:
                 raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)
             rows = slice(position, position + len(part.offsets))
-            columns["shard_index"][rows] = numbers[task.shard]
-            columns["offsets"][rows] = part.offsets + task.start
-            columns["sizes"][rows] = part.sizes
-            columns["num_samples"][rows] = part.num_samples
-            columns["num_tokens"][rows] = part.num_tokens
-            if part.files is not None:  # else the file stays a hole of zeros, which takes no room on disk
-                columns["files"][rows], columns["file_times"][rows] = part.files.T
+            _fill(columns, rows, part, numbers[task.shard], task.start)
             position = rows.stop
             in_part = int(part.num_samples.sum(dtype=np.int64))
             row_tokens.append(np.ones(in_part, np.uint32) if part.row_tokens is None else part.row_tokens)
@@ -268,8 +267,7 @@ class EntryJob:
         for what, file in (("actions", ACTIONS_FILE), ("states", STATES_FILE)):
             if what in merged:
                 save_arrays(folder / file, merged[what].to_arrays(SAMPLE_CAPACITY))
-        write_description(
-            folder,
+        Description(
             content=content,
             files=files,
             num_shards=len(numbers),
@@ -282,7 +280,18 @@ class EntryJob:
             notes=dict(sorted(notes.items())),
             statistics=merged["actions"].statistics.finish()[0] if "actions" in merged else None,
             states=merged["states"].statistics.finish()[0] if "states" in merged else None,
-        )
+        ).write(folder)
+
+
+def _fill(columns: dict[str, Any], rows: slice, part: Part, shard: int, start: int) -> None:
+    """Write the rows of a part that begins at byte `start` of shard number `shard`."""
+    columns["shard_index"][rows] = shard
+    columns["offsets"][rows] = part.offsets + start
+    columns["sizes"][rows] = part.sizes
+    columns["num_samples"][rows] = part.num_samples
+    columns["num_tokens"][rows] = part.num_tokens
+    if part.files is not None:  # else the file stays a hole of zeros, which takes no room on disk
+        columns["files"][rows], columns["file_times"][rows] = part.files.T
 
 
 def _shard_hash(parts: list[tuple[int, int, str]]) -> str:

@@ -17,7 +17,7 @@ from loader_service.prepare.entry import EntryJob
 from loader_service.prepare.findings import scan_findings
 from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_actions, train_states
 from loader_service.prepare.parts import run_task
-from loader_service.prepare.scan_pool import MIN_POOL_BYTES, run_all
+from loader_service.prepare.scan_pool import MIN_POOL_BYTES, PoolOptions, run_all
 from loader_service.prepare.statistics_check import check_clamped
 from loader_service.prepare.tidy import tidy, use
 from loader_service.sources.base import BaseSFTDataset, make_datasets
@@ -50,26 +50,33 @@ class Prepared:
         return None if self.codec is None else self.codec.statistics
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanOptions:
+    """How data is scanned that the cache does not hold."""
+
+    processes: int = 0
+    """0: one per core."""
+    progress: bool = False
+    """Show a bar on stderr."""
+    rescan: bool = False
+    """Scan again what the cache holds, since files that records name may have changed."""
+    lock_deadline_s: float = LOCK_DEADLINE_S
+    """How long to wait for another process that scans the same data."""
+
+
 @host_errors("the data")
 def prepare(
     config: Config,
     *,
     splits: Sequence[str] = SPLITS,
     held: Mapping[str, Collection[int]] | None = None,
-    cache_dir: Path | None = None,
-    processes: int = 0,
-    progress: bool = False,
-    rescan: bool = False,
-    lock_deadline_s: float = LOCK_DEADLINE_S,
+    scan: ScanOptions = ScanOptions(),
     fit: bool = True,
 ) -> Prepared:
     """Manifests of the entries and the codec of the train entries, from the cache where nothing changed.
 
     Args:
         held: split -> numbers of the entries that are here; None: all of them.
-        cache_dir: default: data.cache_dir, else beside the data.
-        processes: that scan; 0 means one per core.
-        rescan: scan again what the cache holds, since files that records name may have changed.
         fit: also the codec and the statistics of the states; without, the result has neither.
 
     Raises:
@@ -79,37 +86,18 @@ def prepare(
     """
     data = config.data
     datasets = make_datasets(data)
-    if cache_dir is None and data.cache_dir is not None:
-        cache_dir = Path(data.cache_dir)
     codec = given_codec(data.action) if fit and data.action.codec_path is not None else None
-    counting = [Counting.needed(config, dataset) for dataset in datasets]
-    jobs = _jobs(data, datasets, counting, splits, held, cache_dir)
+    jobs = _jobs(config, datasets, splits, held)
     roots = sorted({job.root for job in jobs})
     for root in roots:
         use(root)
-    manifests: dict[int, EntryManifest] = {}
-    if not rescan:
-        manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
-    stale = [number for number in range(len(jobs)) if number not in manifests]
-    if stale:
-        with ExitStack() as stack:
-            for root in sorted(
-                {jobs[number].root for number in stale}
-            ):  # in one order, so that two never wait for each other
-                stack.enter_context(locked(root, lock_deadline_s))
-            for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
-                own = [number for number in stale if jobs[number].dataset is dataset]
-                scanned = _scan([jobs[n] for n in own], dataset, processes=processes, progress=progress, rescan=rescan)
-                manifests.update(zip(own, scanned, strict=True))
-        for root in roots:
-            use(root)  # those that were not there before
     entries: dict[str, dict[int, EntryManifest]] = {split: {} for split in splits}
-    for number, job in enumerate(jobs):
-        entries[job.split][job.entry] = manifests[number]
+    for job, manifest in zip(jobs, _manifests(jobs, scan), strict=True):
+        entries[job.split][job.entry] = manifest
     _check_not_empty(entries, data)
     _check_budget(entries, data)
     if fit and codec is None and "train" in splits:
-        codec = _fit(entries["train"], jobs, data, datasets, lock_deadline_s)
+        codec = _fit(entries["train"], jobs, data, datasets, scan.lock_deadline_s)
     _check_codec_width(codec, entries)
     if codec is not None and data.action.codec_path is not None:
         _check_given_codec(codec, entries.get("train", {}), data)
@@ -124,6 +112,24 @@ def prepare(
     return Prepared(entries=entries, codec=codec, states=states, findings=findings)
 
 
+def _manifests(jobs: Sequence[EntryJob], scan: ScanOptions) -> list[EntryManifest]:
+    """The manifest of each job, from the cache or from a scan."""
+    manifests: dict[int, EntryManifest] = {}
+    if not scan.rescan:
+        manifests = {number: manifest for number, job in enumerate(jobs) if (manifest := job.current()) is not None}
+    stale = [number for number in range(len(jobs)) if number not in manifests]
+    if stale:
+        with ExitStack() as stack:
+            for root in sorted({jobs[number].root for number in stale}):  # so ordered, two never wait for each other
+                stack.enter_context(locked(root, scan.lock_deadline_s))
+            for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
+                own = [number for number in stale if jobs[number].dataset is dataset]
+                manifests.update(zip(own, _scan([jobs[number] for number in own], dataset, scan), strict=True))
+        for root in sorted({job.root for job in jobs}):
+            use(root)  # those that were not there before
+    return [manifests[number] for number in range(len(jobs))]
+
+
 def _check_given_codec(codec: ActionCodec, train: Mapping[int, EntryManifest], data: DataConfig) -> None:
     """Raises ConfigError if the codec of data.action.codec_path was fitted to other actions than those that are here."""
     with_actions = [entry for entry in train.values() if entry.statistics is not None]
@@ -133,14 +139,14 @@ def _check_given_codec(codec: ActionCodec, train: Mapping[int, EntryManifest], d
 
 
 def _jobs(
-    data: DataConfig,
+    config: Config,
     datasets: Sequence[BaseSFTDataset],
-    counting: Sequence[Counting | None],
     splits: Sequence[str],
     held: Mapping[str, Collection[int]] | None,
-    cache_dir: Path | None,
 ) -> list[EntryJob]:
-    jobs = []
+    data, jobs = config.data, []
+    cache_dir = None if data.cache_dir is None else Path(data.cache_dir)
+    counting = [Counting.needed(config, dataset) for dataset in datasets]
     for split in splits:
         views = [dataset.for_split(split) for dataset in datasets]
         for number, (path, source) in enumerate(zip(data.paths(split), data.entry_sources(split), strict=True)):
@@ -156,25 +162,20 @@ def _jobs(
     return jobs
 
 
-def _scan(
-    jobs: Sequence[EntryJob], dataset: BaseSFTDataset, *, processes: int, progress: bool, rescan: bool
-) -> list[EntryManifest]:
-    """Their manifests. The caller holds the locks; what another process has just scanned is used, unless `rescan`."""
+def _scan(jobs: Sequence[EntryJob], dataset: BaseSFTDataset, scan: ScanOptions) -> list[EntryManifest]:
+    """Their manifests. The caller holds the locks; what another process has just scanned is used, unless `scan.rescan`."""
     # Data that is named twice is scanned once.
-    left = {job.folder: job for job in jobs if rescan or job.current() is None}
-    tasks = [job.tasks(rescan=rescan) for job in left.values()]
+    left = {job.folder: job for job in jobs if scan.rescan or job.current() is None}
+    tasks = [job.tasks(rescan=scan.rescan) for job in left.values()]
     flat = [task for of_job in tasks for task in of_job]
     weights = [task.stop - task.start for task in flat]
     counting = jobs[0].counting if jobs else None  # all of them are of one dataset
-    results = run_all(
-        partial(run_task, counting=counting),
-        flat,
-        weights,
-        dataset=dataset,
-        processes=processes,
-        progress="scan" if progress else None,
-        min_pool_weight=None if counting is None else MIN_POOL_BYTES // 16,  # tokenising is that much more work
+    pool = PoolOptions(
+        processes=scan.processes,
+        progress="scan" if scan.progress else None,
+        min_weight=None if counting is None else MIN_POOL_BYTES // 16,  # tokenising is that much more work
     )
+    results = run_all(partial(run_task, counting=counting), flat, weights, dataset, pool)
     position = 0
     for job, of_job in zip(left.values(), tasks, strict=True):
         with writable(job.root):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,36 +30,42 @@ Result = TypeVar("Result")
 _dataset: BaseSFTDataset | None = None  # of this worker process
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """How many processes work, and what the user sees of it."""
+
+    processes: int = 0
+    """0: one per core that this process may use."""
+    progress: str | None = None
+    """Text of the progress bar; None: no bar."""
+    unit: str = "B"
+    """Of a task's weight."""
+    min_weight: int | None = None
+    """Tasks of less weight than this in all are run in the calling process; None: MIN_POOL_BYTES."""
+
+
 def run_all(
     function: Callable[[BaseSFTDataset, Task], Result],
     tasks: Sequence[Task],
     weights: Sequence[int],
-    *,
     dataset: BaseSFTDataset,
-    processes: int,
-    progress: str | None,
-    unit: str = "B",
-    min_pool_weight: int | None = None,
+    pool: PoolOptions,
 ) -> list[Result]:
     """`function(dataset, task)` for every task, in order. Of several errors the first task's is raised.
 
-    Args:
-        weights: bytes (or `unit`s) that each task stands for, for the bar.
-        processes: 0 means one per core that this process may use.
-        progress: what the bar says; None: no bar.
-        min_pool_weight: less than this in all is done here, without a pool; default: MIN_POOL_BYTES.
+    weights: bytes (or `pool.unit`s) of each task, for the bar.
     """
-    processes = min(processes or len(os.sched_getaffinity(0)), len(tasks))
+    processes = min(pool.processes or len(os.sched_getaffinity(0)), len(tasks))
     total = sum(weights)
-    least = MIN_POOL_BYTES if min_pool_weight is None else min_pool_weight
+    least = MIN_POOL_BYTES if pool.min_weight is None else pool.min_weight
     # A log file wants a line now and then where it takes long, not a moving bar.
     interval_s, delay_s = (0.1, 0.0) if sys.stderr.isatty() else (10.0, 10.0)
     with tqdm(
         total=total,
-        desc=progress,
-        unit=unit,
+        desc=pool.progress,
+        unit=pool.unit,
         unit_scale=True,
-        disable=progress is None,
+        disable=pool.progress is None,
         leave=False,
         mininterval=interval_s,
         delay=delay_s,

@@ -8,7 +8,7 @@ from functools import partial
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.text_samples import Counting
-from loader_service.prepare.scan_pool import run_all
+from loader_service.prepare.scan_pool import PoolOptions, run_all
 from loader_service.sources.base import BaseSFTDataset, ScannedRecord
 from stoker_proto.errors import DataError, StokerError
 from stoker_proto.host.trouble import check_host
@@ -37,16 +37,13 @@ def verify(
         for first in range(0, manifest.num_records, _TASK_RECORDS)
     ]
     weights = [last - first for _, first, last in tasks]
-    results = run_all(
-        partial(_verify_records, counting=counting),
-        tasks,
-        weights,
-        dataset=dataset,
+    pool = PoolOptions(
         processes=processes,
         progress="verify" if progress else None,
         unit=" records",
-        min_pool_weight=_TASK_RECORDS,
+        min_weight=_TASK_RECORDS,
     )
+    results = run_all(partial(_verify_records, counting=counting), tasks, weights, dataset, pool)
     return [problem for problems in results for problem in problems]
 
 

@@ -16,7 +16,7 @@ from loader_service.inspection.show import row_lines, row_tree
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.replay.compare import Comparison, changes_since
 from loader_service.replay.rebuild import Rebuilder, RebuiltRow
 from loader_service.replay.step import SPLIT, RunStep, Stream
@@ -56,7 +56,7 @@ class _Run:
         self.config = step.record.read_config(overrides)
         model = Path(self.config.model.base_model_path)
         self.processor = Processor.from_json(step.record.processor, model / "tokenizer.json")
-        prepared = prepare(self.config, splits=(SPLIT,), fit=False, progress=sys.stderr.isatty())
+        prepared = prepare(self.config, splits=(SPLIT,), fit=False, scan=ScanOptions(progress=sys.stderr.isatty()))
         now = all_fingerprints(self.config, prepared, self.processor)
         self.changes = changes_since(step.record.fingerprints, now, self.config.data)
         for change in self.changes:

@@ -20,7 +20,7 @@ import zmq
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.remote.url import is_url
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
@@ -142,7 +142,7 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
     prepared = prepare(
         config,
         held=held_entries(config, arguments.shards),
-        progress=True,
+        scan=ScanOptions(progress=True),
     )
     check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)

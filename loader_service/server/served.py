@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest
@@ -40,15 +40,10 @@ class Served:
         manifests = [
             {
                 "folder": str(manifest.folder),
-                "shards": manifest.shards,
-                "split": split,
-                "entry": entry,
-                "path": manifest.path,
-                "identity": manifest.fingerprint,
-                "stamps": manifest.stamps,
+                **asdict(manifest.named),
             }
-            for split, entries in self.entries.items()
-            for entry, manifest in entries.items()
+            for entries in self.entries.values()
+            for manifest in entries.values()
         ]
         store = remote_store(self.config.data)
         job = {

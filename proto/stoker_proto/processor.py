@@ -40,7 +40,7 @@ from stoker_proto.text.dialogue import Dialogue
 from stoker_proto.text.exported_template import exported_template
 from stoker_proto.text.functions import Tools
 from stoker_proto.text.labelled_rows import LabelledRows
-from stoker_proto.text.rows import EncodedRow, RowWriter
+from stoker_proto.text.rows import EncodedRow, RowForm, RowWriter
 from stoker_proto.text.state_text import StateText
 from stoker_proto.text.text_notes import TextNotes
 from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
@@ -150,19 +150,19 @@ class Processor:
         pad_id = tokenizer.named_id("pad_token")
         self.pad_id: int = end_id if pad_id is None else pad_id
         control = parts.control_tokens(tokenizer)
-        length = parts.max_seq_len
-        self._rows = RowWriter(
-            tokenizer, control, parts.dialogue, parts.image, parts.vocabulary, end_id,
-            max_seq_len=length, state=parts.state, needs_state=parts.needs_state,
-        )  # fmt: skip
-        self._dialogues = DialogueRows(
-            tokenizer, control, parts.dialogue, parts.image, self._rows, end_id,
-            max_seq_len=length, overlong=parts.overlong,
-        )  # fmt: skip
-        self._labelled = LabelledRows(
-            tokenizer, parts.image, self._rows.expand, max_seq_len=length, overlong=parts.overlong
+        self._form = RowForm(
+            tokenizer=tokenizer,
+            control=control,
+            dialogue=parts.dialogue,
+            image=parts.image,
+            end_id=end_id,
+            max_seq_len=parts.max_seq_len,
+            overlong=parts.overlong,
         )
-        self.texts = TextRows(tokenizer, control, end_id, length)
+        self._rows = RowWriter(self._form, parts.vocabulary, state=parts.state, needs_state=parts.needs_state)
+        self._dialogues = DialogueRows(self._form, self._rows)
+        self._labelled = LabelledRows(self._form, self._rows.expand)
+        self.texts = TextRows(tokenizer, control, end_id, parts.max_seq_len)
         """Writes plain text as rows."""
         self.control = control
         """Which texts in the data are control tokens."""
@@ -253,10 +253,7 @@ class Processor:
 
     def _encode_probe(self, turns: Sequence[Turn], tools: Tools) -> list[EncodedRow]:
         """The rows of a short dialogue, whatever `data.max_seq_len` is."""
-        rows = DialogueRows(
-            self._tokenizer, self._parts.control_tokens(self._tokenizer), self._parts.dialogue, self.image, self._rows,
-            self.end_id, max_seq_len=1 << 20, overlong="error",
-        )  # fmt: skip
+        rows = DialogueRows(replace(self._form, max_seq_len=1 << 20, overlong="error"), self._rows)
         [found] = rows.encode([DialogueSample(turns, tools=tools)])
         if isinstance(found, DataError):
             raise found

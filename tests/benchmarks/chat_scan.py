@@ -88,7 +88,7 @@ def _row(number: int) -> dict[str, Any]:
 
 
 def _measure(path: Path, validate: bool, reads: int) -> dict[str, Any]:
-    from loader_service.prepare.run import prepare
+    from loader_service.prepare.run import ScanOptions, prepare
     from loader_service.sources.base import make_dataset
     from stoker_proto.config.reader import load_config
 
@@ -100,7 +100,7 @@ def _measure(path: Path, validate: bool, reads: int) -> dict[str, Any]:
         "trainer: {micro_batch_size: 1, global_batch_size: 1, lr: 1e-4}\n"
     )
     loaded = load_config(config)
-    manifest = prepare(loaded, processes=1).entries["train"][0]
+    manifest = prepare(loaded, scan=ScanOptions(processes=1)).entries["train"][0]
     cpu_s, peak_bytes = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     dataset = make_dataset(loaded.data)
     records = np.random.default_rng(0).integers(0, manifest.num_records, reads)

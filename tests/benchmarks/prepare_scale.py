@@ -86,7 +86,7 @@ def write_rows(path: Path, rows: int, num_actions: int) -> None:
 
 
 def _measure(folder: Path, processes: int) -> dict[str, Any]:
-    from loader_service.prepare.run import prepare
+    from loader_service.prepare.run import ScanOptions, prepare
     from stoker_proto.config.reader import load_config
 
     config = folder / "config.yaml"
@@ -97,7 +97,7 @@ def _measure(folder: Path, processes: int) -> dict[str, Any]:
     )
     loaded = load_config(config)
     start = time.perf_counter()
-    prepared = prepare(loaded, processes=processes)
+    prepared = prepare(loaded, scan=ScanOptions(processes=processes))
     wall_s = time.perf_counter() - start
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from loader_service.cache_folder import cache_root, locked, save_arrays
-from loader_service.prepare.run import prepare
+from loader_service.prepare.run import ScanOptions, prepare
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DeadlineError
 from stoker_proto.host.files import whole_folder, write_whole
@@ -29,7 +29,7 @@ def test_the_cache_lies_beside_the_data_or_where_it_is_told(
 ) -> None:
     shard = write_shard("d/a.jsonl", [2])
     elsewhere = write_shard("other/d/a.jsonl", [2], seed=1)
-    prepare(make_config(shard, elsewhere), cache_dir=tmp_path / "cache")
+    prepare(make_config(shard, elsewhere, cache_dir=str(tmp_path / "cache")))
     assert not (shard.parent / ".stoker").exists()
     assert len(list((tmp_path / "cache").iterdir())) == 2  # two folders of one name do not mix
     prepare(make_config(shard, cache_dir=str(tmp_path / "named")))
@@ -46,7 +46,7 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(
     shard = write_shard("d/a.jsonl", [2])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError) as caught:
-        prepare(make_config(shard), cache_dir=tmp_path / "file")
+        prepare(make_config(shard, cache_dir=str(tmp_path / "file")))
     assert "cannot be written (Not a directory): name another one with --cache-dir or data.cache_dir" in str(
         caught.value
     )
@@ -105,11 +105,13 @@ def test_waiting_ends_at_the_deadline(make_config: MakeConfig, write_shard: Writ
     with (root / "lock").open("w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         with pytest.raises(DeadlineError) as caught:
-            prepare(make_config(shard), lock_deadline_s=0.1)
+            prepare(make_config(shard), scan=ScanOptions(lock_deadline_s=0.1))
     assert str(caught.value).startswith(
         f"{root / 'lock'}: another process has been scanning this data for 0.1 s; wait for it"
     )
-    assert prepare(make_config(shard), lock_deadline_s=0.1).codec is not None  # a dead process's lock is free
+    assert (
+        prepare(make_config(shard), scan=ScanOptions(lock_deadline_s=0.1)).codec is not None
+    )  # a dead process's lock is free
 
 
 def test_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord
 from loader_service.pieces.text_samples import Counting
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config
@@ -128,7 +128,7 @@ class Case:
             model, f"data.dataset_type={dataset_type}", f"data.train_data_paths=[{write(self.data)}]",
             f"data.on_bad_sample={policy}", f"data.cache_dir={folder / 'cache'}", *overrides,
         )  # fmt: skip
-        self.prepared: Prepared = prepare(self.config, processes=1)
+        self.prepared: Prepared = prepare(self.config, scan=ScanOptions(processes=1))
         self.processor = Processor.build(self.config, self.prepared.codec)
         self.expected = self.encode(self.encoder())
         assert self.expected
@@ -151,7 +151,7 @@ class Case:
 
     def scan_anew(self, name: str) -> Prepared:
         data = replace(self.config.data, cache_dir=str(self.folder / name))
-        return prepare(replace(self.config, data=data), processes=1)
+        return prepare(replace(self.config, data=data), scan=ScanOptions(processes=1))
 
     def verify(self) -> list[str]:
         (dataset,) = make_datasets(self.config.data)

@@ -21,15 +21,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stoker_proto.errors import DataError, RowError
-from stoker_proto.images.spec import ImageSpec
 from stoker_proto.text.chat_history import ChatHistory
 from stoker_proto.text.chat_spans import DialogueRenderer
-from stoker_proto.text.control_tokens import ControlTokens, unmarked, without_marks
-from stoker_proto.text.dialogue import ASSISTANT, USER, Dialogue
+from stoker_proto.text.control_tokens import unmarked, without_marks
+from stoker_proto.text.dialogue import ASSISTANT, USER
 from stoker_proto.text.functions import Tools, write_functions, write_reasoning
 from stoker_proto.text.rendered import Labelled, Rendered, TextJob, run_together
-from stoker_proto.text.rows import EncodedRow, RowWriter
-from stoker_proto.text.tokenizer import TextTokenizer, int32_array
+from stoker_proto.text.rows import EncodedRow, RowForm, RowWriter
+from stoker_proto.text.tokenizer import int32_array
 from stoker_proto.text.turns import Parts, Turn, check_turns, is_learned_whole, is_plain, mark_parts, place_images
 
 _NOT_LEARNED, _LEARNED = np.zeros(1, np.uint8), np.ones(1, np.uint8)
@@ -45,27 +44,18 @@ class DialogueSample:
 
 
 class DialogueRows:
-    """Writes dialogues for one tokenizer, template and model."""
+    """Writes rows of dialogues."""
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        control: ControlTokens,
-        dialogue: Dialogue,
-        image: ImageSpec | None,
-        rows: RowWriter,
-        end_id: int,
-        *,
-        max_seq_len: int,
-        overlong: str,
-    ) -> None:
-        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
-        self._rows, self._max_seq_len, self._overlong = rows, max_seq_len, overlong
-        self._leading, self._end = int32_array(tokenizer.leading), int32_array([end_id])
+    def __init__(self, form: RowForm, rows: RowWriter) -> None:
+        """rows: of the same form; it writes images, and dialogues of one question and answer where a template has no turns."""
+        self._tokenizer, self._control, self._dialogue = form.tokenizer, form.control, form.dialogue
+        self._image, self._max_seq_len, self._overlong = form.image, form.max_seq_len, form.overlong
+        self._rows = rows
+        self._leading, self._end = int32_array(form.tokenizer.leading), int32_array([form.end_id])
         self._history: ChatHistory | None = None
-        if dialogue.template == "chat_template":
-            self._renderer = DialogueRenderer(dialogue.chat, control, rows.with_image_frames)
-            self._history = ChatHistory(dialogue.chat, self._renderer)
+        if form.dialogue.template == "chat_template":
+            self._renderer = DialogueRenderer(form.dialogue.chat, form.control, rows.with_image_frames)
+            self._history = ChatHistory(form.dialogue.chat, self._renderer)
 
     @property
     def may_divide(self) -> bool:

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.errors import DataError, RowError
-from stoker_proto.images.spec import ImageSpec
-from stoker_proto.text.rows import EncodedRow
-from stoker_proto.text.tokenizer import Ids, TextTokenizer
+from stoker_proto.text.rows import EncodedRow, RowForm
+from stoker_proto.text.tokenizer import Ids
 
 IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
@@ -28,18 +27,10 @@ IGNORED = -100
 class LabelledRows:
     """Writes such rows for one tokenizer and model."""
 
-    def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        image: ImageSpec | None,
-        expand: Callable[[Ids, NDArray[np.uint8], int], EncodedRow],
-        *,
-        max_seq_len: int,
-        overlong: str,
-    ) -> None:
+    def __init__(self, form: RowForm, expand: Callable[[Ids, NDArray[np.uint8], int], EncodedRow]) -> None:
         """expand: `RowWriter.expand`."""
-        self._tokenizer, self._image, self._expand = tokenizer, image, expand
-        self._max_seq_len, self._overlong = max_seq_len, overlong
+        self._tokenizer, self._image, self._expand = form.tokenizer, form.image, expand
+        self._max_seq_len, self._overlong = form.max_seq_len, form.overlong
 
     def encode(self, input_ids: NDArray[Any], labels: NDArray[Any], num_images: int) -> EncodedRow:
         """The row of input_ids int[T] with labels int[T]. Raises DataError, RowError where it does not fit."""

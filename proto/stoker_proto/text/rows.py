@@ -32,26 +32,34 @@ class EncodedRow:
     """How many of the sample's images the row shows, from the first on; None: all."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowForm:
+    """What all rows of a model have in common, whatever kind of data they come from."""
+
+    tokenizer: TextTokenizer
+    control: ControlTokens
+    dialogue: Dialogue
+    image: ImageSpec | None
+    """None: the model takes text only."""
+    end_id: int
+    """Of the token behind an answer."""
+    max_seq_len: int
+    """Most tokens of a row (`data.max_seq_len`)."""
+    overlong: str
+    """What happens to a longer dialogue (`data.overlong`)."""
+
+
 class RowWriter:
-    """Writes rows for one tokenizer, dialogue and model."""
+    """Writes rows of an instruction and its answer."""
 
     def __init__(
-        self,
-        tokenizer: TextTokenizer,
-        control: ControlTokens,
-        dialogue: Dialogue,
-        image: ImageSpec | None,
-        vocabulary: ActionVocabulary | None,
-        end_id: int,
-        *,
-        max_seq_len: int,
-        state: StateText | None,
-        needs_state: bool,
+        self, form: RowForm, vocabulary: ActionVocabulary | None, *, state: StateText | None, needs_state: bool
     ) -> None:
         """needs_state: whether instructions include the robot's state. state: None until its statistics are known."""
-        self._tokenizer, self._control, self._dialogue, self._image = tokenizer, control, dialogue, image
-        self._max_seq_len, self._state, self._needs_state = max_seq_len, state, needs_state
-        self._end = np.array([end_id], np.int32)
+        self._tokenizer, self._control, self._dialogue = form.tokenizer, form.control, form.dialogue
+        self._image, self._max_seq_len = form.image, form.max_seq_len
+        self._state, self._needs_state = state, needs_state
+        self._end = np.array([form.end_id], np.int32)
         # A table, because computing the ids row by row takes longer.
         self._id_of_code: Ids | None = None
         if vocabulary is not None:

@@ -18,7 +18,7 @@ from loader_service.convert.episode import Episode, EpisodeRef
 from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.rlds import RLDS
-from loader_service.convert.run import convert
+from loader_service.convert.run import Output, convert
 from stoker_proto.errors import ConfigError, DataError
 from tests.loader_service.convert.makers import (
     assert_same,
@@ -75,9 +75,9 @@ def test_a_file_of_somebody_else_is_left_alone(source: RL4VLA, tmp_path: Path) -
         with pytest.raises(
             ConfigError, match=r"holds a train\.jsonl that did not come from here: name another folder, or"
         ):
-            convert(source, out, jobs=1)
+            convert(source, Output(out), jobs=1)
         assert (out / "train.jsonl").read_text() == "mine\n"
-        assert convert(source, out, jobs=1, jsonl="ours.jsonl", limit=2).num_new == expected_new
+        assert convert(source, Output(out, jsonl="ours.jsonl", limit=2), jobs=1).num_new == expected_new
 
 
 def test_failed_and_mended_it_goes_on(source: RL4VLA, tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_failed_and_mended_it_goes_on(source: RL4VLA, tmp_path: Path) -> None:
     good = file.read_bytes()
     later(file, good[:500])
     with pytest.raises(DataError, match=r"e7\.npz: "):
-        convert(source, out, jobs=1)
+        convert(source, Output(out), jobs=1)
     kept = times(out)
     assert len(kept) == 7
     later(file, good)
-    done = convert(source, out, jobs=1)
+    done = convert(source, Output(out), jobs=1)
     assert (done.num_episodes, done.num_new) == (10, 3)
     assert {name: times(out)[name] for name in kept} == kept
     for number, found in enumerate(read_all(done.jsonl)):
@@ -100,18 +100,18 @@ def test_what_was_recorded_anew_is_converted_anew(
     source: RL4VLA, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    convert(source, out, jobs=1)
-    convert(source, out, jobs=1, limit=5, jsonl="five.jsonl")
+    convert(source, Output(out), jobs=1)
+    convert(source, Output(out, limit=5, jsonl="five.jsonl"), jobs=1)
     (out / "traj_000099").mkdir()  # somebody's
     before = times(out)
     write_rl4vla(tmp_path / "new" / "e3.npz", record(3, 77))
     later(tmp_path / "in" / "e3.npz", (tmp_path / "new" / "e3.npz").read_bytes())
     write_rl4vla(tmp_path / "in" / "e8.npz", record(3, 8), instruction=" ")
     with pytest.raises(DataError, match=r"e8\.npz"):
-        convert(source, out, jobs=1)
+        convert(source, Output(out), jobs=1)
     assert "what was made of 2 episodes is removed" in caplog.text
     assert not list(out.glob("*.jsonl")), "lines of one version beside the frames of another"
-    done = convert(source, out, jobs=1, skip_bad=True)
+    done = convert(source, Output(out, skip_bad=True), jobs=1)
     assert (done.num_episodes, done.num_new, len(done.bad)) == (9, 0, 1)
     assert changed(before, times(out)) == ["traj_000003", "traj_000008"]
     expected = [record(3, seed) for seed in (0, 1, 2, 77, 4, 5, 6, 7, 9)]
@@ -129,7 +129,7 @@ def test_what_moves_by_a_mended_file_is_kept(tmp_path: Path) -> None:
     file = folder / "tiny-train.tfrecord-00001-of-00003"
     good = file.read_bytes()
     later(file, good[: len(good) // 3 + 50])
-    done = convert(source, out, jobs=1, skip_bad=True)
+    done = convert(source, Output(out, skip_bad=True), jobs=1)
     assert (done.num_episodes, done.num_new) == (7, 7)
     assert len(done.bad) == 1
     assert f"{file}: record at byte {len(good) // 3}: it ends in the middle of a record" in done.bad[0]
@@ -137,7 +137,7 @@ def test_what_moves_by_a_mended_file_is_kept(tmp_path: Path) -> None:
         assert_same(found, episodes[number])
     before = times(out)
     later(file, good)
-    done = convert(source, out, jobs=1, skip_bad=True)
+    done = convert(source, Output(out, skip_bad=True), jobs=1)
     assert (done.num_episodes, done.num_new, done.bad) == (9, 3, ())
     assert changed(before, times(out)) == ["traj_000003", "traj_000004", "traj_000009"]
     for found, one in zip(read_all(done.jsonl), episodes, strict=True):
@@ -153,9 +153,9 @@ def test_files_of_one_name_and_time_are_not_mixed_up(tmp_path: Path) -> None:
         os.utime(path, ns=(10**18, 10**18))
     assert len({(tmp_path / name / "t.h5").stat().st_size for name in "ab"}) == 1
     source = ManiSkill(inputs=(str(tmp_path / "a"), str(tmp_path / "b")))
-    done = convert(source, tmp_path / "out", jobs=1, skip_bad=True)
+    done = convert(source, Output(tmp_path / "out", skip_bad=True), jobs=1)
     assert (done.num_episodes, done.num_new) == (1, 1)
-    again = convert(source, tmp_path / "out", jobs=1, skip_bad=True)
+    again = convert(source, Output(tmp_path / "out", skip_bad=True), jobs=1)
     assert (again.num_episodes, again.num_new, again.bad) == (1, 0, done.bad)
     assert str(tmp_path / "a") in again.bad[0]
 
@@ -171,9 +171,9 @@ def test_a_file_that_is_written_while_it_is_read(source: RL4VLA, tmp_path: Path)
             return episode
 
     with pytest.raises(DataError, match=r"e4\.npz: it was written again while it was read: run the command again"):
-        convert(Moving(), tmp_path / "out", jobs=1, limit=6)
+        convert(Moving(), Output(tmp_path / "out", limit=6), jobs=1)
     assert not (tmp_path / "out" / "train.jsonl").exists()
-    assert convert(source, tmp_path / "out", jobs=1, limit=6).num_new == 1
+    assert convert(source, Output(tmp_path / "out", limit=6), jobs=1).num_new == 1
 
 
 def test_a_full_disk_is_an_error_in_words(source: RL4VLA, tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_a_full_disk_is_an_error_in_words(source: RL4VLA, tmp_path: Path) -> Non
         no_room_beyond(8),
         pytest.raises(ConfigError, match=r"out: \.convert\.json cannot be written \(File too large\)"),
     ):
-        convert(source, out, jobs=1)
+        convert(source, Output(out), jobs=1)
     assert [file.name for file in out.iterdir()] == [".convert.lock"]
-    done = convert(source, out, jobs=1)
+    done = convert(source, Output(out), jobs=1)
     whole = done.jsonl.read_bytes()
     with (
         no_room_beyond(len(whole) // 2),
@@ -192,18 +192,18 @@ def test_a_full_disk_is_an_error_in_words(source: RL4VLA, tmp_path: Path) -> Non
             ConfigError, match=r"out: train\.jsonl cannot be written \(File too large\); run the command again"
         ),
     ):
-        convert(source, out, jobs=1)
+        convert(source, Output(out), jobs=1)
     assert done.jsonl.read_bytes() == whole
     assert not list(out.glob(".*.tmp"))
 
 
 def test_leftovers_of_a_killed_run_are_removed(source: RL4VLA, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(source, out, jobs=1, limit=1)
+    convert(source, Output(out, limit=1), jobs=1)
     for name in (".train.jsonl.123.tmp", "..convert.json.123.tmp", ".mine.tmp"):
         (out / name).write_bytes(b"{")
     (out / ".traj_000001.123.tmp").mkdir()
-    convert(source, out, jobs=1, limit=1)
+    convert(source, Output(out, limit=1), jobs=1)
     assert sorted(file.name for file in out.glob(".*.tmp")) == [".mine.tmp"]
 
 

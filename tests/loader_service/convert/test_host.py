@@ -13,7 +13,7 @@ from loader_service.convert.episode import EpisodeSource
 from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.rlds import RLDS
-from loader_service.convert.run import convert
+from loader_service.convert.run import Output, convert
 from stoker_proto.errors import DataError, HostError
 from stoker_proto.host.trouble import host_error
 from tests.loader_service.convert.makers import (
@@ -49,9 +49,9 @@ def test_no_episode_is_bad_because_the_host_is_in_trouble(kind: str, tmp_path: P
             failing(tmp_path / "in", operation, raising(name)) as hit,
             pytest.raises(HostError, match="trouble of this host"),
         ):
-            convert(source, out, jobs=1, skip_bad=True)
+            convert(source, Output(out, skip_bad=True), jobs=1)
         assert hit
-    assert convert(source, out, jobs=1, skip_bad=True).num_episodes == 3
+    assert convert(source, Output(out, skip_bad=True), jobs=1).num_episodes == 3
 
 
 def test_the_errno_is_found_in_the_words_of_hdf5() -> None:
@@ -78,4 +78,4 @@ def test_a_git_lfs_pointer_in_the_place_of_a_recording(kind: str, pattern: str, 
     (file, *_) = sorted((tmp_path / "in").rglob(pattern))
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(DataError, match=f"{file.name}: .*a Git LFS pointer, not the file itself: run `git lfs pull`"):
-        convert(source, tmp_path / "out", jobs=1)
+        convert(source, Output(tmp_path / "out"), jobs=1)

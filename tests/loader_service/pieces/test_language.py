@@ -17,7 +17,7 @@ from loader_service.prepare import command as cli
 from loader_service.prepare import parts as parts_module
 from loader_service.prepare import scan_pool
 from loader_service.prepare.first_records import check_first_records
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
 from loader_service.sources.chat.mend import MERGED, TRAILING
@@ -27,7 +27,7 @@ from stoker_proto.processor import Processor
 from stoker_proto.text.turns import Turn
 from tests.loader_service.dataset_classes import Language
 from tests.proto.text.chat_templates import CHATML, REASONING, plain
-from tests.tiny_models import make_config, write_model_folder
+from tests.tiny_models import cached_in, make_config, write_model_folder
 
 MODULE = "tests.loader_service.dataset_classes"
 WORDS = ("push the cube", "x = 1\n", "</s>", "<|User|>", "机器人", "🤖", " ", "<action_7>", "a" * 30)
@@ -158,7 +158,10 @@ def test_several_processes_find_the_same(model: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(parts_module, "PART_BYTES", 3000)
     shard = write(tmp_path / "a.jsonl", random_lines(5, 40))
     config = config_of(model, shard, "data.overlong=truncate", max_seq_len=200)
-    one, two = (prepare(config, cache_dir=tmp_path / f"cache-{n}", processes=n).entries["train"][0] for n in (1, 2))
+    one, two = (
+        prepare(cached_in(tmp_path / f"cache-{n}", config), scan=ScanOptions(processes=n)).entries["train"][0]
+        for n in (1, 2)
+    )
     assert one.num_samples.tolist() == two.num_samples.tolist()
     assert one.num_tokens.tolist() == two.num_tokens.tolist()
     assert one.fingerprint == two.fingerprint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loader_service.pieces.encoder import RecordEncoder
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.sources.named_files import video_content
 from stoker_proto.config import Config
 from stoker_proto.config.reader import load_config
@@ -80,7 +80,7 @@ def test_an_npz_that_changes_after_the_scan_is_not_served(config: Config) -> Non
         FetchError, match="changed since it was scanned: put it back as it was, or run `loader-prepare --rescan`"
     ):
         encoder.encode(manifest, 1, 0)
-    again = prepare(config, rescan=True)
+    again = prepare(config, scan=ScanOptions(rescan=True))
     assert identity(again) != before
     assert len(encoder_of(config, again).encode(again.entries["train"][0], 1, 0).samples) == 4
 

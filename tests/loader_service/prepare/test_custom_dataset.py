@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loader_service.prepare import scan_pool
-from loader_service.prepare.run import prepare
+from loader_service.prepare.run import ScanOptions, prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_dataset
 from stoker_proto.config import Config
@@ -110,7 +110,7 @@ def test_what_it_raises_is_a_problem_of_each_record(captions: Path, make_config:
 @pytest.mark.process
 def test_other_processes_find_it_too(captions: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_pool, "MIN_POOL_BYTES", 0)
-    prepared = prepare(make_config(captions, dataset_type="my_captions:Captions"), processes=2)
+    prepared = prepare(make_config(captions, dataset_type="my_captions:Captions"), scan=ScanOptions(processes=2))
     assert prepared.entries["train"][0].num_records == 3
 
 

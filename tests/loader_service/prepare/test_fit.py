@@ -299,7 +299,7 @@ def test_fast_is_fitted_on_chunks_of_all_entries_the_same_in_any_order(
     action = {"codec": "fast", "chunk": 4}
     codec = prepare(make_config(a, b, action=action)).codec
     assert codec is not None
-    swapped = prepare(make_config(b, a, action=action), cache_dir=tmp_path / "elsewhere").codec
+    swapped = prepare(make_config(b, a, action=action, cache_dir=str(tmp_path / "elsewhere"))).codec
     assert swapped is not None
     assert swapped.fingerprint == codec.fingerprint
     save_codec(codec, tmp_path / "codec.json")

@@ -12,7 +12,7 @@ import pytest
 
 from loader_service.prepare import entry, scan_pool
 from loader_service.prepare.fit import train_actions
-from loader_service.prepare.run import prepare
+from loader_service.prepare.run import ScanOptions, prepare
 from loader_service.sources.base import make_dataset
 from loader_service.sources.lerobot import scan
 from stoker_proto.config import Config
@@ -64,7 +64,7 @@ def test_other_processes_scan_the_same(root: Path, make_config: MakeConfig, monk
     here = prepare(config)
     monkeypatch.setattr(scan_pool, "MIN_POOL_BYTES", 0)
     monkeypatch.setattr(entry, "FORMAT_VERSION", -1)  # nothing of the cache counts
-    there = prepare(config, processes=2)
+    there = prepare(config, scan=ScanOptions(processes=2))
     for split in ("train", "val"):
         a, b = here.entries[split][0], there.entries[split][0]
         assert (a.num_samples.tolist(), a.offsets.tolist()) == (b.num_samples.tolist(), b.offsets.tolist())

@@ -19,7 +19,7 @@ from loader_service.prepare.summary import summary_lines, summary_tree
 from loader_service.sources.base import make_dataset
 from stoker_proto.config import Config, DialogueConfig
 from stoker_proto.errors import ConfigError, DataError
-from tests.tiny_models import write_model_folder
+from tests.tiny_models import cached_in, write_model_folder
 
 MakeConfig = Callable[..., Config]
 
@@ -55,9 +55,9 @@ def test_the_number_of_parts_changes_no_count(
 ) -> None:
     shard = write_dialogues(tmp_path / "a.jsonl", DIALOGUES * 10)
     config = make_config(shard, dataset_type="chat", options={"validate": True})
-    whole = prepare(config, cache_dir=tmp_path / "one").entries["train"][0]
+    whole = prepare(cached_in(tmp_path / "one", config)).entries["train"][0]
     monkeypatch.setattr(parts, "PART_BYTES", 100)
-    cut = prepare(config, cache_dir=tmp_path / "two").entries["train"][0]
+    cut = prepare(cached_in(tmp_path / "two", config)).entries["train"][0]
     assert cut.notes == whole.notes
     assert np.array_equal(cut.offsets, whole.offsets)
 

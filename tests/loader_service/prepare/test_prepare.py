@@ -15,12 +15,13 @@ import pytest
 from loader_service.manifest import EntryManifest
 from loader_service.prepare import parts as parts_module
 from loader_service.prepare import scan_pool
-from loader_service.prepare.run import Prepared, prepare
+from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.sources.base import ScannedRecord
 from loader_service.sources.mani_openpi import ManiOpenPIDataset
 from stoker_proto.actions import save_codec
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
+from tests.tiny_models import cached_in
 
 MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]
@@ -224,12 +225,12 @@ def test_the_number_of_processes_and_parts_changes_nothing_but_the_speed(
     write_shard("d/a.jsonl", [20] * 60)
     shard = write_shard("d/b.jsonl", range(1, 40), seed=1)
     config = make_config(shard.parent, action={"codec": "vq", "codec_options": {"codebook_size": 16, "levels": 2}})
-    one = prepare(config, cache_dir=tmp_path / "one", processes=1)
-    two = prepare(config, cache_dir=tmp_path / "two", processes=2)
+    one = prepare(cached_in(tmp_path / "one", config), scan=ScanOptions(processes=1))
+    two = prepare(cached_in(tmp_path / "two", config), scan=ScanOptions(processes=2))
     assert len(list((tmp_path / "one").glob("*/parts/*/*.npz"))) > 5
     assert result(one) == result(two)
     monkeypatch.setattr(parts_module, "PART_BYTES", 16 << 20)
-    whole = prepare(config, cache_dir=tmp_path / "whole")
+    whole = prepare(cached_in(tmp_path / "whole", config))
     assert columns(the_entry(whole)) == columns(the_entry(one))
     assert whole.statistics is not None
     assert one.statistics is not None
@@ -246,7 +247,7 @@ def test_of_several_errors_the_first_is_told(
         if name in "bd":
             path.write_text(path.read_text() + "{broken\n")
     with pytest.raises(DataError) as caught:
-        prepare(make_config(path.parent), processes=2)
+        prepare(make_config(path.parent), scan=ScanOptions(processes=2))
     assert str(caught.value).startswith(f"{path.parent / 'b.jsonl'}:2: unreadable JSON")
 
 
