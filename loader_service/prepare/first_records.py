@@ -29,6 +29,7 @@ from loader_service.sources.fields import REASONED
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import DataError, FetchError, RowError, located
 from stoker_proto.host.trouble import host_errors
+from stoker_proto.images.padding import unpadded_by
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 
@@ -48,7 +49,11 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
     Raises RowError naming the sample, the tokens that it needs and the way out.
     """
     data, datasets = config.data, make_datasets(config.data)
-    ends = EndCheck(processor, ModelFolder(config.model.base_model_path), data)
+    folder = ModelFolder(config.model.base_model_path)
+    ends = EndCheck(processor, folder, data)
+    unpadded = unpadded_by(processor.image, folder)
+    if unpadded is not None:
+        logger.warning("%s", unpadded)
     tokens: dict[str, dict[int, int]] = {}
     for split, entries in prepared.entries.items():
         tokens[split] = {}

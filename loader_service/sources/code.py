@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from loader_service.sources.base import Sample
 from loader_service.sources.fields import PREFERENCES, refuse_preferences, unread
+from loader_service.sources.half_characters import refuse_half
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from stoker_proto.config import DataConfig
@@ -103,6 +104,8 @@ class CodeDataset(TableDataset):
         self._extensions = frozenset(name.lower().lstrip(".") for name in options.extensions)
         self._licences = frozenset(map(str.lower, options.licences))
         self.validate, self.unpack_parquet = options.validate, options.unpack_parquet
+        self._read = tuple(name for name in self.columns() if name not in PREFERENCES)
+        """Fields that are read of a row."""
         self.filters = bool(
             self._languages or self._extensions or self._licences or options.min_bytes or options.max_bytes is not None
         )
@@ -131,13 +134,14 @@ class CodeDataset(TableDataset):
 
     def left_out(self, row: dict[str, Any]) -> str | None:
         """The first filter that the file does not pass."""
+        self._refuse_halves(row)
         if self._languages and str(_first(row, _LANGUAGE)).lower() not in self._languages:
             return _no_column(row, _LANGUAGE) or "another language"
         if self._extensions and _extension(row) not in self._extensions:
             return _no_column(row, ("ext", *_PATH)) or "another extension"
         if self._licences and not self._allowed(_first(row, _LICENCES)):
             return _no_column(row, _LICENCES) or "another licence, or none"
-        size = len(self._content(row).encode("utf-8", "surrogatepass"))
+        size = len(self._content(row).encode())
         if size < self.options.min_bytes:
             return "smaller than min_bytes"
         if self.options.max_bytes is not None and size > self.options.max_bytes:
@@ -147,6 +151,7 @@ class CodeDataset(TableDataset):
     def sample(self, row: dict[str, Any], shard: Path, kind: str) -> Sample:
         """The file as one text."""
         refuse_preferences(row, (self.options.column,))
+        self._refuse_halves(row)
         text = self._content(row)
         if not text.strip():
             raise DataError("empty: there is nothing to learn", field=self.options.column)
@@ -162,6 +167,10 @@ class CodeDataset(TableDataset):
     def unread(self, row: dict[str, Any], kind: str) -> tuple[str, ...]:
         """All that is neither the content, nor what code data usually says of it."""
         return unread(row, (self.options.column, *_USUAL))
+
+    def _refuse_halves(self, row: dict[str, Any]) -> None:
+        for name in self._read:
+            refuse_half(row.get(name), name)
 
     def _content(self, row: dict[str, Any]) -> str:
         text = row.get(self.options.column)

@@ -19,6 +19,7 @@ import numpy as np
 
 from loader_service.sources.base import Sample
 from loader_service.sources.fields import PREFERENCES, refuse_preferences, unread
+from loader_service.sources.half_characters import refuse_half
 from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.plain_text import PlainText
@@ -104,6 +105,7 @@ class TextDataset(TableDataset):
         if isinstance(value, list | np.ndarray):
             ids, labels = token_row(row, name)
             return Sample(input_ids=ids, labels=labels, notes=self.unread(row, kind))
+        refuse_half(value, name)
         shown = ", ".join(map(str, row)) or "none"
         raise DataError(
             f"a text or a list of token ids is expected, not {type(value).__name__} (columns: {shown}): name the right one in "

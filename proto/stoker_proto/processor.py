@@ -29,6 +29,7 @@ from stoker_proto.config import AugmentConfig, Config, ImageConfig
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.hashing import canonical_json, fingerprint
 from stoker_proto.images.families import read_image_spec
+from stoker_proto.images.padding import choose_padding
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.images.transport import ImageCoder
 from stoker_proto.images.views import Measurements, Views, views_of_sources
@@ -192,8 +193,8 @@ class Processor:
                 "stoker, or custom with {state}"
             )
         image = read_image_spec(folder, tokenizer.tokenizer, data.image.size)
-        if image is not None and data.image.pad_to_square:  # one of the steps from here on
-            image = replace(image, steps=(("square", 0, 0), *image.steps))
+        if image is not None:  # the padding is one of the steps from here on
+            image = choose_padding(image, data.image.pad_to_square, folder)
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
         parts = ProcessorParts(
             image=image,

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from stoker_proto.config import Config
 from stoker_proto.host.hub_cache import is_hub_id
+from stoker_proto.images.padding import unpadded_by
+from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 
 
@@ -122,6 +124,9 @@ def _loading(config: Config, processor: Processor, *, kind: str, sees_images: bo
     lines.append(f"model = {auto}.from_pretrained(folder)")
     lines.append(f"{'processor' if other == 'AutoProcessor' else 'tokenizer'} = {other}.from_pretrained(folder)")
     text = "\n".join(["```python", *lines, "```", ""])
+    unpadded = unpadded_by(processor.image, ModelFolder(config.model.base_model_path))
+    if unpadded is not None:
+        text += f"\n{unpadded}.\n"
     if kind == "openvla":
         key = "+".join(config.data.source_names())
         text += (

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
 from stoker_proto.host.hub_cache import find_model_folder, is_hub_id
+from stoker_proto.images.padding import padding_processor
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.card import TrainingFacts, model_card
@@ -81,6 +82,7 @@ def write_export(
     base = find_model_folder(config.model.base_model_path)
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
         copy_base_files(base, folder)
+        write_padding(folder, processor)
         is_adapter = lora is not None and lora.export == "adapter"
         if lora is not None and is_adapter:  # beside a config.json the Auto classes would look for whole weights
             write_adapter(folder, weights, lora, base_of_adapter(config.model.base_model_path))
@@ -151,6 +153,21 @@ def copy_base_files(source: Path, target: Path) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def write_padding(folder: Path, processor: Processor) -> None:
+    """Make transformers' image processor pad to a square where frames were trained so and it can."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        file = folder / name
+        tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        nested = name == "processor_config.json"
+        found = tree.get("image_processor") if nested else tree
+        if not isinstance(found, dict) or not found:
+            continue
+        written = padding_processor(processor.image, found)
+        if written != found:
+            tree = {**tree, "image_processor": written} if nested else written
+            file.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def add_stop_ids(folder: Path, ids: Sequence[int], *, known_in: Path | None = None) -> None:

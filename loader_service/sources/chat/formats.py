@@ -13,7 +13,6 @@ are its column `images`, a list, or `image`, the only one (LLaVA). The format wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from loader_service.sources.chat.message import ROLES, Message, call_of, parse_j
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
 from loader_service.sources.fields import says_something, unread
+from loader_service.sources.half_characters import load_json, refuse_half
 from stoker_proto.errors import DataError
 from stoker_proto.text.turns import Call
 
@@ -150,7 +150,7 @@ def _said(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        turns = json.loads(value)
+        turns = load_json(value)
     except (ValueError, RecursionError):
         return value
     are_turns = isinstance(turns, list) and bool(turns) and all(isinstance(t, dict) and "role" in t for t in turns)
@@ -233,6 +233,7 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
                 raise DataError("the turn and a part of it have different reasoning: keep one of them", field=place)
             reasoning = thought
         call_id = turn.get("tool_call_id")
+        refuse_half(call_id, f"{place}.tool_call_id")
         message = Message(role, found.text, weight_of(turn, place), tuple(found.images), reasoning, calls=calls)
         message.call_id = call_id if isinstance(call_id, str) else ""
         messages.append(message)
@@ -298,6 +299,7 @@ def _list(row: dict[str, Any], name: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
+        refuse_half(value, name)
         raise DataError(f"{type(value).__name__}: a list is expected", field=name)
     return list(value)
 
@@ -312,6 +314,7 @@ def _turns(row: dict[str, Any], name: str, names: Names) -> list[dict[str, Any]]
     turns = _list({name: value}, name)
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict):
+            refuse_half(turn, f"{name}[{i}]")
             raise DataError(f"{type(turn).__name__}: an object is expected", field=f"{name}[{i}]")
     return [names.turn(turn) for turn in turns] if names.turn_fields else turns
 

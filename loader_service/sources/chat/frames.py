@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from loader_service.paths import resolve_inside
+from loader_service.sources.half_characters import refuse_half
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.lfs import REASON, is_pointer
@@ -40,6 +41,7 @@ def load_frame(
     if isinstance(image, dict):
         data, path_value = image.get("bytes"), image.get("path")
         image = data if data is not None else path_value
+    refuse_half(image, field)
     if isinstance(image, str) and image.startswith("data:"):
         image = _from_uri(image, field)
     elif isinstance(image, str) and image.partition("://")[0] in ("http", "https"):

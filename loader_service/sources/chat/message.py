@@ -5,10 +5,10 @@ How functions are written is the chat template's matter, or that of `stoker_prot
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from loader_service.sources.half_characters import load_json, refuse_half
 from stoker_proto.errors import DataError
 from stoker_proto.text.turns import Call
 
@@ -57,6 +57,7 @@ def role_of(name: object, field: str) -> Role:
     """The role behind a name. Raises DataError."""
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
+        refuse_half(name, field)
         raise DataError(
             f"role {name!r}: {', '.join(ROLES)} are known; name others in data.options.roles, e.g. {{bot: assistant}}",
             field=field,
@@ -67,23 +68,28 @@ def role_of(name: object, field: str) -> Role:
 def text_of(value: object, field: str) -> str:
     """The value, which must be a text. Raises DataError."""
     if not isinstance(value, str):
+        refuse_half(value, field)
         raise DataError(f"{_shown(value)}: a text is expected", field=field)
     return value
 
 
 def call_of(name: object, arguments: object, field: str, id: object = None) -> Call:
     """One call of a function; arguments: an object, or the JSON text of one; "" and null: none. Raises DataError."""
+    refuse_half(id, f"{field}.id")
     if not isinstance(name, str) or not name:
+        refuse_half(name, f"{field}.name")
         raise DataError(f"{_shown(name)}: the name of a function is expected", field=f"{field}.name")
     if isinstance(arguments, str):
         arguments = parse_json(arguments, f"{field}.arguments") if arguments.strip() else {}
+        refuse_halves(arguments, f"{field}.arguments")
     else:
-        arguments = without_nulls(arguments)
+        arguments = without_nulls(arguments, f"{field}.arguments")
     return Call(name, {} if arguments is None else arguments, id if isinstance(id, str) else "")
 
 
 def tools_of(tools: object, field: str) -> tuple[dict[str, Any], ...]:
     """Definitions of functions: a list of objects, or the JSON text of one; () where there are none. Raises DataError."""
+    refuse_half(tools, field)
     if isinstance(tools, str):
         if not tools.strip():
             return ()
@@ -94,22 +100,30 @@ def tools_of(tools: object, field: str) -> tuple[dict[str, Any], ...]:
         tools = [parse_json(tool, field) if isinstance(tool, str) and tool[:1] == "{" else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f"{_shown(tools)}: a list of function definitions (objects) is expected", field=field)
-    return tuple(without_nulls(tool) for tool in tools)
+    return tuple(without_nulls(tool, f"{field}[{i}]") for i, tool in enumerate(tools))
 
 
-def without_nulls(value: Any) -> Any:
-    """Without keys whose value is null, at any depth: parquet gives each object the keys of all others."""
+def without_nulls(value: Any, field: str) -> Any:
+    """Without keys whose value is null, at any depth: parquet gives each object the keys of all others.
+
+    Raises DataError for half a character."""
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item, f"{field}.{key}") for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [without_nulls(item) for item in value]
+        return [without_nulls(item, f"{field}[{i}]") for i, item in enumerate(value)]
+    refuse_half(value, field)
     return value
+
+
+def refuse_halves(value: Any, field: str) -> None:
+    """Raises DataError for half a character, at any depth."""
+    without_nulls(value, field)
 
 
 def parse_json(text: str, field: str) -> Any:
     """JSON inside of a text field. Raises DataError."""
     try:
-        return json.loads(text)
+        return load_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{_shown(text)} is no JSON ({error})", field=field) from error
 

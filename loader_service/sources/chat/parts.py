@@ -15,6 +15,7 @@ from typing import Any
 from loader_service.sources.chat.message import Role, text_of
 from loader_service.sources.chat.turn_fields import HIDDEN, LEARNED
 from loader_service.sources.fields import says_something, unread
+from loader_service.sources.half_characters import refuse_half
 from stoker_proto.errors import DataError
 from stoker_proto.text.turns import IMAGE, IMAGE_ROLES
 
@@ -47,6 +48,7 @@ def content_of(content: object, role: Role, field: str, *, has_images: bool) -> 
     """The text with its marks, images and reasoning. has_images: the row has some. Raises DataError."""
     if isinstance(content, str):
         return Content(content)
+    refuse_half(content, field)
     if not isinstance(content, list):
         raise DataError(f"{type(content).__name__}: a text or a list of parts is expected", field=field)
     found = Content("")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loader_service.sources.half_characters import refuse_half
 from stoker_proto.errors import DataError
 
 LEARNED = ("weight", "loss_weight", "loss_scale", "train", "trainable", "training", "loss", "learn")
@@ -55,6 +56,7 @@ def reasoning_of(turn: dict[str, Any], field: str) -> str | None:
         if value is None:
             continue
         if not isinstance(value, str):
+            refuse_half(value, f"{field}.{name}" if field else name)
             raise DataError(f"{type(value).__name__}: a text is expected", field=f"{field}.{name}" if field else name)
         if value.strip():
             found[name] = value

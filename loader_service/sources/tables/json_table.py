@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from loader_service.sources.half_characters import mark_halves
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.record_numbers import Mark, record_number
 from loader_service.sources.tables.json_array import iter_elements
@@ -104,12 +104,8 @@ def _parse(text: bytes) -> dict[str, Any] | DataError:
 def _parse_row(text: bytes) -> dict[str, Any]:
     try:
         row = orjson.loads(text)
-    except ValueError:  # NaN, which pandas writes for what is missing, is null; half characters are not let through
-        row = _without_nan(parse_object(text))
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"unreadable JSON ({error}): half of a surrogate pair is no character") from error
+    except ValueError:  # NaN, which pandas writes for what is missing, is null; half characters are marked
+        row = mark_halves(_without_nan(parse_object(text)))
     if not isinstance(row, dict):
         raise DataError(f"a JSON object is expected, not {type(row).__name__}")
     return row

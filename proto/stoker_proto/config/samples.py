@@ -18,9 +18,11 @@ class ImageConfig:
         default=95, metadata=allowed("JPEG quality lies in 1-100", lambda quality: 1 <= quality <= 100)
     )
     """JPEG quality, 1-100; chroma is stored at half resolution (4:2:0)."""
-    pad_to_square: bool = False
-    """Pad frames to a square, with black, before the model's own steps. Then a centre crop cuts nothing off wide frames, and
-    everything is seen smaller. Policies of the exported model do the same."""
+    pad_to_square: bool | None = None
+    """Pad frames to a square before the model's own steps. Then a centre crop cuts nothing off wide frames, and all is seen
+    smaller. Default: as the model's own processor does. `true` with a LLaVA model pads with the mean colour, and the exported
+    processor does the same. With other models it pads with black; policies do the same, but transformers' processor cannot.
+    `false` where the model's processor pads is an error."""
     size: tuple[int, int] | None = field(
         default=None, metadata=allowed("[height, width], both at least 1", lambda size: size is None or min(size) >= 1)
     )

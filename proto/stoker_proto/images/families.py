@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from stoker_proto.errors import ConfigError
 from stoker_proto.images.geometry import Step
 from stoker_proto.images.openvla import openvla_spec
+from stoker_proto.images.padding import mean_colour
 from stoker_proto.images.spec import ImageSpec, Resample
 from stoker_proto.model_folder import ModelFolder
 
@@ -108,6 +109,8 @@ class _Reader:
         height, width = steps[-1][1:]
         self._check_tower(height, width)
         image = self.image
+        if image.get("do_pad") and image.get("pad_size"):  # transformers pads what is normalised, at the end
+            raise self.error(f"do_pad to {image['pad_size']} is not known; set do_pad to false in the processor's JSON")
         resample = _RESAMPLE.get(image["resample"])
         if resample is None:
             raise self.error(
@@ -182,7 +185,7 @@ def _llava(reader: _Reader) -> ImageSpec:
         if reader.kind != "LlavaImageProcessor":
             raise reader.error(f"do_pad with {reader.kind} is not known; set it to false in the processor's JSON")
         steps.insert(0, ("square", 0, 0))
-        more["pad_colour"] = tuple(int(value * 255) for value in reader.image["image_mean"])
+        more["pad_colour"] = mean_colour(reader.image["image_mean"])
     patch_size = processor.get("patch_size") or reader.vision.get("patch_size")
     tokens = reader.patches(*steps[-1][1:], patch_size)
     has_class_token = reader.vision.get("model_type", "clip_vision_model") == "clip_vision_model"
