@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stoker_proto.config.reader import load_config
@@ -41,6 +42,24 @@ DEADLINE_S = 600.0
 MOST_DEATHS = 3
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What the gates play, and what passes."""
+
+    episodes: int = 5
+    """Of each task: the first ones of the files."""
+    tasks: tuple[str, ...] = ()
+    """Only these; empty: all in the files."""
+    skip_unknown: bool = False
+    """Leave out tasks without an environment, such as those of real robots, with a note, instead of raising an error."""
+    env_modules: tuple[str, ...] = ()
+    """Python modules that register environments."""
+    processes: int = 1
+    """Simulators at a time."""
+    least: float = 0.8
+    """Share of the episodes that must succeed, in (0, 1]."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the gates; returns the exit code: 0 passed, 1 failed or one line on stderr, 130 interrupted."""
     options = _parse(arguments)
@@ -50,11 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.data + _of_config(options.config),
                 _processor(options.processor),
                 interrupts,
-                episodes=options.episodes,
-                tasks=options.task,
-                env_modules=options.env_module,
-                processes=options.processes,
-                least=options.least,
+                ReplayOptions(
+                    episodes=options.episodes,
+                    tasks=tuple(options.task),
+                    env_modules=tuple(options.env_module),
+                    processes=options.processes,
+                    least=options.least,
+                ),
             )
     except KeyboardInterrupt:
         return 130
@@ -65,37 +86,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_demonstrations(
-    files: Sequence[Path],
-    processor: Processor | None,
-    interrupts: Interrupts,
-    *,
-    episodes: int = 5,
-    tasks: Sequence[str] = (),
-    env_modules: Sequence[str] = (),
-    processes: int = 1,
-    least: float = 0.8,
-    skip_unknown: bool = False,
+    files: Sequence[Path], processor: Processor | None, interrupts: Interrupts, options: ReplayOptions
 ) -> bool:
-    """Whether the gates pass; prints a line for each. Raises ConfigError, DataError, SimulatorsDiedError.
-
-    episodes: of each task, the first ones of the files; least: the share of them that must succeed; skip_unknown: leave out tasks
-    without an environment, such as those of real robots, with a note, instead of raising an error.
-    """
+    """Whether the gates pass; prints a line for each. Raises ConfigError, DataError, SimulatorsDiedError."""
     if not files:
         raise ConfigError("no demonstrations: name JSONL files with --data, or a config with --config")
-    load_modules(env_modules)
-    recordings = read_recordings(files, episodes, tasks)
+    load_modules(options.env_modules)
+    recordings = read_recordings(files, options.episodes, options.tasks)
     if recordings.num_without:
         print(f"note: {recordings.num_without} rows have no task or no seed, and cannot be replayed")
     if not recordings.episodes:
         raise ConfigError(
             f"nothing to replay in {', '.join(map(str, files))}: no row has a task and a seed"
-            + (f" of {', '.join(tasks)}" if tasks else "")
+            + (f" of {', '.join(options.tasks)}" if options.tasks else "")
             + "; `python -m trainer.sim.collect` writes both"
         )
-    played = [one for one in recordings.episodes if not skip_unknown or is_known(one.task)]
+    played = [one for one in recordings.episodes if not options.skip_unknown or is_known(one.task)]
     for task in sorted({one.task for one in recordings.episodes}):
-        if not skip_unknown:
+        if not options.skip_unknown:
             check_task(task)
         elif not is_known(task):
             print(f"note: {task} is no environment that is known here, so it is not checked")
@@ -105,9 +113,9 @@ def check_demonstrations(
     def report(result: GateResult) -> None:
         print("\n".join(result.lines()), flush=True)
 
-    number = min(processes, len(played))
-    with Simulators(number, env_modules, SMALL, interrupts, deadline_s=DEADLINE_S) as simulators:
-        return run_gates(played, processor, Player(simulators, MOST_DEATHS), least, report)
+    number = min(options.processes, len(played))
+    with Simulators(number, options.env_modules, SMALL, interrupts, deadline_s=DEADLINE_S) as simulators:
+        return run_gates(played, processor, Player(simulators, MOST_DEATHS), options.least, report)
 
 
 def _of_config(file: Path | None) -> list[Path]:
