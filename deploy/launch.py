@@ -107,7 +107,9 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
 
     return Plan(
         loaders=LoaderPlan(
-            commands=tuple(tuple(loader_command(common, config, num_loaders)) for _ in range(num_loaders)),
+            commands=tuple(
+                tuple(loader_command(common, config, num_loaders, slot)) for slot in placement.dataloader[:num_loaders]
+            ),
             environment=base,
             ready_deadline_s=options.ready_deadline_s,
             max_restarts=options.loader_restarts,
@@ -118,11 +120,15 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     )
 
 
-def loader_command(common: Sequence[str], config: Config, num_loaders: int) -> list[str]:
-    """`loader-serve` on a free port of the loopback; loaders of one node share its cores."""
+def loader_command(common: Sequence[str], config: Config, num_loaders: int, slot: int) -> list[str]:
+    """`loader-serve` on a free port of the loopback; loaders of one node share its cores.
+
+    slot: its `dataloader` slot, which is its GPU where `loader.device` is cuda."""
     command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", "tcp://127.0.0.1:*"]
     if config.loader.cores == 0 and num_loaders > 1:
         command += ["--set", f"loader.cores={max(1, _num_cores() // num_loaders)}"]
+    if config.loader.device == "cuda":
+        command += ["--device", f"cuda:{slot}"]
     return command
 
 

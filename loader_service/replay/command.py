@@ -117,7 +117,7 @@ def _rebuilder(config: Config, prepared: Prepared, processor: Processor, step: R
     if config.data.weights and config.data.weigh_by == "tokens":
         tokens = check_first_records(config, prepared, processor)[SPLIT]
     stream = Stream(config, manifests, tokens, step.record)
-    return Rebuilder(manifests, RecordEncoder(config.data, processor), stream)
+    return Rebuilder(manifests, RecordEncoder(config.data, processor, config.loader), stream)
 
 
 def _loss(step: RunStep) -> str:

@@ -169,7 +169,7 @@ class Processor:
         """Which texts in the data are control tokens."""
         self.notes = TextNotes(control, parts.dialogue)
         """What of a text is written otherwise than it may be meant."""
-        self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
+        self.coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
 
     @classmethod
     def build(cls, config: Config, codec: ActionCodec | None, states: ActionStatistics | None = None) -> Self:
@@ -432,8 +432,8 @@ class Processor:
         dialogue = {name: tree[name] for name in _DIALOGUE}
         return {
             "tokenizer": tree["tokenizer"],
-            "image": "none" if self._coder is None else fingerprint(image),
-            "image_libraries": "none" if self._coder is None else self._coder.libraries,
+            "image": "none" if self.coder is None else fingerprint(image),
+            "image_libraries": "none" if self.coder is None else self.coder.libraries,
             "dialogue": fingerprint(dialogue),
             "state": "none" if tree["state"] is None else fingerprint(tree["state"]),
             "codec": "none" if self.codec is None else self.codec.fingerprint,
@@ -449,11 +449,11 @@ class Processor:
         )
 
     def _image_coder(self) -> ImageCoder:
-        if self._coder is None:
+        if self.coder is None:
             raise DataError(
                 "a sample has an image, but the model takes text only; use a vision-language model or drop images"
             )
-        return self._coder
+        return self.coder
 
 
 def _range(found: Any) -> tuple[int, int]:
