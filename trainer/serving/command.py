@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stoker_proto.arguments import positive
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.interrupts import heed_interrupts
 from trainer.policy_chunks import check_execute
+from trainer.policy_options import add_policy_options
 
 if TYPE_CHECKING:
     from trainer.policy import Policy  # torch: not for --help
@@ -180,7 +182,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="an export, or a checkpoint of a run")
     add("--bind", default="127.0.0.1:8000", metavar="HOST:PORT", help="default %(default)s; port 0: any free one")
-    add("--execute", type=_positive, metavar="K", help="actions of a predicted chunk that clients get (default: all)")
     add("--image", action="append", default=[], metavar="NAME", help="name of a picture in the observation; repeat in the "
         "order of the training data (default: all pictures, in the order of the message)")  # fmt: skip
     add(
@@ -188,19 +189,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="name of the state, for data.state: text (default: observation/state, state, states)",
     )
-    add("--device", default="cpu", help="torch device of the model (default %(default)s)")
-    add("--threads", type=_positive, help="torch threads of the model (default: torch's own)")
+    add_policy_options(parser, threads=None)
     add("--api-key-file", type=Path, metavar="FILE", help="clients must send the key in it; needed beyond loopback")
-    add("--max-connections", type=_positive, default=16, metavar="N", help="default %(default)s")
-    add("--max-message-mb", type=_positive, default=64, metavar="MB", help="of one observation (default %(default)s)")
+    add("--max-connections", type=positive, default=16, metavar="N", help="default %(default)s")
+    add("--max-message-mb", type=positive, default=64, metavar="MB", help="of one observation (default %(default)s)")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 if __name__ == "__main__":
