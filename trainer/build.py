@@ -33,6 +33,7 @@ from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
 from trainer.report.trackers import Trackers, import_wandb
+from trainer.training.chunk_check import prove_chunks
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
 from trainer.training.objective import Objective
@@ -210,4 +211,5 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
     if config.data.packing:
         check_packing(stepper, processor)
+    stepper.chunks = prove_chunks(stepper, processor, config)
     return stepper

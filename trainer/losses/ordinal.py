@@ -17,6 +17,8 @@ from trainer.losses.interface import IGNORED
 class Ordinal:
     """A `TokenLoss` for codecs whose codes are in order."""
 
+    per_label = True
+
     def __init__(self, config: LossConfig, processor: Processor) -> None:
         """Raises ConfigError for actions whose codes have no order."""
         codec, vocabulary = processor.codec, processor.vocabulary
