@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE_FILE = DEPLOY / "compose.yaml"
-LOADER_EXTRAS = ("lerobot", "remote", "tables")  # what single sources need
+LOADER_EXTRAS = ("lerobot", "metrics", "remote", "tables")  # what single sources need, and operators
 DOCKERFILES = ("Dockerfile.loader", "Dockerfile.trainer")
 
 
@@ -191,6 +191,6 @@ def test_the_requirements_that_an_image_installs_are_those_of_the_project(name: 
     code = match[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = ("train",) if name == "Dockerfile.trainer" else LOADER_EXTRAS
+    extras = ("metrics", "train") if name == "Dockerfile.trainer" else LOADER_EXTRAS
     expected = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     assert result.stdout.splitlines() == expected

@@ -14,6 +14,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
             "errors",
             "hashing",
             "host",
+            "fleet",
             "model_folder",
             "config",
             "actions",
