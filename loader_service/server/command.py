@@ -83,6 +83,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="HOST:PORT",
         help="serve metrics for Prometheus and loader-top at http://HOST:PORT/metrics (needs the extra `metrics`)",
     )
+    parser.add_argument(
+        "--health",
+        metavar="HOST:PORT",
+        help="answer probes: /livez (the loader works, or still prepares its data) and /readyz (it takes tickets)",
+    )
     parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser.parse_args(argv)
 
@@ -93,7 +98,7 @@ def serve(arguments: argparse.Namespace) -> None:
         "TOKENIZERS_PARALLELISM", "false"
     )  # the builders' threads are the parallelism, also in workers
     config, keys = read_config(arguments)
-    with closing(OperatorPages(arguments.metrics)) as pages:
+    with closing(OperatorPages(metrics=arguments.metrics, health=arguments.health)) as pages:
         _serve(arguments, config, keys, pages)
 
 
@@ -118,7 +123,7 @@ def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | Non
             server.plan_ahead()
             pool.start(_WORKERS_START_DEADLINE_S)
             address = server.bind(arguments.bind)  # last: from then on strangers may take descriptors
-            pages.serve(server)
+            pages.serve(server, address)
             print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
             server.run()
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import zmq
@@ -68,6 +68,8 @@ class LoaderServer:
         self._address = ""
         self.calls = LoopCalls(self._wake)
         """For other threads that want to know something."""
+        self.on_look: Callable[[], None] = lambda: None
+        """The loop calls it each time it comes round, five times a second."""
         self._drain_deadline: float | None = None
         self._stopped = False
         self._socket = context.socket(zmq.ROUTER)
@@ -122,6 +124,11 @@ class LoaderServer:
             self._drain_deadline = time.monotonic() + deadline_s
         self._wake()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new tickets are rejected."""
+        return self._drain_deadline is not None
+
     def run(self) -> None:
         """Serve until `stop`, or until a drain is complete."""
         poller = zmq.Poller()
@@ -148,6 +155,7 @@ class LoaderServer:
                 self._from_clients()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
+                self.on_look()
                 for worker in self._pool.replace_dead():
                     self._fail_tickets_of(worker)
             if self._drain_deadline is not None:
@@ -185,7 +193,7 @@ class LoaderServer:
         parts = (self._pool, self._clients, self._waiting, self._outbox, self._tally)
         return {
             "stoker_loader_info": {(self._served.name, self._address): 1.0},
-            "stoker_loader_ready": {(): float(self._drain_deadline is None)},
+            "stoker_loader_ready": {(): float(not self.is_draining)},
             **metrics(*parts, cache_limit_bytes=limit),
             "stoker_loader_refused_peers_total": refused,
         }
@@ -316,6 +324,7 @@ class LoaderServer:
             self._forward(address, ticket, frame)
 
     def _announce_drain(self) -> None:
+        self.on_look()  # an idle loader ends before it looks again
         for address, _ in self._clients:
             self._send(address, Drain(loader=self._served.name))
 
