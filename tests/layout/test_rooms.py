@@ -15,6 +15,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
             "hashing",
             "arguments",
             "host",
+            "fleet",
             "model_folder",
             "config",
             "actions",
