@@ -53,6 +53,10 @@ class Task:
     paraphrases: tuple[str, ...]
     """Other ways to say it."""
     camera: Camera
+    module: str | None = None
+    """Module of ours that defines the ManiSkill environment; None: ManiSkill has it."""
+    colours: tuple[str, str] | None = None
+    """Colours of cube and goal, where either may be stacked on the other and the instruction says which."""
 
 
 TASKS: dict[str, Task] = {
@@ -96,6 +100,19 @@ TASKS: dict[str, Task] = {
             "pick up the red cube and stack it on the green one",
         ),
         camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
+        colours=("red", "green"),
+    ),
+    "StackGreenOnRed-v1": Task(
+        actors={"cube": "cubeA", "goal": "cubeB"},
+        instruction="stack the green cube on the red cube",
+        paraphrases=(
+            "put the green cube on top of the red cube",
+            "place the green block on the red block",
+            "pick up the green cube and stack it on the red one",
+        ),
+        camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
+        module="trainer.sim.stacking",
+        colours=("green", "red"),
     ),
 }
 """The tasks we have an expert for."""
@@ -138,12 +155,16 @@ class PrivilegedState:
     instruction says it, so rounded to whole centimetres (Pick)."""
     is_grasped: bool
     """Both fingers press on the cube."""
+    goal_is_first: bool = False
+    """Order in `objects`. Objects that look different keep their places there, whichever of them is to be moved."""
 
     def objects(self) -> npt.NDArray[np.float32]:
-        """float32[8], what training may predict beside the actions: cube and goal (m), then the cube's direction as a point on a
-        circle of 0.1 m that is passed once in a quarter turn, after which a cube looks the same."""
+        """float32[8], what training may predict beside the actions: cube and goal (m; of two cubes the red one first), then the
+        direction of the cube to be moved, as a point on a circle of 0.1 m that is passed once in a quarter turn, after which a
+        cube looks the same."""
         turn = 4 * self.cube_yaw
-        return np.array([*self.cube, *self.goal, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
+        first, second = (self.goal, self.cube) if self.goal_is_first else (self.cube, self.goal)
+        return np.array([*first, *second, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
 
 
 class Environment:
@@ -154,7 +175,7 @@ class Environment:
         self.task = task
         self._spec = TASKS[task]
         self._depth = depth
-        self._made = _make(self._spec.camera, task, image_size, depth)
+        self._made = _make(self._spec, task, image_size, depth)
         self._raw = self._made.unwrapped
         self._render = self._raw.get_obs
         # Rendering takes nine tenths of a step. ManiSkill renders in each step; here only `observe` does.
@@ -213,7 +234,22 @@ class Environment:
             cube_yaw=_axis_yaw(cube.pose, 0),
             goal=goal,
             is_grasped=bool(self._raw.agent.is_grasping(cube).item()),
+            goal_is_first=self._spec.colours == ("green", "red"),
         )
+
+    def outcome(self) -> str:
+        """Which cube lies on which at this moment and is let go, as "red on green", whatever the instruction is; empty: none, or
+        the scene has one valid instruction only."""
+        if self._spec.colours is None:
+            return ""
+        offset = self._position("cube") - self._position("goal")
+        is_aligned = np.hypot(offset[0], offset[1]) <= np.hypot(0.02, 0.02) + 0.005  # ManiSkill's own bounds
+        is_stacked = bool(is_aligned and abs(abs(offset[2]) - 0.04) <= 0.005)
+        upper, lower = ("cube", "goal") if offset[2] > 0 else ("goal", "cube")
+        if not is_stacked or self._raw.agent.is_grasping(self._actor(upper)).item():
+            return ""
+        names = dict(zip(("cube", "goal"), self._spec.colours, strict=True))
+        return f"{names[upper]} on {names[lower]}"
 
     def close(self) -> None:
         """Frees the scene and the renderer."""
@@ -249,10 +285,10 @@ class Environment:
         )
 
 
-def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
+def _make(spec: Task, task: str, image_size: int, depth: bool) -> Any:
     try:
         gymnasium = importlib.import_module("gymnasium")
-        importlib.import_module("mani_skill.envs")
+        importlib.import_module(spec.module or "mani_skill.envs")
         look_at = importlib.import_module("mani_skill.utils.sapien_utils").look_at
     except ImportError as error:
         raise SimulatorUnavailableError(
@@ -262,6 +298,7 @@ def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
     # It warns at every reset about its own environments' missing initial poses: nothing that a user could mend.
     # The space at the end of the logger's name is ManiSkill's.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
+    camera = spec.camera
     view = {"width": image_size, "height": image_size, "fov": float(np.deg2rad(camera.fov_degrees))}
     try:
         return gymnasium.make(

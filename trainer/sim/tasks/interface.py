@@ -40,6 +40,8 @@ class Step:
     success: bool
     """Whether the task is solved at this moment."""
     reward: float = 0.0
+    outcome: str = ""
+    """What has been done at this moment, where the scene has several valid instructions ("red on green"); else empty."""
 
 
 class TaskEnvironment(Protocol):
