@@ -209,11 +209,11 @@ def _conclude(results: Results, labels: list[str], jobs: list[Job], options: arg
         print(f"\n{label}: {folder}, {len(finished[label])} of {len(jobs)} episodes")
         if finished[label]:
             print(table(figures[label]))
-    if options.swap:
-        of_labels = {label: swapped(finished[label], options.task) for label in labels}
+    of_labels = {label: rows for label in labels if (rows := swapped(finished[label], options.task))}
+    if of_labels:
         results.conclude(swapped=of_labels)
-        for label, rows in of_labels.items():
-            print(f"\n{label}, the instruction swapped in the same scenes\n{swap_table(rows)}" if rows else "")
+    for label, rows in of_labels.items():
+        print(f"\n{label}, with each instruction in the same scenes\n{swap_table(rows)}")
     if options.compare:
         rows = compare(finished[MODEL], finished[OTHER])
         results.conclude(comparison={"method": "Newcombe 1998, method 10: paired, 95%", "tasks": rows})

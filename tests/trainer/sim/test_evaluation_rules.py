@@ -202,7 +202,7 @@ def test_outcomes_are_counted_by_the_instruction_that_was_told_in_the_same_scene
         for task, outcome in zip(told, outcomes, strict=True)
     ]
     results.append(result(9, once=True, task="StackCube-v1", instruction="red on green"))  # the other is not finished
-    [row] = swapped(results, tasks)
+    [row] = swapped(results, ["PushCube-v1", *tasks])
     assert row["tasks"] == tasks
     assert row["scenes"] == 4
     assert row["outcomes"] == {

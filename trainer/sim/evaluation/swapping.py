@@ -18,7 +18,7 @@ from typing import Any
 from trainer.sim.evaluation.episode import EpisodeResult
 from trainer.sim.evaluation.intervals import wilson
 from trainer.sim.evaluation.summary import aligned, rate
-from trainer.sim.tasks.registry import other_instruction
+from trainer.sim.tasks.registry import instruction_pairs, other_instruction
 
 NOTHING = "nothing"
 
@@ -29,14 +29,14 @@ def with_swapped(tasks: Sequence[str]) -> list[str]:
 
 
 def swapped(results: Sequence[EpisodeResult], tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """What was done under each of two instructions, for each pair of `with_swapped`, over the seeds that both have finished.
+    """What was done under each of two instructions, for each pair among the tasks, over the seeds that both have finished.
 
     `followed`: both instructions were followed in the scene; `ignored`: the same was done under both. Rates are {value, low,
     high}, fractions with Wilson's 95% interval.
     """
     played = {(result.task, result.seed): result for result in results}
     rows = []
-    for task, other in zip(tasks[::2], tasks[1::2], strict=True):
+    for task, other in instruction_pairs(tasks):
         seeds = [seed for name, seed in played if name == task and (other, seed) in played]
         pairs = [(played[task, seed], played[other, seed]) for seed in seeds]
         if not pairs:

@@ -72,6 +72,12 @@ def is_known(task: str) -> bool:
     return task in _SHIPPED or task in _registered
 
 
+def instruction_pairs(tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of the tasks that have the same scene for the same seed and different instructions, as pairs in their order."""
+    pairs = [(task, _OTHER_INSTRUCTION[task]) for task in tasks if task in _OTHER_INSTRUCTION]
+    return [(task, other) for task, other in pairs if other in tasks and tasks.index(task) < tasks.index(other)]
+
+
 def other_instruction(task: str) -> str:
     """The task that has the same scene for the same seed, and another valid instruction. Raises ConfigError where none is."""
     if task not in _OTHER_INSTRUCTION:
