@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker_proto.errors import StokerError
+from trainer.sim.recording import WRIST_ROBOT
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -126,6 +127,8 @@ class Observation:
     """uint8[H, W, 3]"""
     depth: npt.NDArray[np.uint16] | None
     """uint16[H, W], millimetres from the camera's plane; None without `depth`."""
+    wrist_rgb: npt.NDArray[np.uint8] | None
+    """uint8[H, W, 3] of the camera on the hand; None without `wrist_camera`."""
     qpos: npt.NDArray[np.float32]
     """float32[9]: 7 joint angles (radians), 2 finger positions (metres)."""
     tcp_pose: npt.NDArray[np.float32]
@@ -168,14 +171,18 @@ class PrivilegedState:
 
 
 class Environment:
-    """One ManiSkill environment on the CPU, one robot (`panda`), one camera. Use one per process."""
+    """One ManiSkill environment on the CPU, one robot (`panda`), one or two cameras. Use one per process."""
 
-    def __init__(self, task: str, *, image_size: int = 128, depth: bool = False) -> None:
-        """Builds the scene (about 8 CPU seconds). `task` is a key of `TASKS`; images are image_size x image_size."""
+    def __init__(self, task: str, *, image_size: int = 128, depth: bool = False, wrist_camera: bool = False) -> None:
+        """Builds the scene (about 8 CPU seconds). `task` is a key of `TASKS`; images are image_size x image_size.
+
+        wrist_camera: the robot is `panda_wristcam`, which carries a second camera on its hand; a step then takes three times as
+        long.
+        """
         self.task = task
         self._spec = TASKS[task]
-        self._depth = depth
-        self._made = _make(self._spec, task, image_size, depth)
+        self._depth, self._wrist_camera = depth, wrist_camera
+        self._made = _make(self._spec, task, image_size, depth, wrist_camera)
         self._raw = self._made.unwrapped
         self._render = self._raw.get_obs
         # Rendering takes nine tenths of a step. ManiSkill renders in each step; here only `observe` does.
@@ -269,6 +276,7 @@ class Environment:
         """Renders what the robot measures now."""
         seen = self._render()
         images, matrices = seen["sensor_data"]["base_camera"], seen["sensor_param"]["base_camera"]
+        wrist = seen["sensor_data"]["hand_camera"]["rgb"][0] if self._wrist_camera else None
         qpos = seen["agent"]["qpos"][0].cpu().numpy().astype(np.float32)
         tcp, told = self._raw.agent.tcp.pose, self._goal_told()
         yaw = _axis_yaw(tcp, 1)
@@ -277,6 +285,7 @@ class Environment:
             rgb=images["rgb"][0].cpu().numpy().astype(np.uint8),
             # ManiSkill gives int16 millimetres; no table-top point is farther than 32 m, so the cast loses nothing.
             depth=images["depth"][0, :, :, 0].cpu().numpy().astype(np.uint16) if self._depth else None,
+            wrist_rgb=None if wrist is None else wrist.cpu().numpy().astype(np.uint8),
             qpos=qpos,
             tcp_pose=tcp.raw_pose[0].cpu().numpy().astype(np.float32),
             state=np.array([qpos[7:].mean(), *_numpy(tcp.p), np.sin(yaw), np.cos(yaw), *goal], np.float32),
@@ -285,7 +294,7 @@ class Environment:
         )
 
 
-def _make(spec: Task, task: str, image_size: int, depth: bool) -> Any:
+def _make(spec: Task, task: str, image_size: int, depth: bool, wrist_camera: bool) -> Any:
     try:
         gymnasium = importlib.import_module("gymnasium")
         importlib.import_module(spec.module or "mani_skill.envs")
@@ -295,20 +304,26 @@ def _make(spec: Task, task: str, image_size: int, depth: bool) -> Any:
             f"the simulator needs ManiSkill ({error}); install it with: pip install 'stoker[sim]', "
             "then the renderer with: STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
         ) from error
-    # It warns at every reset about its own environments' missing initial poses: nothing that a user could mend.
+    # It warns at every reset about its own environments' missing initial poses, and that not all of its tasks name the robot with
+    # a camera on its wrist (they place its joints nevertheless): nothing that a user could mend.
     # The space at the end of the logger's name is ManiSkill's.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
     camera = spec.camera
-    view = {"width": image_size, "height": image_size, "fov": float(np.deg2rad(camera.fov_degrees))}
+    size = {"width": image_size, "height": image_size}
+    fov = float(np.deg2rad(camera.fov_degrees))
+    cameras = {"base_camera": {"pose": look_at(camera.eye, camera.target), "fov": fov, **size}}
+    if wrist_camera:
+        cameras["hand_camera"] = size
     try:
         return gymnasium.make(
             task,
             obs_mode="rgb+depth" if depth else "rgb",
             control_mode=CONTROL_MODE,
-            robot_uids="panda",  # StackCube's default carries a wrist camera: other proprioception, other pictures
+            # StackCube's default carries a camera on its wrist: other pictures, three times the time.
+            robot_uids=WRIST_ROBOT if wrist_camera else "panda",
             sim_backend="physx_cpu",
             render_backend="sapien_cpu",
-            sensor_configs={"base_camera": {"pose": look_at(camera.eye, camera.target), **view}},
+            sensor_configs=cameras,
         )
     except RuntimeError as error:
         raise SimulatorUnavailableError(

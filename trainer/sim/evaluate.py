@@ -41,7 +41,8 @@ With --compare, two exports play the same seeds; the difference has Newcombe's 9
 Written to --out: results.json, videos of the first successes and failures, contact_sheet.png.
 The same command resumes where it stopped: finished episodes are kept, also with more --episodes or with --compare added.
 
-The pictures must be those of the training data: pass --image-size, --depth, --image-history and --state as they were there.
+The pictures must be those of the training data: pass --image-size, --depth, --wrist-camera, --image-history and --state as
+they were there.
 A simulator process that dies costs its episode, which is counted and played again by the next run.
 
 Our tasks need: pip install 'stoker[sim]', and a Vulkan renderer:
@@ -136,6 +137,10 @@ def _player(label: str, folder: Path, options: argparse.Namespace) -> _Player:
     return _Player(label=label, rollout=rollout, protocol=protocol)
 
 
+def _rendering(options: argparse.Namespace) -> Rendering:
+    return Rendering(image_size=options.image_size, depth=options.depth, wrist_camera=options.wrist_camera)
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Two evaluations that write one folder would lose each other's episodes."""
@@ -150,7 +155,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _open_results(options: argparse.Namespace, folders: dict[str, Path], players: Sequence[_Player]) -> Results:
-    rendering = Rendering(image_size=options.image_size, depth=options.depth)
+    rendering = _rendering(options)
     setup = {
         "rendering": asdict(rendering),
         "env_modules": options.env_module,
@@ -170,7 +175,7 @@ def _play(
 ) -> None:
     """Play the episodes that the model has not finished yet. Raises SimulatorsKeepDyingError, ConfigError, PolicyError."""
     missing = results.missing(player.label, jobs)
-    rendering = Rendering(image_size=options.image_size, depth=options.depth)
+    rendering = _rendering(options)
     pictures = Pictures(options.out / "videos", player.label, options.videos)
     successes, num_deaths = Counter[bool](), 0
     bar = tqdm(
@@ -265,6 +270,11 @@ def _add_how_it_is_played(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--image-size", type=_positive, default=128, metavar="PIXELS", help="side of a picture (default %(default)s)")
     add("--depth", action="store_true", help="show depth pictures too: data.image.depth of the training")
+    add(
+        "--wrist-camera",
+        action="store_true",
+        help="show the camera on the hand too, as collect.py --wrist-camera records it",
+    )
     add(
         "--image-history",
         type=_history,

@@ -135,6 +135,21 @@ def test_two_tasks_have_one_scene_and_each_expert_does_what_its_instruction_says
         made[task].close()
 
 
+def test_the_camera_on_the_hand_sees_the_cube_that_the_hand_is_above() -> None:
+    environment = Environment("PickCube-v1", image_size=32, wrist_camera=True)
+    played = play(environment, Job(task="PickCube-v1", seed=3, image_size=32, wrist_camera=True))
+    environment.close()
+    assert not isinstance(played, str), f"the expert moves this robot too: {played}"
+    seen = played.observations["wrist_rgb"].astype(int)
+    assert seen.shape == (len(played.actions), 32, 32, 3)
+    assert played.extra == {"robot": "panda_wristcam"}
+    is_red = (seen[..., 0] > 120) & (seen[..., 1:].max(axis=-1) < 50)  # the table is brown
+    share = is_red.mean(axis=(1, 2))
+    assert share[-1] > 0.03, "the red cube is between the fingers at the end"
+    assert share[-1] > 2 * share[0], "and was far away at first"
+    assert (played.observations["rgb"][-1].astype(int) != seen[-1]).any()
+
+
 def test_one_and_two_processes_give_the_same_bytes(collector: Collector, tmp_path: Path) -> None:
     outs = {processes: tmp_path / str(processes) for processes in (1, 2)}
     for processes, out in outs.items():

@@ -20,6 +20,8 @@ class Rendering:
     """Height and width of a picture, pixels."""
     depth: bool = False
     """Add a depth frame behind the first camera's picture, as `data.image.depth` does in training."""
+    wrist_camera: bool = False
+    """Add a picture of the camera on the hand, as the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

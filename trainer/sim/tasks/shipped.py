@@ -19,8 +19,10 @@ class ShippedTask:
 
     def __init__(self, task: str, rendering: Rendering) -> None:
         """Raises SimulatorUnavailableError."""
-        self._environment = Environment(task, image_size=rendering.image_size, depth=rendering.depth)
-        self.cameras = ("base_camera", "base_camera depth") if rendering.depth else ("base_camera",)
+        depth, wrist = rendering.depth, rendering.wrist_camera
+        self._environment = Environment(task, image_size=rendering.image_size, depth=depth, wrist_camera=wrist)
+        names = {"base_camera": True, "base_camera depth": depth, "hand_camera": wrist}
+        self.cameras = tuple(name for name, is_there in names.items() if is_there)
         self.max_steps = MAX_STEPS[task]
 
     def reset(self, seed: int) -> View:
@@ -44,6 +46,7 @@ class ShippedTask:
 
 def _view(observation: Observation) -> View:
     """The sensors of an observation."""
-    images = (observation.rgb,) if observation.depth is None else (observation.rgb, observation.depth)
+    pictures = (observation.rgb, observation.depth, observation.wrist_rgb)
+    images = tuple(picture for picture in pictures if picture is not None)
     names = ("qpos", "tcp_pose", "state", "intrinsic_cv", "extrinsic_cv")
     return View(images=images, states={name: getattr(observation, name) for name in names})
