@@ -50,6 +50,8 @@ TRAIN_SEED, VAL_SEED, DAGGER_SEED = 10_000, 500_000, 600_000
 PART = 50
 """Demonstrations that are collected by one command: at most so many are lost when it is stopped."""
 IMAGE_SIZE = 256
+SIGMA_BINS = {"bins": 3, "vq": 0.5}
+"""Codec -> `trainer.loss.sigma_bins`."""
 LEARNED = ("codec.json", "state.json")
 """What belongs to the tokens that a model has learned, in the folder of a run."""
 RENDERER = "STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
@@ -212,6 +214,8 @@ def write_config(options: argparse.Namespace, number: int, base: Path, path: Pat
         }
         for task in options.task
     ]
+    tree["data"]["action"]["codec"] = options.codec
+    tree["trainer"]["loss"]["sigma_bins"] = SIGMA_BINS[options.codec]
     tree["data"]["cache_dir"] = str(work / "manifests")
     if number or options.start is not None:  # the tokens that the model has learned
         tree["data"]["action"]["codec_path"] = str(work / "codec.json")
@@ -349,6 +353,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="of each round, shared among the tasks as training is: the harder, the more (default %(default)s)",
     )
+    add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
     add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
     add(
         "--from",

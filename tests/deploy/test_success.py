@@ -37,6 +37,16 @@ def test_a_rounds_config_is_one_that_loaders_and_trainer_read(tmp_path: Path) ->
     assert load_config(tmp_path / "round-0.yaml").data.weights == ()
 
 
+def test_another_codec_has_soft_targets_of_its_own_width(tmp_path: Path) -> None:
+    steps_of_round(parse(["--work", str(tmp_path), "--task", "PushCube-v1", "--codec", "vq"]), 0)
+    config = load_config(tmp_path / "round-0.yaml")
+    assert (config.data.action.codec, config.trainer.loss.type, config.trainer.loss.sigma_bins) == (
+        "vq",
+        "ordinal",
+        0.5,
+    )
+
+
 def test_finished_steps_are_left_out_and_failed_ones_are_not_marked(tmp_path: Path) -> None:
     count, done = tmp_path / "count", tmp_path / "folder" / ".done"
     program = f"open({str(count)!r}, 'a').write('x')"
