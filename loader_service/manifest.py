@@ -10,6 +10,7 @@ name files.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,6 +88,9 @@ class EntryManifest:
     row_tokens: NDArray[np.uint32] | None = None  # [S], tokens of each sample; None where num_tokens determines them
     stamps: tuple[tuple[int, int], ...] = ()
     """(bytes, time of the last change in ns) of each shard at the scan. Empty for remote shards: their copies never change."""
+    held: frozenset[int] | None = None
+    """Numbers of the shards that this loader serves; None: all. The columns are those of the whole entry in any case, since the
+    order of an epoch follows from them."""
 
     @property
     def num_records(self) -> int:
@@ -98,8 +102,31 @@ class EntryManifest:
         shard = _as_path(self.shards[int(self.shard_index[record])])
         return shard, int(self.offsets[record]), int(self.sizes[record])
 
+    def holds(self, record: int) -> bool:
+        """Whether this loader serves the record."""
+        return self.held is None or int(self.shard_index[record]) in self.held
+
+    def first_records(self, count: int) -> list[int]:
+        """Those of the first `count` records served here that have samples."""
+        records = np.arange(min(count, self.num_records))
+        if self.held is not None:
+            records = np.flatnonzero(np.isin(self.shard_index, sorted(self.held)))[:count]
+        found: list[int] = records[self.num_samples[records] > 0].tolist()
+        return found
+
+    def held_shards(self) -> list[str]:
+        """Paths of the shards that this loader serves."""
+        return [shard for number, shard in enumerate(self.shards) if self.held is None or number in self.held]
+
+    def missing_ranges(self) -> list[tuple[int, int]]:
+        """Ranges [first, stop) of shards that this loader does not serve, in order."""
+        if self.held is None:
+            return []
+        edges = [-1, *sorted(self.held), len(self.shards)]
+        return [(before + 1, after) for before, after in itertools.pairwise(edges) if before + 1 < after]
+
     def __reduce__(self) -> tuple[Any, ...]:
-        made_of = self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint, self.stamps
+        made_of = self.folder, self.shards, self.split, self.entry, self.path, self.fingerprint, self.stamps, self.held
         return load_manifest, made_of
 
 
@@ -111,6 +138,7 @@ def load_manifest(
     path: str,
     identity: str,
     stamps: tuple[tuple[int, int], ...] = (),
+    held: frozenset[int] | None = None,
 ) -> EntryManifest:
     """Map the columns of a folder that `EntryJob` wrote. Raises ManifestError for a damaged folder or another version."""
     description = _read_description(folder)
@@ -157,6 +185,7 @@ def load_manifest(
         notes=description["notes"],
         folder=folder,
         stamps=stamps,
+        held=held,
         **columns,
     )
 

@@ -45,7 +45,8 @@ class PieceService:
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
             stamps = tuple((size, time_ns) for size, time_ns in item["stamps"])
-            places = {"folder": Path(item["folder"]), "shards": tuple(item["shards"]), "stamps": stamps}
+            held = None if item["held"] is None else frozenset(item["held"])
+            places = {"folder": Path(item["folder"]), "shards": tuple(item["shards"]), "stamps": stamps, "held": held}
             manifest = load_manifest(**{**item, **places})
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:

@@ -99,7 +99,7 @@ def _check_entry(
     """
     length, needed = 0, 0
     cut: dict[str, None] = {}  # findings, each once
-    for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
+    for number, record in enumerate(manifest.first_records(_MOST_RECORDS)):
         if number >= _RECORDS and (length or not wanted):
             break
         shard, offset, size = manifest.place(record)

@@ -46,6 +46,7 @@ class Served:
                 "path": manifest.path,
                 "identity": manifest.fingerprint,
                 "stamps": manifest.stamps,
+                "held": None if manifest.held is None else sorted(manifest.held),
             }
             for split, entries in self.entries.items()
             for entry, manifest in entries.items()
