@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stoker_proto.errors import DeadlineError, RefusedError
 from tests.end_to_end.fleet import Loader, Pulled, pull, serving, write_config, write_demonstrations
@@ -85,3 +86,34 @@ def test_a_part_of_other_data_is_refused(tmp_path: Path, model: Path, folder: Pa
         pytest.raises(RefusedError, match="manifest/train/0"),
     ):
         pull(config, [first.address, second.address])
+
+
+def test_parts_of_dialogues_and_trajectories_in_a_mixture(tmp_path: Path, model: Path, folder: Path) -> None:
+    chats = tmp_path / "chats"
+    chats.mkdir()
+    for shard in range(2):
+        rows = [
+            {"messages": [{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": "a " * (n % 7 + 1)}]}
+            for n in range(shard, 24, 2)
+        ]
+        (chats / f"chat-{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = write_config(tmp_path, model, [folder])
+    tree = yaml.safe_load(plain.read_text())
+    for key in ("dataset_type", "train_data_paths"):
+        del tree["data"][key]
+    tree["data"]["sources"] = [
+        {"dataset_type": "mani_openpi", "paths": [str(folder)], "weight": 2, "name": "robots"},
+        {"dataset_type": "chat", "paths": [str(chats)], "weight": 1, "name": "chats"},
+    ]
+    config = tmp_path / "mixture.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    with serving(config) as whole:
+        expected = pull(config, [whole.address])
+    with (
+        serving(config, "--shards", f"{folder}/train-0*.jsonl", f"{chats}/chat-1.jsonl") as first,
+        serving(config, "--shards", f"{folder}/train-1*.jsonl", f"{chats}/chat-0.jsonl") as second,
+    ):
+        found = pull(config, [first.address, second.address])
+    assert found.keys == expected.keys
+    assert found.steps == expected.steps
+    assert {key[0] for key in found.keys} == {0, 1}
