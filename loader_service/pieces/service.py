@@ -45,7 +45,8 @@ class PieceService:
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
             folder = Path(item.pop("folder"))
-            lists = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists: dict[str, Any] = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists["held"] = None if item["held"] is None else frozenset(item["held"])
             manifest = load_manifest(folder, NamedEntry(**{**item, **lists}))
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:

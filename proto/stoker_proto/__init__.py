@@ -6,5 +6,5 @@ processes, limits of the machine); `model_folder`; `config` (the YAML); `actions
 `text` (rows); `order` (which sample comes when); `processor` (one object that joins actions, images and text).
 """
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Version of the wire protocol in `proto/PROTOCOL.md`. Loaders and trainers of different versions refuse each other."""

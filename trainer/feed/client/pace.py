@@ -435,7 +435,7 @@ class Pace:
 
     def answered(self, attempt: Attempt, ticket: Ticket, now: float) -> None:
         """Its piece came first; no other answer to the ticket is needed."""
-        self.load.settled(attempt.loader, ticket.count, now)
+        self.load.settled(attempt.loader, ticket.num_rows, now)
         self.latencies.answered(attempt.loader, ticket, now - attempt.asked_at)
 
     def beaten(self, attempt: Attempt, now: float) -> None:
