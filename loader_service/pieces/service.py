@@ -12,6 +12,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from pathlib import Path
+from typing import Any
 
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
