@@ -116,8 +116,9 @@ def dagger(options: argparse.Namespace, number: int) -> list[Step]:
     """Episodes in which the policy of the round before acts."""
     policy = options.work / f"round-{number - 1}" / "export"
     seed = DAGGER_SEED + 10_000 * number
+    share = options.dagger_episodes / sum(TASKS[task] for task in options.task)
     return [
-        Collection(task, f"dagger-{number}", seed, options.dagger_episodes).step(options, policy)
+        Collection(task, f"dagger-{number}", seed, max(1, round(share * TASKS[task]))).step(options, policy)
         for task in options.task
     ]
 
@@ -279,9 +280,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--dagger-episodes",
         type=_positive,
-        default=80,
+        default=300,
         metavar="N",
-        help="of each task and round (default %(default)s)",
+        help="of each round, shared among the tasks as training is: the harder, the more (default %(default)s)",
     )
     add("--episodes", type=_positive, default=100, metavar="N", help="of each task to evaluate (default %(default)s)")
     add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")

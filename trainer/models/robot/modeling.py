@@ -129,6 +129,23 @@ class Tower(nn.Module):
         return torch.cat([middle.flatten(1), (0.2 * maps.amax(-1)).tanh()], 1)
 
 
+class Layers(nn.Module):
+    """`nn.TransformerEncoder` copies one layer. A copy of parameters that ZeRO-3 divides is empty, so each is made by itself."""
+
+    def __init__(self, width: int, num_heads: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, num_heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(count)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """float[B, T, D] -> float[B, T, D]."""
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
 class RobotPolicy(PreTrainedModel):  # type: ignore[misc]
     """The policy; see the module."""
 
@@ -157,10 +174,7 @@ class RobotPolicy(PreTrainedModel):  # type: ignore[misc]
         num_prefix = config.num_views * config.tokens_per_view + 2 + bool(config.auxiliary_width)
         self.places = nn.Parameter(torch.zeros(1, num_prefix, width))
         self.queries = nn.Parameter(torch.zeros(1, config.answer_tokens, width))
-        layer = nn.TransformerEncoderLayer(
-            width, config.num_attention_heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
+        self.layers = Layers(width, config.num_attention_heads, config.num_hidden_layers)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.vocab_size)
         self.prior = nn.Parameter(torch.zeros(config.answer_tokens, config.vocab_size))
