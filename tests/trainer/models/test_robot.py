@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from stoker_proto.actions import StatisticsAccumulator, fit_codec
 from stoker_proto.config import Config, ImageConfig
 from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config
+from tests.trainer.support.ranks import run_ranks
+from trainer.build import build_engine
+from trainer.checkpoints.export import gather_weights
+from trainer.checkpoints.save import Checkpoints
+from trainer.engine.zero import join_ranks
 from trainer.models.families import family_of, read_model_config
 from trainer.models.robot.building import RobotSizes
 from trainer.models.tiny import build_tiny
@@ -149,6 +155,22 @@ def test_a_row_that_it_cannot_read_is_an_error(processor: Processor, model: Any,
         mask[:] = 1
     with pytest.raises(ValueError, match=message):
         model(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+
+
+def weights_under_zero3(robot: Path, out: Path, rank: int) -> dict[str, Any]:
+    config, ranks = config_of(robot, out), join_ranks()
+    assert config.trainer.zero_stage == 3
+    engine = build_engine(config, ranks, processor_of(robot, out), Checkpoints(config, ranks), None)
+    return {name: tensor.numpy() for name, tensor in gather_weights(engine).items()}
+
+
+@pytest.mark.process
+def test_zero3_loads_every_weight_of_it(model: Any, robot: Path, tmp_path: Path) -> None:
+    [found, _] = run_ranks(2, partial(weights_under_zero3, robot, tmp_path))
+    expected = model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name], weight.numpy(), err_msg=name)
 
 
 def test_a_policy_sees_the_views_and_a_few_steps_teach_it(processor: Processor, model: Any, robot: Path) -> None:
