@@ -22,22 +22,11 @@ CONFIG = "deploy/configs/demo.yaml"
 MODEL = "build/demo/policy"
 OUTPUT = "outputs/demo"
 VAL = "tests/data/pushcube/val.jsonl"
-PREDICTIONS = ["--model", f"{OUTPUT}/export", "--data", VAL, "--out", f"{OUTPUT}/predictions.png"]
-EVALUATION = [
-    *(
-        "--model",
-        f"{OUTPUT}/export",
-        "--task",
-        "PushCube-v1",
-        "--episodes",
-        "20",
-        "--image-size",
-        "96",
-        "--state",
-        "state",
-    ),
-    *("--out", f"{OUTPUT}/evaluation"),
-]
+TINY = f"--family robot --image-size 72 --num-views 1 --out {MODEL}".split()
+PREDICTIONS = f"--model {OUTPUT}/export --data {VAL} --out {OUTPUT}/predictions.png".split()
+EVALUATION = (
+    f"--model {OUTPUT}/export --task PushCube-v1 --episodes 20 --image-size 96 --state state --out {OUTPUT}/evaluation"
+).split()
 
 LOAD_EXPORT = """
 import sys, torch
@@ -63,19 +52,7 @@ def main() -> int:
     steps = [
         (
             "A small random policy: images and an instruction in, action tokens out",
-            [
-                python,
-                "-m",
-                "trainer.models.tiny",
-                "--family",
-                "robot",
-                "--image-size",
-                "72",
-                "--num-views",
-                "1",
-                "--out",
-                MODEL,
-            ],
+            [python, "-m", "trainer.models.tiny", *TINY],
         ),
         (
             "Scan the demonstrations, fit the action codec",

@@ -1,11 +1,11 @@
 """`make success`: demonstrations -> loaders and ZeRO ranks -> export -> closed-loop success, with a table and a page of videos.
 
     python deploy/success.py                                       four tasks, 100 held-out episodes each
-    python deploy/success.py --task PushCube-v1 --demonstrations 100 --samples 60000 --episodes 30
+    python deploy/success.py --task PushCube-v1 --demonstrations 100 --rounds 1 --samples 60000 --episodes 30
 
 Every step is a command that you could type yourself; it is printed before it runs. The same command resumes: demonstrations that
-are complete are kept, training resumes from its newest checkpoint, and evaluation plays the episodes that are missing. With
-`--rounds 2` the policy of the first round acts while the expert labels (DAgger), and the second round trains on these too.
+are complete are kept, training resumes from its newest checkpoint, and evaluation plays the episodes that are missing. In
+the second round the policy of the first acts while the expert labels (DAgger), and training goes on with these episodes too.
 """
 
 from __future__ import annotations
@@ -267,14 +267,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--samples",
         type=_positive,
-        default=600_000,
+        default=300_000,
         metavar="N",
         help="to train on in each round (default %(default)s)",
     )
     add(
         "--rounds",
         type=_positive,
-        default=1,
+        default=2,
         help="rounds of training; from the second on with DAgger (default %(default)s)",
     )
     add(

@@ -81,7 +81,7 @@ def test_what_is_left_and_what_is_not_marked_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rE", "-p", "no:cacheprovider", "test_inner.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "1000"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "1000", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=120,

@@ -38,12 +38,13 @@ def test_recorded_and_predicted_actions_are_drawn_where_the_hand_is(
     family = family_of(read_model_config(str(tmp_path / "model")))
     model = family.auto_class.from_pretrained(tmp_path / "model", dtype=torch.float32)
     monkeypatch.setattr(predictions.Policy, "load", lambda folder: Policy(model, processor, family))
-    predictions.main(["--model", "any", "--data", str(DATA), "--out", str(tmp_path / "sheet.png")])
-    said = re.match(
-        r"87 frames .* error ([\d.]+); the best constant action's is 0\.1151, ([\d.]+) times", capsys.readouterr().out
+    assert predictions.main(["--model", "any", "--data", str(DATA), "--out", str(tmp_path / "sheet.png")]) == 0
+    said = capsys.readouterr().out
+    figure = re.search(
+        r"87 recorded frames: mean action error ([\d.]+); that of the best constant action is 0.1151\n", said
     )
-    assert said is not None
-    assert float(said[1]) > 0.115, "random weights are worse than the median"
+    assert figure is not None, said
+    assert float(figure[1]) > 0.115, "random weights are worse than the median"
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (6 * 192, 10 * (16 + 192))
     first = recorded[0]
@@ -51,3 +52,11 @@ def test_recorded_and_predicted_actions_are_drawn_where_the_hand_is(
     drawn = predictions.draw(first, first.actions)
     assert tuple(drawn[16 + round(row), round(column)]) == (255, 0, 0), "the red arrow begins at the hand"
     assert np.abs(drawn[16:, :192].astype(int) - drawn[16:, 192:384].astype(int)).max() > 0
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "export")
+    assert predictions.main(["--model", missing, "--data", str(DATA), "--out", str(tmp_path / "sheet.png")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("predictions: ")
+    assert missing in line

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from stoker_proto.errors import StokerError
 from stoker_proto.host.files import whole_file
 from stoker_proto.images.views import HAND_SHAPES
 from trainer.policy import Policy, PolicyInput
 
 TILE, COLUMNS, TITLE = 192, 6, 16
 """Side of one picture, pictures of one trajectory, height of its title; pixels."""
-ARROW = 1.0
-"""Arrows are this many times the movement: an action of 1 is 0.1 m."""
 METRES = 0.1
+"""What a translation of 1 is: an arrow is as long as the movement."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,35 @@ class Trajectory:
         return u / w * TILE / self.arrays["rgb"].shape[2], v / w * TILE / self.arrays["rgb"].shape[1]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the sheet, and print the mean error beside that of the best constant action."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the sheet, and print the mean error beside that of the best constant action. Returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="an export or a checkpoint of a run")
     parser.add_argument("--data", type=Path, required=True, help="JSONL file of the collector")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     options = parser.parse_args(argv)
-    policy = Policy.load(options.model)
-    trajectories = read(options.data)
+    try:
+        _predict(options.model, options.data, options.out)
+    except (StokerError, OSError) as error:
+        print(f"predictions: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _predict(model: Path, data: Path, out: Path) -> None:
+    policy = Policy.load(model)
+    trajectories = read(data)
     predicted = [policy.act_batch(trajectory.inputs())[:, 0] for trajectory in trajectories]
     recorded = np.concatenate([trajectory.actions for trajectory in trajectories])
     error = float(np.abs(np.concatenate(predicted) - recorded).mean())
     constant = float(np.abs(np.median(recorded, axis=0) - recorded).mean())
     rows = [draw(trajectory, actions) for trajectory, actions in zip(trajectories, predicted, strict=True)]
     sheet = Image.fromarray(np.concatenate(rows))
-    with whole_file(options.out) as unfinished:
+    with whole_file(out) as unfinished:
         sheet.save(unfinished, format="PNG")
     print(
-        f"{len(recorded)} frames that were not trained on: mean action error {error:.4f}; the best constant action's is "
-        f"{constant:.4f}, {constant / error:.1f} times as much\n{options.out}"
+        f"{len(recorded)} recorded frames: mean action error {error:.4f}; that of the best constant action is {constant:.4f}\n"
+        f"{out}"
     )
 
 
@@ -104,12 +114,14 @@ def draw(trajectory: Trajectory, predicted: NDArray[np.float32]) -> NDArray[np.u
         tile = Image.fromarray(frames[t]).resize((TILE, TILE))
         hand = trajectory.arrays["tcp_pose"][t][:3]
         for action, colour, width in ((trajectory.actions[t], "white", 5), (predicted[t], "red", 2)):
-            ends = [trajectory.pixel(hand + share * METRES * action[:3], t) for share in (0.0, ARROW)]
+            ends = [trajectory.pixel(hand + share * METRES * action[:3], t) for share in (0, 1)]
             ImageDraw.Draw(tile).line(ends, fill=colour, width=width)
-            ImageDraw.Draw(tile).circle(ends[1], width + 1, fill=colour)
+            column_end, row_end = ends[1]
+            box = (column_end - width - 1, row_end - width - 1, column_end + width + 1, row_end + width + 1)
+            ImageDraw.Draw(tile).ellipse(box, fill=colour)
         row.paste(tile, (column * TILE, TITLE))
     return np.asarray(row)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -55,7 +55,7 @@ def model() -> Any:
     return found
 
 
-def close(found: torch.Tensor, expected: Any) -> None:
+def assert_close(found: torch.Tensor, expected: Any) -> None:
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-5)
 
 
@@ -71,13 +71,15 @@ def test_towers_logits_and_loss(model: Any, golden: dict[str, Any]) -> None:
     labels[:, :5] = -100
     dino, siglip = pixels.split([3, 3], dim=1)
     with torch.no_grad():
-        close(model.vision_backbone.featurizer(dino), golden["dino"])
-        close(model.vision_backbone.fused_featurizer(siglip), golden["siglip"])
-        close(model.image_features(pixels), golden["projected"])
+        assert_close(model.vision_backbone.featurizer(dino), golden["dino"])
+        assert_close(model.vision_backbone.fused_featurizer(siglip), golden["siglip"])
+        assert_close(model.image_features(pixels), golden["projected"])
         output = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, labels=labels)
     assert output.logits.shape == (2, 16 + 14, 32064)
     real = np.concatenate([np.ones((2, 16), bool), mask.numpy() == 1], axis=1)  # padding's own logits mean nothing
-    close(output.logits[..., torch.from_numpy(hashed.logit_columns())][torch.from_numpy(real)], golden["logits"][real])
+    assert_close(
+        output.logits[..., torch.from_numpy(hashed.logit_columns())][torch.from_numpy(real)], golden["logits"][real]
+    )
     assert output.loss.item() == pytest.approx(float(golden["loss"]), abs=1e-5)
 
 
@@ -115,7 +117,7 @@ def test_levels_are_those_of_the_published_processor(strategy: str, kind: str, g
 def test_one_image_is_normalised_twice(golden: dict[str, Any]) -> None:
     levels = torch.from_numpy(golden["levels/resize-naive/landscape"]).permute(1, 2, 0)[None].contiguous()
     normalise = PixelNormaliser(spec("resize-naive"), torch.device("cpu"), torch.float32)
-    close(normalise(levels)[0], golden["normalised"])
+    assert_close(normalise(levels)[0], golden["normalised"])
 
 
 def names_of_7b() -> Iterator[tuple[str, tuple[int, ...]]]:
