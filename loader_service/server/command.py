@@ -20,7 +20,7 @@ from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
-from loader_service.server.held import held_parts, held_shards
+from loader_service.server.held import check_parts, held_shards
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
@@ -56,7 +56,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="GLOB",
         help="serve only the files of the data paths that match: whole entries, or parts of them whose other files other loaders "
-        "serve; default: all",
+        "serve. Those need not be on this host if a copy of the .stoker folder of a host that has all of them is; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
@@ -139,7 +139,7 @@ def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, 
     Processor.build(config, None)  # so that a wrong model folder is an error before a long scan
     held = held_shards(config, arguments.shards)
     prepared = prepare(config, held=held, scan=ScanOptions(progress=True))
-    prepared = replace(prepared, entries=held_parts(prepared.entries, held, config.data))
+    check_parts(prepared.entries, config.data)
     check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)
     return prepared, processor, check_first_records(config, prepared, processor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest
@@ -14,12 +13,10 @@ from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.errors import ConfigError
 
-Held = dict[str, dict[int, frozenset[str] | None]]
-"""split -> entry -> paths of the shards that are held; None: all of them."""
 
-
-def held_shards(config: Config, globs: list[str] | None) -> Held | None:
-    """What the globs name: entries as they stand in the config, or shards of entries. None without globs: everything.
+def held_shards(config: Config, globs: list[str] | None) -> dict[str, dict[int, frozenset[str] | None]] | None:
+    """What the globs name: entries as they stand in the config, or shards of entries that are here. None without globs:
+    everything.
 
     Raises ConfigError where they match nothing, or a part of an entry behind a URL."""
     if globs is None:
@@ -29,13 +26,14 @@ def held_shards(config: Config, globs: list[str] | None) -> Held | None:
         map(_place, globs)
     )
     wanted = {path for pattern in globs if _place(pattern) not in named for path in _expand(pattern, datasets)}
-    held: Held = {"train": {}, "val": {}}
+    held: dict[str, dict[int, frozenset[str] | None]] = {"train": {}, "val": {}}
     for split, entries in held.items():
         sources = config.data.entry_sources(split)
         views = [dataset.for_split(split) for dataset in datasets]
         for entry, path in enumerate(config.data.paths(split)):
             try:
-                shards = views[sources[entry]].locate(path).paths
+                view = views[sources[entry]]
+                shards = (view.locate if _place(path) in named else view.locate_here)(path).paths
             except ConfigError:
                 if _place(path) in named:
                     raise
@@ -48,28 +46,18 @@ def held_shards(config: Config, globs: list[str] | None) -> Held | None:
                     "name the whole entry"
                 )
             if found:
-                entries[entry] = None if len(found) == len(shards) else found
+                entries[entry] = None if _place(path) in named or is_url(path) else found
     if not held["train"] and not held["val"]:
         raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
     return held
 
 
-def held_parts(
-    entries: Mapping[str, Mapping[int, EntryManifest]], held: Held | None, data: DataConfig
-) -> dict[str, dict[int, EntryManifest]]:
-    """The manifests, with the shards of their entries that this loader serves. Raises ConfigError for parts that cannot be
-    served."""
-    parts: dict[str, dict[int, EntryManifest]] = {}
+def check_parts(entries: Mapping[str, Mapping[int, EntryManifest]], data: DataConfig) -> None:
+    """Raises ConfigError for parts of entries that cannot be served."""
     for split, manifests in entries.items():
-        parts[split] = {}
         for entry, manifest in manifests.items():
-            paths = None if held is None else held[split][entry]
-            if paths is not None:
-                numbers = frozenset(number for number, shard in enumerate(manifest.shards) if shard in paths)
+            if manifest.held is not None:
                 _check_part(manifest, data, f"{data.path_key(split, entry)} ({manifest.path})")
-                manifest = replace(manifest, held=numbers)
-            parts[split][entry] = manifest
-    return parts
 
 
 def _check_part(manifest: EntryManifest, data: DataConfig, name: str) -> None:

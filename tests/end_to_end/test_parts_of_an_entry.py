@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from stoker_proto.errors import DeadlineError, RefusedError
-from tests.end_to_end.fleet import Loader, Pulled, pull, serving, write_config, write_demonstrations
+from tests.end_to_end.fleet import Loader, Pulled, pull, run_cli, serving, write_config, write_demonstrations
 
 
 @pytest.fixture
@@ -56,6 +56,33 @@ def test_two_loaders_of_parts_serve_what_one_serves(tmp_path: Path, model: Path,
         assert found[epoch].keys == expected[epoch].keys
         assert found[epoch].steps == expected[epoch].steps
     assert len(expected[0].keys) == sum(5 + number + 3 + 7 - number for number in range(6))
+
+
+def test_two_hosts_that_have_half_of_the_files_each(tmp_path: Path, model: Path, folder: Path) -> None:
+    """Each has a copy of the cache of the host that prepared the whole, and no path is the same."""
+    config = write_config(tmp_path, model, [folder], cache_dir=None)
+    assert run_cli("prepare", "--config", str(config)).returncode == 0
+    halves = []
+    for half in "01":
+        copy = tmp_path / f"host-{half}" / "data"
+        shutil.copytree(folder, copy)
+        for npz in copy.glob("[345]-*" if half == "0" else "[012]-*"):
+            shutil.rmtree(npz)
+        for shard in copy.glob(f"train-{1 - int(half)}*"):
+            shard.unlink()
+        own = copy.parent / "config"
+        own.mkdir()
+        halves.append((write_config(own, model, [copy], cache_dir=None), f"{copy}/*.jsonl"))
+    assert [len(list((tmp_path / f"host-{half}" / "data").glob("*.jsonl"))) for half in "01"] == [3, 3]
+    with serving(config) as whole:
+        expected = two_epochs(config, [whole.address])
+    with ExitStack() as stack:
+        fleet = [stack.enter_context(serving(own, "--shards", glob)) for own, glob in halves]
+        assert "train: 3 shards of 6 shards of entries held in part" in fleet[0].ready_line
+        found = two_epochs(config, [loader.address for loader in fleet])
+    for epoch in (0, 1):
+        assert found[epoch].keys == expected[epoch].keys
+        assert found[epoch].steps == expected[epoch].steps
 
 
 def test_parts_that_overlap_and_a_loader_of_everything_serve_together(

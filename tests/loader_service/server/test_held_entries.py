@@ -12,7 +12,7 @@ import pytest
 
 from loader_service.prepare.run import prepare
 from loader_service.server.handshake import missing_shards
-from loader_service.server.held import Held, held_parts, held_shards
+from loader_service.server.held import check_parts, held_shards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config, DataConfig, ModelConfig, TrainerConfig
 from stoker_proto.errors import ConfigError
@@ -53,17 +53,36 @@ def config(tmp_path: Path) -> Config:
         (["one/"], [0], []),
         (["two"], [1], [0]),
         (["one", "two"], [0, 1], [0]),
+    ],
+)
+def test_an_entry_is_held_by_its_name(
+    config: Config, tmp_path: Path, globs: list[str], train: list[int], val: list[int]
+) -> None:
+    held = held_shards(config, [f"{tmp_path}/{pattern}" for pattern in globs])
+    assert held == {"train": dict.fromkeys(train), "val": dict.fromkeys(val)}
+
+
+@pytest.mark.parametrize(
+    ("globs", "train", "val"),
+    [
         (["two/data/*/*.txt"], [1], [0]),
         (["two/data/chunk"], [1], [0]),
         (["t*"], [1], [0]),
         (["*/data/chunk/a.txt", "*/data/chunk/b.txt"], [0, 1], [0]),
     ],
 )
-def test_an_entry_is_held_by_its_name_its_folder_or_its_shards(
+def test_an_entry_is_held_whole_by_its_folder_or_all_its_shards(
     config: Config, tmp_path: Path, globs: list[str], train: list[int], val: list[int]
 ) -> None:
     held = held_shards(config, [f"{tmp_path}/{pattern}" for pattern in globs])
-    assert held == {"train": dict.fromkeys(train), "val": dict.fromkeys(val)}
+    assert held is not None
+    assert {split: list(entries) for split, entries in held.items()} == {"train": train, "val": val}
+    assert held["val"] == {0: {str(tmp_path / "two" / "data" / "chunk" / f"{name}.txt") for name in "ab"}}
+    given = replace(config, data=replace(config.data, cache_dir=str(tmp_path / "cache")))
+    entries = prepare(given, held=held).entries
+    assert [manifest.held for of_split in entries.values() for manifest in of_split.values()] == [None] * (
+        len(train) + len(val)
+    )
 
 
 def test_all_are_held_unasked(config: Config) -> None:
@@ -79,7 +98,8 @@ def test_a_part_of_an_entry_is_held_by_its_shards(config: Config, tmp_path: Path
     }
     given = replace(config, data=replace(config.data, cache_dir=str(tmp_path / "cache")))
     held = held_shards(given, shards[1:])
-    entries = held_parts(prepare(given, held=held).entries, held, given.data)
+    entries = prepare(given, held=held).entries
+    check_parts(entries, given.data)
     whole = prepare(given).entries["train"][1]
     part = entries["train"][1]
     assert (part.held, part.fingerprint, part.num_records) == ({1}, whole.fingerprint, 2)
@@ -90,17 +110,18 @@ def test_a_part_of_an_entry_is_held_by_its_shards(config: Config, tmp_path: Path
 
 
 def test_parts_that_cannot_be_served_are_refused(config: Config, tmp_path: Path) -> None:
-    held: Held = {"train": {0: frozenset({str(tmp_path / "one" / "data" / "chunk" / "a.txt")})}, "val": {}}
+    held = {"train": {0: frozenset({str(tmp_path / "one" / "data" / "chunk" / "a.txt")})}, "val": {}}
     data = replace(config.data, cache_dir=str(tmp_path / "cache"), weigh_by="tokens")
     manifest = prepare(replace(config, data=data), held=held).entries["train"][0]
+    assert manifest.held == {0}
     with pytest.raises(
         ConfigError, match=r"a part of data.train_data_paths\[0\] .*estimate its tokens by its first record"
     ):
-        held_parts({"train": {0: manifest}, "val": {}}, held, data)
+        check_parts({"train": {0: manifest}, "val": {}}, data)
     counted = replace(manifest, num_tokens=np.ones(2, np.uint32))
-    assert held_parts({"train": {0: counted}}, held, data)["train"][0].held == {0}
+    check_parts({"train": {0: counted}}, data)
     with pytest.raises(ConfigError, match=r"with data\.packing a row is made of texts from any of its shards"):
-        held_parts({"train": {0: counted}}, held, replace(data, packing=True))
+        check_parts({"train": {0: counted}}, replace(data, packing=True))
 
 
 def test_what_names_nothing_is_refused(config: Config, tmp_path: Path) -> None:
