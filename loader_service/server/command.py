@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from loader_service.pieces.excluded import Excluded
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
@@ -104,13 +105,15 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | None, pages: OperatorPages) -> None:
     prepared, processor, tokens = read_data(config, arguments)
-    fingerprints = all_fingerprints(config, prepared, processor)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    fingerprints = all_fingerprints(config, prepared, processor, excluded)
     served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
     with run_directory() as run_dir, zmq.Context() as context:
         cores = config.loader.cores or cpu_count()
         num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
         num_threads = config.loader.threads or -(-cores // num_workers)
-        served.write_job(run_dir, processor, num_workers, num_threads)
+        served.write_job(run_dir, processor, excluded, num_workers, num_threads)
         pool: Pool = (
             InlinePool(run_dir, num_threads)
             if num_workers == 1
@@ -137,7 +140,9 @@ def check(arguments: argparse.Namespace) -> None:
 
     config, _ = read_config(arguments)
     prepared, processor, _ = read_data(config, arguments)
-    encoder = RecordEncoder(config.data, processor)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    encoder = RecordEncoder(config.data, processor, excluded)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
@@ -234,8 +239,11 @@ def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
     return expand_entry(pattern, patterns)
 
 
-def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
-    """Fingerprints of everything that decides the bytes of a batch, by name."""
+def all_fingerprints(
+    config: Config, prepared: Prepared, processor: Processor, excluded: Excluded | None = None
+) -> dict[str, str]:
+    """Fingerprints of everything that decides the bytes of a batch, by name. excluded: default: those of data.exclude."""
+    excluded = Excluded.read(config.data) if excluded is None else excluded
     data = config.data
     plan = {
         "version": PLAN_VERSION,
@@ -243,6 +251,8 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         "augment": config_to_tree(data.augment),
         "on_bad_sample": data.on_bad_sample,
     }
+    if excluded.names:  # in `plan`, which every loader has, so that one without a file differs from one with it
+        plan["exclude"] = excluded.fingerprint()
     manifests = {
         f"manifest/{split}/{entry}": manifest.fingerprint
         for split, entries in prepared.entries.items()
@@ -259,6 +269,7 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         **processor.fingerprints(),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
+        **({"exclude": excluded.fingerprint()} if excluded.names else {}),
         "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),
         **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,
