@@ -121,6 +121,8 @@ class Trainer:
             processor = self._processor_to_keep()
             folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
         skipped = self._say_skipped()
+        if self.fleet is not None:
+            self.fleet.say_summary()
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
         self._keep(self.evals.wait())
         summary = self._summarise(time.monotonic() - started, folder, skipped)

@@ -49,6 +49,8 @@ class Counters:
     records_decoded: int = 0
     records_distinct: int = 0
     skipped: int = 0
+    excluded: int = 0
+    """Samples sent without labels because data.exclude names them."""
     records_ahead: int = 0
     """Decoded and kept, before any ticket asked for a sample of them."""
     cache_hits: int = 0
@@ -368,6 +370,10 @@ class PieceBuilder:
             if switch(IDLE) == IDLE:
                 self._pack_s += time.perf_counter() - complete
             counters.skipped += len(piece.skipped)
+            if any(record.excluded for record in pending.records.values()):
+                counters.excluded += sum(
+                    ref.sample in pending.records[ref.record].excluded for ref in pending.rows.samples
+                )
             for key, count in pending.counts.items():
                 self._cache.serve(key, count)
             counters.records_ahead = self._cache.num_ahead

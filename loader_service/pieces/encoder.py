@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, check_files, shard_of
 from loader_service.pieces.device_images import device_images
+from loader_service.pieces.excluded import Excluded
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
 from loader_service.pieces.sample_values import checked_sample, stacked
 from loader_service.pieces.text_samples import TextSample, rows_of
@@ -86,10 +87,20 @@ class _Record:
 class RecordEncoder:
     """Decodes and encodes records of one config; used by several threads at once."""
 
-    def __init__(self, data: DataConfig, processor: Processor, loader: LoaderConfig | None = None) -> None:
-        """loader: with the device that encodes frames; None: the CPU. Raises ConfigError where it is not to be had."""
+    def __init__(
+        self,
+        data: DataConfig,
+        processor: Processor,
+        loader: LoaderConfig | None = None,
+        *,
+        excluded: Excluded | None = None,
+    ) -> None:
+        """loader: with the device that encodes frames; None: the CPU. excluded: samples without labels; default: those of
+        data.exclude. Raises ConfigError for a wrong file, or a device that is not to be had."""
         self.data, self.processor = data, processor
         self._device_images = device_images(processor.coder, loader or LoaderConfig())
+        self._excluded = Excluded.read(data) if excluded is None else excluded
+        self._excluded_of: dict[tuple[str, int], dict[int, frozenset[int]]] = {}  # (split, entry): record: samples
         self._packed: dict[tuple[str, int], bool] = {}
         self._with_images: set[tuple[str, int]] = set()
         datasets = make_datasets(data)
@@ -250,7 +261,7 @@ class RecordEncoder:
                     file=str(record.shard),
                     record=str(record.number),
                 )
-            encoded = self._tokenise(record)
+            encoded = self._without_excluded(self._tokenise(record), record)
             if self._is_packed(record.manifest):
                 expected = TokenCounts.of(record.manifest, self.data).of_record(record.number)
                 check_packable(encoded, expected, record.shard, record.number)
@@ -297,6 +308,22 @@ class RecordEncoder:
             encoded.append(sample)
             size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
+
+    def _without_excluded(self, encoded: EncodedRecord, record: _Record) -> EncodedRecord:
+        """The same samples; those of data.exclude have no labels."""
+        if not self._excluded.names:
+            return encoded
+        key = record.manifest.split, record.manifest.entry
+        if key not in self._excluded_of:
+            self._excluded_of[key] = self._excluded.of(record.manifest)
+        numbers = self._excluded_of[key].get(record.number)
+        if numbers is None:
+            return encoded
+        samples = [
+            replace(sample, supervised=np.zeros_like(sample.supervised)) if i in numbers else sample
+            for i, sample in enumerate(encoded.samples)
+        ]
+        return replace(encoded, samples=samples, excluded=numbers)
 
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
         try:

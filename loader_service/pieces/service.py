@@ -17,6 +17,7 @@ from typing import Any
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.excluded import Excluded
 from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import load_plan, plan_exists
 from loader_service.remote.opened import remote_store
@@ -60,7 +61,12 @@ class PieceService:
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
-        encoder = RecordEncoder(self._config.data, Processor.load(run_dir), self._config.loader)
+        encoder = RecordEncoder(
+            self._config.data,
+            Processor.load(run_dir),
+            self._config.loader,
+            excluded=Excluded.from_json(job["exclude"]),
+        )
         encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,

@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from loader_service.pieces.device_images import image_libraries
+from loader_service.pieces.excluded import Excluded
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
@@ -108,13 +109,15 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | None, pages: OperatorPages) -> None:
     prepared, processor, tokens = read_data(config, arguments)
-    fingerprints = all_fingerprints(config, prepared, processor)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    fingerprints = all_fingerprints(config, prepared, processor, excluded)
     served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
     with run_directory() as run_dir, zmq.Context() as context:
         cores = config.loader.cores or cpu_count()
         num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
         num_threads = config.loader.threads or -(-cores // num_workers)
-        served.write_job(run_dir, processor, num_workers, num_threads)
+        served.write_job(run_dir, processor, excluded, num_workers, num_threads)
         pool: Pool = (
             InlinePool(run_dir, num_threads)
             if num_workers == 1
@@ -141,7 +144,9 @@ def check(arguments: argparse.Namespace) -> None:
 
     config, _ = read_config(arguments)
     prepared, processor, _ = read_data(config, arguments)
-    encoder = RecordEncoder(config.data, processor, config.loader)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    encoder = RecordEncoder(config.data, processor, config.loader, excluded=excluded)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
@@ -188,8 +193,11 @@ def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
         )
 
 
-def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
-    """Fingerprints of everything that decides the bytes of a batch, by name."""
+def all_fingerprints(
+    config: Config, prepared: Prepared, processor: Processor, excluded: Excluded | None = None
+) -> dict[str, str]:
+    """Fingerprints of everything that decides the bytes of a batch, by name. excluded: default: those of data.exclude."""
+    excluded = Excluded.read(config.data) if excluded is None else excluded
     data = config.data
     plan = {
         "version": PLAN_VERSION,
@@ -197,6 +205,8 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         "augment": config_to_tree(data.augment),
         "on_bad_sample": data.on_bad_sample,
     }
+    if excluded.names:  # in `plan`, which every loader has, so that one without a file differs from one with it
+        plan["exclude"] = excluded.fingerprint()
     manifests = {
         f"manifest/{split}/{entry}": manifest.fingerprint
         for split, entries in prepared.entries.items()
@@ -215,6 +225,7 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         "image_libraries": image_libraries(parts["image_libraries"], config.loader),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
+        **({"exclude": excluded.fingerprint()} if excluded.names else {}),
         "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),
         **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,

@@ -47,6 +47,7 @@ def progress(pool: Pool, clients: Clients, outbox: Outbox, tally: Tally, *, refu
         "records_distinct": counters.records_distinct,
         "records_ahead": counters.records_ahead,
         "skipped": counters.skipped,
+        "excluded": counters.excluded,
         "bytes_sent": outbox.bytes_sent,
         "queued": clients.num_in_work,
         "dropped": outbox.dropped,
@@ -82,6 +83,7 @@ def metrics(
         "unread_bytes": outbox.unread_bytes(),
         "dropped_frames_total": outbox.dropped,
         "bad_samples_total": counters.skipped,
+        "excluded_samples_total": counters.excluded,
     }
     return {
         **{f"stoker_loader_{name}": {(): float(value)} for name, value in single.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 import zmq
 
 from stoker_proto.fleet.metrics import METRICS, parse
@@ -152,6 +154,40 @@ def test_promtool_accepts_the_rules_and_the_scrape(scraped: tuple[str, str]) -> 
             ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
         )
         assert (linted.returncode, linted.stderr, linted.stdout) == (0, "", "")
+
+
+def queries() -> list[tuple[str, str]]:
+    """(query, legend) of each line of the dashboard."""
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "stoker.json").read_text())
+    return [(line["expr"], line["legendFormat"]) for panel in dashboard["panels"] for line in panel["targets"]]
+
+
+def test_the_dashboard_asks_only_for_metrics_and_labels_that_a_scrape_has(scraped: tuple[str, str]) -> None:
+    known = parse("".join(scraped))
+    named = set()
+    for query, legend in queries():
+        names = set(re.findall(r"\bstoker_\w+", query))
+        named |= names
+        assert names <= set(known), query
+        labels = {label for name in names for label in METRICS[name].labels} | {"instance"}
+        assert set(re.findall(r"{{(\w+)}}", legend)) <= labels, legend
+    assert len(named) >= 25
+    text = (ROOT / "deploy" / "grafana" / "stoker.json").read_text()
+    assert "Schema-checked, not run" in text
+
+
+@needs_promtool
+def test_promtool_reads_each_query_of_the_dashboard(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"line:{number}", "expr": query.replace("$__rate_interval", "5m")}
+        for number, (query, _) in enumerate(queries())
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    checked = subprocess.run(
+        ["promtool", "check", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_a_port_in_use_and_a_wrong_address_are_one_line_before_anything_is_read(config: Path) -> None:

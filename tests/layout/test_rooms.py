@@ -29,7 +29,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
     ),
     "loader_service": (
         *("paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
-        *("server", "inspection", "replay", "doctor", "convert", "cli"),
+        *("server", "inspection", "replay", "doctor", "top", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),

@@ -65,6 +65,7 @@ METRICS: Mapping[str, Metric] = {
     "stoker_loader_unread_bytes": Metric("Bytes sent to ranks that have not read them"),
     "stoker_loader_dropped_frames_total": Metric("Answers dropped because a rank did not read"),
     "stoker_loader_bad_samples_total": Metric("Samples sent without labels because their record is bad"),
+    "stoker_loader_excluded_samples_total": Metric("Samples sent without labels because data.exclude names them"),
     "stoker_loader_refused_peers_total": Metric(
         "Peers turned away. reason: key (handshake), fingerprint (HELLO that differs), message (broke the protocol)",
         ("reason",),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loader_service.pieces.excluded import Excluded
 from loader_service.pieces.service import PieceService
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
@@ -54,7 +55,9 @@ def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[PieceS
 def write_job(run_dir: Path, config: Config, prepared: Prepared) -> None:
     """What `loader-serve` writes for its workers."""
     processor = Processor.build(config, prepared.codec)
-    Served(config, prepared.entries, {}, processor.to_json(), {}, "loader").write_job(run_dir, processor, 1, 1)
+    Served(config, prepared.entries, {}, processor.to_json(), {}, "loader").write_job(
+        run_dir, processor, Excluded.read(config.data), 1, 1
+    )
 
 
 def answer(bench: PieceService, ticket: Ticket) -> Message:
