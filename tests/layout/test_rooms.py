@@ -32,7 +32,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
         *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy", "serving"),
-        *("sim", "check", "cli", "main", "examples"),
+        *("plan", "sim", "check", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""
