@@ -38,6 +38,8 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parse_arguments(arguments)
+    if options.plan:
+        return subprocess.run(plan_command(options), check=False).returncode
     try:
         plan = make_plan(options, os.environ)
     except ConfigError as error:
@@ -55,6 +57,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print memory of a rank, size of a checkpoint, steps and loaders, and end; more options: stoker-train --help",
+    )
     parser.add_argument(
         "--no-loaders", action="store_true", help="the loaders run elsewhere; cluster.loader_addresses names them"
     )
@@ -75,6 +82,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "the others (default: 10)",
     )
     return parser.parse_args(arguments)
+
+
+def plan_command(options: argparse.Namespace) -> list[str]:
+    """The trainer's own plan of the run."""
+    overrides = [part for value in options.set for part in ("--set", value)]
+    return [sys.executable, str(ROOT / "trainer" / "main.py"), "--plan", "--config", str(options.config), *overrides]
 
 
 def _count(text: str) -> int:

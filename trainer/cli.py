@@ -21,13 +21,14 @@ examples:
   loader-serve --config my.yaml --bind tcp://127.0.0.1:5555                     a loader in one terminal, and in another:
   stoker-train --config my.yaml --set 'cluster.loader_addresses=[tcp://127.0.0.1:5555]'              one rank
   deepspeed --num_gpus 8 --module trainer.main --config my.yaml                                      eight ranks
+  stoker-train --config my.yaml --plan --samples 100000     memory, disk, steps, before anything starts
   stoker-train --config my.yaml --check                     the gates before a training; trains nothing
 
 A run resumes from the newest checkpoint of its trainer.output_dir; the model for transformers is in its folder `export`."""
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
-    """The checked config from `--config` and `--set`, and whether it is only to be checked. Raises ConfigError."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """The checked config from `--config` and `--set`, and the other options. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="stoker-train" if Path(sys.argv[0]).name == "stoker-train" else "deepspeed trainer/main.py",
         description="Train a model on the samples that the loaders send (ZeRO), validate, save and export it.",
@@ -49,12 +50,35 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, boo
         help="train nothing: replay demonstrations in the simulator, as recorded and after a round trip through the action "
         "tokens; exit code 1 if they fail (also without loaders: python -m trainer.sim.replay)",
     )
+    add_plan_arguments(parser)
     known = parser.parse_args(arguments)
     metrics = [] if known.metrics is None else [f"trainer.logger.metrics={known.metrics}"]
     config = load_config(known.config, [*known.set, *metrics])
-    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if not known.plan:
+        check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
-    return config, known.check
+    return config, known
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--plan` and its options."""
+    group = parser.add_argument_group("plan", "what the run would take; reads no weights, starts no rank")
+    add = group.add_argument
+    add(
+        "--plan",
+        action="store_true",
+        help="print memory of a rank, size of a checkpoint, steps, tokens, loaders; then end",
+    )
+    add("--json", action="store_true", help="the plan as one line of JSON")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="training samples of an epoch; default: cluster.loader_addresses are asked",
+    )
+    add("--labels", type=int, metavar="N", help="labels of a row, for the memory of logits; default: data.max_seq_len")
+    add("--samples-per-second", type=float, metavar="S", help="rate at which all ranks together would train")
+    add("--loader-samples-per-second", type=float, metavar="S", help="rate of one loader, as loader-bench measures it")
 
 
 def check_world(config: Config, world_size: int) -> None:

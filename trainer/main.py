@@ -39,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:
-        config, only_check = parse_arguments(arguments)
-        if only_check:
+        config, options = parse_arguments(arguments)
+        if options.plan:
+            from trainer.plan.command import print_plan
+
+            return print_plan(config, options)
+        if options.check:
             from trainer.check import check_run
 
             return 0 if check_run(config) else 1

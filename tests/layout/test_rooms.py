@@ -34,7 +34,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
         *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy_options"),
-        *("policy", "serving", "sim", "check", "cli", "main", "examples"),
+        *("policy", "serving", "plan", "sim", "check", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""
