@@ -222,6 +222,7 @@ def write_config(options: argparse.Namespace, number: int, base: Path, path: Pat
         tree["data"]["state_path"] = str(work / "state.json")
     tree["trainer"]["output_dir"] = str(work / f"round-{number}")
     tree["trainer"]["max_steps"] = max(1, options.samples // tree["trainer"]["global_batch_size"])
+    tree["trainer"]["checkpoint"]["interval"] = options.checkpoint_interval
     tree["cluster"]["component_placement"] = {
         "trainer": f"0-{options.ranks - 1}",
         "dataloader": f"0-{options.loaders - 1}",
@@ -352,6 +353,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=300,
         metavar="N",
         help="of each round, shared among the tasks as training is: the harder, the more (default %(default)s)",
+    )
+    add(
+        "--checkpoint-interval",
+        type=_positive,
+        default=500,
+        metavar="STEPS",
+        help="an interrupted training loses at most so many; with --overlap the first policy acts after so many (default 500)",
     )
     add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
     add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
