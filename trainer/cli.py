@@ -39,13 +39,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, boo
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # set by the launcher
     parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="the same as --set trainer.logger.metrics=HOST:PORT: the first rank serves metrics",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
         help="train nothing: replay demonstrations in the simulator, as recorded and after a round trip through the action "
         "tokens; exit code 1 if they fail (also without loaders: python -m trainer.sim.replay)",
     )
     known = parser.parse_args(arguments)
-    config = load_config(known.config, known.set)
+    metrics = [] if known.metrics is None else [f"trainer.logger.metrics={known.metrics}"]
+    config = load_config(known.config, [*known.set, *metrics])
     check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
     return config, known.check

@@ -25,6 +25,7 @@ from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
 from stoker_proto.config import DataConfig, LoaderConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
+from stoker_proto.host.stages import READ, TOKENISE, switch
 from stoker_proto.host.trouble import check_host, host_error
 from stoker_proto.processor import EncodedRow, Processor
 
@@ -142,6 +143,7 @@ class RecordEncoder:
         if changed:
             records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
         read = [record for record in records if isinstance(record, _Record)]
+        switch(TOKENISE)
         rows = iter(rows_of([one.text for record in read for one in record.texts], self.processor))
         return [
             self._finish(record, [next(rows) for _ in record.texts])
@@ -168,6 +170,7 @@ class RecordEncoder:
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
         shard, offset, size = manifest.place(number)
+        switch(READ)  # a record that failed may have ended in another stage
         record = _Record(manifest, number, shard)
         try:
             record.shard = dataset.local(shard)
@@ -184,10 +187,10 @@ class RecordEncoder:
                         self._with_images.add((manifest.split, manifest.entry))
                     record.texts.append(_Waiting(text, images, index))
                     if len(record.texts) >= _MOST_TEXTS:
-                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+                        self._tokenise_texts(record)
                 else:
                     if record.texts:
-                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+                        self._tokenise_texts(record)
                     # Kept without its frames, so that only the raw frames of one sample are in memory.
                     record.found.append(
                         _Text(
@@ -260,6 +263,11 @@ class RecordEncoder:
                 raise
             return trouble
         return encoded
+
+    def _tokenise_texts(self, record: _Record) -> None:
+        before = switch(TOKENISE)
+        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+        switch(before)
 
     def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
         """The waiting samples of language become rows. Raises DataError for a bad one."""

@@ -72,7 +72,7 @@ class PieceService:
     @property
     def counters(self) -> Counters:
         """Counters since the start."""
-        return self._builder.counters
+        return self._builder.counters()
 
     def submit(self, address: bytes, ticket: Ticket) -> None:
         """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""

@@ -3,29 +3,38 @@
     rank <--TCP--> relay <--Unix socket in the run directory--> ROUTER
 
 A connection that is reset ends here. Its Unix socket gets an orderly end, which libzmq bears in every state; what ZeroMQ still
-writes there is dropped. Bytes pass unread, so keys and authentication work as without it. One thread serves all connections. It
-holds one buffer per direction and reads no more until that is written: TCP's back pressure reaches the other side.
+writes there is dropped. Bytes pass unread, so keys and authentication work as without it. It holds one buffer per direction and
+reads no more until that is written: TCP's back pressure reaches the other side.
+
+It is a process of its own (`RelayProcess`), so that it never waits for the interpreter lock of a busy loader.
+Command line: `python -m loader_service.server.relay LISTENER PATH PARENT`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
+import signal
 import socket
-import threading
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stoker_proto.errors import StokerError
+from stoker_proto.host.descriptors import raise_descriptor_limit
+from stoker_proto.host.process import end_with_parent
+
 logger = logging.getLogger(__name__)
 
-DESCRIPTORS = 3
-"""Of one connection: its TCP socket, and both ends of its Unix socket."""
 _CHUNK_BYTES = 256 << 10
 _LOOK_S = 1.0
 _LINGER_S = 10.0
 """How long a rank may take for the last bytes of a connection that ZeroMQ has ended."""
+_STOP_DEADLINE_S = 5.0
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
@@ -65,7 +74,7 @@ class Relay:
         self._listener, self._path = listener, str(path)
         self._selector = selectors.DefaultSelector()
         self._links: set[_Link] = set()
-        self._closed = threading.Event()
+        self._closed = False
         self._close_at = float("inf")
         self._listen_at: float | None = None
         """When to accept again after descriptors were short."""
@@ -73,21 +82,15 @@ class Relay:
         for one in (listener, self._wake_read):
             one.setblocking(False)
             self._selector.register(one, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
-        self._thread.start()
 
     def close(self, linger_s: float = 2.0) -> None:
-        """Accept no more, and return at once. What is on its way still passes, for at most `linger_s`."""
+        """Have `run` accept no more, and return once all has passed, at the latest after `linger_s`. For signal handlers too."""
         self._close_at = time.monotonic() + linger_s
-        self._closed.set()
+        self._closed = True
         self._wake_write.send(b"1")
 
-    def wait_closed(self, deadline_s: float) -> bool:
-        """After `close`: whether the thread has ended within the deadline."""
-        self._thread.join(deadline_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Pass bytes on until `close` is called."""
         while self._listener.fileno() >= 0 or (self._links and time.monotonic() < self._close_at):
             for key, events in self._selector.select(_LOOK_S):
                 if key.fileobj is self._listener:
@@ -135,7 +138,7 @@ class Relay:
 
     def _listen_again(self, now: float) -> None:
         """Accept after a pause; no more once it is closed."""
-        if self._closed.is_set():
+        if self._closed:
             if self._listener.fileno() >= 0:
                 if self._listen_at is None:
                     self._selector.unregister(self._listener)
@@ -211,3 +214,47 @@ class Relay:
             if side.mask:
                 self._selector.unregister(side.socket)
             side.socket.close()
+
+
+class RelayProcess:
+    """A relay that runs until `stop`, or until this process ends. Start it from the main thread."""
+
+    def __init__(self, listener: socket.socket, path: Path) -> None:
+        """listener: is closed here and lives on there."""
+        number = listener.fileno()
+        command = [sys.executable, "-m", "loader_service.server.relay", str(number), str(path), str(os.getpid())]
+        with listener:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[number])
+
+    def check(self) -> None:
+        """Raises StokerError if it has ended."""
+        if (code := self._process.poll()) is not None:
+            raise StokerError(
+                f"the relay between ranks and this loader ended with exit code {code}; see above, and start the loader again"
+            )
+
+    def stop(self) -> None:
+        """Accept no more; what is on its way passes. Returns when the process has ended."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main() -> None:
+    """Entry of the relay's process."""
+    number, path, parent = sys.argv[1:]
+    if not end_with_parent(int(parent)):
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the loader decides when this ends
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s relay %(levelname)s %(message)s")
+    raise_descriptor_limit()
+    relay = Relay(socket.socket(fileno=int(number)), Path(path))
+    signal.signal(signal.SIGTERM, lambda *_: relay.close())
+    relay.run()
+
+
+if __name__ == "__main__":
+    main()

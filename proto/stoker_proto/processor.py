@@ -238,6 +238,11 @@ class Processor:
         return frames if views is None else [image for frame in frames for image in views.cut(frame, measurements)]
 
     @property
+    def needed_measurements(self) -> tuple[str, ...]:
+        """Names of the measurements that `see` needs; their shapes are in `images.views.HAND_SHAPES`."""
+        return () if self._parts.views is None else self._parts.views.needed
+
+    @property
     def needs_state(self) -> bool:
         """Whether instructions include the robot's state (`data.state: text`)."""
         return self._parts.needs_state

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stoker_proto.config import AugmentConfig, ImageConfig
 from stoker_proto.errors import DataError, RemoteProtocolError
+from stoker_proto.host.stages import ENCODE, RESIZE, switch
 from stoker_proto.images.augment import crop_box, jitter
 from stoker_proto.images.geometry import Operation, operations_for
 from stoker_proto.images.resize import best_resize
@@ -78,7 +79,14 @@ class ImageCoder:
         augment_key: 64 bits that determine the augmentation; None: no augmentation. With the same key a depth frame gets the
         crop of its colour frame; its levels stay.
         """
+        before = switch(RESIZE)
         pixels = self.pixels(frame, augment_key)
+        switch(ENCODE)
+        data = self._to_bytes(pixels)
+        switch(before)
+        return data
+
+    def _to_bytes(self, pixels: Pixels) -> bytes:
         if self.transport == "pixels":
             return pixels.tobytes()
         jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=self._quality, colorspace="RGB", colorsubsampling="420")

@@ -112,7 +112,7 @@ def test_a_kernel_that_refuses_the_filter_does_not_keep_the_loader_from_serving(
     assert not can_drop_resets()
     with zmq.Context() as context:
         served = Served(make_config(["tcp://nobody:1"]), {}, {}, "{}", {}, "unprivileged")
-        server = LoaderServer(served, tmp_path, InlinePool(tmp_path), context)
+        server = LoaderServer(served, tmp_path, InlinePool(tmp_path, 1), context)
         with contextlib.closing(server):
             address = server.bind("tcp://127.0.0.1:*")
             assert address.startswith("tcp://127.0.0.1:")

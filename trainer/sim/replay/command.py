@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stoker_proto.arguments import positive, positive_share
 from stoker_proto.config.reader import load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.processor import FILE, Processor
 from trainer.sim.evaluation.simulators import Simulators
+from trainer.sim.options import add_env_modules, add_processes
 from trainer.sim.replay.gates import GateResult, run_gates
 from trainer.sim.replay.plays import Player
-from trainer.sim.replay.recordings import read_recordings
+from trainer.sim.replay.recordings import Recording, read_recordings
 from trainer.sim.tasks.interface import Rendering
 from trainer.sim.tasks.registry import check_task, is_known, load_modules
 from trainer.sim.workers import Interrupts
@@ -36,8 +38,8 @@ _EXAMPLES = """examples:
   python -m trainer.sim.replay --config my.yaml --processor outputs/export
   python -m trainer.sim.replay --data demos.jsonl --env-module my_envs --task PutOnPlateInScene25Main-v3 --episodes 10
 """
-SMALL = Rendering(image_size=16)
-"""Nobody looks at the pictures."""
+SMALL = 16
+"""Pixels: nobody looks at the pictures."""
 DEADLINE_S = 600.0
 MOST_DEATHS = 3
 
@@ -58,6 +60,9 @@ class ReplayOptions:
     """Simulators at a time."""
     least: float = 0.8
     """Share of the episodes that must succeed, in (0, 1]."""
+
+
+_DEFAULTS = ReplayOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,8 +119,20 @@ def check_demonstrations(
         print("\n".join(result.lines()), flush=True)
 
     number = min(options.processes, len(played))
-    with Simulators(number, options.env_modules, SMALL, interrupts, deadline_s=DEADLINE_S) as simulators:
+    rendering = Rendering(image_size=SMALL, wrist_camera=_wrist_camera(played))
+    with Simulators(number, options.env_modules, rendering, interrupts, deadline_s=DEADLINE_S) as simulators:
         return run_gates(played, processor, Player(simulators, MOST_DEATHS), options.least, report)
+
+
+def _wrist_camera(played: Sequence[Recording]) -> bool:
+    """Whether the robot carries a camera on its hand in all of them. Raises ConfigError for some."""
+    kinds = {one.wrist_camera: one.place for one in played}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{kinds[True]} was recorded with --wrist-camera and {kinds[False]} without: these are different robots; check them "
+            "one after the other, with --data"
+        )
+    return kinds == {True: kinds.get(True)}
 
 
 def _of_config(file: Path | None) -> list[Path]:
@@ -156,28 +173,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, metavar="YAML", help="its training data")
     add("--processor", type=Path, metavar="DIR", help="an export, or a checkpoint, for the round trip")
     add("--task", action="append", default=[], help="only these; repeat for several (default: all in the data)")
-    add("--env-module", action="append", default=[], metavar="M", help="Python module that registers environments")
-    add("--episodes", type=_positive, default=5, help="of each task (default %(default)s)")
-    add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")
+    add_env_modules(parser)
+    add("--episodes", type=positive, default=_DEFAULTS.episodes, metavar="N", help="of each task (default %(default)s)")
+    add_processes(parser)
     add(
         "--least",
-        type=_share,
-        default=0.8,
+        type=positive_share,
+        default=_DEFAULTS.least,
         metavar="SHARE",
         help="of the episodes that must succeed (default %(default)s)",
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} does not lie in (0, 1]")
-    return value
