@@ -5,8 +5,7 @@ a heartbeat is due or a PING is answered on it (zeromq/libzmq#4767). Any peer co
 segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such connections
 by a timer, which libzmq bears in every state.
 
-Newer kernels let only a process with CAP_NET_ADMIN filter a TCP socket. Without it a loader sees resets and sends no heartbeats
-of its own (`can_drop_resets`).
+Newer kernels let only a process with CAP_NET_ADMIN filter a TCP socket. Without it `relay` keeps resets away from ZeroMQ.
 """
 
 from __future__ import annotations
@@ -89,6 +88,12 @@ def listen(address: str) -> socket.socket:
             f"--bind {address}: {error.strerror}; choose a free port, or tcp://127.0.0.1:* for any"
         ) from error
     return listener
+
+
+def bound_address(listener: socket.socket) -> str:
+    """tcp://HOST:PORT of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _drop_resets(listener: socket.socket) -> None:

@@ -19,11 +19,12 @@ from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import can_drop_resets, listen
+from loader_service.server.listening import bound_address, can_drop_resets, listen
 from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
+from loader_service.server.relay import RelayProcess
 from loader_service.server.served import Served
 from loader_service.server.waiting import WaitingRequests
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
@@ -43,10 +44,8 @@ MAX_UNREAD_FRAMES = 256
 """Frames that wait for one rank that does not read. Later ones are dropped and counted; the rank asks again at its deadline.
 `loader.unread_mb` limits the same in bytes."""
 _AT_ONCE = 256
-_SEES_RESETS = (
-    "the kernel lets only CAP_NET_ADMIN drop TCP resets: a peer that floods this loader and then resets its connection can end "
-    "it (libzmq#4767). Whoever started it starts it again, and no batch changes; give it CAP_NET_ADMIN to rule that out"
-)
+RANKS = "ranks"
+"""Name of the socket in the run directory to which `relay` passes ranks on."""
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 
@@ -85,8 +84,8 @@ class LoaderServer:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.MAXMSGSIZE, encoding.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
-            # Safe only where no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
-            (zmq.HEARTBEAT_IVL, 1000 if can_drop_resets() else 0),
+            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
+            (zmq.HEARTBEAT_IVL, 1000),
             (zmq.HEARTBEAT_TIMEOUT, 5000),
             # For peers of ZMTP 1 and 2, which know no heartbeats. It must come later than these: where it ends a connection,
             # libzmq does not bear an input that stands still.
@@ -98,6 +97,8 @@ class LoaderServer:
             self._socket.setsockopt(option, value)
         self._outbox = Outbox(self._socket, served.config.loader.unread_mb << 20)
         self._gate = Gate(context, self._socket, *keys) if keys else None
+        self._run_dir, self._hears_resets = run_dir, not can_drop_resets()
+        self._relay: RelayProcess | None = None
         self._connections = Connections(
             self._socket, raise_descriptor_limit() // 2, more_events=HANDSHAKE_EVENTS if keys else 0
         )
@@ -111,13 +112,15 @@ class LoaderServer:
     def bind(self, address: str) -> str:
         """Bind, and return the address with the port that `*` stands for."""
         listener = listen(address)
-        if not can_drop_resets():
-            logger.warning("%s", _SEES_RESETS)
+        self._address = bound_address(listener)
+        if self._hears_resets:
+            path = self._run_dir / RANKS
+            self._socket.bind(f"ipc://{path}")
+            self._relay = RelayProcess(listener, path)
+            return self._address
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
         listener.detach()  # ZeroMQ closes it
-        endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
-        self._address = endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
         return self._address
 
     def stop(self) -> None:
@@ -163,6 +166,8 @@ class LoaderServer:
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
                 self.on_look()
+                if self._relay is not None:
+                    self._relay.check()
                 for worker in self._pool.replace_dead():
                     self._fail_tickets_of(worker)
             if self._drain_deadline is not None:
@@ -181,6 +186,8 @@ class LoaderServer:
             self._gate.close()
         self._connections.close()
         self._socket.close()
+        if self._relay is not None:
+            self._relay.stop()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
