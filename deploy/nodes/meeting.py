@@ -6,6 +6,7 @@ others have the ranks'. A thread keeps telling and asking, so that a node that l
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -51,7 +52,7 @@ class Meeting:
         }
         self._state: dict[str, Any] = {"agreed": {}, "abort": None, "stop": 0, "save": False, "failed": None}
         self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stoker-meeting", daemon=True)
+        self._thread = threading.Thread(target=self._run_guarded, name="stoker-meeting", daemon=True)
 
     def give(self, name: str, value: Any) -> None:
         """Say this node's value of a round."""
@@ -127,6 +128,13 @@ class Meeting:
             self.give_up(f"node {self._own['node']}: {type(error).__name__}: {error}", 1)
         self.close()
 
+    def _run_guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # without this thread the run would wait for nobody
+            self.give_up(f"the launchers' meeting failed: {type(error).__name__}: {error}", 1)
+            raise
+
     def _run(self) -> None:
         raise NotImplementedError
 
@@ -160,8 +168,7 @@ class Host(Meeting):
                 self._router.bind(tcp(address, port))
             except zmq.ZMQError as error:
                 raise ConfigError(
-                    f"the launchers cannot meet at {tcp(address, port)} ({os.strerror(error.errno or 0)}): another run may meet "
-                    "there; choose another --port on all nodes, or --master-addr"
+                    f"the launchers cannot meet at {tcp(address, port)} ({os.strerror(error.errno or 0)}): {_way_out(error)}"
                 ) from error
         except ConfigError:
             self._close_sockets()
@@ -337,6 +344,12 @@ class Guest(Meeting):
 def tcp(address: str, port: int) -> str:
     """ZeroMQ's form of an address."""
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def _way_out(error: zmq.ZMQError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this host has no such address, and node 0 is where --master-addr or the hostfile's first line is"
+    return "another run may meet there; choose another --port on all nodes"
 
 
 def _decode(frames: list[bytes]) -> Any:

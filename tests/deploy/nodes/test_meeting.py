@@ -89,7 +89,9 @@ def test_a_guest_whose_node_0_goes_silent_ends_the_run(monkeypatch: pytest.Monke
         )
 
 
-def test_a_port_that_is_taken(keys: Path) -> None:
+def test_node_0_somewhere_else_and_a_port_that_is_taken(keys: Path) -> None:
+    with pytest.raises(ConfigError, match="this host has no such address, and node 0 is where --master-addr or"):
+        Host("203.0.113.7", 29400, 1, WAIT_S, SecurityConfig())
     port = free_port(HERE)
     taken = rf"cannot meet at tcp://{HERE}:{port} \(Address already in use\)"
     with Host(HERE, port, 1, WAIT_S, SecurityConfig()), pytest.raises(ConfigError, match=taken):

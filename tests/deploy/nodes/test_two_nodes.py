@@ -25,7 +25,7 @@ from tests.deploy.images.network import Network, internal_network
 from tests.end_to_end.faults.namespaces import problem
 from tests.end_to_end.fleet import ROOT, environment, run_cli, wait_until, write_config, write_demonstrations
 
-START_S = 400.0
+START_S = 1200.0
 NODES = ("first", "second")
 LAUNCH = str(ROOT / "deploy" / "launch.py")
 pytestmark = [
