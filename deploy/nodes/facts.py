@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,35 +15,40 @@ from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "pyzmq")
-_CODE_FOLDERS = ("proto/stoker_proto", "loader_service", "trainer", "deploy")
+_CODE = ("stoker_proto", "loader_service", "trainer")
 _MAY_DIFFER = ("loader.", "data.cache_dir", "cluster.loader_addresses", "cluster.security.")
 """Keys that describe one machine: its cores and folders. Beginnings of key names."""
+_MUST_AGREE = ("loader.device", "loader.jpeg")
+"""Keys among them that change what is in a batch."""
 _SHOWN = 120
 
 
-def versions(root: Path) -> dict[str, str]:
-    """Name -> version, of what computes a batch or a gradient. root: the checkout."""
+def versions() -> dict[str, str]:
+    """Name -> version, of what computes a batch or a gradient."""
     found = {"Python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a node that only runs loaders needs no torch
             found[name] = ""
-    return {**found, "the code of Stoker": code_digest(root)}
+    return {**found, "the code of Stoker": code_digest()}
 
 
-def code_digest(root: Path) -> str:
-    """Short digest of all Python files of the packages below `root`."""
+def code_digest() -> str:
+    """Short digest of all Python files of Stoker's packages, as this process would import them."""
     digest = hashlib.sha256()
-    for folder in _CODE_FOLDERS:
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    specs = (importlib.util.find_spec(name) for name in _CODE)
+    folders = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
+    for folder in (*folders, Path(__file__).resolve().parent.parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
 def config_values(config: Config) -> dict[str, str]:
     """Key -> value as JSON, of the keys that must be the same on all nodes."""
-    return {key: value for key, value in _flat(config_to_tree(config), "") if not key.startswith(_MAY_DIFFER)}
+    values = _flat(config_to_tree(config), "")
+    return {key: value for key, value in values if key in _MUST_AGREE or not key.startswith(_MAY_DIFFER)}
 
 
 def _flat(tree: Any, name: str) -> list[tuple[str, str]]:

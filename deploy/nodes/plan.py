@@ -122,16 +122,17 @@ def make_local_plan(node: int, facts: Sequence[Mapping[str, Any]], config: Confi
         nodes = tuple(NodePlan(ranks=one.ranks, devices=one.devices) for one in nodes)
     own, address = nodes[node], str(facts[node]["address"])
     found = find_devices(options.environment, own.devices) if own.ranks else None
-    command = loader_command(options.common, config, len(own.loaders), tcp(address, 0).removesuffix("0") + "*")
-    if options.insecure:
-        command.append("--insecure")
+    bind = tcp(address, 0).removesuffix("0") + "*"
+    slots = [placement.dataloader[number] - node * per_node for number in own.loaders]
+    loaders = [loader_command(options.common, config, len(slots), slot, bind) for slot in slots]
+    insecure = ("--insecure",) if options.insecure else ()
     return LocalPlan(
         node=node,
         nodes=nodes,
         addresses=tuple(str(one["address"]) for one in facts),
         devices=tuple(found) if found is not None else None,
         loaders=LoaderPlan(
-            commands=(tuple(command),) * len(own.loaders),
+            commands=tuple((*command, *insecure) for command in loaders),
             environment=options.environment,
             ready_deadline_s=options.ready_deadline_s,
             max_restarts=options.loader_restarts,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.keeper import run_kept
-from deploy.launch import ROOT, count_devices, python_environment
+from deploy.launch import count_devices, python_environment
 from deploy.nodes.facts import config_values, versions
 from deploy.nodes.membership import Membership, own_arguments
 from deploy.nodes.others import ssh_command
@@ -51,7 +51,7 @@ def make_nodes_plan(
         return {
             "host": socket.gethostname(),
             "devices": count_devices(environment),
-            "versions": versions(ROOT),
+            "versions": versions(),
             "config": config_values(config),
         }
 
@@ -83,11 +83,12 @@ def launcher_command(options: argparse.Namespace, membership: Membership, node: 
     values = [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in _SAME_EVERYWHERE]
     flags = [f"--{name.replace('_', '-')}" for name in ("no_loaders", "insecure") if getattr(options, name)]
     return [
-        *(sys.executable, str(ROOT / "deploy" / "launch.py")),
+        *(sys.executable, str(_LAUNCH)),
         *("--config", str(options.config), *(part for one in options.set for part in ("--set", one))),
         *own_arguments(membership, node, values),
         *flags,
     ]
 
 
+_LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 _SAME_EVERYWHERE = ("ready_deadline_s", "loader_restarts", "nodes_deadline_s", "node_lost_s")

@@ -6,12 +6,14 @@ outside it, in libraries that release the interpreter lock.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
@@ -20,6 +22,7 @@ from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
 from stoker_proto.errors import DataError
+from stoker_proto.host.stages import IDLE, PACK, READ, STAGES, StageClock, start_clock, switch
 from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Ticket
@@ -47,10 +50,31 @@ class Counters:
     skipped: int = 0
     records_ahead: int = 0
     """Decoded and kept, before any ticket asked for a sample of them."""
+    cache_hits: int = 0
+    """Records that a ticket found in memory; `cache_misses`: that it did not, so they were decoded for it."""
+    cache_misses: int = 0
+    cache_bytes: int = 0
+    """Of the encoded records in memory now."""
+    queue_s: float = 0.0
+    """Seconds from each ticket's arrival until all its records were there, added up."""
+    stage_s: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
+    """Seconds that the threads were busy in each of `stoker_proto.host.stages.STAGES`, over all threads."""
 
-    def as_list(self) -> list[int]:
-        """In the order of the fields."""
-        return [self.samples, self.records_decoded, self.records_distinct, self.skipped, self.records_ahead]
+    def as_list(self) -> list[Any]:
+        """In the order of the fields: `Counters(*as_list)` is equal."""
+        return [getattr(self, name) for name in _FIELDS]
+
+    def __add__(self, other: Counters) -> Counters:
+        """Of both together."""
+        sums = [a + b for a, b in zip(self.as_list()[:-1], other.as_list()[:-1], strict=True)]
+        return Counters(*[*sums, [a + b for a, b in zip(self.stage_s, other.stage_s, strict=True)]])
+
+    def without_gauges(self) -> Counters:
+        """Of a worker that is gone: what it did counts, what it held in memory is gone with it."""
+        return dataclasses.replace(self, records_ahead=0, cache_bytes=0)
+
+
+_FIELDS = tuple(one.name for one in dataclasses.fields(Counters))
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +88,7 @@ class _Pending:
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
     has_failed: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
 
     def size_bytes(self) -> int:
         """About how many bytes the piece has. Call it when all records are there."""
@@ -87,7 +112,9 @@ class PieceBuilder:
         cache_bytes: int,
         read_ahead: bool,
     ) -> None:
-        self.counters = Counters()
+        self._counters = Counters()
+        self._clocks: list[StageClock] = []  # of the threads
+        self._pack_s = 0.0  # of the thread that submits, which has no clock
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
         self._is_augmented = encoder.data.augment.enabled
         self._filler = filler_of(encoder.processor)
@@ -129,9 +156,11 @@ class PieceBuilder:
             for key in keys:
                 value = self._cache.get(key)
                 if value is not None:
+                    self._counters.cache_hits += 1
                     pending.records[key.record] = value
                     pending.missing.discard(key)
                 else:
+                    self._counters.cache_misses += 1
                     self._waiting.setdefault(key, []).append(pending)
                     if key not in self._running:
                         self._urgent.append(key)
@@ -144,6 +173,13 @@ class PieceBuilder:
             self._wake.notify_all()
         if not pending.missing:
             self._finish(pending)
+
+    def counters(self) -> Counters:
+        """What was done so far; a copy."""
+        seconds = [sum(of_stage) for of_stage in zip(*(clock.seconds[:IDLE] for clock in self._clocks), strict=True)]
+        seconds = seconds or [0.0] * len(STAGES)
+        seconds[PACK] += self._pack_s
+        return dataclasses.replace(self._counters, cache_bytes=self._cache.size_bytes, stage_s=seconds)
 
     def close(self, deadline_s: float) -> bool:
         """Stop the threads after they have finished what they work on. False if one still works at the deadline: it hangs in a
@@ -160,7 +196,9 @@ class PieceBuilder:
         return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
 
     def _run(self) -> None:
+        self._clocks.append(start_clock())
         while batch := self._next():
+            switch(READ)
             places = [(self._manifests[key.split, key.entry], key.record) for key, _ in batch]
             outcomes = self._encode(places, batch[0][1])
             for pending, outcome in self._store(batch, outcomes):
@@ -173,6 +211,7 @@ class PieceBuilder:
                     self._fail(pending, reason, str(outcome))
                 else:
                     self._finish(pending)
+            switch(IDLE)
 
     def _encode(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> Sequence[Outcome]:
         """The outcome of each record. Trouble of the host that stops the whole batch is the outcome of all of them."""
@@ -256,7 +295,7 @@ class PieceBuilder:
             for (key, epoch), outcome in zip(batch, outcomes, strict=True):
                 self._running.discard(key)
                 num_records = self._manifests[key.split, key.entry].num_records
-                self.counters.records_distinct += self._seen.is_first(key, epoch, num_records)
+                self._counters.records_distinct += self._seen.is_first(key, epoch, num_records)
                 waiting = self._waiting.pop(key, ())
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
@@ -270,11 +309,13 @@ class PieceBuilder:
                         pending.has_failed = True
                     if pending.has_failed or not pending.missing:
                         done.append((pending, outcome))
-            self.counters.records_decoded += len(batch)
-            self.counters.records_ahead = self._cache.num_ahead
+            self._counters.records_decoded += len(batch)
+            self._counters.records_ahead = self._cache.num_ahead
         return done
 
     def _finish(self, pending: _Pending) -> None:
+        complete = time.perf_counter()
+        switch(PACK)
         size = pending.size_bytes()
         if size > encoding.MAX_FRAME_BYTES:
             message = (
@@ -294,11 +335,15 @@ class PieceBuilder:
             self._fail(pending, "unavailable", trouble)
             return
         with self._wake:
-            self.counters.samples += len(pending.rows.samples)
-            self.counters.skipped += len(piece.skipped)
+            counters = self._counters
+            counters.samples += len(pending.rows.samples)
+            counters.queue_s += complete - pending.arrived
+            if switch(IDLE) == IDLE:
+                self._pack_s += time.perf_counter() - complete
+            counters.skipped += len(piece.skipped)
             for key, count in pending.counts.items():
                 self._cache.serve(key, count)
-            self.counters.records_ahead = self._cache.num_ahead
+            counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()
         self._deliver(
             pending.address, frame

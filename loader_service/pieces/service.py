@@ -58,7 +58,7 @@ class PieceService:
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
-        encoder = RecordEncoder(self._config.data, Processor.load(run_dir))
+        encoder = RecordEncoder(self._config.data, Processor.load(run_dir), self._config.loader)
         encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,
@@ -72,7 +72,7 @@ class PieceService:
     @property
     def counters(self) -> Counters:
         """Counters since the start."""
-        return self._builder.counters
+        return self._builder.counters()
 
     def submit(self, address: bytes, ticket: Ticket) -> None:
         """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""

@@ -11,18 +11,21 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from loader_service.pieces.device_images import image_libraries
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.remote.url import is_url
 from loader_service.server.listening import is_loopback, parse_bind
+from loader_service.server.operator_pages import OperatorPages
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.served import Served
@@ -31,6 +34,7 @@ from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
+from stoker_proto.config.rules import check_ranges
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import order_fingerprint
@@ -40,6 +44,8 @@ from stoker_proto.wire.keys import Key, loader_keys
 logger = logging.getLogger(__name__)
 
 _WORKERS_START_DEADLINE_S = 60.0
+LoaderKeys = tuple[Key, dict[bytes, str]]
+
 CORES_PER_WORKER = 4
 """Threads that one interpreter can keep busy: a sample holds its lock for about a seventh of the time."""
 
@@ -70,9 +76,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
     )
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, or cuda:0 to resize and encode frames on that GPU; default: loader.device"
+    )
     parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
     parser.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve metrics for Prometheus and loader-top at http://HOST:PORT/metrics (needs the extra `metrics`)",
+    )
+    parser.add_argument(
+        "--health",
+        metavar="HOST:PORT",
+        help="answer probes: /livez (the loader works, or still prepares its data) and /readyz (it takes tickets)",
     )
     parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser.parse_args(argv)
@@ -84,6 +103,11 @@ def serve(arguments: argparse.Namespace) -> None:
         "TOKENIZERS_PARALLELISM", "false"
     )  # the builders' threads are the parallelism, also in workers
     config, keys = read_config(arguments)
+    with closing(OperatorPages(metrics=arguments.metrics, health=arguments.health)) as pages:
+        _serve(arguments, config, keys, pages)
+
+
+def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | None, pages: OperatorPages) -> None:
     prepared, processor, tokens = read_data(config, arguments)
     fingerprints = all_fingerprints(config, prepared, processor)
     served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
@@ -92,7 +116,11 @@ def serve(arguments: argparse.Namespace) -> None:
         num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
         num_threads = config.loader.threads or -(-cores // num_workers)
         served.write_job(run_dir, processor, num_workers, num_threads)
-        pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
+        pool: Pool = (
+            InlinePool(run_dir, num_threads)
+            if num_workers == 1
+            else WorkerPool(context, run_dir, num_workers, num_threads)
+        )
         server = LoaderServer(served, run_dir, pool, context, keys)
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
@@ -100,6 +128,7 @@ def serve(arguments: argparse.Namespace) -> None:
             server.plan_ahead()
             pool.start(_WORKERS_START_DEADLINE_S)
             address = server.bind(arguments.bind)  # last: from then on strangers may take descriptors
+            pages.serve(server, address)
             print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
             server.run()
         finally:
@@ -113,7 +142,7 @@ def check(arguments: argparse.Namespace) -> None:
 
     config, _ = read_config(arguments)
     prepared, processor, _ = read_data(config, arguments)
-    encoder = RecordEncoder(config.data, processor)
+    encoder = RecordEncoder(config.data, processor, config.loader)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
@@ -126,11 +155,14 @@ def check(arguments: argparse.Namespace) -> None:
     logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
 
 
-def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[bytes, str]] | None]:
+def read_config(arguments: argparse.Namespace) -> tuple[Config, LoaderKeys | None]:
     """The config, and the keys that it names for loaders. Raises ConfigError, also where --bind is not safe with them."""
     config = load_config(arguments.config, arguments.set)
     if arguments.cache_dir is not None:  # part of the config, so that workers unpack compressed shards there too
         config = replace(config, data=replace(config.data, cache_dir=arguments.cache_dir))
+    if arguments.device is not None:
+        config = replace(config, loader=replace(config.loader, device=arguments.device))
+        check_ranges(config.loader, "loader.")
     keys = loader_keys(config.cluster.security)
     check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
     return config, keys
@@ -231,8 +263,10 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         if manifest.files_fingerprint
     }
     datasets = make_datasets(data)
+    parts = processor.fingerprints()
     return {
-        **processor.fingerprints(),
+        **parts,
+        "image_libraries": image_libraries(parts["image_libraries"], config.loader),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
         "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),

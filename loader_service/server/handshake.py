@@ -19,7 +19,8 @@ class Handshake:
 
     def __init__(self, served: Served) -> None:
         self._fingerprints = served.fingerprints
-        self._refused = 0
+        self.refused = 0
+        """HELLOs that were answered with REFUSE."""
         config = served.config
         self._welcome = Welcome(
             protocol=PROTOCOL_VERSION,
@@ -45,8 +46,8 @@ class Handshake:
             differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
         if not differences:
             return self._welcome
-        self._refused += 1
-        if self._refused < 20 or self._refused % 1000 == 0:  # a hostile peer must not fill the log
+        self.refused += 1
+        if self.refused < 20 or self.refused % 1000 == 0:  # a hostile peer must not fill the log
             client = plain(hello.client, _SHOWN)
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
         return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import zmq
@@ -16,16 +16,18 @@ import zmq
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.server.clients import Clients
 from loader_service.server.connections import Connections, descriptor_of
-from loader_service.server.counters import progress
+from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import listen
+from loader_service.server.listening import can_drop_resets, listen
+from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
 from loader_service.server.served import Served
 from loader_service.server.waiting import WaitingRequests
 from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.fleet.metrics import Samples
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
@@ -40,6 +42,10 @@ MAX_UNREAD_FRAMES = 256
 """Frames that wait for one rank that does not read. Later ones are dropped and counted; the rank asks again at its deadline.
 `loader.unread_mb` limits the same in bytes."""
 _AT_ONCE = 256
+_SEES_RESETS = (
+    "the kernel lets only CAP_NET_ADMIN drop TCP resets: a peer that floods this loader and then resets its connection can end "
+    "it (libzmq#4767). Whoever started it starts it again, and no batch changes; give it CAP_NET_ADMIN to rule that out"
+)
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 
@@ -62,8 +68,12 @@ class LoaderServer:
         self._clients = Clients()
         self._planner = Planner(run_dir, served.entries, served.config.data, self._wake, self._plans_in_work)
         self._waiting = WaitingRequests()
-        self._rejected = 0
-        self._started = time.monotonic()
+        self._tally = Tally()
+        self._address = ""
+        self.calls = LoopCalls(self._wake)
+        """For other threads that want to know something."""
+        self.on_look: Callable[[], None] = lambda: None
+        """The loop calls it each time it comes round, five times a second."""
         self._drain_deadline: float | None = None
         self._stopped = False
         self._socket = context.socket(zmq.ROUTER)
@@ -74,8 +84,8 @@ class LoaderServer:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.MAXMSGSIZE, encoding.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
-            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
-            (zmq.HEARTBEAT_IVL, 1000),
+            # Safe only where no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
+            (zmq.HEARTBEAT_IVL, 1000 if can_drop_resets() else 0),
             (zmq.HEARTBEAT_TIMEOUT, 5000),
             # For peers of ZMTP 1 and 2, which know no heartbeats. It must come later than these: where it ends a connection,
             # libzmq does not bear an input that stands still.
@@ -100,11 +110,14 @@ class LoaderServer:
     def bind(self, address: str) -> str:
         """Bind, and return the address with the port that `*` stands for."""
         listener = listen(address)
+        if not can_drop_resets():
+            logger.warning("%s", _SEES_RESETS)
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
         listener.detach()  # ZeroMQ closes it
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
-        return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
+        self._address = endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
+        return self._address
 
     def stop(self) -> None:
         """End at once. May be called from a signal handler."""
@@ -116,6 +129,11 @@ class LoaderServer:
         if self._drain_deadline is None:
             self._drain_deadline = time.monotonic() + deadline_s
         self._wake()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new tickets are rejected."""
+        return self._drain_deadline is not None
 
     def run(self) -> None:
         """Serve until `stop`, or until a drain is complete."""
@@ -131,6 +149,7 @@ class LoaderServer:
             if self._wake_read in events:
                 os.read(self._wake_read, 65536)
                 self._answer_planned()
+                self.calls.answer()
             if gate and gate.zap in events:
                 gate.look()
             if self._connections.monitor in events:
@@ -142,6 +161,7 @@ class LoaderServer:
                 self._from_clients()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
+                self.on_look()
                 for worker in self._pool.replace_dead():
                     self._fail_tickets_of(worker)
             if self._drain_deadline is not None:
@@ -166,9 +186,23 @@ class LoaderServer:
     def progress(self) -> dict[str, float]:
         """The counters of a PONG."""
         refused = self._gate.refused if self._gate else 0
-        return progress(
-            self._pool, self._clients, self._outbox, rejected=self._rejected, refused=refused, started=self._started
-        )
+        return progress(self._pool, self._clients, self._outbox, self._tally, refused=refused)
+
+    def metrics(self) -> Samples:
+        """All metrics of this loader. Only the loop may call it: see `calls`."""
+        limit = self._served.config.loader.cache_mb << 20
+        refused: dict[tuple[str, ...], float] = {
+            ("key",): float(self._gate.refused if self._gate else 0),
+            ("fingerprint",): float(self._handshake.refused),
+            ("message",): float(self._tally.rejected),
+        }
+        parts = (self._pool, self._clients, self._waiting, self._outbox, self._tally)
+        return {
+            "stoker_loader_info": {(self._served.name, self._address): 1.0},
+            "stoker_loader_ready": {(): float(not self.is_draining)},
+            **metrics(*parts, cache_limit_bytes=limit),
+            "stoker_loader_refused_peers_total": refused,
+        }
 
     def _wake(self) -> None:
         try:
@@ -185,7 +219,9 @@ class LoaderServer:
             address, frame = answer
             client = self._clients.get(address)
             if client is not None:
-                client.end(encoding.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
+                content = frame if isinstance(frame, bytes) else frame.buffer
+                self._tally.answered(content)
+                client.end(encoding.peek_ticket(content))
                 self._send_frame(address, frame)
 
     def _from_clients(self) -> None:
@@ -211,9 +247,9 @@ class LoaderServer:
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
         except RemoteProtocolError as error:
-            self._rejected += 1
-            if self._rejected < 20 or self._rejected % 1000 == 0:  # a hostile peer must not fill the log
-                logger.warning("rejected message %d: %s", self._rejected, error)
+            self._tally.rejected += 1
+            if self._tally.rejected < 20 or self._tally.rejected % 1000 == 0:  # a hostile peer must not fill the log
+                logger.warning("rejected message %d: %s", self._tally.rejected, error)
 
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
@@ -294,6 +330,7 @@ class LoaderServer:
             self._forward(address, ticket, frame)
 
     def _announce_drain(self) -> None:
+        self.on_look()  # an idle loader ends before it looks again
         for address, _ in self._clients:
             self._send(address, Drain(loader=self._served.name))
 
@@ -302,14 +339,18 @@ class LoaderServer:
             for ticket in [number for number, (index, _) in client.in_work.items() if index == worker]:
                 client.end(ticket)
                 message = f"worker {worker} died and is being restarted"
+                self._tally.answers["died"] += 1
                 self._send(address, Failure(ticket=ticket, reason="died", message=message))
 
     def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
+        self._tally.answers[reason] += 1
         self._send(address, Failure(ticket=ticket.ticket, reason=reason, message=message))
 
     def _send(self, address: bytes, message: Message) -> None:
         self._send_frame(address, encoding.encode(message))
 
     def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
+        began = time.perf_counter()
         if not self._outbox.send(address, frame):
             self._clients.forget(address)  # the rank is gone
+        self._tally.send_s += time.perf_counter() - began

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from stoker_proto.fleet.pages import Page, Pages
+
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE_FILE = DEPLOY / "compose.yaml"
-LOADER_EXTRAS = ("lerobot", "remote", "tables")  # what single sources need
+LOADER_EXTRAS = ("lerobot", "metrics", "remote", "tables")  # what single sources need, and operators
 DOCKERFILES = ("Dockerfile.loader", "Dockerfile.trainer")
 
 
@@ -89,6 +92,20 @@ def test_loaders_without_authentication_are_reached_only_on_the_internal_network
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
     assert "--insecure" in tree["services"]["loader"]["command"]
+
+
+def test_the_health_check_asks_the_page_that_the_loader_serves() -> None:
+    """The command of the check, run here against such a page."""
+    service = resolved("cpu")["services"]["loader-0"]
+    address = service["command"][service["command"].index("--health") + 1]
+    kind, program, flag, code = service["healthcheck"]["test"]
+    assert (kind, program, flag) == ("CMD", "python", "-c")
+    assert f"http://{address}/readyz" in code
+    for status, expected in ((200, 0), (503, 1)):
+        with closing(Pages({"/readyz": lambda status=status: Page(status, "")})) as pages:
+            bound = pages.start("127.0.0.1:0", "--health")
+            ran = subprocess.run([sys.executable, "-c", code.replace(address, bound)], capture_output=True, check=False)
+        assert ran.returncode == expected
 
 
 def test_data_and_models_are_mounted_read_only() -> None:
@@ -196,6 +213,6 @@ def test_the_requirements_that_an_image_installs_are_those_of_the_project(name: 
     code = match[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = ("train",) if name == "Dockerfile.trainer" else LOADER_EXTRAS
+    extras = ("metrics", "train") if name == "Dockerfile.trainer" else LOADER_EXTRAS
     expected = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     assert result.stdout.splitlines() == expected

@@ -54,13 +54,10 @@ def container(kind: str, name: str) -> Any:
 
 def test_the_loader_s_ports_are_those_of_its_service_and_its_probes() -> None:
     loader = container("Deployment", "stoker-loaders")
-    arguments = list(loader["args"])
-    health = arguments.pop(arguments.index("--health") + 1)
-    arguments.remove("--health")
-    bind = parse_arguments(arguments).bind
+    options = parse_arguments(list(loader["args"]))
     ports = {port["name"]: port["containerPort"] for port in loader["ports"]}
-    assert bind == f"tcp://0.0.0.0:{ports['pieces']}" == "tcp://0.0.0.0:5555"
-    assert health == f"0.0.0.0:{ports['health']}"
+    assert options.bind == f"tcp://0.0.0.0:{ports['pieces']}" == "tcp://0.0.0.0:5555"
+    assert options.health == f"0.0.0.0:{ports['health']}"
     assert loader["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
 
 

@@ -25,10 +25,11 @@ from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
-from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
+from trainer.feed.batch import BatchBuilder, Decoder, Decoding, MicroBatch, StepBatch
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.pace import NO_LANES
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.discovery import is_fixed
@@ -57,6 +58,24 @@ class FeedInfo:
     """Address -> incarnation name of each ready loader."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLoader:
+    """One loader, as this rank knows it now."""
+
+    address: str
+    is_ready: bool
+    share: float
+    """Of its lanes: 1, a half, a quarter ... 0."""
+    latency_s: float | None
+    """Median of its last answers; None: too few so far."""
+    samples: int
+    """That this rank had of it."""
+    num_open: int
+    """Tickets that it has not answered."""
+    progress: dict[str, float]
+    """Counters of its last PONG (PROTOCOL.md lists them)."""
+
+
 class Feed:
     """One rank's stream of micro-batches of one split. Not thread-safe."""
 
@@ -68,20 +87,13 @@ class Feed:
         world_size: int,
         *,
         pins: Mapping[str, str] | None = None,
-        processor: Decoder | None = None,
-        allocate: Allocate = plain_memory,
-        num_epochs: int | None = None,
-        digests: bool = True,
-        decode_threads: int = 1,
+        decoding: Decoding = Decoding(),  # noqa: B008 - immutable
     ) -> None:
         """Does not connect yet. Raises ConfigError, RefusedError.
 
+        At the end of an epoch of `train` the feed fetches the next one ahead, up to `trainer.epochs`.
+
         pins: fingerprints that the loaders must have: FeedInfo.fingerprints of the run to resume.
-        processor: decodes images; default: the one that the loaders send.
-        allocate: makes the arrays of the batches, e.g. in pinned memory.
-        num_epochs: the feed fetches the next epoch ahead while it is below this number; default: trainer.epochs, for `val` 1.
-        digests: compute the digests of the batches.
-        decode_threads: threads that decode images.
         """
         paths = config.data.paths(split)
         if not paths:
@@ -90,9 +102,8 @@ class Feed:
         passes = check_batch_arithmetic(trainer.global_batch_size, trainer.micro_batch_size, world_size)
         self.config, self.split, self.rank, self.world_size = config, split, rank, world_size
         self._passes, self.global_batch_size = passes, trainer.global_batch_size
-        self._num_epochs = num_epochs or (trainer.epochs if split == "train" else 1)
-        self._processor, self._processor_json = processor, ""
-        self._allocate, self._digests = allocate, digests
+        self._num_epochs = trainer.epochs if split == "train" else 1
+        self._decoding, self._processor_json = decoding, ""
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
         listed = config.cluster.loader_addresses
@@ -107,7 +118,7 @@ class Feed:
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
-            fingerprints={**({} if processor else _config_pins(config)), **_order_pins(config, pins or {})},
+            fingerprints={**({} if decoding.processor else _config_pins(config)), **_order_pins(config, pins or {})},
             order=config.data.order,
             feed=trainer.feed,
             global_batch_size=trainer.global_batch_size,
@@ -115,7 +126,7 @@ class Feed:
             window=max(trainer.feed.prefetch, passes + 1),  # `steps` yields whole steps: the next one must fit too
         )
         keys = rank_keys(config.cluster.security)
-        self._prefetcher = Prefetcher(self._build, decode_threads)
+        self._prefetcher = Prefetcher(self._build, decoding.threads)
         self._driver = SocketDriver(options, self._prefetcher, keys, [entry for entry in listed if not is_fixed(entry)])
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
@@ -230,6 +241,29 @@ class Feed:
         loaders = self._driver.call(lambda core, now: list(core.fleet.loaders))
         return {loader.address: dict(loader.first_progress) for loader in loaders if loader.first_progress}
 
+    def loaders(self) -> list[SeenLoader]:
+        """All loaders that are listed, ready or not."""
+
+        def look(core: Core, now: float) -> list[SeenLoader]:
+            pace, found = core.pace, []
+            for number, loader in enumerate(core.fleet.loaders):
+                if loader.state is not State.LEFT:
+                    level, latency = pace.shares.level(number, now), pace.latencies.of[number]
+                    found.append(
+                        SeenLoader(
+                            address=loader.address,
+                            is_ready=loader.state is State.READY,
+                            share=0.0 if level >= NO_LANES else 0.5**level,
+                            latency_s=latency.middle if latency.known else None,
+                            samples=pace.samples[number],
+                            num_open=pace.load.of[number].num_open,
+                            progress=dict(loader.progress),
+                        )
+                    )
+            return found
+
+        return self._driver.call(look)
+
     def counters(self) -> TicketCounters:
         """Counts of tickets, repeats and hedges since the start."""
         return self._driver.call(lambda core, now: dataclasses.replace(core.tickets.counters))
@@ -266,11 +300,10 @@ class Feed:
         with self._builder_lock:
             if self._builder is None:
                 self._builder = BatchBuilder(
-                    decoder=self._processor or _processor_of(self.config, self._processor_json),
+                    decoder=self._decoding.processor or _processor_of(self.config, self._processor_json),
                     num_rows=self.config.trainer.micro_batch_size,
                     max_tokens=self.config.data.max_seq_len,
-                    allocate=self._allocate,
-                    digests=self._digests,
+                    allocate=self._decoding.allocate,
                     packing=self.config.data.packing,
                 )
             return self._builder

@@ -176,7 +176,7 @@ def test_the_time_limit_s_signal_saves_requeues_and_resumes(slurm: Slurm, config
     output, log = tmp_path / "run", tmp_path / "job.log"
     digests = output / "digests-rank0.jsonl"
     job = slurm.run(
-        *("sbatch", "--parsable", f"--output={log}", f"--export=ALL,STOKER_PYTHON={sys.executable}"),
+        *("sbatch", "--parsable", f"--output={log}", f"--export=ALL,STOKER_LAUNCH={sys.executable} deploy/launch.py"),
         *("deploy/slurm/train.sbatch", "--config", str(config), "--set", f"trainer.output_dir={output}"),
     )
     try:

@@ -1,0 +1,5 @@
+"""What a fleet shows of itself while it runs, and what that means: the same for loaders, trainers and `loader-top`.
+
+In: figures of a loader or a trainer, by the names of one table. Out: pages over HTTP that Prometheus, Kubernetes and people
+read. Read `metrics` (the table of names, and the text that Prometheus scrapes), then `pages` (a small HTTP server).
+"""
