@@ -53,7 +53,7 @@ $(VENV)/.installed-sim: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[sim]'
 	touch $@
 
-test-cluster: $(INSTALLED)  ## runs on a real local Ray cluster whose nodes are killed (minutes)
+test-cluster: $(INSTALLED)  ## Ray nodes that are killed, two network namespaces, Slurm (minutes; as root, with slurm-wlm and munge)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[ray]'
 	$(BIN)/python -m pytest -m cluster
 

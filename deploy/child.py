@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 _LINE_END = re.compile(rb"(\r\n|[\r\n])")
@@ -29,6 +30,20 @@ def say(name: str, line: str) -> None:
         sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def without_sigusr1() -> Iterator[None]:
+    """Programs started inside do not get SIGUSR1, unless they unblock it, as ranks do.
+
+    Slurm sends the signal that announces a time limit to every process of a job. Loaders and DeepSpeed's launchers
+    would end by it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Child:
     """A program in its own process group. Its stdin is empty; stdout and stderr are read by one thread each."""
 
@@ -40,14 +55,15 @@ class Child:
         self.ready: str | None = None
         """The text that the group of `ready_line` matched; None before."""
         self._ready_line = re.compile(ready_line)
-        self._process = subprocess.Popen(
-            list(command),
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            process_group=0,
-        )
+        with without_sigusr1():
+            self._process = subprocess.Popen(
+                list(command),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                process_group=0,
+            )
         self.group = self._process.pid
         stdout, stderr = self._process.stdout, self._process.stderr
         if stdout is None or stderr is None:

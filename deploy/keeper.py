@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -40,16 +41,20 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         """Stop signals so far, in order."""
+        self.saves = 0
+        """How often SIGUSR1 has asked for a checkpoint and the end of the run."""
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._read_end, False)
         os.set_blocking(self._write_end, False)
         # The wake-up byte closes the gap between looking at `received` and going to sleep.
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        for number in (*STOP_SIGNALS, signal.SIGCHLD):
+        for number in (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGCHLD):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD:
+        if number == signal.SIGUSR1:
+            self.saves += 1
+        elif number != signal.SIGCHLD:
             self.received.append(signal.Signals(number))
 
     def wait(self, timeout_s: float) -> None:
@@ -75,13 +80,13 @@ def run_kept(body: Callable[[Signals], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     launcher = os.getpid()
-    mask = signal.pthread_sigmask(
-        signal.SIG_BLOCK, STOP_SIGNALS
-    )  # no signal may be lost before the handlers are installed
+    # No signal may be lost before the handlers are installed.
+    passed_on = (*STOP_SIGNALS, signal.SIGUSR1)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
     keeper = os.fork()
     if keeper == 0:
         os._exit(_keep(body, launcher, mask))
-    handlers = {number: signal.signal(number, lambda got, frame: os.kill(keeper, got)) for number in STOP_SIGNALS}
+    handlers = {number: signal.signal(number, lambda got, frame: os.kill(keeper, got)) for number in passed_on}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         code = os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
@@ -127,6 +132,15 @@ def signal_group(group: int, number: signal.Signals) -> None:
     if group_members(group):
         with contextlib.suppress(ProcessLookupError):  # ended while we looked
             os.killpg(group, number)
+
+
+def signal_catchers(group: int, number: signal.Signals) -> None:
+    """Send the signal to those members of a process group that handle it: others would end by it."""
+    for process in group_members(group):
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):  # ended while we looked
+            caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+            if int(caught, 16) >> (number - 1) & 1:
+                os.kill(process.pid, number)
 
 
 def wait_group(group: int, grace_s: float, signals: Signals, num_known: int | None = None) -> bool:

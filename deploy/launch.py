@@ -1,10 +1,11 @@
-"""One node: a loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
+"""A loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
 
     python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
     stoker-launch --config my.yaml                          # the same, where the package is installed
 
 The exit code is the trainer's, and 0 only if the trainer wrote summary.json in its output_dir. A loader that dies is restarted.
-Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills.
+Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills. SIGUSR1: the run saves and ends with 75.
+Several nodes: the same command on each, or on node 0 with a hostfile (`deploy.nodes.membership`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
 from deploy.loaders import LoaderPlan  # noqa: E402
 from deploy.node import Plan, run_node  # noqa: E402
+from deploy.nodes.membership import add_arguments, find_membership  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
 from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
 from stoker_proto.errors import ConfigError  # noqa: E402
@@ -41,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plan:
         return subprocess.run(plan_command(options), check=False).returncode
     try:
+        config = load_config(options.config, options.set)
+        membership = find_membership(options, os.environ, config.cluster.num_nodes)
+        if membership is not None:
+            from deploy.nodes.start import run_on_nodes  # needs this module
+
+            return run_on_nodes(options, config, membership)
         plan = make_plan(options, os.environ)
     except ConfigError as error:
         say("launch", f"error: {error}")
@@ -81,6 +89,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="restart a loader that dies at most this often in a run, on the same address; after that, training continues with "
         "the others (default: 10)",
     )
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -101,11 +110,6 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     """The plan of what runs on this node. Raises ConfigError."""
     config = load_config(options.config, options.set)
     placement = config.cluster.component_placement
-    if config.cluster.num_nodes != 1:
-        raise ConfigError(
-            f"cluster.num_nodes is {config.cluster.num_nodes}: launch.py starts one node; on several, run "
-            "deploy/ray_launch.py"
-        )
     if not placement.trainer:
         raise ConfigError(
             "cluster.component_placement.trainer is empty: name the slots to train on, e.g. `trainer: 0-1`"
@@ -113,7 +117,7 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     common = ["--config", str(options.config), *(part for value in options.set for part in ("--set", value))]
     num_loaders = 0 if options.no_loaders else len(placement.dataloader)
     devices = find_devices(environment, placement.trainer)
-    base = {**environment, "PYTHONPATH": _python_path(environment), "PYTHONUNBUFFERED": "1"}
+    base = python_environment(environment)
 
     def trainer(addresses: Sequence[str]) -> list[str]:
         return trainer_command(common, addresses or config.cluster.loader_addresses, len(placement.trainer), devices)
@@ -133,11 +137,13 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     )
 
 
-def loader_command(common: Sequence[str], config: Config, num_loaders: int, slot: int) -> list[str]:
-    """`loader-serve` on a free port of the loopback; loaders of one node share its cores.
+def loader_command(
+    common: Sequence[str], config: Config, num_loaders: int, slot: int, bind: str = "tcp://127.0.0.1:*"
+) -> list[str]:
+    """`loader-serve` on a free port; loaders of one node share its cores.
 
-    slot: its `dataloader` slot, which is its GPU where `loader.device` is cuda."""
-    command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", "tcp://127.0.0.1:*"]
+    slot: its `dataloader` slot on this node, which is its GPU where `loader.device` is cuda."""
+    command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", bind]
     if config.loader.cores == 0 and num_loaders > 1:
         command += ["--set", f"loader.cores={max(1, _num_cores() // num_loaders)}"]
     if config.loader.device == "cuda":
@@ -203,6 +209,14 @@ def find_devices(environment: Mapping[str, str], slots: Sequence[int]) -> list[s
     return [numbers[slot] for slot in slots]
 
 
+def count_devices(environment: Mapping[str, str]) -> int:
+    """CUDA or ROCm devices that this node shows; 0 where ranks run on the CPU. Raises ConfigError."""
+    accelerator = environment.get("DS_ACCELERATOR", "")
+    if accelerator not in ("", "cuda") or not (accelerator or any(Path(file).exists() for file in _DEVICE_FILES)):
+        return 0
+    return _count_cuda_devices(environment)
+
+
 def _count_cuda_devices(environment: Mapping[str, str]) -> int:
     question = "import torch; print(torch.cuda.device_count())"
     answer = subprocess.run(
@@ -225,9 +239,10 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _python_path(environment: Mapping[str, str]) -> str:
-    """PYTHONPATH with this checkout first, so that child processes run its code."""
-    return os.pathsep.join([*SOURCE_ROOTS, *filter(None, [environment.get("PYTHONPATH")])])
+def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """With PYTHONPATH that has this checkout first, so that child processes run its code."""
+    path = os.pathsep.join([*SOURCE_ROOTS, *filter(None, [environment.get("PYTHONPATH")])])
+    return {**environment, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy.child import Child, say
@@ -67,18 +67,24 @@ class Loaders:
         """Where ranks reach the loaders, once `wait_ready` has returned 0."""
         return [slot.address for slot in self._slots]
 
-    def wait_ready(self, signals: Signals) -> int:
-        """Wait for all. Returns 0 when all are ready, else an exit code after a message about what went wrong."""
+    def wait_ready(self, signals: Signals, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Wait for all. Returns 0 when all are ready, else an exit code after a message about what went wrong.
+
+        is_over: whether the run ends for another reason, which the caller tells; then the exit code is 1.
+        """
         loaders = [slot.child for slot in self._slots]
 
         def is_decided() -> bool:
-            return all(loader.ready for loader in loaders) or any(loader.poll() is not None for loader in loaders)
+            is_settled = all(loader.ready for loader in loaders) or any(loader.poll() is not None for loader in loaders)
+            return is_settled or is_over()
 
         start = time.monotonic()
         signals.wait_for(is_decided, self._plan.ready_deadline_s)
         if signals.received:
             say("launch", f"{signals.received[0].name} while the loaders were starting")
             return 128 + signals.received[0]
+        if is_over():
+            return 1
         for loader in loaders:
             if (code := loader.poll()) is not None:
                 loader.drain()

@@ -19,7 +19,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SHIPPED = ("*.py", "*.md", "*.yaml", "constraints.txt", "Dockerfile.*", "*.service", "*.env.example")
+SHIPPED = ("*.py", "*.md", "*.yaml", "constraints.txt", "Dockerfile.*", "*.service", "*.env.example", "*.sbatch")
 """Never `deploy/.env`, which a user may have made for the Compose file."""
 LEFT_OUT = ("demo.py", "success.py", "wheel_hook.py")
 _OWN_NAME = re.compile(r"(?<=from )deploy(?=[. ])|(?<=^import )deploy\b|(?<=[\"'])deploy(?=\.\w)", re.MULTILINE)

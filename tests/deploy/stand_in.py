@@ -121,6 +121,15 @@ def main() -> None:
         note("trainer started")
         wait_until(lambda: ARGUMENTS[0] in events())
         complete()
+    elif KIND == "saves_late":  # as a rank: SIGUSR1 counts only once it trains
+        asked = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: (asked.append(1), note(f"asked {len(asked)}")))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        note("trainer started")
+        wait_until(lambda: len(asked) == 2)
+        sys.exit(75)
+    elif KIND == "launches":  # as DeepSpeed does, which would end by SIGUSR1 itself
+        sys.exit(subprocess.run([sys.executable, __file__, "saves_late", FOLDER]).returncode)
     elif KIND == "leaves_ranks":
         start("stubborn")
         note("trainer started")

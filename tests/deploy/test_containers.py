@@ -96,7 +96,7 @@ def test_loaders_without_authentication_are_reached_only_on_the_internal_network
 
 def test_the_health_check_asks_the_page_that_the_loader_serves() -> None:
     """The command of the check, run here against such a page."""
-    service = resolved("cpu")["services"]["loader-0"]
+    service = resolved("cpu")["services"]["loader"]
     address = service["command"][service["command"].index("--health") + 1]
     kind, program, flag, code = service["healthcheck"]["test"]
     assert (kind, program, flag) == ("CMD", "python", "-c")

@@ -136,7 +136,7 @@ def test_a_torch_without_devices_means_cpu(config_file: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("cluster.num_nodes=2", "launch.py starts one node"),
+        ("cluster.num_nodes=2", "nothing says which node this is"),
         ("cluster.component_placement={dataloader: 0-1}", "trainer is empty"),
         ("trainer.epoch=1", "did you mean trainer.epochs"),
     ],

@@ -205,6 +205,27 @@ def test_a_signal_while_loaders_start_stops_them(run: Run) -> None:
     assert run.end()[0] == 128 + signal.SIGTERM
 
 
+def test_sigusr1_to_every_process_makes_ranks_save_and_ends_no_other(run: Run) -> None:
+    """As Slurm sends it before the time limit. A rank that has not begun to train ignores it, so it is passed on again."""
+    run.start(loaders=[["loader", "7001"]], trainer=["launches"])
+    run.wait_for("trainer started")
+    for process in (psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)):
+        process.send_signal(signal.SIGUSR1)
+    code, _, stderr = run.end()
+    assert code == 75
+    assert stderr.count("SIGUSR1: passed on to the ranks") == 1
+    assert run.events()[-3:] == ["asked 1", "asked 2", "loader SIGTERM"]
+
+
+def test_sigusr1_while_loaders_start_ends_the_run_as_one_to_be_repeated(run: Run) -> None:
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"])
+    wait_until(lambda: len(run.left()) == 1, "the loader runs")
+    os.kill(run.pid, signal.SIGUSR1)
+    code, _, stderr = run.end()
+    assert code == 75
+    assert "SIGUSR1 while the loaders were starting" in stderr
+
+
 def test_a_loader_that_dies_is_restarted_on_its_address(run: Run) -> None:
     address = "tcp://127.0.0.1:7002"
     run.start(

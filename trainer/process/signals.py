@@ -60,6 +60,8 @@ class StopSignals:
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _only_wake)
         signal.signal(signal.SIGUSR1, _only_wake)
+        # deploy/launch.py starts programs with it blocked: one that came since the start arrives now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     def _watch(self) -> None:

@@ -19,9 +19,17 @@ import psutil
 import pytest
 import yaml
 
-from tests.end_to_end.fleet import ROOT, environment, wait_until, write_config, write_demonstrations
+from stoker_proto.run_record import ROW_BYTES
+from tests.end_to_end.fleet import (
+    ROOT,
+    environment,
+    micro_batches_of,
+    wait_until,
+    write_config,
+    write_demonstrations,
+)
 
-START_S = 400.0
+START_S = 1200.0
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(6 * START_S),
@@ -164,6 +172,46 @@ def test_ctrl_c_leaves_nothing(cluster: Any, config: Path, undisturbed: dict[int
             time.sleep(0.2)
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 dialogues in 8 steps; two ranks on one node, two loaders on another."""
+    folder = tmp_path_factory.mktemp("chat")
+    model, shard = folder / "model", folder / "chat.jsonl"
+    command = [sys.executable, "-m", "trainer.models.tiny", "--family", "causal", "--out", str(model)]
+    subprocess.run(command, env=environment(), check=True, capture_output=True)
+    dialogues = [
+        [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]
+        for i in range(64)
+    ]
+    shard.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in dialogues))
+    path = write_config(folder, model, [shard], dataset_type="chat")
+    tree = yaml.safe_load(path.read_text())
+    del tree["data"]["action"]
+    tree["model"]["precision"] = "fp32"
+    tree["cluster"] = {"num_nodes": 2, "component_placement": {"trainer": "0-1", "dataloader": "2-3"}}
+    tree["trainer"] |= {"export": False, "logger": {"tensorboard": False}}
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_chat_run_with_several_ranks_on_a_node(cluster: Any, chat: Path, tmp_path: Path) -> None:
+    alone = [[row[:ROW_BYTES].hex() for row in micro.row_digests] for micro in micro_batches_of(chat)]
+    expected = {step + 1: sorted(alone[2 * step] + alone[2 * step + 1]) for step in range(8)}
+    assert len(alone) == 16
+    output = tmp_path / "chat"
+    with launched(cluster, chat, output) as run:
+        assert run.end() == 0, run.log.read_text()[-4000:]
+        assert run.said(r"node 0 is .*: rank 0, rank 1\n")
+        assert run.said(r"node 1 is .*: loader 0, loader 1\n")
+    found: dict[int, list[str]] = {}
+    for rank in range(2):
+        for line in (output / f"digests-rank{rank}.jsonl").read_text().splitlines():
+            (rows,) = json.loads(line)["rows"]
+            each = [rows[i : i + 2 * ROW_BYTES] for i in range(0, len(rows), 2 * ROW_BYTES)]
+            found.setdefault(json.loads(line)["step"], []).extend(each)
+    assert {step: sorted(rows) for step, rows in found.items()} == expected
 
 
 def test_what_does_not_fit_is_said(cluster: Any, config: Path) -> None:
