@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
 from trainer.engine.zero_stage import with_zero_stage
 from trainer.evals.registry import Planned, plan_evals
 from trainer.evals.schedule import EvalSchedule
-from trainer.feed.batch import plain_memory
+from trainer.feed.batch import Decoding, plain_memory
 from trainer.feed.feed import Feed, FeedInfo
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
@@ -34,6 +35,7 @@ from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
 from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
+from trainer.training.chunk_check import prove_chunks
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
 from trainer.training.objective import Objective
@@ -43,6 +45,18 @@ from trainer.training.split import Split
 from trainer.training.step import Stepper
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """What a run has once its feeds are connected."""
+
+    train: Split
+    val: Split | None
+    processor: Processor
+    """As the loaders sent it."""
+    fingerprints: dict[str, str]
+    """Of both splits; the checkpoint keeps them."""
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -76,7 +90,8 @@ def build_trainer(config: Config) -> Trainer:
         processor = Processor.from_json(
             info.processor_json, find_model_folder(config.model.base_model_path) / "tokenizer.json"
         )
-        trainer = assemble(config, ranks, processor, fingerprints, train, val, checkpoints, checkpoint, evals)
+        connected = Connected(train=train, val=val, processor=processor, fingerprints=fingerprints)
+        trainer = assemble(config, ranks, connected, checkpoints, checkpoint, evals)
         if ranks.is_first:
             trainer.fleet = FleetReport(feeds[0], metrics=config.trainer.logger.metrics)
         return trainer
@@ -96,7 +111,7 @@ def open_split(
     """
     allocate = pinned_memory if ranks.device.type == "cuda" else plain_memory
     pins = checkpoint.pins if checkpoint is not None else None
-    feed = Feed(config, split, ranks.rank, ranks.world_size, allocate=allocate, pins=pins)
+    feed = Feed(config, split, ranks.rank, ranks.world_size, pins=pins, decoding=Decoding(allocate=allocate))
     feeds.append(feed)
     try:
         info = feed.connect()
@@ -133,15 +148,13 @@ def pinned_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 def assemble(
     config: Config,
     ranks: Ranks,
-    processor: Processor,
-    fingerprints: dict[str, str],
-    train: Split,
-    val: Split | None,
+    connected: Connected,
     checkpoints: Checkpoints,
     checkpoint: Checkpoint | None,
     evals: Sequence[Planned] | None = None,
 ) -> Trainer:
     """The trainer with connected feeds. evals: None: those of the config."""
+    train, processor = connected.train, connected.processor
     engine = build_engine(config, ranks, processor, checkpoints, checkpoint)
     cursor = checkpoint.cursor if checkpoint is not None else Cursor(source_samples=(0,) * len(train.sources))
     if checkpoint is not None:
@@ -157,9 +170,9 @@ def assemble(
         stepper=build_stepper(engine, config, processor, ranks, train.sources),
         processor=processor,
         train=train,
-        val=val,
+        val=connected.val,
         evals=EvalSchedule(plan_evals(config) if evals is None else evals),
-        fingerprints=fingerprints,
+        fingerprints=connected.fingerprints,
         checkpoints=checkpoints,
         trackers=Trackers(config, is_first=ranks.is_first, first_step=cursor.step + 1),
         flops=count_flops(model, model.config),
@@ -205,4 +218,5 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
     if config.data.packing:
         check_packing(stepper, processor)
+    stepper.chunks = prove_chunks(stepper, processor, config)
     return stepper

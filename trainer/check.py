@@ -10,7 +10,7 @@ from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
 from trainer.evals.registry import plan_evals
 from trainer.feed.feed import Feed
-from trainer.sim.replay.command import check_demonstrations, jsonl_files
+from trainer.sim.replay.command import ReplayOptions, check_demonstrations, jsonl_files
 from trainer.sim.replay.recordings import read_recordings
 from trainer.sim.workers import Interrupts
 
@@ -40,9 +40,8 @@ def check_run(config: Config) -> bool:
         return True
     modules = [name for entry in config.trainer.evals for name in entry.get("env_modules", ())]
     with Interrupts() as interrupts:
-        return check_demonstrations(
-            files, processor, interrupts, env_modules=list(dict.fromkeys(modules)), skip_unknown=True
-        )
+        options = ReplayOptions(env_modules=tuple(dict.fromkeys(modules)), skip_unknown=True)
+        return check_demonstrations(files, processor, interrupts, options)
 
 
 def _nothing_to_replay(processor: Processor, files: list[Path]) -> str:

@@ -8,18 +8,31 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.hub_cache import explain_missing, find_model_folder
 
+_EXAMPLES = """\
+examples:
+  stoker-launch --config my.yaml                            loaders and ranks of this machine, started together
+  loader-serve --config my.yaml --bind tcp://127.0.0.1:5555                     a loader in one terminal, and in another:
+  stoker-train --config my.yaml --set 'cluster.loader_addresses=[tcp://127.0.0.1:5555]'              one rank
+  deepspeed --num_gpus 8 --module trainer.main --config my.yaml                                      eight ranks
+  stoker-train --config my.yaml --check                     the gates before a training; trains nothing
+
+A run resumes from the newest checkpoint of its trainer.output_dir; the model for transformers is in its folder `export`."""
+
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
     """The checked config from `--config` and `--set`, and whether it is only to be checked. Raises ConfigError."""
     parser = argparse.ArgumentParser(
-        prog="deepspeed trainer/main.py",
-        description="Train a model on the samples that the loaders send (ZeRO-3), validate, save and export it.",
+        prog="stoker-train" if Path(sys.argv[0]).name == "stoker-train" else "deepspeed trainer/main.py",
+        description="Train a model on the samples that the loaders send (ZeRO), validate, save and export it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loader_service.arguments import not_negative, positive
 from loader_service.convert.episode import EpisodeSource
 from loader_service.convert.maniskill import ManiSkill
 from loader_service.convert.rl4vla import RL4VLA
 from loader_service.convert.rlds import RLDS
 from loader_service.convert.run import Output, convert
+from stoker_proto.arguments import not_negative, positive
 from stoker_proto.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -111,80 +111,92 @@ def _parser() -> argparse.ArgumentParser:
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loader-convert", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=shape)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", title="format")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders or globs (rlds: folders)")
-    common.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if missing; one per conversion")
-    common.add_argument(
-        "--name", type=_name, default="train.jsonl", metavar="FILE", help="of the JSONL in it (%(default)s)"
+    common = _options_of_all()
+    _add_rl4vla(
+        formats.add_parser(
+            "rl4vla",
+            parents=[common],
+            help="pickled dicts (asks for --trust-pickle)",
+            formatter_class=shape,
+            description=_TRUST,
+        )
     )
-    common.add_argument("--task", metavar="ID", help="task id of all rows; needed where episodes have no instruction")
-    common.add_argument("--jobs", type=not_negative, default=0, metavar="N", help="processes (default: one per core)")
-    common.add_argument("--limit", type=positive, metavar="N", help="only the first N episodes")
-    common.add_argument(
+    _add_maniskill(formats.add_parser("maniskill", parents=[common], help="HDF5 and JSON", formatter_class=shape))
+    _add_rlds(formats.add_parser("rlds", parents=[common], help="TFRecord files", formatter_class=shape))
+    return parser
+
+
+def _options_of_all() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="files, folders or globs (rlds: folders)")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="made if missing; one per conversion")
+    add("--name", type=_name, default="train.jsonl", metavar="FILE", help="of the JSONL in it (%(default)s)")
+    add("--task", metavar="ID", help="task id of all rows; needed where episodes have no instruction")
+    add("--jobs", type=not_negative, default=0, metavar="N", help="processes (default: one per core)")
+    add("--limit", type=positive, metavar="N", help="only the first N episodes")
+    add(
         "--compress",
         action="store_true",
         help="deflate the NPZ files: smaller, and about 1.6 times the loader's CPU per sample",
     )
-    common.add_argument(
+    add(
         "--skip-bad",
         action="store_true",
         help="leave out episodes that are bad, and say which (default: stop at the first); of a damaged file, what is behind the "
         "damage counts as one",
     )
-    rl4vla = formats.add_parser(
-        "rl4vla",
-        parents=[common],
-        help="pickled dicts (asks for --trust-pickle)",
-        formatter_class=shape,
-        description=_TRUST,
-    )
-    rl4vla.add_argument("--trust-pickle", action="store_true", help="you know where these files come from")
-    rl4vla.add_argument(
+    return common
+
+
+def _add_rl4vla(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--trust-pickle", action="store_true", help="you know where these files come from")
+    add(
         "--encoded-rgb",
         action="store_true",
         help="JPEG images have their colours right (RL4VLA's collector swaps red and blue, which is undone by default)",
     )
-    maniskill = formats.add_parser("maniskill", parents=[common], help="HDF5 and JSON", formatter_class=shape)
-    maniskill.add_argument(
+
+
+def _add_maniskill(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
         "--camera",
         type=_keys,
         default=(),
         metavar="NAME[,NAME...]",
         help="which, where there are several; the first is written as `rgb`, others as `rgb_NAME` (data.options.camera_keys)",
     )
-    maniskill.add_argument(
-        "--control-mode", metavar="MODE", help="leave out episodes of another mode; needed where there are several"
-    )
-    maniskill.add_argument("--only-success", action="store_true", help="leave out episodes that did not succeed")
-    maniskill.add_argument("--depth", action="store_true", help="write depth frames too (data.image.depth)")
-    maniskill.add_argument(
-        "--qvel", action="store_true", help="states are qpos and qvel (default: qpos, where it was recorded)"
-    )
-    rlds = formats.add_parser("rlds", parents=[common], help="TFRecord files", formatter_class=shape)
-    rlds.add_argument("--split", default="train", metavar="NAME", help="%(default)s")
-    rlds.add_argument(
+    add("--control-mode", metavar="MODE", help="leave out episodes of another mode; needed where there are several")
+    add("--only-success", action="store_true", help="leave out episodes that did not succeed")
+    add("--depth", action="store_true", help="write depth frames too (data.image.depth)")
+    add("--qvel", action="store_true", help="states are qpos and qvel (default: qpos, where it was recorded)")
+
+
+def _add_rlds(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--split", default="train", metavar="NAME", help="%(default)s")
+    add(
         "--image-key",
         type=_keys,
         default="steps/observation/image",
         metavar="KEY[,KEY...]",
         help="%(default)s; the first is written as `rgb`, others as `rgb_` and the key's last part (data.options.camera_keys)",
     )
-    rlds.add_argument(
+    add(
         "--action-key",
         default="steps/action",
         metavar="KEY[,KEY...]",
         help="%(default)s; several are put side by side, e.g. steps/action/world_vector,steps/action/rotation_delta",
     )
-    rlds.add_argument(
+    add(
         "--instruction-key",
         default="steps/language_instruction",
         metavar="KEY",
         help='%(default)s; "" where there is none, with --task',
     )
-    rlds.add_argument(
-        "--state-key", metavar="KEY[,KEY...]", help="write states too (data.state), e.g. steps/observation/state"
-    )
-    return parser
+    add("--state-key", metavar="KEY[,KEY...]", help="write states too (data.state), e.g. steps/observation/state")
 
 
 def _keys(text: str) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from loader_service.arguments import not_negative, positive
 from loader_service.doctor.facts import Examined
 from loader_service.doctor.finding import exit_code, in_order, of_error, report_json, report_lines
 from loader_service.doctor.preparing import examine_config
 from loader_service.doctor.reading import read_records
 from loader_service.doctor.registry import run_checks
+from stoker_proto.arguments import not_negative, positive, positive_seconds, positive_share
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError
 
@@ -79,26 +79,6 @@ def _report(examined: Examined, arguments: argparse.Namespace) -> int:
     return exit_code(findings, strict=arguments.strict)
 
 
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number is expected") from None
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{number:g}: above 0 and at most 1 is expected")
-    return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number is expected") from None
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{number:g}: above 0 is expected")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "loader-doctor", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=positive_seconds,
         default=60.0,
         metavar="S",
         help="stop reading records after this time; the scan is not counted (default: 60)",
@@ -117,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the sample (default: 0)")
     parser.add_argument(
         "--round-trip-share",
-        type=_share,
+        type=positive_share,
         default=0.05,
         metavar="X",
         help="mean error of action tokens that is still good, as a share of the dimension's range; above five times as much "

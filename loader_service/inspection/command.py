@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from loader_service.arguments import not_negative
 from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.rows import InspectedRow, first_rows, rows_of_record
@@ -22,6 +21,7 @@ from loader_service.pieces.encoder import RecordEncoder
 from loader_service.prepare.cameras import camera_findings
 from loader_service.prepare.run import ScanOptions, prepare
 from loader_service.sources.base import make_datasets
+from stoker_proto.arguments import not_negative
 from stoker_proto.config import DataConfig
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(arguments.config, arguments.set)
     prepared = prepare(config, scan=ScanOptions(progress=sys.stderr.isatty()))
     processor = Processor.build(config, prepared.codec, prepared.states)
-    encoder = RecordEncoder(config.data, processor)
+    encoder = RecordEncoder(config.data, processor, config.loader)
     entries = wanted_entries(config.data, arguments.split, arguments.source, arguments.entry)
     if arguments.record is not None and len(entries) > 1:
         raise ConfigError(

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, check_files, shard_of
+from loader_service.pieces.device_images import device_images
 from loader_service.pieces.excluded import Excluded
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
 from loader_service.pieces.sample_values import checked_sample, stacked
 from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
-from stoker_proto.config import DataConfig
+from stoker_proto.config import DataConfig, LoaderConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
 from stoker_proto.host.stages import READ, TOKENISE, switch
@@ -86,9 +87,17 @@ class _Record:
 class RecordEncoder:
     """Decodes and encodes records of one config; used by several threads at once."""
 
-    def __init__(self, data: DataConfig, processor: Processor, excluded: Excluded | None = None) -> None:
-        """excluded: samples without labels; default: those of data.exclude. Raises ConfigError for a wrong file."""
+    def __init__(
+        self,
+        data: DataConfig,
+        processor: Processor,
+        loader: LoaderConfig | None = None,
+        excluded: Excluded | None = None,
+    ) -> None:
+        """loader: with the device that encodes frames; None: the CPU. excluded: samples without labels; None: those of
+        data.exclude. Raises ConfigError for a device that is not to be had, or a wrong file."""
         self.data, self.processor = data, processor
+        self._device_images = device_images(processor.coder, loader or LoaderConfig())
         self._excluded = Excluded.read(data) if excluded is None else excluded
         self._excluded_of: dict[tuple[str, int], dict[int, frozenset[int]]] = {}  # (split, entry): record: samples
         self._packed: dict[tuple[str, int], bool] = {}
@@ -175,9 +184,11 @@ class RecordEncoder:
         record = _Record(manifest, number, shard)
         try:
             record.shard = dataset.local(shard)
-            for index, sample in enumerate(self._samples(dataset, record, offset, size)):
-                key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
-                images = tuple([self.processor.encode_image(image, key) for image in sample.images])
+            keyed = (
+                (sample, key64("augment", seed, epoch, manifest.entry, number, index) if augment else None)
+                for index, sample in enumerate(self._samples(dataset, record, offset, size))
+            )
+            for index, (sample, images) in enumerate(self._with_encoded_images(keyed)):
                 text = TextSample.of(sample)
                 if text is None or images:  # rows of text have no timestep and no action
                     _check(sample, images, record, index)
@@ -207,6 +218,16 @@ class RecordEncoder:
         except StokerError as error:
             raise _not_here(error) from error
         return record
+
+    def _with_encoded_images(
+        self, samples: Iterable[tuple[Sample, int | None]]
+    ) -> Iterator[tuple[Sample, tuple[bytes, ...]]]:
+        """Each sample with its encoded frames. samples: with the key of the augmentation, or None."""
+        if self._device_images is not None:
+            yield from self._device_images.encode_samples(samples)
+            return
+        for sample, key in samples:
+            yield sample, tuple([self.processor.encode_image(image, key) for image in sample.images])
 
     def _samples(self, dataset: BaseSFTDataset, record: _Record, offset: int, size: int) -> Iterator[Sample]:
         """What the dataset class reads, checked. Its exceptions become DataErrors: the class may be anybody's."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loader_service.arguments import not_negative
 from loader_service.pieces.text_samples import Counting
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
@@ -19,6 +18,7 @@ from loader_service.prepare.summary import action_findings, report_of, summary_l
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
 from stoker_proto.actions import save_codec
+from stoker_proto.arguments import not_negative
 from stoker_proto.config import Config
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, DataError

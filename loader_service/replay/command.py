@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loader_service.arguments import not_negative, positive
 from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.show import row_lines, row_tree
@@ -23,6 +22,7 @@ from loader_service.replay.rebuild import Rebuilder, RebuiltRow
 from loader_service.replay.step import SPLIT, RunStep, Stream
 from loader_service.replay.worst import worst_steps
 from loader_service.server.command import all_fingerprints
+from stoker_proto.arguments import not_negative, positive
 from stoker_proto.config import Config
 from stoker_proto.processor import Processor
 
@@ -136,7 +136,7 @@ def _rebuilder(config: Config, prepared: Prepared, processor: Processor, step: R
     if config.data.weights and config.data.weigh_by == "tokens":
         tokens = check_first_records(config, prepared, processor)[SPLIT]
     stream = Stream(config, manifests, tokens, step.record)
-    return Rebuilder(manifests, RecordEncoder(config.data, processor), stream)
+    return Rebuilder(manifests, RecordEncoder(config.data, processor, config.loader), stream)
 
 
 def _loss(step: RunStep) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from loader_service.pieces.device_images import image_libraries
 from loader_service.pieces.excluded import Excluded
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
@@ -34,6 +35,7 @@ from loader_service.shards import expand_entry
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
+from stoker_proto.config.rules import check_ranges
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import order_fingerprint
@@ -74,6 +76,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
+    )
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, or cuda:0 to resize and encode frames on that GPU; default: loader.device"
     )
     parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
     parser.add_argument(
@@ -142,7 +147,7 @@ def check(arguments: argparse.Namespace) -> None:
     prepared, processor, _ = read_data(config, arguments)
     excluded = Excluded.read(config.data)
     excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
-    encoder = RecordEncoder(config.data, processor, excluded)
+    encoder = RecordEncoder(config.data, processor, config.loader, excluded)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
@@ -160,6 +165,9 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, LoaderKeys | Non
     config = load_config(arguments.config, arguments.set)
     if arguments.cache_dir is not None:  # part of the config, so that workers unpack compressed shards there too
         config = replace(config, data=replace(config.data, cache_dir=arguments.cache_dir))
+    if arguments.device is not None:
+        config = replace(config, loader=replace(config.loader, device=arguments.device))
+        check_ranges(config.loader, "loader.")
     keys = loader_keys(config.cluster.security)
     check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
     return config, keys
@@ -265,8 +273,10 @@ def all_fingerprints(
         if manifest.files_fingerprint
     }
     datasets = make_datasets(data)
+    parts = processor.fingerprints()
     return {
-        **processor.fingerprints(),
+        **parts,
+        "image_libraries": image_libraries(parts["image_libraries"], config.loader),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
         **({"exclude": excluded.fingerprint()} if excluded.names else {}),

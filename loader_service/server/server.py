@@ -19,7 +19,7 @@ from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import listen
+from loader_service.server.listening import can_drop_resets, listen
 from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
@@ -42,6 +42,10 @@ MAX_UNREAD_FRAMES = 256
 """Frames that wait for one rank that does not read. Later ones are dropped and counted; the rank asks again at its deadline.
 `loader.unread_mb` limits the same in bytes."""
 _AT_ONCE = 256
+_SEES_RESETS = (
+    "the kernel lets only CAP_NET_ADMIN drop TCP resets: a peer that floods this loader and then resets its connection can end "
+    "it (libzmq#4767). Whoever started it starts it again, and no batch changes; give it CAP_NET_ADMIN to rule that out"
+)
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 
@@ -80,8 +84,8 @@ class LoaderServer:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.MAXMSGSIZE, encoding.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
-            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
-            (zmq.HEARTBEAT_IVL, 1000),
+            # Safe only where no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
+            (zmq.HEARTBEAT_IVL, 1000 if can_drop_resets() else 0),
             (zmq.HEARTBEAT_TIMEOUT, 5000),
             # For peers of ZMTP 1 and 2, which know no heartbeats. It must come later than these: where it ends a connection,
             # libzmq does not bear an input that stands still.
@@ -106,6 +110,8 @@ class LoaderServer:
     def bind(self, address: str) -> str:
         """Bind, and return the address with the port that `*` stands for."""
         listener = listen(address)
+        if not can_drop_resets():
+            logger.warning("%s", _SEES_RESETS)
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
         listener.detach()  # ZeroMQ closes it

@@ -91,7 +91,7 @@ def write_config(folder: Path, model: Path, shard: Path, packing: bool, workers:
 def measure(config_file: Path) -> dict[str, Any]:
     """One start."""
     config = load_config(config_file, [])
-    feed = Feed(config, "train", 0, 1, num_epochs=1)
+    feed = Feed(config, "train", 0, 1)
     figures: dict[str, Any] = {}
     waiting = threading.Thread(target=pull, args=(feed, figures), daemon=True)
     waiting.start()

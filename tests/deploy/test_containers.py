@@ -66,15 +66,21 @@ def resolved(profile: str, **variables: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("profile", "trainer"), [("gpu", "trainer"), ("cpu", "trainer-cpu")])
 def test_the_trainer_asks_the_loaders_that_are_started_with_it(profile: str, trainer: str) -> None:
     services = resolved(profile)["services"]
-    assert set(services) == {"loader-0", "loader-1", trainer}
+    assert set(services) == {"loader", trainer}
+    assert services["loader"]["scale"] == 2
     override = services[trainer]["command"][-1]
     key, _, value = override.partition("=")
     assert key == "cluster.loader_addresses"
-    assert yaml.safe_load(value) == ["tcp://loader-0:5555", "tcp://loader-1:5555"]
-    assert {name: rule["condition"] for name, rule in services[trainer]["depends_on"].items()} == {
-        "loader-0": "service_healthy",
-        "loader-1": "service_healthy",
-    }
+    assert yaml.safe_load(value) == ["dns://loader:5555"], "each replica has an address record of the service's name"
+    depends_on = {name: rule["condition"] for name, rule in services[trainer]["depends_on"].items()}
+    assert depends_on == {"loader": "service_healthy"}
+
+
+def test_loaders_may_be_as_many_as_the_user_says() -> None:
+    """`--scale` needs a service without a name or a host port of its own."""
+    loader = resolved("cpu", STOKER_LOADERS="5")["services"]["loader"]
+    assert loader["scale"] == 5
+    assert not {"container_name", "ports", "hostname"} & set(loader)
 
 
 def test_loaders_without_authentication_are_reached_only_on_the_internal_network() -> None:
@@ -85,8 +91,7 @@ def test_loaders_without_authentication_are_reached_only_on_the_internal_network
         assert "ports" not in service, f"{name} publishes a port"
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
-    for name in ("loader-0", "loader-1"):
-        assert "--insecure" in tree["services"][name]["command"]
+    assert "--insecure" in tree["services"]["loader"]["command"]
 
 
 def test_the_health_check_asks_the_page_that_the_loader_serves() -> None:
@@ -105,7 +110,7 @@ def test_the_health_check_asks_the_page_that_the_loader_serves() -> None:
 
 def test_data_and_models_are_mounted_read_only() -> None:
     services = resolved("gpu", STOKER_DATA="/srv/demos", STOKER_MODELS="/srv/models")["services"]
-    mounts = {mount["target"]: mount for mount in services["loader-0"]["volumes"] if mount["type"] == "bind"}
+    mounts = {mount["target"]: mount for mount in services["loader"]["volumes"] if mount["type"] == "bind"}
     assert mounts["/opt/stoker/job/data"]["source"] == "/srv/demos"
     assert all(mount["read_only"] for mount in mounts.values())
     writable = [mount["target"] for mount in services["trainer"]["volumes"] if not mount.get("read_only")]

@@ -162,12 +162,12 @@ def pull(
 ) -> Pulled:
     """Pull an epoch as `ranks` ranks would. `on_step(step)` runs after each step of rank 0."""
     connect = f"cluster.loader_addresses=[{','.join(addresses)}]"
-    loaded = load_config(config, [connect, "trainer.epochs=2", *overrides])
+    loaded = load_config(config, [connect, f"trainer.epochs={epoch + 1}", *overrides])
     rows: list[dict[tuple[int, int], list[tuple[list[tuple[int, ...]], bytes]]]] = [{} for _ in range(ranks)]
     result, errors = Pulled(), []
 
     def one(rank: int) -> None:
-        feed = Feed(loaded, split, rank, ranks, num_epochs=epoch + 1, pins=pins)  # type: ignore[arg-type]
+        feed = Feed(loaded, split, rank, ranks, pins=pins)  # type: ignore[arg-type]
         try:
             feed.connect(epoch)
             for batch in feed.steps(epoch, first_sample):

@@ -13,6 +13,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
         *(
             "errors",
             "hashing",
+            "arguments",
             "host",
             "fleet",
             "model_folder",
@@ -27,13 +28,13 @@ ROOMS: Mapping[str, Sequence[str]] = {
         ),
     ),
     "loader_service": (
-        *("arguments", "paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
+        *("paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
         *("server", "inspection", "replay", "doctor", "top", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
-        *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy", "serving"),
-        *("sim", "check", "cli", "main", "examples"),
+        *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy_options"),
+        *("policy", "serving", "sim", "check", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""

@@ -15,6 +15,7 @@ from tests.trainer.support.ranks import run_ranks
 from trainer import build
 from trainer.checkpoints.state import Checkpoint, Cursor, state_of_run
 from trainer.engine.ranks import Ranks
+from trainer.feed.batch import Decoding
 from trainer.feed.feed import Feed
 
 SAME = {"codec": "a", "manifest/train/0": "b"}
@@ -54,7 +55,7 @@ def test_every_rank_compares_its_pins_with_all_others(other: dict[str, str], exp
 @pytest.fixture
 def feeds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Feed]]:
     """Filled by `open_split`."""
-    monkeypatch.setattr(build, "Feed", partial(Feed, processor=StandInDecoder()))
+    monkeypatch.setattr(build, "Decoding", partial(Decoding, processor=StandInDecoder()))
     opened: list[Feed] = []
     yield opened
     for feed in opened:

@@ -9,13 +9,13 @@ all have ended the last one. `trainer/bench/report.py` says what is measured whe
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.host.interrupts import heed_interrupts
 from trainer.bench.report import BenchReport
-from trainer.feed.batch import StepBatch
+from trainer.feed.batch import Decoding, StepBatch
 from trainer.feed.feed import Feed
 from trainer.report.fleet import FleetReport
 
@@ -83,16 +83,11 @@ class NullTrainer:
 
     def __init__(self, config: Config, arguments: argparse.Namespace, report: BenchReport) -> None:
         self._arguments, self._report = arguments, report
+        # No epoch after the measured one is fetched ahead.
+        config = replace(config, trainer=replace(config.trainer, epochs=arguments.epoch + 1))
+        decoding = Decoding(threads=arguments.decode_threads)
         self._feeds = [
-            Feed(
-                config,
-                arguments.split,
-                rank,
-                arguments.ranks,
-                num_epochs=arguments.epoch + 1,
-                decode_threads=arguments.decode_threads,
-            )
-            for rank in range(arguments.ranks)
+            Feed(config, arguments.split, rank, arguments.ranks, decoding=decoding) for rank in range(arguments.ranks)
         ]
         self._batches: list[StepBatch | None] = [None] * arguments.ranks
         self._barrier = threading.Barrier(arguments.ranks, action=self._step_done)
@@ -174,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_ranges(arguments)
         config = load_config(arguments.config, arguments.set)
         if arguments.connect:
-            cluster = dataclasses.replace(config.cluster, loader_addresses=tuple(arguments.connect))
-            config = dataclasses.replace(config, cluster=cluster)
+            cluster = replace(config.cluster, loader_addresses=tuple(arguments.connect))
+            config = replace(config, cluster=cluster)
         report = BenchReport(world_size=arguments.ranks)
         NullTrainer(config, arguments, report).run()
     except StokerError as error:

@@ -48,9 +48,7 @@ class ActionFigures:
         self._varying = VaryingTokens(codec.max_tokens)
         self._outside = self._num_tokens = 0.0
 
-    def add(
-        self, stepper: Stepper, inputs: Inputs, logits: torch.Tensor, actions: NDArray[Any], ranks: Ranks, *, free: bool
-    ) -> None:
+    def add(self, stepper: Stepper, inputs: Inputs, logits: torch.Tensor, actions: NDArray[Any], *, free: bool) -> None:
         """Add one micro-batch. Every rank calls it as often, with the same `free`: whether the free-running error is wanted.
 
         logits: float32[B, P, V], as the model gives them for `inputs`; actions: float32[B, K, D], NaN in rows without.
@@ -64,7 +62,7 @@ class ActionFigures:
         chosen = None
         if free and self._codec.code_lengths is None:
             most = self._codec.max_tokens - 1
-            ids = free_running_ids(stepper, inputs, is_action, logits, self._vocabulary, ranks, most)
+            ids = free_running_ids(stepper, inputs, is_action, logits, self._vocabulary, most)
             chosen = ids.cpu().numpy()
         for row in np.flatnonzero(masks.any(axis=1)):
             mask = masks[row]
@@ -117,7 +115,6 @@ def free_running_ids(
     is_action: torch.Tensor,
     logits: torch.Tensor,
     vocabulary: ActionVocabulary,
-    ranks: Ranks,
     most: int,
 ) -> torch.Tensor:
     """int64[B, P]: at the action positions, the tokens that the model chooses when it reads its own tokens.
@@ -137,7 +134,7 @@ def free_running_ids(
         again = best_actions(stepper.logits(fed), first, end)
         has_changed = bool((again[rows, columns] != chosen[rows, columns]).any())
         chosen = again
-        if not max_over_ranks([float(has_changed)], ranks)[0]:
+        if not max_over_ranks([float(has_changed)], stepper.ranks)[0]:
             break
     return chosen
 

@@ -18,7 +18,7 @@ import torch
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
-from trainer.engine.ranks import Ranks, sum_over_ranks
+from trainer.engine.ranks import sum_over_ranks
 from trainer.evals.action_figures import ActionFigures
 from trainer.evals.interface import Eval, Moment, Outcome
 from trainer.evals.registry import check_empty
@@ -62,9 +62,8 @@ class Perplexity(Eval):
         with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
             figures = validate(
                 moment.stepper,
-                islice(steps, self._num_steps),
                 moment.processor,
-                moment.ranks,
+                islice(steps, self._num_steps),
                 num_samples,
                 moment.val.sources,
                 self._num_free,
@@ -85,9 +84,8 @@ class Perplexity(Eval):
 
 def validate(
     stepper: Stepper,
-    steps: Iterator[StepBatch],
     processor: Processor,
-    ranks: Ranks,
+    steps: Iterator[StepBatch],
     num_samples: int,
     sources: SourceTable,
     num_free: int = 0,
@@ -99,6 +97,7 @@ def validate(
 
     Raises DataError if not every sample was seen exactly once.
     """
+    ranks = stepper.ranks
     dim = processor.codec.dim if processor.codec is not None else 0
     sums, by_source = Sums(dim), torch.zeros(len(sources), 3, dtype=torch.float64, device=ranks.device)
     figures = None if processor.codec is None else ActionFigures(processor)
@@ -113,7 +112,7 @@ def validate(
                     add_scores(sums, logits, inputs.targets, np.asarray(batch.actions), processor)
                     if figures is not None:
                         actions = np.asarray(batch.actions)
-                        figures.add(stepper, inputs, logits, actions, ranks, free=free)
+                        figures.add(stepper, inputs, logits, actions, free=free)
                     sums.samples += batch.num_rows
                     rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)

@@ -10,9 +10,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
+from trainer.examples.hugging_face import settings, train
 from trainer.examples.options import read_options
 from trainer.feed.dataset import StokerDataset
-from trainer.feed.hugging_face import SaveFeedState, StokerBatches, load_feed_state, newest_checkpoint
+from trainer.feed.hugging_face import SaveFeedState, StokerBatches
 
 
 class StokerSFTTrainer(StokerBatches, SFTTrainer):  # type: ignore[misc]
@@ -28,24 +29,13 @@ class StokerSFTTrainer(StokerBatches, SFTTrainer):  # type: ignore[misc]
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, or resume from the newest checkpoint in `--out`."""
     options = read_options(argv, "Train a text model with TRL's SFTTrainer.")
-    trainer, model_path = options.config.trainer, options.config.model.base_model_path
+    model_path = options.config.model.base_model_path
     with StokerDataset(options.config, output_dir=options.out) as dataset:
         arguments = SFTConfig(
-            output_dir=str(options.out),
-            max_steps=options.steps,
-            per_device_train_batch_size=trainer.micro_batch_size,
-            gradient_accumulation_steps=dataset.passes,
-            ignore_data_skip=True,
-            learning_rate=trainer.lr,
-            save_steps=options.save_every,
-            save_total_limit=2,
-            report_to="none",
+            **settings(options, dataset),
             bf16=torch.cuda.is_available(),  # its default is True, which a CPU refuses
             dataset_kwargs={"skip_prepare_dataset": True},
         )
-        checkpoint = newest_checkpoint(options.out)
-        if checkpoint is not None:
-            load_feed_state(checkpoint, dataset)
         run = StokerSFTTrainer(
             AutoModelForCausalLM.from_pretrained(model_path),
             arguments,
@@ -53,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             processing_class=PreTrainedTokenizerFast.from_pretrained(model_path),
             callbacks=[SaveFeedState(dataset)],
         )
-        run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        run.save_model(str(options.out / "model"))
+        train(run, dataset, options)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,18 @@ def plain_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.empty(shape, dtype)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How pieces become micro-batches."""
+
+    processor: Decoder | None = None
+    """Decodes images; None: the processor that the loaders send."""
+    allocate: Allocate = plain_memory
+    """Makes the arrays of the batches, e.g. in pinned memory."""
+    threads: int = 1
+    """That decode images."""
+
+
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
     """The input of one forward on one rank. Always B = micro_batch_size rows; the last ones may be padding rows."""
@@ -88,7 +100,7 @@ class MicroBatch:
     skipped: list[str]
     """One reason for each sample that came without labels (`data.on_bad_sample: skip`)."""
     row_digests: list[bytes]
-    """SHA-256 of keys and payload of each row's samples, as received; empty if digests are off."""
+    """SHA-256 of keys and payload of each row's samples, as received."""
     digest: bytes
     """SHA-256 over `row_digests`; does not depend on how samples were divided into pieces."""
 
@@ -121,8 +133,6 @@ class BatchBuilder:
     max_tokens: int
     """Longest row allowed: `data.max_seq_len`."""
     allocate: Allocate = plain_memory
-    digests: bool = True
-    """Compute `row_digests` and `digest`."""
     packing: bool = False
     """`data.packing`: rows may hold several samples; `positions` shows where each begins."""
 
@@ -145,7 +155,7 @@ class BatchBuilder:
             images = np.concatenate([piece.image_counts for piece in pieces])
             image_counts[:count] = np.add.reduceat(images.astype(np.int64), firsts)
         input_ids, attention_mask, labels, positions = self._tokens(pieces, lengths, row_samples)
-        row_digests = [digest for piece in pieces for digest in digests_of_rows(piece)] if self.digests else []
+        row_digests = [digest for piece in pieces for digest in digests_of_rows(piece)]
         return MicroBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -162,7 +172,7 @@ class BatchBuilder:
             num_rows=count,
             skipped=[why for piece in pieces for _, why in sorted(piece.skipped.items())],
             row_digests=row_digests,
-            digest=hashlib.sha256(b"".join(row_digests)).digest() if self.digests else b"",
+            digest=hashlib.sha256(b"".join(row_digests)).digest(),
         )
 
     def _row_samples(self, piece: Piece) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
-from trainer.feed.batch import Allocate, BatchBuilder, Decoder, MicroBatch, StepBatch, plain_memory
+from trainer.feed.batch import BatchBuilder, Decoder, Decoding, MicroBatch, StepBatch
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
@@ -87,20 +87,13 @@ class Feed:
         world_size: int,
         *,
         pins: Mapping[str, str] | None = None,
-        processor: Decoder | None = None,
-        allocate: Allocate = plain_memory,
-        num_epochs: int | None = None,
-        digests: bool = True,
-        decode_threads: int = 1,
+        decoding: Decoding = Decoding(),  # noqa: B008 - immutable
     ) -> None:
         """Does not connect yet. Raises ConfigError, RefusedError.
 
+        At the end of an epoch of `train` the feed fetches the next one ahead, up to `trainer.epochs`.
+
         pins: fingerprints that the loaders must have: FeedInfo.fingerprints of the run to resume.
-        processor: decodes images; default: the one that the loaders send.
-        allocate: makes the arrays of the batches, e.g. in pinned memory.
-        num_epochs: the feed fetches the next epoch ahead while it is below this number; default: trainer.epochs, for `val` 1.
-        digests: compute the digests of the batches.
-        decode_threads: threads that decode images.
         """
         paths = config.data.paths(split)
         if not paths:
@@ -109,9 +102,8 @@ class Feed:
         passes = check_batch_arithmetic(trainer.global_batch_size, trainer.micro_batch_size, world_size)
         self.config, self.split, self.rank, self.world_size = config, split, rank, world_size
         self._passes, self.global_batch_size = passes, trainer.global_batch_size
-        self._num_epochs = num_epochs or (trainer.epochs if split == "train" else 1)
-        self._processor, self._processor_json = processor, ""
-        self._allocate, self._digests = allocate, digests
+        self._num_epochs = trainer.epochs if split == "train" else 1
+        self._decoding, self._processor_json = decoding, ""
         self._builder: BatchBuilder | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
         listed = config.cluster.loader_addresses
@@ -126,7 +118,7 @@ class Feed:
             rank=rank,
             world_size=world_size,
             client=secrets.token_hex(8),
-            fingerprints={**({} if processor else _config_pins(config)), **_order_pins(config, pins or {})},
+            fingerprints={**({} if decoding.processor else _config_pins(config)), **_order_pins(config, pins or {})},
             order=config.data.order,
             feed=trainer.feed,
             global_batch_size=trainer.global_batch_size,
@@ -134,7 +126,7 @@ class Feed:
             window=max(trainer.feed.prefetch, passes + 1),  # `steps` yields whole steps: the next one must fit too
         )
         keys = rank_keys(config.cluster.security)
-        self._prefetcher = Prefetcher(self._build, decode_threads)
+        self._prefetcher = Prefetcher(self._build, decoding.threads)
         self._driver = SocketDriver(options, self._prefetcher, keys, [entry for entry in listed if not is_fixed(entry)])
         self._session = 0
         self._at: tuple[int, int] | None = None  # epoch and sample of the next step of the running session
@@ -308,11 +300,10 @@ class Feed:
         with self._builder_lock:
             if self._builder is None:
                 self._builder = BatchBuilder(
-                    decoder=self._processor or _processor_of(self.config, self._processor_json),
+                    decoder=self._decoding.processor or _processor_of(self.config, self._processor_json),
                     num_rows=self.config.trainer.micro_batch_size,
                     max_tokens=self.config.data.max_seq_len,
-                    allocate=self._allocate,
-                    digests=self._digests,
+                    allocate=self._decoding.allocate,
                     packing=self.config.data.packing,
                 )
             return self._builder

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stoker_proto.arguments import not_negative, positive, share
 from stoker_proto.errors import ConfigError, StokerError
 from trainer.sim.acting import load_act
 from trainer.sim.demonstration import Job, Reason, play
 from trainer.sim.environment import TASKS, Environment
+from trainer.sim.options import add_processes, add_quiet, add_rendering
 from trainer.sim.recording import COMPRESSIONS, Recorder, Trajectory
 from trainer.sim.workers import Interrupts, Workers
 
@@ -25,7 +27,7 @@ _HELP = f"""Makes demonstrations with ManiSkill: a scripted expert that knows th
 
 Written are DIR/NAME.jsonl, one line per trajectory (obs_path, task, instruction, actions, seed), and
 DIR/NAME/traj_000000/obs.npz ... with rgb [T,H,W,3], state [T,9], qpos [T,9], tcp_pose [T,7], the camera's matrices, true
-positions and, with --depth, depth [T,H,W] in mm (trainer/sim/recording.py).
+positions and, with --depth, depth [T,H,W] in mm; with --wrist-camera, wrist_rgb [T,H,W,3] (trainer/sim/recording.py).
 Actions are the 7 numbers of pd_ee_delta_pose (translation, rotation, gripper) in [-1, 1].
 
 Tasks: {", ".join(TASKS)}.
@@ -65,17 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_environments: dict[tuple[str, int, bool], Environment] = {}
+_environments: dict[tuple[str, int, bool, bool], Environment] = {}
 """The one environment that this worker process holds open."""
 
 
 def _work(job: Job) -> Trajectory | Reason:
     """In a worker process: plays one job in this process's environment, which is made when the task changes."""
-    key = (job.task, job.image_size, job.depth)
+    key = (job.task, job.image_size, job.depth, job.wrist_camera)
     if key not in _environments:
         while _environments:
             _environments.popitem()[1].close()
-        _environments[key] = Environment(job.task, image_size=job.image_size, depth=job.depth)
+        _environments[key] = Environment(
+            job.task, image_size=job.image_size, depth=job.depth, wrist_camera=job.wrist_camera
+        )
     return play(_environments[key], job, None if job.policy is None else load_act(job.policy))
 
 
@@ -109,6 +113,7 @@ def _job(options: argparse.Namespace, task: str, seed: int) -> Job:
         seed=seed,
         image_size=options.image_size,
         depth=options.depth,
+        wrist_camera=options.wrist_camera,
         noise=options.noise,
         render_share=options.render_share,
         settle=options.settle,
@@ -157,43 +162,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--task", action="append", choices=list(TASKS), required=True, help="repeat for several, written in this order")
-    add("--num", type=_positive, default=20, help="successful trajectories per task (default %(default)s)")
+    add("--num", type=positive, default=20, help="successful trajectories per task (default %(default)s)")
     add("--seed", type=int, default=0, help="seed of the first trajectory of each task (default %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write to; made if missing")
     add("--name", default="train", help="name of the JSONL file and of its folder (default %(default)s)")
-    add("--image-size", type=_positive, default=128, metavar="PIXELS", help="images are square (default %(default)s)")
-    add("--depth", action="store_true", help="record depth images too, in millimetres")
-    add("--processes", type=_positive, default=2, help="simulators at a time, about 0.8 GB each (default %(default)s)")
+    add_rendering(parser)
+    add_processes(parser)
     add("--format", choices=list(COMPRESSIONS), default="deflated", help="of the NPZ members (default %(default)s)")
-    add("--noise", type=_share, default=0.0, metavar="SHARE", help="share of episodes that are pushed off their path; labels "
+    add("--noise", type=share, default=0.0, metavar="SHARE", help="share of episodes that are pushed off their path; labels "
         "stay the expert's (default %(default)s)")  # fmt: skip
-    add("--render-share", type=_share, default=1.0, metavar="SHARE", help="share of timesteps to render and record: rendering "
+    add("--render-share", type=share, default=1.0, metavar="SHARE", help="share of timesteps to render and record: rendering "
         "is nine tenths of the cost; below 1 for data.action.chunk 1 only (default %(default)s)")  # fmt: skip
-    add(
-        "--settle", type=_not_negative, default=0, metavar="N", help="timesteps to record after the success (default 0)"
-    )
+    add("--settle", type=not_negative, default=0, metavar="N", help="timesteps to record after the success (default 0)")
     add("--paraphrases", action="store_true", help="say the instruction in several ways, in turns")
     add("--policy", type=Path, metavar="EXPORT", help="DAgger: this policy acts, the expert labels; failures are kept")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_quiet(parser)
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def _share(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is no share: 0 to 1 is expected")
-    return value
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stoker_proto.arguments import not_negative, positive
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.files import open_lock_file, try_lock
 from stoker_proto.host.process import end_with_parent
+from trainer.policy_options import add_policy_options
 from trainer.sim.evaluation.episode import SETTLE_STEPS, EpisodeResult, Job, Protocol
 from trainer.sim.evaluation.matching import Expectations, make_protocol
 from trainer.sim.evaluation.pictures import Pictures, check_video, write_sheet
@@ -23,7 +25,8 @@ from trainer.sim.evaluation.rollout import Rollout
 from trainer.sim.evaluation.seeds import check_held_out, jobs_of, read_seeds
 from trainer.sim.evaluation.simulators import Simulators
 from trainer.sim.evaluation.summary import by_task, compare, comparison_table, table
-from trainer.sim.tasks.interface import Rendering
+from trainer.sim.evaluation.swapping import swap_table, swapped, with_swapped
+from trainer.sim.options import add_env_modules, add_processes, add_quiet, add_rendering, rendering
 from trainer.sim.tasks.registry import check_task, load_modules
 from trainer.sim.workers import Interrupts
 
@@ -40,7 +43,8 @@ With --compare, two exports play the same seeds; the difference has Newcombe's 9
 Written to --out: results.json, videos of the first successes and failures, contact_sheet.png.
 The same command resumes where it stopped: finished episodes are kept, also with more --episodes or with --compare added.
 
-The pictures must be those of the training data: pass --image-size, --depth, --image-history and --state as they were there.
+The pictures must be those of the training data: pass --image-size, --depth, --wrist-camera, --image-history and --state as
+they were there.
 A simulator process that dies costs its episode, which is counted and played again by the next run.
 
 Our tasks need: pip install 'stoker[sim]', and a Vulkan renderer:
@@ -51,6 +55,7 @@ _EXAMPLES = """examples:
   python -m trainer.sim.evaluate --model outputs/export --task PushCube-v1
   python -m trainer.sim.evaluate --model outputs/export --task PickCube-v1 --task StackCube-v1 --episodes 20 --processes 8
   python -m trainer.sim.evaluate --model outputs/new --compare outputs/old --task PushCube-v1 --out outputs/new_against_old
+  python -m trainer.sim.evaluate --model outputs/export --task StackCube-v1 --swap       (does it follow the instruction?)
   python -m trainer.sim.evaluate --model outputs/export --env-module my_envs --task PutOnPlateInScene25Main-v3
 """
 
@@ -90,6 +95,8 @@ def _evaluate(options: argparse.Namespace, interrupts: Interrupts) -> None:
     load_modules(options.env_module)
     for task in options.task:
         check_task(task)
+    if options.swap:
+        options.task = with_swapped(options.task)
     check_video(options.videos > 0)
     if options.train_data:
         jobs = jobs_of(options.task, options.seed_start, options.episodes)
@@ -146,9 +153,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _open_results(options: argparse.Namespace, folders: dict[str, Path], players: Sequence[_Player]) -> Results:
-    rendering = Rendering(image_size=options.image_size, depth=options.depth)
     setup = {
-        "rendering": asdict(rendering),
+        "rendering": asdict(rendering(options)),
         "env_modules": options.env_module,
         "settle_steps": SETTLE_STEPS,
         "versions": versions(),
@@ -166,14 +172,17 @@ def _play(
 ) -> None:
     """Play the episodes that the model has not finished yet. Raises SimulatorsKeepDyingError, ConfigError, PolicyError."""
     missing = results.missing(player.label, jobs)
-    rendering = Rendering(image_size=options.image_size, depth=options.depth)
     pictures = Pictures(options.out / "videos", player.label, options.videos)
     successes, num_deaths = Counter[bool](), 0
     bar = tqdm(
         total=len(jobs), initial=len(jobs) - len(missing), unit="episode", disable=options.quiet, desc=player.label
     )
     simulators = Simulators(
-        min(options.processes, len(missing)), options.env_module, rendering, interrupts, deadline_s=options.deadline_s
+        min(options.processes, len(missing)),
+        options.env_module,
+        rendering(options),
+        interrupts,
+        deadline_s=options.deadline_s,
     )
     rollout = player.rollout(simulators, pictures)
     with bar, simulators:
@@ -205,6 +214,11 @@ def _conclude(results: Results, labels: list[str], jobs: list[Job], options: arg
         print(f"\n{label}: {folder}, {len(finished[label])} of {len(jobs)} episodes")
         if finished[label]:
             print(table(figures[label]))
+    of_labels = {label: rows for label in labels if (rows := swapped(finished[label], options.task))}
+    if of_labels:
+        results.conclude(swapped=of_labels)
+    for label, rows in of_labels.items():
+        print(f"\n{label}, with each instruction in the same scenes\n{swap_table(rows)}")
     if options.compare:
         rows = compare(finished[MODEL], finished[OTHER])
         results.conclude(comparison={"method": "Newcombe 1998, method 10: paired, 95%", "tasks": rows})
@@ -242,9 +256,11 @@ def _add_what_is_played(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, required=True, metavar="EXPORT", help="folder that the trainer exported")
     add("--compare", type=Path, metavar="EXPORT", help="another one, to play the same seeds")
     add("--task", action="append", required=True, help="repeat for several")
-    add("--env-module", action="append", default=[], metavar="M", help="Python module that registers environments")
-    add("--episodes", type=_positive, default=100, help="of each task (default %(default)s)")
-    add("--seed-start", type=_not_negative, default=1_000_000, help="seed of the first episode (default %(default)s)")
+    add("--swap", action="store_true", help="also play the same scenes with the other valid instruction, for tasks that have "
+         "one, and show what was done under each")  # fmt: skip
+    add_env_modules(parser)
+    add("--episodes", type=positive, default=100, help="of each task (default %(default)s)")
+    add("--seed-start", type=not_negative, default=1_000_000, help="seed of the first episode (default %(default)s)")
     add("--train-data", type=Path, action="append", default=[], metavar="JSONL", help="training data: a seed that they have "
         "is refused; repeat for several files")  # fmt: skip
     add("--out", type=Path, default=Path("outputs/evaluation"), metavar="DIR", help="default %(default)s")
@@ -252,8 +268,7 @@ def _add_what_is_played(parser: argparse.ArgumentParser) -> None:
 
 def _add_how_it_is_played(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--image-size", type=_positive, default=128, metavar="PIXELS", help="side of a picture (default %(default)s)")
-    add("--depth", action="store_true", help="show depth pictures too: data.image.depth of the training")
+    add_rendering(parser)
     add(
         "--image-history",
         type=_history,
@@ -262,53 +277,32 @@ def _add_how_it_is_played(parser: argparse.ArgumentParser) -> None:
         help="data.options.image_history of the training",
     )
     add("--state", metavar="NAME", help="measurement that is the model's state, for data.state: text (say, qpos)")
-    add(
-        "--execute",
-        type=_positive,
-        metavar="K",
-        help="actions of a chunk to execute before looking again (default: all)",
-    )
-    add("--max-steps", type=_positive, metavar="N", help="limit of an episode (default: the task's own)")
+    add_policy_options(parser, threads=1)
+    add("--max-steps", type=positive, metavar="N", help="limit of an episode (default: the task's own)")
 
 
 def _add_how_it_runs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--processes", type=_positive, default=2, help="simulators at a time, about 0.8 GB each (default %(default)s)")
-    add("--batch", type=_positive, default=1, help="most pictures that the model sees at once; above 1 it is faster on a GPU, "
+    add_processes(parser)
+    add("--batch", type=positive, default=1, help="most pictures that the model sees at once; above 1 it is faster on a GPU, "
         "and an episode may differ in the last bits (default %(default)s)")  # fmt: skip
-    add("--device", default="cpu", help="torch device of the model (default %(default)s)")
-    add("--threads", type=_positive, default=1, help="torch threads of the model (default %(default)s)")
     add(
         "--videos",
-        type=_not_negative,
+        type=not_negative,
         default=2,
         metavar="N",
         help="of successes, and of failures, of each task (default 2)",
     )
     add(
         "--most-deaths",
-        type=_not_negative,
+        type=not_negative,
         default=3,
         metavar="N",
         help="simulators that may die (default %(default)s)",
     )
-    add("--deadline-s", type=_positive, default=600, metavar="S", help="for a simulator's answer (default %(default)s)")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--deadline-s", type=positive, default=600, metavar="S", help="for a simulator's answer (default %(default)s)")
+    add_quiet(parser)
     add("--end-with", type=int, help=argparse.SUPPRESS)  # the training that started it, by its process number
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
 
 
 def _history(text: str) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def free_and_one_by_one(rank: int, config: Config) -> dict[str, Any]:
                 logits = stepper.logits(inputs)
                 mask = action_positions(inputs.targets, batch.actions, processor.vocabulary)
                 vocabulary = processor.vocabulary
-                ids = free_running_ids(stepper, inputs, mask, logits, vocabulary, trainer.ranks, DIM - 1)
+                ids = free_running_ids(stepper, inputs, mask, logits, vocabulary, DIM - 1)
                 forced = best_actions(logits, vocabulary.first_id, vocabulary.end_id)
                 inside = logits.softmax(-1)[..., vocabulary.first_id : vocabulary.end_id].sum(-1)
                 found["outside"] += (1 - inside)[mask].tolist()
@@ -55,9 +55,7 @@ def free_and_one_by_one(rank: int, config: Config) -> dict[str, Any]:
                     found["alone"].append(alone.ids.tolist())
                     found["errors"].append(np.abs(alone.actions - example.action).astype(np.float64)[0].tolist())
     steps = feed.steps(0, 0)
-    found["metrics"] = validate(
-        stepper, steps, processor, trainer.ranks, NUM_VAL, trainer.val.sources, num_free=NUM_VAL
-    )
+    found["metrics"] = validate(stepper, processor, steps, NUM_VAL, trainer.val.sources, num_free=NUM_VAL)
     return found
 
 

@@ -29,7 +29,7 @@ def validate_on(rank: int, config: Config) -> tuple[dict[str, float], str]:
     def once(num_samples: int) -> dict[str, float]:
         assert trainer.val is not None
         steps = trainer.val.feed.steps(0, 0)
-        return validate(trainer.stepper, steps, trainer.processor, trainer.ranks, num_samples, trainer.val.sources)
+        return validate(trainer.stepper, trainer.processor, steps, num_samples, trainer.val.sources)
 
     with pytest.raises(DataError) as caught:
         once(NUM_VAL + 1)

@@ -21,14 +21,15 @@ from tests.trainer.feed.fake_loader import (
     unused_port,
     wait_for,
 )
-from trainer.feed.batch import MicroBatch, StepBatch
+from trainer.feed.batch import Decoding, MicroBatch, StepBatch
 from trainer.feed.feed import Feed
 
 
 def make_feed(*addresses: str, rank: int = 0, world_size: int = 1, **overrides: object) -> Feed:
-    options = {key: overrides.pop(key) for key in ("pins", "decode_threads", "num_epochs") if key in overrides}
+    pins, threads = overrides.pop("pins", None), overrides.pop("decode_threads", 1)
     config = make_config(addresses, **overrides)
-    return Feed(config, "train", rank, world_size, processor=StandInDecoder(), **options)  # type: ignore[arg-type]
+    decoding = Decoding(processor=StandInDecoder(), threads=threads)  # type: ignore[arg-type]
+    return Feed(config, "train", rank, world_size, pins=pins, decoding=decoding)  # type: ignore[arg-type]
 
 
 def wait_ready(feed: Feed, count: int) -> None:
@@ -244,8 +245,8 @@ def test_a_stranger_in_mid_run_does_not_end_the_validation_that_comes_later(capl
     with FakeLoader() as good:
         config = make_config([good.address, other])
         with (
-            Feed(config, "train", 0, 1, processor=StandInDecoder()) as train,
-            Feed(config, "val", 0, 1, processor=StandInDecoder()) as val,
+            Feed(config, "train", 0, 1, decoding=Decoding(processor=StandInDecoder())) as train,
+            Feed(config, "val", 0, 1, decoding=Decoding(processor=StandInDecoder())) as val,
         ):
             train.connect()
             val.connect()
@@ -271,7 +272,7 @@ def test_how_much_an_epoch_takes_of_each_source_is_among_the_fingerprints() -> N
         robots = SourceConfig(dataset_type="mani_openpi", paths=("first.jsonl",), weight=2.0, name="robots")
         chats = SourceConfig(dataset_type="chat", paths=("second.jsonl",), weight=1.0, name="chats")
         data = replace(config.data, dataset_type=None, train_data_paths=(), val_data_paths=(), sources=(robots, chats))
-        with Feed(replace(config, data=data), "train", 0, 1, processor=StandInDecoder()) as feed:
+        with Feed(replace(config, data=data), "train", 0, 1, decoding=Decoding(processor=StandInDecoder())) as feed:
             assert len(feed.connect().fingerprints["mixture"]) == 64
         with make_feed(loader.address) as feed:
             assert "mixture" not in feed.connect().fingerprints

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.sim.tasks.gym_task import GymTask
+from trainer.sim.tasks.gym_task import Conventions, GymTask
 from trainer.sim.tasks.interface import Rendering
 from trainer.sim.tasks.registry import register
 
@@ -66,6 +66,5 @@ def make(task: str, rendering: Rendering) -> GymTask:
         control_mode=MODE,
         action_width=7,
         max_steps=80,
-        prepare_action=gripper_of_rl4vla,
-        reset_options={"obj_set": "test"},
+        conventions=Conventions(prepare_action=gripper_of_rl4vla, reset_options={"obj_set": "test"}),
     )

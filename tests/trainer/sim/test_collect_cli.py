@@ -34,12 +34,21 @@ def test_existing_set_is_refused_in_one_line(tmp_path: Path, capsys: pytest.Capt
     assert jsonl.read_text() == "{}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--num", "0"], ["--processes", "-1"], ["--image-size", "0"]])
-def test_numbers_below_one_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num", "0"], "--num: 0: 1 or more"),
+        (["--processes", "-1"], "--processes: -1: 1 or more"),
+        (["--image-size", "big"], "--image-size: 'big': a whole number is expected"),
+        (["--noise", "1.5"], "--noise: 1.5: 0 to 1 is expected"),
+        (["--render-share", "nan"], "--render-share: nan: 0 to 1 is expected"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--task", "PushCube-v1", "--out", "unused", *arguments])
     assert exit_info.value.code == 2
-    assert "is not at least 1" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_missing_maniskill_names_the_extra_and_the_installer(monkeypatch: pytest.MonkeyPatch) -> None:

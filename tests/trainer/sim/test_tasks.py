@@ -10,7 +10,7 @@ from stoker_proto.errors import ConfigError
 from tests.trainer.sim.pushing import Pushing
 from tests.trainer.sim.put_on_plate import MODE, PutOnPlateInScene
 from trainer.sim.environment import TASKS
-from trainer.sim.tasks.gym_task import GymTask
+from trainer.sim.tasks.gym_task import Conventions, GymTask
 from trainer.sim.tasks.interface import Rendering
 from trainer.sim.tasks.registry import check_task, load_modules, make_task, register, task_names
 from trainer.sim.tasks.shipped import MAX_STEPS
@@ -79,8 +79,8 @@ def test_the_interface_of_put_on_plate() -> None:
 
 def test_a_camera_that_the_environment_does_not_have() -> None:
     made = PutOnPlateInScene(num_envs=1, control_mode=MODE)
-    options = {"obj_set": "test"}
-    task = GymTask(made, cameras=("wrist",), control_mode=MODE, action_width=7, max_steps=80, reset_options=options)
+    conventions = Conventions(reset_options={"obj_set": "test"})
+    task = GymTask(made, cameras=("wrist",), control_mode=MODE, action_width=7, max_steps=80, conventions=conventions)
     with pytest.raises(ConfigError, match=r"no camera wrist; it has 3rd_view_camera"):
         task.reset(0)
     task.close()
@@ -107,8 +107,7 @@ def test_an_environment_without_batches() -> None:
         control_mode="x",
         action_width=1,
         max_steps=5,
-        instruction=lambda _: "go",
-        batched=False,
+        conventions=Conventions(instruction=lambda _: "go", batched=False),
     )
     view = task.reset(0)
     assert (view.images[0].shape, view.states["grip"].shape, task.instruction()) == ((1, 6, 3), (1,), "go")

@@ -10,7 +10,7 @@ import torch
 
 from stoker_proto.config import Config
 from tests.trainer.support.memory import MemoryFeed, make_examples, make_processor
-from trainer.build import assemble
+from trainer.build import Connected, assemble
 from trainer.checkpoints.save import Checkpoints
 from trainer.engine.zero import join_ranks
 from trainer.loop import Split, Trainer
@@ -36,7 +36,8 @@ def build_run(config: Config, *, images: bool = True, fingerprints: dict[str, st
     found = fingerprints or FINGERPRINTS
     if checkpoint is not None:
         checkpoints.check(checkpoint, found)
-    return assemble(config, ranks, processor, dict(found), splits[0], splits[1], checkpoints, checkpoint)
+    connected = Connected(train=splits[0], val=splits[1], processor=processor, fingerprints=dict(found))
+    return assemble(config, ranks, connected, checkpoints, checkpoint)
 
 
 def run(config: Config, *, fail_at: tuple[int, int] | None = None, images: bool = True, dropout: float = 0.0) -> Any:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from stoker_proto.arguments import positive, positive_share
 from stoker_proto.config.reader import load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.processor import FILE, Processor
 from trainer.sim.evaluation.simulators import Simulators
+from trainer.sim.options import add_env_modules, add_processes
 from trainer.sim.replay.gates import GateResult, run_gates
 from trainer.sim.replay.plays import Player
-from trainer.sim.replay.recordings import read_recordings
+from trainer.sim.replay.recordings import Recording, read_recordings
 from trainer.sim.tasks.interface import Rendering
 from trainer.sim.tasks.registry import check_task, is_known, load_modules
 from trainer.sim.workers import Interrupts
@@ -35,10 +38,31 @@ _EXAMPLES = """examples:
   python -m trainer.sim.replay --config my.yaml --processor outputs/export
   python -m trainer.sim.replay --data demos.jsonl --env-module my_envs --task PutOnPlateInScene25Main-v3 --episodes 10
 """
-SMALL = Rendering(image_size=16)
-"""Nobody looks at the pictures."""
+SMALL = 16
+"""Pixels: nobody looks at the pictures."""
 DEADLINE_S = 600.0
 MOST_DEATHS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What the gates play, and what passes."""
+
+    episodes: int = 5
+    """Of each task: the first ones of the files."""
+    tasks: tuple[str, ...] = ()
+    """Only these; empty: all in the files."""
+    skip_unknown: bool = False
+    """Leave out tasks without an environment, such as those of real robots, with a note, instead of raising an error."""
+    env_modules: tuple[str, ...] = ()
+    """Python modules that register environments."""
+    processes: int = 1
+    """Simulators at a time."""
+    least: float = 0.8
+    """Share of the episodes that must succeed, in (0, 1]."""
+
+
+_DEFAULTS = ReplayOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,11 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.data + _of_config(options.config),
                 _processor(options.processor),
                 interrupts,
-                episodes=options.episodes,
-                tasks=options.task,
-                env_modules=options.env_module,
-                processes=options.processes,
-                least=options.least,
+                ReplayOptions(
+                    episodes=options.episodes,
+                    tasks=tuple(options.task),
+                    env_modules=tuple(options.env_module),
+                    processes=options.processes,
+                    least=options.least,
+                ),
             )
     except KeyboardInterrupt:
         return 130
@@ -65,37 +91,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_demonstrations(
-    files: Sequence[Path],
-    processor: Processor | None,
-    interrupts: Interrupts,
-    *,
-    episodes: int = 5,
-    tasks: Sequence[str] = (),
-    env_modules: Sequence[str] = (),
-    processes: int = 1,
-    least: float = 0.8,
-    skip_unknown: bool = False,
+    files: Sequence[Path], processor: Processor | None, interrupts: Interrupts, options: ReplayOptions
 ) -> bool:
-    """Whether the gates pass; prints a line for each. Raises ConfigError, DataError, SimulatorsDiedError.
-
-    episodes: of each task, the first ones of the files; least: the share of them that must succeed; skip_unknown: leave out tasks
-    without an environment, such as those of real robots, with a note, instead of raising an error.
-    """
+    """Whether the gates pass; prints a line for each. Raises ConfigError, DataError, SimulatorsDiedError."""
     if not files:
         raise ConfigError("no demonstrations: name JSONL files with --data, or a config with --config")
-    load_modules(env_modules)
-    recordings = read_recordings(files, episodes, tasks)
+    load_modules(options.env_modules)
+    recordings = read_recordings(files, options.episodes, options.tasks)
     if recordings.num_without:
         print(f"note: {recordings.num_without} rows have no task or no seed, and cannot be replayed")
     if not recordings.episodes:
         raise ConfigError(
             f"nothing to replay in {', '.join(map(str, files))}: no row has a task and a seed"
-            + (f" of {', '.join(tasks)}" if tasks else "")
+            + (f" of {', '.join(options.tasks)}" if options.tasks else "")
             + "; `python -m trainer.sim.collect` writes both"
         )
-    played = [one for one in recordings.episodes if not skip_unknown or is_known(one.task)]
+    played = [one for one in recordings.episodes if not options.skip_unknown or is_known(one.task)]
     for task in sorted({one.task for one in recordings.episodes}):
-        if not skip_unknown:
+        if not options.skip_unknown:
             check_task(task)
         elif not is_known(task):
             print(f"note: {task} is no environment that is known here, so it is not checked")
@@ -105,9 +118,21 @@ def check_demonstrations(
     def report(result: GateResult) -> None:
         print("\n".join(result.lines()), flush=True)
 
-    number = min(processes, len(played))
-    with Simulators(number, env_modules, SMALL, interrupts, deadline_s=DEADLINE_S) as simulators:
-        return run_gates(played, processor, Player(simulators, MOST_DEATHS), least, report)
+    number = min(options.processes, len(played))
+    rendering = Rendering(image_size=SMALL, wrist_camera=_wrist_camera(played))
+    with Simulators(number, options.env_modules, rendering, interrupts, deadline_s=DEADLINE_S) as simulators:
+        return run_gates(played, processor, Player(simulators, MOST_DEATHS), options.least, report)
+
+
+def _wrist_camera(played: Sequence[Recording]) -> bool:
+    """Whether the robot carries a camera on its hand in all of them. Raises ConfigError for some."""
+    kinds = {one.wrist_camera: one.place for one in played}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{kinds[True]} was recorded with --wrist-camera and {kinds[False]} without: these are different robots; check them "
+            "one after the other, with --data"
+        )
+    return kinds == {True: kinds.get(True)}
 
 
 def _of_config(file: Path | None) -> list[Path]:
@@ -148,28 +173,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--config", type=Path, metavar="YAML", help="its training data")
     add("--processor", type=Path, metavar="DIR", help="an export, or a checkpoint, for the round trip")
     add("--task", action="append", default=[], help="only these; repeat for several (default: all in the data)")
-    add("--env-module", action="append", default=[], metavar="M", help="Python module that registers environments")
-    add("--episodes", type=_positive, default=5, help="of each task (default %(default)s)")
-    add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")
+    add_env_modules(parser)
+    add("--episodes", type=positive, default=_DEFAULTS.episodes, metavar="N", help="of each task (default %(default)s)")
+    add_processes(parser)
     add(
         "--least",
-        type=_share,
-        default=0.8,
+        type=positive_share,
+        default=_DEFAULTS.least,
         metavar="SHARE",
         help="of the episodes that must succeed (default %(default)s)",
     )
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} does not lie in (0, 1]")
-    return value

@@ -5,12 +5,13 @@
         mode = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
         env = gymnasium.make(task, num_envs=1, obs_mode="rgb", control_mode=mode, sim_backend="physx_cpu")
         return GymTask(env, cameras=("3rd_view_camera",), control_mode=mode, action_width=7, max_steps=80,
-                       reset_options={"obj_set": "test"})
+                       conventions=Conventions(reset_options={"obj_set": "test"}))
 
 Values may be numbers, arrays, or tensors on any device.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,20 @@ def unchanged(action: NDArray[np.float32]) -> NDArray[np.float32]:
     return action
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conventions:
+    """How to talk to an environment; the defaults suit ManiSkill's with `num_envs=1`."""
+
+    instruction: Callable[[Any], str] = spoken_instruction
+    """The task in words, of an environment after its reset."""
+    prepare_action: Callable[[NDArray[np.float32]], NDArray[np.float32]] = unchanged
+    """float32[D] of the policy -> the environment's, where the convention of a gripper differs."""
+    reset_options: Mapping[str, Any] = field(default_factory=dict)
+    """Beside `reconfigure: True`, which makes an episode independent of those before it."""
+    batched: bool = True
+    """Values of the environment have a first dimension of 1."""
+
+
 class GymTask:
     """A `TaskEnvironment` around `reset(seed=, options=)` and `step(action)` as gymnasium defines them."""
 
@@ -42,32 +57,27 @@ class GymTask:
         control_mode: str,
         action_width: int,
         max_steps: int,
-        instruction: Callable[[Any], str] = spoken_instruction,
-        prepare_action: Callable[[NDArray[np.float32]], NDArray[np.float32]] = unchanged,
-        reset_options: Mapping[str, Any] | None = None,
-        batched: bool = True,
+        conventions: Conventions = Conventions(),
     ) -> None:
-        """cameras: names in `observation["sensor_data"]`; reset_options: beside `reconfigure: True`, which makes an episode
-        independent of those before it; prepare_action: policy's action -> environment's, where a gripper's convention differs;
-        batched: values have a first dimension of 1, as ManiSkill's with `num_envs=1`."""
+        """cameras: names in `observation["sensor_data"]`; the other three as in `TaskEnvironment`."""
         self.cameras, self.control_mode = cameras, control_mode
         self.action_width, self.max_steps = action_width, max_steps
-        self._environment, self._instruction, self._prepare = environment, instruction, prepare_action
-        self._batched = batched
-        self._options = {"reconfigure": True, **(reset_options or {})}
+        self._environment, self._conventions = environment, conventions
 
     def reset(self, seed: int) -> View:
         """Rebuild the scene of a seed."""
-        observation, _ = self._environment.reset(seed=seed, options=dict(self._options))
+        observation, _ = self._environment.reset(
+            seed=seed, options={"reconfigure": True, **self._conventions.reset_options}
+        )
         return self._view(observation)
 
     def instruction(self) -> str:
-        """By the function that was passed."""
-        return self._instruction(self._environment)
+        """By the function of the conventions."""
+        return self._conventions.instruction(self._environment)
 
     def step(self, action: NDArray[np.float32]) -> Step:
         """Success is `info["success"]`."""
-        observation, reward, _, _, info = self._environment.step(self._prepare(action))
+        observation, reward, _, _, info = self._environment.step(self._conventions.prepare_action(action))
         success = bool(self._single(info["success"]))
         return Step(view=self._view(observation), success=success, reward=float(self._single(reward)))
 
@@ -86,4 +96,4 @@ class GymTask:
 
     def _single(self, value: Any) -> Any:
         array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
-        return array[0] if self._batched else array
+        return array[0] if self._conventions.batched else array
