@@ -21,11 +21,12 @@ from loader_service.pieces.piece import EncodedRecord, Outcome, assemble_piece, 
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, LocalProtocolError
 from stoker_proto.host.stages import IDLE, PACK, READ, STAGES, StageClock, start_clock, switch
 from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
-from stoker_proto.wire.messages import Failure, Ticket
+from stoker_proto.wire.messages import Failure, Shards, Ticket
+from stoker_proto.wire.rows import unpack_rows
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,16 @@ class _Pending:
         return size
 
 
+def chosen_rows(plan: LanePlan, ticket: Ticket, lane: int) -> Rows:
+    """The rows that a ticket wants. lane: its number inside the entry. Raises LocalProtocolError."""
+    rows = plan.rows(lane, ticket.start, ticket.count)
+    if not ticket.rows:
+        return rows
+    if rows.row_samples is not None:
+        raise LocalProtocolError("packed rows are sent all or none")
+    return Rows([rows.samples[row] for row in unpack_rows(ticket.rows, ticket.count).tolist()], None)
+
+
 class PieceBuilder:
     """Builds pieces with a few threads, and reads ahead when no ticket waits."""
 
@@ -148,8 +159,12 @@ class PieceBuilder:
         lane: its number inside the entry. next_plan: returns the plan of the next epoch, or None if there is none (yet).
         """
         with self._wake:
+            rows = chosen_rows(plan, ticket, lane)  # plans remember windows, and threads read ahead in them
+        if manifest.held is not None and (answer := self._elsewhere(ticket, manifest, rows)) is not None:
+            self._deliver(address, encoding.encode(answer))
+            return
+        with self._wake:
             self._manifests[manifest.split, manifest.entry] = manifest
-            rows = plan.rows(lane, ticket.start, ticket.count)
             counts: dict[int, int] = {}
             for record, _ in rows.samples:
                 counts[record] = counts.get(record, 0) + 1
@@ -182,6 +197,17 @@ class PieceBuilder:
         seconds = seconds or [0.0] * len(STAGES)
         seconds[PACK] += self._pack_s
         return dataclasses.replace(self._counters, cache_bytes=self._cache.size_bytes, stage_s=seconds)
+
+    def _elsewhere(self, ticket: Ticket, manifest: EntryManifest, rows: Rows) -> Shards | Failure | None:
+        """The answer to a ticket some of whose rows lie in shards that are not here; None if all are here."""
+        shards: list[int] = manifest.shard_index[[record for record, _ in rows.samples]].tolist()
+        absent = next((shard for shard in shards if shard not in (manifest.held or ())), None)
+        if absent is None:
+            return None
+        if ticket.rows:  # the rank knows where these rows are, and asks the wrong loader
+            message = f"the shard {manifest.shards[absent]} of {manifest.path} is not held here"
+            return Failure(ticket=ticket.ticket, reason="unavailable", message=message)
+        return Shards(ticket=ticket.ticket, loader=self._loader, shards=shards)
 
     def close(self, deadline_s: float) -> bool:
         """Stop the threads after they have finished what they work on. False if one still works at the deadline: it hangs in a
@@ -275,7 +301,8 @@ class PieceBuilder:
             self._urgent.popleft()
         while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
             key = self._key(*ahead)
-            is_new = key not in self._cache and key not in self._running
+            is_here = self._manifests[key.split, key.entry].holds(key.record)
+            is_new = is_here and key not in self._cache and key not in self._running
             if is_new and not self._may_join(batch, key, ahead.epoch):
                 return None
             self._ahead.pop()

@@ -113,7 +113,7 @@ class RecordEncoder:
         """Import the libraries that these entries need, while there are descriptors for it."""
         for manifest in manifests:
             dataset = self._dataset_of[manifest.split, manifest.entry]
-            dataset.preload([Path(shard) for shard in manifest.shards])
+            dataset.preload([Path(shard) for shard in manifest.held_shards()])
             if dataset.remote is not None:
                 dataset.remote.preload()
 

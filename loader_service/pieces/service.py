@@ -12,6 +12,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from pathlib import Path
+from typing import Any
 
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
@@ -46,7 +47,8 @@ class PieceService:
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
             folder = Path(item.pop("folder"))
-            lists = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists: dict[str, Any] = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists["held"] = None if item["held"] is None else frozenset(item["held"])
             manifest = load_manifest(folder, NamedEntry(**{**item, **lists}))
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -24,15 +23,14 @@ from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
-from loader_service.remote.url import is_url
+from loader_service.server.held import check_parts, held_shards
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.operator_pages import OperatorPages
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
-from loader_service.shards import expand_entry
-from loader_service.sources.base import BaseSFTDataset, make_datasets
+from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
 from stoker_proto.config.rules import check_ranges
@@ -64,7 +62,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--shards",
         nargs="+",
         metavar="GLOB",
-        help="serve only the entries of the data paths whose files match; default: all",
+        help="serve only the files of the data paths that match: whole entries, or parts of them whose other files other loaders "
+        "serve. Those need not be on this host if a copy of the .stoker folder of a host that has all of them is; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
@@ -151,8 +150,7 @@ def check(arguments: argparse.Namespace) -> None:
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
-            record = next((i for i, count in enumerate(manifest.num_samples) if count), None)
-            if record is not None:
+            for record in manifest.first_records(manifest.num_records)[:1]:
                 encoded = encoder.encode(manifest, record, 0)
                 if encoded.error is not None:
                     raise StokerError(f"{split} {manifest.path}: {encoded.error}")
@@ -176,11 +174,9 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, LoaderKeys | Non
 def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor, dict[str, dict[int, int]]]:
     """The prepared data, the processor, and split -> entry -> tokens of its samples. Raises StokerError."""
     Processor.build(config, None)  # so that a wrong model folder is an error before a long scan
-    prepared = prepare(
-        config,
-        held=held_entries(config, arguments.shards),
-        scan=ScanOptions(progress=True),
-    )
+    held = held_shards(config, arguments.shards)
+    prepared = prepare(config, held=held, scan=ScanOptions(progress=True))
+    check_parts(prepared.entries, config.data)
     check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)
     return prepared, processor, check_first_records(config, prepared, processor)
@@ -195,56 +191,6 @@ def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
             "loader-keys and name them in cluster.security, or bind tcp://127.0.0.1:PORT, or say --insecure on a network that "
             "only you can reach"
         )
-
-
-def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]] | None:
-    """split -> entries that a glob names as the config does, or whose shards match the globs; None: all.
-
-    ConfigError where a glob cuts an entry in two, or matches nothing."""
-    if globs is None:
-        return None
-    datasets = make_datasets(config.data)
-    named = {_place(path) for split in ("train", "val") for path in config.data.paths(split)}.intersection(
-        map(_place, globs)
-    )
-    wanted = {path for pattern in globs if _place(pattern) not in named for path in _expand(pattern, datasets)}
-    held: dict[str, list[int]] = {"train": [], "val": []}
-    for split, entries in held.items():
-        sources = config.data.entry_sources(split)
-        views = [dataset.for_split(split) for dataset in datasets]
-        for entry, path in enumerate(config.data.paths(split)):
-            try:
-                shards = {shard.resolve() for shard in views[sources[entry]].locate(path).paths}
-            except ConfigError:
-                if _place(path) in named:
-                    raise
-                continue  # it lies on another loader's disk
-            matched = shards if _place(path) in named else shards & wanted
-            if matched and matched != shards:
-                raise ConfigError(
-                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry "
-                    f"({config.data.path_key(split, entry)}); list what different loaders hold as separate entries"
-                )
-            if matched:
-                entries.append(entry)
-    if not held["train"] and not held["val"]:
-        raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
-    return held
-
-
-def _place(path: str) -> str:
-    """Normal form of an entry or a glob: equal for the same place."""
-    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
-
-
-def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
-    patterns = list(dict.fromkeys(["*", *(one for dataset in datasets for one in dataset.shard_patterns)]))
-    store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
-    if store is not None and is_url(pattern):
-        from loader_service.remote.listing import locate_remote
-
-        return locate_remote(pattern, patterns, store).paths
-    return expand_entry(pattern, patterns)
 
 
 def all_fingerprints(
@@ -318,12 +264,16 @@ def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, s
         shards, records, samples = (
             (
                 sum(values)
-                for values in zip(*((len(m.shards), m.num_records, m.total_samples) for m in manifests), strict=True)
+                for values in zip(
+                    *((len(m.held_shards()), m.num_records, m.total_samples) for m in manifests), strict=True
+                )
             )
             if entries
             else (0, 0, 0)
         )
-        parts.append(f"{split}: {shards} shards {records} records {samples} samples")
+        cut = sum(len(m.shards) for m in manifests if m.held is not None)
+        of = f" of {cut} shards of entries held in part" if cut else ""
+        parts.append(f"{split}: {shards} shards{of} {records} records {samples} samples")
     # Files behind a URL have no fingerprint of their own: the line is the same for a data set and its copy.
     shown = {name: value for name, value in fingerprints.items() if not name.startswith("files/")}
     codec = f"{processor.codec.name}/{processor.codec.fingerprint[:8]}" if processor.codec else "none"

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
+from loader_service.manifest import EntryManifest
 from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
 from stoker_proto.wire.shown import plain
 
 logger = logging.getLogger(__name__)
+
+
+def missing_shards(manifests: Iterable[EntryManifest]) -> list[list[int | str]]:
+    """`Welcome.missing` of a split: ranges of shards of its entries that this loader does not hold."""
+    found: list[list[int | str]] = []
+    for manifest in manifests:
+        names = [Path(shard).name for shard in manifest.shards]
+        of = len(names)
+        found += [
+            [manifest.entry, first, stop, of, names[first], names[stop - 1]]
+            for first, stop in manifest.missing_ranges()
+        ]
+    return sorted(found)
+
 
 _SHOWN = 200  # characters of what a rank says of itself: neither the answer nor the log grow with it
 
@@ -27,6 +44,7 @@ class Handshake:
             loader=served.name,
             fingerprints=dict(served.fingerprints),
             held={split: sorted(held) for split, held in served.entries.items()},
+            missing={split: missing_shards(held.values()) for split, held in served.entries.items()},
             num_entries={split: len(config.data.paths(split)) for split in ("train", "val")},
             num_samples={
                 split: sum(manifest.total_samples for manifest in held.values())

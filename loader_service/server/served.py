@@ -44,6 +44,7 @@ class Served:
             {
                 "folder": str(manifest.folder),
                 **asdict(manifest.named),
+                "held": None if manifest.held is None else sorted(manifest.held),
             }
             for entries in self.entries.values()
             for manifest in entries.values()

@@ -26,12 +26,13 @@ from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
 from loader_service.server.served import Served
 from loader_service.server.waiting import WaitingRequests
-from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.fleet.metrics import Samples
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.rows import unpack_rows
 from stoker_proto.wire.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -310,6 +311,11 @@ class LoaderServer:
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, encoding.MAX_ROWS)):
             rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
+        if ticket.rows:
+            try:
+                unpack_rows(ticket.rows, ticket.count)
+            except LocalProtocolError as error:
+                return self._fail(address, ticket, "rejected", str(error))
         worker = ticket.lane % self._pool.num_workers
         client.begin(ticket, worker)
         if not self._pool.send(worker, address, ticket, frame):

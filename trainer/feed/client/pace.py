@@ -438,8 +438,8 @@ class Pace:
 
     def answered(self, attempt: Attempt, ticket: Ticket, now: float) -> None:
         """Its piece came first; no other answer to the ticket is needed."""
-        self.load.settled(attempt.loader, ticket.count, now)
-        self.samples[attempt.loader] += ticket.count
+        self.load.settled(attempt.loader, ticket.num_rows, now)
+        self.samples[attempt.loader] += ticket.num_rows
         self.latencies.answered(attempt.loader, ticket, now - attempt.asked_at)
 
     def beaten(self, attempt: Attempt, now: float) -> None:
