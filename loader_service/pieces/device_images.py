@@ -29,6 +29,7 @@ from loader_service.pieces.resample_weights import UNIT, resample_weights
 from loader_service.sources.base import Sample
 from stoker_proto.config import LoaderConfig
 from stoker_proto.errors import ConfigError, HostError
+from stoker_proto.host.stages import ENCODE, switch
 from stoker_proto.images.augment import JitterFactors, crop_box, jitter_factors
 from stoker_proto.images.geometry import operations_for
 from stoker_proto.images.transport import ImageCoder, check_frame, grey_levels
@@ -91,7 +92,9 @@ class DeviceImages:
     def _encode_waiting(
         self, waiting: Sequence[tuple[Sample, list[_Item]]]
     ) -> Iterator[tuple[Sample, tuple[bytes, ...]]]:
+        before = switch(ENCODE)  # the device resizes and encodes in one go
         images = iter(self._encode([item for _, items in waiting for item in items]))
+        switch(before)
         for sample, items in waiting:
             yield sample, tuple([next(images) for _ in items])
 

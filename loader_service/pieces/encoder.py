@@ -92,11 +92,10 @@ class RecordEncoder:
         data: DataConfig,
         processor: Processor,
         loader: LoaderConfig | None = None,
-        *,
         excluded: Excluded | None = None,
     ) -> None:
-        """loader: with the device that encodes frames; None: the CPU. excluded: samples without labels; default: those of
-        data.exclude. Raises ConfigError for a wrong file, or a device that is not to be had."""
+        """loader: with the device that encodes frames; None: the CPU. excluded: samples without labels; None: those of
+        data.exclude. Raises ConfigError for a device that is not to be had, or a wrong file."""
         self.data, self.processor = data, processor
         self._device_images = device_images(processor.coder, loader or LoaderConfig())
         self._excluded = Excluded.read(data) if excluded is None else excluded

@@ -61,12 +61,8 @@ class PieceService:
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
-        encoder = RecordEncoder(
-            self._config.data,
-            Processor.load(run_dir),
-            self._config.loader,
-            excluded=Excluded.from_json(job["exclude"]),
-        )
+        excluded = Excluded.from_json(job["exclude"])
+        encoder = RecordEncoder(self._config.data, Processor.load(run_dir), self._config.loader, excluded)
         encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,

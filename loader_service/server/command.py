@@ -146,7 +146,7 @@ def check(arguments: argparse.Namespace) -> None:
     prepared, processor, _ = read_data(config, arguments)
     excluded = Excluded.read(config.data)
     excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
-    encoder = RecordEncoder(config.data, processor, config.loader, excluded=excluded)
+    encoder = RecordEncoder(config.data, processor, config.loader, excluded)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
