@@ -38,8 +38,9 @@ from trainer.report.trackers import Trackers, import_wandb
 from trainer.training.chunk_check import prove_chunks
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
+from trainer.training.mask_check import needs_no_mask
 from trainer.training.objective import Objective
-from trainer.training.packed import check_packing
+from trainer.training.packed import check_packing, wants_one_row
 from trainer.training.source_table import SourceTable
 from trainer.training.split import Split
 from trainer.training.step import Stepper
@@ -164,10 +165,15 @@ def assemble(
         for change in config_changes(checkpoint, config, train.num_samples):
             log.warning("since the checkpoint: %s", change)
     model = engine.module
+    stepper = build_stepper(engine, config, processor, ranks, train.sources)
+    if ranks.device.type != "cpu":
+        for split in (train, val):
+            if split is not None:
+                split.feed.copy_ahead(stepper.make_inputs.copy)
     return Trainer(
         config=config,
         ranks=ranks,
-        stepper=build_stepper(engine, config, processor, ranks, train.sources),
+        stepper=stepper,
         processor=processor,
         train=train,
         val=connected.val,
@@ -216,7 +222,10 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
     objective = Objective.of(config.trainer.loss, processor)
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
+    make_inputs.in_one_row = wants_one_row(config, processor, make_inputs.family)
     if config.data.packing:
         check_packing(stepper, processor)
+    else:
+        make_inputs.masks = not needs_no_mask(stepper, processor)
     stepper.chunks = prove_chunks(stepper, processor, config)
     return stepper

@@ -1,8 +1,8 @@
 """The run: steps, figures, validations, checkpoints, and the export at the end.
 
-feed.steps -> Stepper.step -> cursor -> figures
-                                     -> every eval_interval: validate; other evaluations at their intervals
-                                     -> every checkpoint.interval: save
+feed.steps -> Stepper.begin -> (the next step begins) -> figures, cursor
+                                                     -> every eval_interval: validate; other evaluations at their intervals
+                                                     -> every checkpoint.interval: save
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate
-from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks, text_of_first_rank
+from trainer.engine.ranks import Ranks, gather_json, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.interface import Moment, Outcome
 from trainer.evals.schedule import EvalSchedule
@@ -45,12 +45,24 @@ from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
 from trainer.training.split import Split
-from trainer.training.step import Stepper, StepResult
+from trainer.training.step import BegunStep, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
 _TRY_AGAIN = 75
 """Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A step that has begun, and what was read of the host then."""
+
+    batch: StepBatch
+    rate: float
+    """Learning rate."""
+    number: int
+    """Optimizer steps before it."""
+    step: BegunStep
 
 
 @dataclass(kw_only=True)
@@ -91,7 +103,9 @@ class Trainer:
         self.exit_code = 0
         """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
         self._is_stopped = False
-        self._started = time.monotonic()
+        self._started = self._read_at = time.monotonic()
+        self.reads_late = self.ranks.device.type != "cpu"
+        """Read a step's figures when the next one has begun, so that a GPU never waits for the host."""
 
     def run(self) -> dict[str, Any]:
         """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
@@ -179,31 +193,57 @@ class Trainer:
 
     def _run_epoch(self, bar: ProgressBar, digests: DigestLog) -> None:
         """Train the rest of the cursor's epoch."""
-        trainer, epoch = self.config.trainer, self.cursor.epoch
+        epoch = self.cursor.epoch
         steps = self.train.feed.steps(epoch, self.cursor.sample)
+        before: _Begun | None = None
         with closing(cast("Any", steps)):
-            last = time.monotonic()
+            self._read_at = time.monotonic()
             for batch in steps:
-                set_learning_rate(
-                    self.stepper.engine, rate := learning_rate(trainer, self.cursor.step, self.total_steps)
-                )
-                result = self.stepper.step(batch.micro_batches, self.cursor.step)
-                now = time.monotonic()
-                self._advance(batch, result)
-                self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
-                self._report(batch, result, rate, now - last, bar)
-                digests.add(self.cursor.step, batch, result.loss)
-                self._worst.add(self.cursor.step, result.loss, result.row_losses)
-                self._check_budgets(result)
-                self._keep(self.evals.after_step(self.cursor.step, self._moment))
-                is_due = trainer.checkpoint.interval and self.cursor.step % trainer.checkpoint.interval == 0
-                if is_due and self._saved_at != self.cursor.step:
-                    self._save()
+                begun = self._begin(batch, self.cursor.step + (before is not None))
+                if before is not None:
+                    self._finish(before, bar, digests)
+                before = begun
+                if not self.reads_late or self._is_stopped or self._is_settled_after(begun):
+                    self._finish(begun, bar, digests)
+                    before = None
+                    self._read_at = time.monotonic()  # the next step's time includes its data wait, but no validation
                 if self._is_over:
                     return
-                last = time.monotonic()  # the next step's time includes its data wait, but no validation
         if self.cursor.epoch == epoch:  # no step was left in it
             self.cursor = replace(self.cursor, epoch=epoch + 1, sample=0)
+
+    def _begin(self, batch: StepBatch, number: int) -> _Begun:
+        """Begin optimizer step `number`, counted from 0; its figures are read by `_finish`."""
+        rate = learning_rate(self.config.trainer, number, self.total_steps)
+        set_learning_rate(self.stepper.engine, rate)
+        step = self.stepper.begin(
+            batch.micro_batches,
+            number,
+            lambda: (batch.wait_s, -self.train.feed.num_ready, self._reason_to_stop()),
+        )
+        return _Begun(batch=batch, rate=rate, number=number, step=step)
+
+    def _is_settled_after(self, begun: _Begun) -> bool:
+        """Whether something needs the weights as this step leaves them, before another step changes them."""
+        trainer, done = self.config.trainer, begun.number + 1
+        interval = trainer.checkpoint.interval
+        is_last = begun.batch.step + 1 == begun.batch.num_steps or done == trainer.max_steps
+        return is_last or self.evals.is_due(done) or (interval > 0 and done % interval == 0)
+
+    def _finish(self, begun: _Begun, bar: ProgressBar, digests: DigestLog) -> None:
+        """Read a step's figures, and do what is due after it."""
+        batch, result = begun.batch, begun.step.result()
+        step_s, self._read_at = time.monotonic() - self._read_at, time.monotonic()
+        self._advance(batch, result)
+        self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
+        self._report(batch, result, begun.rate, step_s, bar)
+        digests.add(self.cursor.step, batch, result.loss)
+        self._worst.add(self.cursor.step, result.loss, result.row_losses)
+        self._check_budgets(result)
+        self._keep(self.evals.after_step(self.cursor.step, self._moment))
+        interval = self.config.trainer.checkpoint.interval
+        if interval and self.cursor.step % interval == 0 and self._saved_at != self.cursor.step:
+            self._save()
 
     def _advance(self, batch: StepBatch, result: StepResult) -> None:
         at_end = batch.step + 1 == batch.num_steps
@@ -227,8 +267,8 @@ class Trainer:
         return result.num_supervised > 0 and not result.applied
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
-        worst = [batch.wait_s, min(1.0, batch.wait_s / step_s), -self.train.feed.num_ready, self._reason_to_stop()]
-        wait_s, wait_share, none_ready, reason = max_over_ranks(worst, self.ranks)
+        wait_s, none_ready, reason = result.worst
+        wait_share = min(1.0, wait_s / step_s)
         self._stop_for(int(reason))
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
         if self.fleet is not None:

@@ -56,6 +56,16 @@ def max_over_ranks(values: Sequence[float], ranks: Ranks) -> list[float]:
     return _reduce(values, dist.ReduceOp.MAX, ranks)
 
 
+def sum_tensor(tensor: torch.Tensor) -> None:
+    """In place: elementwise sums over the ranks. The host does not wait for them."""
+    dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+
+
+def max_tensor(tensor: torch.Tensor) -> None:
+    """In place: elementwise maxima over the ranks. The host does not wait for them."""
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
 def range_over_ranks(found: tuple[int, int] | None, ranks: Ranks) -> tuple[int, int] | None:
     """(smallest, largest) number over the ranges of all ranks; None if no rank has a range. Numbers are 0 or more."""
     least, most = found or (np.inf, -np.inf)

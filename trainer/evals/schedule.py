@@ -26,6 +26,10 @@ class EvalSchedule:
         """How many evaluations there are."""
         return len(self._planned)
 
+    def is_due(self, step: int) -> bool:
+        """Whether an evaluation begins after this step."""
+        return any(one.interval and step % one.interval == 0 for one in self._planned)
+
     def after_step(self, step: int, moment: Callable[[], Moment]) -> list[Outcome]:
         """What is ready; begins what is due after this step. moment: called only if something is due."""
         due = [one for one in self._planned if one.interval and step % one.interval == 0]

@@ -54,7 +54,7 @@ class Decoder(Protocol):
 
 
 class Allocate(Protocol):
-    """Returns an uninitialised array; the trainer passes one that uses pinned memory."""
+    """Returns an uninitialised array, for what a device needs; the trainer passes one that uses pinned memory."""
 
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
 
@@ -103,6 +103,8 @@ class MicroBatch:
     """SHA-256 of keys and payload of each row's samples, as received."""
     digest: bytes
     """SHA-256 over `row_digests`; does not depend on how samples were divided into pieces."""
+    on_device: Any = None
+    """What `Feed.copy_ahead`'s function returned for this batch."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,8 +140,7 @@ class BatchBuilder:
 
     def __call__(self, pieces: Sequence[Piece]) -> MicroBatch:
         """Build the batch. Raises RemoteProtocolError if the pieces do not fit together or into the batch."""
-        keys = self.allocate((self.num_rows, 3), np.int64)
-        image_counts = self.allocate((self.num_rows,), np.int64)
+        keys, image_counts = np.empty((self.num_rows, 3), np.int64), np.empty(self.num_rows, np.int64)
         row_samples = np.zeros(self.num_rows, np.int64)  # [B]
         keys[:], image_counts[:] = -1, 0
         count = sum(piece.num_rows for piece in pieces)
@@ -202,7 +203,7 @@ class BatchBuilder:
         attention_mask = self.allocate(shape, np.int64)
         attention_mask[:] = inside
         attention_mask[:, 0] = 1
-        input_ids, labels = self.allocate(shape, np.int64), self.allocate(shape, np.int64)
+        input_ids, labels = self.allocate(shape, np.int64), np.empty(shape, np.int64)
         input_ids[:], labels[:] = self.decoder.pad_id, IGNORED
         positions = self.allocate(shape, np.int64) if self.packing else None
         if positions is not None:
@@ -233,8 +234,7 @@ class BatchBuilder:
     def _actions(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         chunk = max((piece.actions.shape[1] for piece in pieces), default=0)
         dim = max((piece.actions.shape[2] for piece in pieces), default=0)
-        actions = self.allocate((self.num_rows, chunk, dim), np.float32)
-        actions[:] = np.nan
+        actions = np.full((self.num_rows, chunk, dim), np.nan, np.float32)
         row = 0
         for piece in pieces:
             if piece.actions.size:

@@ -13,11 +13,11 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.errors import ConfigError, LocalProtocolError, RefusedError
@@ -105,6 +105,7 @@ class Feed:
         self._num_epochs = trainer.epochs if split == "train" else 1
         self._decoding, self._processor_json = decoding, ""
         self._builder: BatchBuilder | None = None
+        self._copy: Callable[[MicroBatch], Any] | None = None
         self._builder_lock, self._pause = threading.Lock(), threading.Event()
         listed = config.cluster.loader_addresses
         options = CoreOptions(
@@ -268,6 +269,10 @@ class Feed:
         """Counts of tickets, repeats and hedges since the start."""
         return self._driver.call(lambda core, now: dataclasses.replace(core.tickets.counters))
 
+    def copy_ahead(self, copy: Callable[[MicroBatch], Any]) -> None:
+        """From now on call this with each micro-batch, on its decode thread; what it returns is `MicroBatch.on_device`."""
+        self._copy = copy
+
     @property
     def bytes_received(self) -> int:
         """Bytes of all frames so far."""
@@ -294,7 +299,11 @@ class Feed:
     # -- on the decode threads
 
     def _build(self, pieces: Sequence[Piece]) -> MicroBatch:
-        return self._get_builder()(pieces)
+        batch = self._get_builder()(pieces)
+        copy = self._copy
+        if copy is not None:
+            batch.on_device = copy(batch)
+        return batch
 
     def _get_builder(self) -> BatchBuilder:
         with self._builder_lock:

@@ -57,7 +57,10 @@ def as_patches(pixels: torch.Tensor, patch: int, merge: int, repeats: int) -> di
     cut = pixels.reshape(num_images, channels, rows // merge, merge, patch, columns // merge, merge, patch)
     cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # [I, rows', columns', merge, merge, 3, 1, P, P]
     cut = cut.expand(*cut.shape[:6], repeats, patch, patch)
-    grid = torch.tensor([[1, rows, columns]] * num_images, dtype=torch.int64, device=pixels.device)
+    grid = torch.ones(
+        (num_images, 3), dtype=torch.int64, device=pixels.device
+    )  # filled there: nothing to copy or to wait for
+    grid[:, 1], grid[:, 2] = rows, columns
     return {"pixel_values": cut.reshape(num_images * rows * columns, -1), "image_grid_thw": grid}
 
 
@@ -84,6 +87,8 @@ class Family:
     """Pixels -> keyword arguments of forward; None: the model sees no images."""
     marks: TokenMarks | None = None
     """(input_ids int64[B, T], first label of each row int64[B] (T: none), id of the image token) -> more arguments of forward."""
+    causal: bool = True
+    """Whether no token of a row sees what stands behind it; of text models that is only supposed (`mask_check`)."""
 
     @property
     def sees_images(self) -> bool:
@@ -124,7 +129,7 @@ def family_of(model_config: PretrainedConfig) -> Family:
         )
     else:
         layout = _LAYOUTS[known.layout]
-    return Family(AutoModelForImageTextToText, layout, _MARKS[known.marks])
+    return Family(AutoModelForImageTextToText, layout, _MARKS[known.marks], known.causal)
 
 
 def check_forward(model: torch.nn.Module, family: Family, *, packing: bool) -> None:

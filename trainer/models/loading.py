@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -111,6 +112,11 @@ def attention_options(config: Config) -> dict[str, str]:
         )
     if not torch.cuda.is_available():
         raise ConfigError("model.attention is flash, which needs a GPU: take auto or sdpa")
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ConfigError(
+            "model.attention is flash, which needs the package flash-attn, which is not installed: pip install flash-attn "
+            "--no-build-isolation, or take auto or sdpa"
+        )
     return {"attn_implementation": "flash_attention_2"}
 
 

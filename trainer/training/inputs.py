@@ -8,7 +8,7 @@ no label is appended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,18 @@ from stoker_proto.processor import ImageSpec, Processor
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.models.families import Family
 
+_FORWARDED = ("input_ids", "attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
+"""Tensors that forward gets as they are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """Arguments and targets of one forward."""
 
-    arguments: dict[str, torch.Tensor]
+    arguments: dict[str, Any]
     """Keyword arguments of forward, without positions."""
+    grid: torch.Tensor | None
+    """Where all rows stand in one: int64[B * P], the place in it of each position of each row. None: they are rows."""
     positions: torch.Tensor
     """int64[P], ascending: positions at which some row has a label for the next token; [0] if none has."""
     targets: torch.Tensor
@@ -39,45 +44,98 @@ class Inputs:
     """B of the micro-batch; a row appended here has no targets."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """A micro-batch's tensors on the device, or on their way there."""
+
+    tensors: dict[str, torch.Tensor]
+    num_labels: int
+    num_rows: int
+    longest: int = 0
+    """Tokens of the longest sample, where all rows stand in one."""
+    ready: torch.cuda.Event | None = None
+    """When the copies are complete; None on a CPU."""
+
+
 class InputMaker:
     """Makes Inputs for one model on one device."""
 
     def __init__(self, processor: Processor, family: Family, device: torch.device, dtype: torch.dtype) -> None:
         self.processor, self.family, self.device, self.dtype = processor, family, device, dtype
+        self.masks = True
+        """Pass a mask of the padding; without, a model's attention needs no dense mask (see `mask_check`)."""
+        self.in_one_row = False
+        """Put packed rows behind one another into one row without padding, which is what flash attention takes."""
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if family.sees_images and processor.image is not None:
             self._normalise = PixelNormaliser(processor.image, device, dtype)
 
+    def copy(self, batch: MicroBatch) -> Copied:
+        """Begin to copy all that the device needs of a batch, on a stream of its own, from pinned memory. On any thread."""
+        host = self._on_host(batch)
+        if self._stream is None:
+            return host
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            sent = {name: self._send(tensor) for name, tensor in host.tensors.items()}
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(self._stream)
+        return replace(host, tensors=sent, ready=ready)
+
     def __call__(self, batch: MicroBatch) -> Inputs:
-        """Copy a batch to the device; pinned buffers are copied while the device computes."""
-        host = {"input_ids": torch.as_tensor(batch.input_ids)}
-        if batch.positions is None:
-            host["attention_mask"] = torch.as_tensor(batch.attention_mask)
-        else:
-            # Without a mask, transformers starts a new sequence wherever positions do not increase by one, also in the padding.
+        """Of a batch that was copied ahead (`MicroBatch.on_device`), or is copied now."""
+        copied: Copied = self.copy(batch) if batch.on_device is None else batch.on_device
+        if copied.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied.ready)
+            for tensor in copied.tensors.values():
+                tensor.record_stream(stream)  # its memory belongs to the other stream
+        tensors = copied.tensors
+        arguments: dict[str, Any] = {name: tensors[name] for name in _FORWARDED if name in tensors}
+        if copied.longest:
+            arguments |= {"max_length_q": copied.longest, "max_length_k": copied.longest}
+        if self.family.marks is not None and self.processor.image is not None:
+            arguments |= self.family.marks(arguments["input_ids"], tensors["first"], self.processor.image.token_id)
+        if self.family.layout is not None:
+            arguments |= self.family.layout(self._normalise(tensors["pixels"]))
+        return Inputs(
+            arguments=arguments,
+            grid=tensors.get("grid"),
+            positions=tensors["positions"],
+            targets=tensors["targets"],
+            labels=tensors["labels"],
+            num_labels=copied.num_labels,
+            auxiliary=tensors["auxiliary"],
+            num_rows=copied.num_rows,
+        )
+
+    def _on_host(self, batch: MicroBatch) -> Copied:
+        """All tensors that the device needs, still on the host."""
+        host = {"input_ids": torch.as_tensor(batch.input_ids), "attention_mask": torch.as_tensor(batch.attention_mask)}
+        if batch.positions is not None:
             host["position_ids"] = torch.as_tensor(batch.positions)
         pixels = batch.pixels
         if self.family.sees_images and (pixels is None or len(pixels) == 0):
             host, pixels = self._with_dummy(host)
+        if self.family.marks is not None:
+            host["first"] = first_labels(np.asarray(batch.labels), *host["input_ids"].shape)
         positions, targets = next_token_targets(np.asarray(batch.labels))
-        arguments = {name: self._to_device(tensor) for name, tensor in host.items()}
-        if self.family.marks is not None and self.processor.image is not None:
-            first = self._to_device(first_labels(np.asarray(batch.labels), *arguments["input_ids"].shape))
-            arguments |= self.family.marks(arguments["input_ids"], first, self.processor.image.token_id)
+        longest = 0
+        if batch.positions is not None and self.in_one_row:
+            host, longest = in_one_row(host, positions, len(targets), with_lengths=not self.family.sees_images)
+        elif batch.positions is not None or not self.masks:
+            # Without a mask, transformers starts a new sequence wherever positions do not increase by one, also in the padding.
+            del host["attention_mask"]
         if self.family.layout is not None:
-            arguments |= self.family.layout(self._normalise(self._to_device(torch.as_tensor(pixels))))
+            host["pixels"] = torch.as_tensor(pixels)
         labels = np.flatnonzero(targets != IGNORED)
-        return Inputs(
-            arguments=arguments,
-            positions=self._to_device(torch.from_numpy(positions)),
-            targets=self._to_device(torch.from_numpy(targets)),
-            labels=self._to_device(torch.from_numpy(labels if labels.size else np.zeros(1, np.int64))),
-            num_labels=labels.size,
-            auxiliary=self._to_device(torch.as_tensor(batch.auxiliary)),
-            num_rows=len(targets),
-        )
+        host["positions"], host["targets"] = torch.from_numpy(positions), torch.from_numpy(targets)
+        host["labels"] = torch.from_numpy(labels if labels.size else np.zeros(1, np.int64))
+        host["auxiliary"] = torch.as_tensor(batch.auxiliary)
+        return Copied(tensors=host, num_labels=labels.size, num_rows=len(targets), longest=longest)
 
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _send(self, tensor: torch.Tensor) -> torch.Tensor:
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(self.device, non_blocking=True)
 
     def _with_dummy(
         self, host: dict[str, torch.Tensor]
@@ -147,3 +205,35 @@ def next_token_targets(
         positions = np.zeros(1, np.int64)
     targets = following[:, positions] if following.shape[1] else np.full((len(labels), 1), IGNORED, np.int64)
     return positions.astype(np.int64), np.ascontiguousarray(targets)
+
+
+def in_one_row(
+    rows: dict[str, torch.Tensor], positions: np.ndarray[Any, np.dtype[np.int64]], num_rows: int, *, with_lengths: bool
+) -> tuple[dict[str, torch.Tensor], int]:
+    """(the tokens of packed rows behind one another, tokens of the longest sample; 0 without lengths).
+
+    rows: input_ids, attention_mask and position_ids int64[B', T]; positions: int64[P] in each of the first num_rows rows.
+    with_lengths: also where each sample begins and ends, int32[samples + 1], as transformers passes it to flash attention.
+    Without, it finds that out in each layer, from position ids that begin anew.
+
+        ids 5 6 7 8 9 - - -   ->   5 6 7 8 9 1 2     positions 0 1 2 0 1 0 1     cumulative lengths 0 3 5 7
+            1 2 - - - - - -
+    """
+    inside = rows["attention_mask"].bool()  # [B', T]
+    ids, places = rows["input_ids"][inside][None], rows["position_ids"][inside][None]
+    lengths = inside.sum(dim=1).numpy()  # [B']
+    first = (np.cumsum(lengths) - lengths)[:num_rows]
+    last = first + lengths[:num_rows] - 1
+    grid = np.minimum(
+        first[:, None] + positions, last[:, None]
+    ).ravel()  # behind a row's end is no label: any place will do
+    found = {
+        name: tensor for name, tensor in rows.items() if name not in ("input_ids", "attention_mask", "position_ids")
+    }
+    found |= {"input_ids": ids, "position_ids": places, "grid": torch.from_numpy(grid)}
+    if not with_lengths:
+        return found, 0
+    begins = np.flatnonzero(places[0].numpy() == 0)
+    ends = np.append(begins, ids.shape[1]).astype(np.int32)  # [samples + 1]
+    found |= {"cu_seq_lens_q": torch.from_numpy(ends), "cu_seq_lens_k": torch.from_numpy(ends)}
+    return found, int(np.diff(ends).max())

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 from stoker_proto.text.turns import Turn
 from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import BatchBuilder
+from trainer.models.families import Family
 from trainer.training.step import Stepper
 
 _LARGEST_DIFFERENCE = 0.05
@@ -57,6 +59,16 @@ def check_packing(stepper: Stepper, processor: Processor) -> None:
             f"{type(stepper.engine.module).__name__} does not keep the samples of a packed row apart: behind another one a "
             f"sample's logits differ by {difference:.2f} standard deviations; set data.packing to false, or take another model"
         )
+
+
+def wants_one_row(config: Config, processor: Processor, family: Family) -> bool:
+    """Whether packed rows are put into one row: flash attention keeps samples apart only there. Raises ConfigError."""
+    if not config.data.packing or config.model.attention != "flash":
+        return False
+    if processor.codec is not None or family.marks is not None:
+        what = "actions" if processor.codec is not None else "a model that marks its tokens"
+        raise ConfigError(f"model.attention is flash and data.packing is true, with {what}: take model.attention=sdpa")
+    return True
 
 
 def make_dialogue(processor: Processor, question: str, answer: str) -> NDArray[np.int32]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from trainer.feed.batch import StepBatch
+from trainer.feed.batch import MicroBatch, StepBatch
 from trainer.training.source_table import SourceTable
 
 
@@ -16,6 +16,9 @@ class BatchFeed(Protocol):
     @property
     def num_ready(self) -> int:
         """Micro-batches that are decoded or being decoded."""
+
+    def copy_ahead(self, copy: Callable[[MicroBatch], Any]) -> None:
+        """Call this with each micro-batch ahead of its step; what it returns is `MicroBatch.on_device`."""
 
     def begin(self) -> None:
         """Training has begun, perhaps with the other split."""

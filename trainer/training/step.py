@@ -4,23 +4,26 @@ With `trainer.loss` something else is minimised (`objective`); what is reported 
 
 Token-weighted over the global batch: loss = sum of NLL over all supervised tokens of all ranks and micro-batches, divided
 by their number. DeepSpeed averages gradients over ranks, so a micro-batch's loss is its NLL sum x ranks / that number
-(and DeepSpeed does not divide by the accumulation). The number is known before the first forward: one small
-all-reduce of counts.
+(and DeepSpeed does not divide by the accumulation). The number is known to the device before the first forward: one small
+all-reduce of counts. The host learns it, and all other figures, from one copy at the end (`BegunStep.result`).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import key64
-from trainer.engine.ranks import Ranks, sum_over_ranks
+from trainer.engine.ranks import Ranks, max_tensor, sum_tensor
 from trainer.engine.zero import Engine
 from trainer.feed.batch import IGNORED, MicroBatch
 from trainer.losses.interface import TokenLoss
@@ -53,6 +56,8 @@ class StepResult:
     """Bad samples, which came without labels (`data.on_bad_sample: skip`)."""
     sources: tuple[SourceResult, ...]
     """Each source's part, in the order of the config."""
+    worst: tuple[float, ...] = ()
+    """The largest value over the ranks of each of `Stepper.begin`'s `worst`."""
     row_losses: tuple[tuple[float, ...], ...] = ()
     """Of this rank only: the mean NLL per label of each row of each micro-batch; 0 for a row without labels."""
 
@@ -87,12 +92,15 @@ class Stepper:
 
     def _forward(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(logits float32[B, P, V], estimates float32[B, A] of a model that has an auxiliary head)."""
+        places = inputs.positions if inputs.grid is None else inputs.grid
         if self._takes_positions:
-            output = self.engine(**inputs.arguments, use_cache=False, logits_to_keep=inputs.positions)
+            output = self.engine(**inputs.arguments, use_cache=False, logits_to_keep=places)
             kept: torch.Tensor = output.logits
         else:
             output = self.engine(**inputs.arguments, use_cache=False)
-            kept = output.logits[:, inputs.positions]
+            kept = output.logits[:, places]
+        if inputs.grid is not None:
+            kept = kept.view(*inputs.targets.shape, -1)
         estimates: torch.Tensor | None = getattr(output, "auxiliary", None)
         return kept[: inputs.num_rows].float(), None if estimates is None else estimates[: inputs.num_rows].float()
 
@@ -111,15 +119,20 @@ class Stepper:
 
     def _losses_of_chunks(self, chunks: ChunkedHead, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, without the matrix of logits."""
-        width = inputs.targets.shape[1]
-        length = width if self._takes_positions else inputs.arguments["input_ids"].shape[1]
-        rows, places = inputs.labels // width, inputs.labels % width
+        options: dict[str, Any] = {}
+        if self._takes_positions:
+            columns = inputs.labels
+            options["logits_to_keep"] = inputs.positions if inputs.grid is None else inputs.grid
+        elif inputs.grid is None:
+            width, length = inputs.targets.shape[1], inputs.arguments["input_ids"].shape[1]
+            columns = inputs.labels // width * length + inputs.positions[inputs.labels % width]
+        else:
+            columns = inputs.grid[inputs.labels]
         part = Part(
-            columns=rows * length + (places if self._takes_positions else inputs.positions[places]),
+            columns=columns,
             targets=inputs.targets.flatten()[inputs.labels],
             loss=self.loss,
         )
-        options = {"logits_to_keep": inputs.positions} if self._takes_positions else {}
         with chunks.returning_losses(part):
             output = self.engine(**inputs.arguments, **options, use_cache=False)
         if len(part.losses) != 1:
@@ -143,54 +156,129 @@ class Stepper:
         return minimised, torch.stack([nll.double(), by_row(part.correct.double()), labelled.double()], dim=1)
 
     def step(self, micro_batches: Sequence[MicroBatch], index: int) -> StepResult:
-        """Train on this rank's part of global batch `index`. Every rank calls it with the same number of micro-batches."""
+        """`begin`, and its result at once."""
+        return self.begin(micro_batches, index).result()
+
+    def begin(
+        self, micro_batches: Sequence[MicroBatch], index: int, worst: Callable[[], Sequence[float]] = tuple
+    ) -> BegunStep:
+        """Train on this rank's part of global batch `index`. Every rank calls it with the same number of micro-batches.
+
+        A GPU may still be computing when this returns: of ours, nothing in here waits for it. (DeepSpeed does, at the norm of the
+        gradient, and so do some of transformers' models in their forward.) worst: called at the end; returns figures whose
+        largest value over the ranks is wanted, as `StepResult.worst`.
+        """
         counts = count_batch(micro_batches)
-        counts = dict(zip(counts, map(int, sum_over_ranks(list(counts.values()), self.ranks)), strict=True))
-        supervised = counts["num_supervised"]
-        if supervised == 0:  # on every rank: no rank runs a forward, and not even weight decay changes a weight
-            nothing = self._add_sources(torch.zeros(len(self.sources), 3), micro_batches)
-            return StepResult(
-                loss=math.nan, accuracy=math.nan, grad_norm=0.0, applied=False, sources=nothing, row_losses=(), **counts
-            )
+        rows = self._rows_of_sources(micro_batches)
+        numbers = [self.sources.of_rows(batch.keys[:, 0]) for batch in micro_batches]
+        sent = self._send([*counts.values(), *rows, *np.concatenate(numbers)])
+        summed, source_of_row = sent[: len(counts) + len(rows)], sent[len(counts) + len(rows) :].long()
+        sum_tensor(summed)
+        begun = BegunStep(names=tuple(counts), num_sources=len(rows))
+        # Where this rank has a label, all have one together. Only a rank without any has to look.
+        if not counts["num_supervised"] and not bool(summed[0]):
+            # No rank runs a forward, and not even weight decay changes a weight.
+            begun.read_later([summed, summed.new_zeros(3 * len(rows))], self._largest(worst()))
+            return begun
         seed_step(self.seed, index, self.ranks.rank)
         sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
+        sizes = [len(part) for part in numbers]
+        share = (self.ranks.world_size / summed[0]).float()
         of_rows: list[torch.Tensor] = []
-        for batch in micro_batches:
-            minimised, rows = self.losses(self.make_inputs(batch))
-            self.engine.backward(minimised.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
+        for batch, sources in zip(micro_batches, source_of_row.split_with_sizes(sizes), strict=True):
+            minimised, row_figures = self.losses(self.make_inputs(batch))
+            self.engine.backward(minimised.sum() * share, scale_wrt_gas=False)
             self.engine.step()  # acts after the last micro-batch
-            of_rows.append(rows)
-            sums.index_add_(0, self._sources_of(batch), rows)
-        sources = self._add_sources(sums, micro_batches)
-        nll_total, correct = (sum(getattr(source, name) for source in sources) for name in ("nll", "correct"))
+            of_rows.append(row_figures[:, 0] / row_figures[:, 2].clamp(min=1))
+            sums.index_add_(0, sources, row_figures)
+        sum_tensor(sums)
+        begun.applied, begun.rows = bool(self.engine.was_step_applied()), tuple(map(len, of_rows))
         norm = self.engine.get_global_grad_norm()
-        return StepResult(
-            loss=nll_total / supervised,
-            accuracy=correct / supervised,
-            grad_norm=float(norm if norm is not None else 0.0),
-            applied=bool(self.engine.was_step_applied()),
-            sources=sources,
-            row_losses=tuple(tuple((rows[:, 0] / rows[:, 2].clamp(min=1)).tolist()) for rows in of_rows),
-            **counts,
-        )
+        norms = []
+        if isinstance(norm, torch.Tensor) and norm.device == sums.device:
+            norms = [norm.detach().double().view(1)]
+        else:
+            begun.norm = float(norm or 0.0)
+        begun.read_later([summed, sums.flatten()], self._largest(worst()), [*of_rows, *norms])
+        return begun
 
-    def _sources_of(self, batch: MicroBatch) -> torch.Tensor:
-        return torch.as_tensor(self.sources.of_rows(batch.keys[:, 0]), device=self.ranks.device)
+    def _largest(self, values: Sequence[float]) -> torch.Tensor:
+        """float64: the largest of each over the ranks."""
+        tensor = self._send(values)
+        if len(values):
+            max_tensor(tensor)
+        return tensor
 
-    def _add_sources(self, sums: torch.Tensor, micro_batches: Sequence[MicroBatch]) -> tuple[SourceResult, ...]:
-        """Sums over the ranks of: float64[S, 3] NLL, correct and supervised tokens of each source, and its rows."""
+    def _send(self, values: Sequence[float]) -> torch.Tensor:
+        """float64 on the device, in one copy that nobody waits for."""
+        tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        if self.ranks.device.type != "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.ranks.device, non_blocking=True)
+
+    def _rows_of_sources(self, micro_batches: Sequence[MicroBatch]) -> NDArray[np.int64]:
+        """int64[S]: this rank's rows of each source."""
         rows = np.zeros(len(self.sources), np.int64)
         for batch in micro_batches:
             rows += np.bincount(self.sources.of_rows(batch.keys[: batch.num_rows, 0]), minlength=len(rows))
-        totals = sum_over_ranks([*sums.flatten().tolist(), *rows.tolist()], self.ranks)
-        return tuple(
-            SourceResult(
-                nll=totals[3 * n],
-                correct=totals[3 * n + 1],
-                num_supervised=totals[3 * n + 2],
-                num_rows=totals[n - len(rows)],
-            )
-            for n in range(len(rows))
+        return rows
+
+
+@dataclass(slots=True, kw_only=True)
+class BegunStep:
+    """A step whose figures may not be known yet."""
+
+    names: tuple[str, ...]
+    """Of the counts."""
+    num_sources: int
+    num_worst: int = 0
+    applied: bool = False
+    norm: float | None = None
+    """Of the gradient, where the engine has it on the host; otherwise it is the last figure, or 0."""
+    rows: tuple[int, ...] = ()
+    """Rows of each of this rank's micro-batches; () where no rank had a label."""
+    figures: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    """float64: counts, rows of sources, sums of sources [S, 3], `worst`, this rank's loss of each row, and perhaps the norm."""
+    _copied: torch.cuda.Event | None = None
+
+    def read_later(
+        self, sums: Sequence[torch.Tensor], worst: torch.Tensor, others: Sequence[torch.Tensor] = ()
+    ) -> None:
+        """Have the device copy them to the host when it comes to it."""
+        self.num_worst = len(worst)
+        figures = torch.cat([*sums, worst, *others])
+        if figures.device.type == "cpu":
+            self.figures = figures
+            return
+        self.figures = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+        self.figures.copy_(figures, non_blocking=True)
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied.record()
+
+    def result(self) -> StepResult:
+        """The outcome; waits until the device has computed the step."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values = iter(self.figures.tolist())  # the one read of a step
+        counts = {name: int(next(values)) for name in self.names}
+        rows = list(islice(values, self.num_sources))
+        sums = [list(islice(values, 3)) for _ in range(self.num_sources)]
+        sources = tuple(
+            SourceResult(nll=nll, correct=correct, num_supervised=labels, num_rows=num_rows)
+            for (nll, correct, labels), num_rows in zip(sums, rows, strict=True)
+        )
+        worst = tuple(islice(values, self.num_worst))
+        row_losses = tuple(tuple(islice(values, count)) for count in self.rows)
+        supervised = counts["num_supervised"]
+        return StepResult(
+            loss=sum(source.nll for source in sources) / supervised if supervised else math.nan,
+            accuracy=sum(source.correct for source in sources) / supervised if supervised else math.nan,
+            grad_norm=next(values, 0.0) if self.norm is None else self.norm,
+            applied=self.applied,
+            sources=sources,
+            worst=worst,
+            row_losses=row_losses,
+            **counts,
         )
 
 

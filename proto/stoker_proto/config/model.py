@@ -39,7 +39,8 @@ class ModelConfig:
     """Number format of the forward and backward pass."""
     attention: Literal["auto", "sdpa", "flash", "eager"] = "auto"
     """Implementation of attention. `auto`: transformers' choice, mostly PyTorch's `sdpa`; `flash`: the package flash-attn, for
-    GPUs and bf16; `eager`: plain matrices, slow, for comparisons."""
+    GPUs and bf16; `eager`: plain matrices, slow, for comparisons. Packed rows (`data.packing`) take a dense mask [rows, 1, T, T]
+    with `sdpa`, and none with `flash`."""
     lora: LoraConfig | None = None
     """Train adapters (extra `stoker[lora]`); null: train the model's own weights. A checkpoint holds the adapters only."""
     freeze: tuple[str, ...] = ()

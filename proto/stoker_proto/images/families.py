@@ -285,17 +285,20 @@ class ImageFamily:
     layout: Layout
     marks: Literal["", "image_places", "suffix"] = ""
     """What forward needs to know of each token: whether an image is there; whether it belongs to the learned end of the row."""
+    causal: bool = True
+    """Whether no token of a row sees what stands behind it, so that padding at the end needs no mask."""
 
 
+# Qwen-VL is causal, but it counts positions from the mask.
 FAMILIES: dict[str, ImageFamily] = {
     "llava": ImageFamily(_llava, "batch"),
     "idefics3": ImageFamily(_idefics3, "one_row"),
     "smolvlm": ImageFamily(_idefics3, "one_row"),
-    "paligemma": ImageFamily(_paligemma, "batch", "suffix"),
+    "paligemma": ImageFamily(_paligemma, "batch", "suffix", causal=False),
     "internvl": ImageFamily(_internvl, "batch"),
-    "qwen2_5_vl": ImageFamily(_qwen_vl, "patches", "image_places"),
-    "qwen3_vl": ImageFamily(_qwen_vl, "patches", "image_places"),
+    "qwen2_5_vl": ImageFamily(_qwen_vl, "patches", "image_places", causal=False),
+    "qwen3_vl": ImageFamily(_qwen_vl, "patches", "image_places", causal=False),
     "openvla": ImageFamily(_openvla, "placed"),
-    "stoker_robot": ImageFamily(_llava, "batch"),  # our small policy: it has LLaVA's processor
+    "stoker_robot": ImageFamily(_llava, "batch", causal=False),  # our small policy: it has LLaVA's processor
 }
 """`model_type` of config.json -> its family: the one table that loaders and trainer read."""

@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 def stopped(config: Config, rank: int) -> tuple[int, Any]:
     """A signal that only the second rank sees, in its second step."""
     found = build_run(config, images=False)
-    found.stop_signal = lambda: signal.SIGUSR1 if rank == 1 and found.cursor.step >= 2 else 0
+    found.stop_signal = lambda: signal.SIGUSR1 if rank == 1 and found.cursor.step >= 1 else 0
     return found.exit_code, (found.run(), found.exit_code)
 
 

@@ -112,7 +112,7 @@ def test_auxiliary_by_hand() -> None:
 def inputs_of(targets: list[list[int]], auxiliary: Any) -> Inputs:
     found = torch.tensor(targets)
     return Inputs(
-        arguments={}, positions=torch.arange(found.shape[1]), targets=found, num_rows=len(targets),
+        arguments={}, grid=None, positions=torch.arange(found.shape[1]), targets=found, num_rows=len(targets),
         labels=(found != -100).flatten().nonzero()[:, 0], num_labels=int((found != -100).sum()),
         auxiliary=torch.tensor(np.asarray(auxiliary, np.float32)),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class MemoryFeed:
         self.rank, self.world_size = rank, world_size
         self.fail_at: tuple[int, int] | None = None
         """(epoch, first sample) of the step at which the loaders are gone."""
+        self.copy: Callable[[MicroBatch], Any] | None = None
         self.begun = False
         """Was told that training begins."""
 
@@ -143,6 +144,10 @@ class MemoryFeed:
     def num_ready(self) -> int:
         """Nothing is made ahead."""
         return 0
+
+    def copy_ahead(self, copy: Callable[[MicroBatch], Any]) -> None:
+        """For batches from now on."""
+        self.copy = copy
 
     def begin(self) -> None:
         """Nobody joins here."""
@@ -176,8 +181,11 @@ class MemoryFeed:
                 raise ConnectionError("the loaders are gone")
             starts = [first + (a * self.world_size + self.rank) * rows for a in range(size // (rows * self.world_size))]
             last = min(first + size, total)
+            batches = [self.batch(epoch, min(start, last), min(start + rows, last)) for start in starts]
+            for batch in batches:
+                batch.on_device = None if self.copy is None else self.copy(batch)
             yield StepBatch(
-                micro_batches=[self.batch(epoch, min(start, last), min(start + rows, last)) for start in starts],
+                micro_batches=batches,
                 wait_s=0.0,
                 epoch=epoch,
                 step=step,
