@@ -1,6 +1,7 @@
 """One node: a loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
 
     python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
+    stoker-launch --config my.yaml                          # the same, where the package is installed
 
 The exit code is the trainer's, and 0 only if the trainer wrote summary.json in its output_dir. A loader that dies is restarted.
 Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills.
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE_ROOTS = (str(ROOT), str(ROOT / "proto"))
+SOURCE_ROOTS = (str(ROOT), str(ROOT / "proto")) if (ROOT / "proto").is_dir() else ()  # none where a wheel is installed
 if __name__ == "__main__":  # `python deploy/launch.py` puts deploy/ first on the path; the source roots belong there
     sys.path[0:1] = SOURCE_ROOTS
 
@@ -37,6 +38,8 @@ _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parse_arguments(arguments)
+    if options.plan:
+        return subprocess.run(plan_command(options), check=False).returncode
     try:
         plan = make_plan(options, os.environ)
     except ConfigError as error:
@@ -47,8 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"{rest}\nExample configs, systemd units, Compose file and runbook are in {Path(__file__).parent}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_config_arguments(parser)
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print memory of a rank, size of a checkpoint, steps and loaders, and end; more options: stoker-train --help",
+    )
     parser.add_argument(
         "--no-loaders", action="store_true", help="the loaders run elsewhere; cluster.loader_addresses names them"
     )
@@ -69,6 +82,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "the others (default: 10)",
     )
     return parser.parse_args(arguments)
+
+
+def plan_command(options: argparse.Namespace) -> list[str]:
+    """The trainer's own plan of the run."""
+    overrides = [part for value in options.set for part in ("--set", value)]
+    return [sys.executable, str(ROOT / "trainer" / "main.py"), "--plan", "--config", str(options.config), *overrides]
 
 
 def _count(text: str) -> int:
@@ -101,7 +120,9 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
 
     return Plan(
         loaders=LoaderPlan(
-            commands=tuple(tuple(loader_command(common, config, num_loaders)) for _ in range(num_loaders)),
+            commands=tuple(
+                tuple(loader_command(common, config, num_loaders, slot)) for slot in placement.dataloader[:num_loaders]
+            ),
             environment=base,
             ready_deadline_s=options.ready_deadline_s,
             max_restarts=options.loader_restarts,
@@ -112,11 +133,15 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     )
 
 
-def loader_command(common: Sequence[str], config: Config, num_loaders: int) -> list[str]:
-    """`loader-serve` on a free port of the loopback; loaders of one node share its cores."""
+def loader_command(common: Sequence[str], config: Config, num_loaders: int, slot: int) -> list[str]:
+    """`loader-serve` on a free port of the loopback; loaders of one node share its cores.
+
+    slot: its `dataloader` slot, which is its GPU where `loader.device` is cuda."""
     command = [sys.executable, "-m", "loader_service.cli", "serve", *common, "--bind", "tcp://127.0.0.1:*"]
     if config.loader.cores == 0 and num_loaders > 1:
         command += ["--set", f"loader.cores={max(1, _num_cores() // num_loaders)}"]
+    if config.loader.device == "cuda":
+        command += ["--device", f"cuda:{slot}"]
     return command
 
 

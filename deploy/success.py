@@ -6,6 +6,7 @@
 Every step is a command that you could type yourself; it is printed before it runs. The same command resumes: demonstrations that
 are complete are kept, training resumes from its newest checkpoint, and evaluation plays the episodes that are missing. In
 the second round the policy of the first acts while the expert labels (DAgger), and training goes on with these episodes too.
+With --overlap these episodes are collected while the first round is still training, by the policy of its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -22,19 +23,37 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = {"PushCube-v1": 0.15, "PullCube-v1": 0.12, "PickCube-v1": 0.28, "StackCube-v1": 0.45}
-"""Task -> its share of the training: the harder, the more."""
+if __name__ == "__main__":  # `python deploy/success.py` puts deploy/ first on the path; the source root belongs there
+    sys.path[0] = str(ROOT)
+
+from deploy.beside import run_beside  # noqa: E402  (the path must stand before)
+
+TASKS = {
+    "PushCube-v1": 0.15,
+    "PullCube-v1": 0.12,
+    "PickCube-v1": 0.28,
+    "StackCube-v1": 0.45,
+    "StackGreenOnRed-v1": 0.45,
+}
+"""Task -> its share of the training: the harder, the more. Shares are relative to those of the other tasks."""
+DEFAULT_TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1", "StackCube-v1")
+"""StackGreenOnRed-v1 has the scene of StackCube-v1 with the other instruction: trainer/sim/README.md."""
 TRAIN_SEED, VAL_SEED, DAGGER_SEED = 10_000, 500_000, 600_000
 """First seeds of the demonstrations; the evaluation's begin at 1,000,000."""
 PART = 50
 """Demonstrations that are collected by one command: at most so many are lost when it is stopped."""
 IMAGE_SIZE = 256
+SIGMA_BINS = {"bins": 3, "vq": 0.5}
+"""Codec -> `trainer.loss.sigma_bins`."""
+LEARNED = ("codec.json", "state.json")
+"""What belongs to the tokens that a model has learned, in the folder of a run."""
 RENDERER = "STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
 
 
@@ -46,6 +65,8 @@ class Step:
     command: Sequence[str]
     done: Path | None = None
     """Made by `run` after the command; a step whose file exists is left out. None: the command itself resumes."""
+    beside: Sequence[Collection] = ()
+    """What is collected while this training runs, by the policy of its newest checkpoint."""
 
 
 def main() -> int:
@@ -65,10 +86,13 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _run_all(options: argparse.Namespace) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.start is not None:
+        for name in LEARNED:
+            shutil.copyfile(options.start / name, options.work / name)
     started = time.monotonic()
     for number in range(options.rounds):
         for step in steps_of_round(options, number):
-            if code := run(step):
+            if code := run(step) if not step.beside else run_with_collectors(step, options, number):
                 print(f"success: {step.title} ended with code {code}; the same command resumes", file=sys.stderr)
                 return code
     results = json.loads((options.work / "evaluation" / "results.json").read_text())
@@ -81,19 +105,25 @@ def _run_all(options: argparse.Namespace) -> int:
 def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
     """The steps of one round; the last round is followed by the evaluation."""
     work: Path = options.work
-    base = work / "model" if number == 0 else work / f"round-{number - 1}" / "export"
+    base = work / f"round-{number - 1}" / "export" if number else start_of(options)
     config = work / f"round-{number}.yaml"
     write_config(options, number, base, config)
     python = sys.executable
-    steps = collecting(options) if number == 0 else dagger(options, number)
-    if number == 0:
+    steps = (
+        collecting(options)
+        if number == 0
+        else [part.step(options, work / f"round-{number - 1}" / "export") for part in dagger(options, number)]
+    )
+    if number == 0 and options.start is None:
         robot = [python, "-m", "trainer.models.tiny", "--family", "robot", "--image-size", "72", "--out", str(base)]
         steps.append(Step("A small random policy", robot, base / ".done"))
         out = ["--codec-out", str(work / "codec.json"), "--state-out", str(work / "state.json")]
         prepare = [python, "-m", "loader_service.cli", "prepare", "--config", str(config), *out]
         steps.append(Step("Scan the demonstrations, fit codec and state scale", prepare))
     trained = [python, "deploy/launch.py", "--config", str(config)]
-    steps.append(Step(f"Loaders and ZeRO ranks, round {number}", trained, work / f"round-{number}" / ".done"))
+    beside = dagger(options, number + 1) if options.overlap and number + 1 < options.rounds else []
+    done = work / f"round-{number}" / ".done"
+    steps.append(Step(f"Loaders and ZeRO ranks, round {number}", trained, done, beside))
     if number == options.rounds - 1:
         steps.append(Step("Closed loop on held-out seeds", evaluating(options, work / f"round-{number}" / "export")))
     return steps
@@ -112,15 +142,11 @@ def collecting(options: argparse.Namespace) -> list[Step]:
     return steps
 
 
-def dagger(options: argparse.Namespace, number: int) -> list[Step]:
-    """Episodes in which the policy of the round before acts."""
-    policy = options.work / f"round-{number - 1}" / "export"
+def dagger(options: argparse.Namespace, number: int) -> list[Collection]:
+    """Episodes in which a policy of the round before acts."""
     seed = DAGGER_SEED + 10_000 * number
     share = options.dagger_episodes / sum(TASKS[task] for task in options.task)
-    return [
-        Collection(task, f"dagger-{number}", seed, max(1, round(share * TASKS[task]))).step(options, policy)
-        for task in options.task
-    ]
+    return [Collection(task, f"dagger-{number}", seed, max(1, round(share * TASKS[task]))) for task in options.task]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +185,16 @@ def evaluating(options: argparse.Namespace, export: Path) -> list[str]:
     ]
 
 
+def start_of(options: argparse.Namespace) -> Path:
+    """The model that the first round starts from: a random one, or the newest of another run. Raises SystemExit."""
+    if options.start is None:
+        return Path(options.work / "model")
+    exports = sorted(options.start.glob("round-*/export"), key=lambda export: int(export.parent.name.partition("-")[2]))
+    if not exports:
+        raise SystemExit(f"success: --from {options.start}: no round of it has an export; finish that run first")
+    return Path(exports[-1])
+
+
 def write_config(options: argparse.Namespace, number: int, base: Path, path: Path) -> None:
     """The round's YAML: the shipped recipe with this run's paths and sizes."""
     tree = yaml.safe_load((ROOT / "deploy" / "configs" / "success.yaml").read_text())
@@ -178,12 +214,15 @@ def write_config(options: argparse.Namespace, number: int, base: Path, path: Pat
         }
         for task in options.task
     ]
+    tree["data"]["action"]["codec"] = options.codec
+    tree["trainer"]["loss"]["sigma_bins"] = SIGMA_BINS[options.codec]
     tree["data"]["cache_dir"] = str(work / "manifests")
-    if number:  # the tokens that the model of the round before has learned
+    if number or options.start is not None:  # the tokens that the model has learned
         tree["data"]["action"]["codec_path"] = str(work / "codec.json")
         tree["data"]["state_path"] = str(work / "state.json")
     tree["trainer"]["output_dir"] = str(work / f"round-{number}")
     tree["trainer"]["max_steps"] = max(1, options.samples // tree["trainer"]["global_batch_size"])
+    tree["trainer"]["checkpoint"]["interval"] = options.checkpoint_interval
     tree["cluster"]["component_placement"] = {
         "trainer": f"0-{options.ranks - 1}",
         "dataloader": f"0-{options.loaders - 1}",
@@ -219,6 +258,32 @@ def run(step: Step) -> int:
     if code and "trainer.sim" in step.command:
         print(f"the simulator needs `pip install 'stoker[sim]'` and a renderer: {RENDERER} (as root)", file=sys.stderr)
     return code
+
+
+def run_with_collectors(step: Step, options: argparse.Namespace, number: int) -> int:
+    """Run a training and its collectors side by side; those that are done are left out. Returns the first exit code but 0."""
+    steps = [part.step(options, Path("POLICY")) for part in step.beside]  # also clears what an interrupted one left
+    missing = [
+        (part, one) for part, one in zip(step.beside, steps, strict=True) if not (one.done and one.done.exists())
+    ]
+    if not missing or (step.done is not None and step.done.exists()):
+        return run(step)
+    print(f"\n=== {step.title}, with {len(missing)} collections beside it", flush=True)
+    print(f"$ {shlex.join(['python', *step.command[1:]])}", flush=True)
+
+    def command_of(part: Collection, policy: Path) -> Sequence[str]:
+        command = part.step(options, policy).command
+        print(f"\n=== beside: {part.num} episodes of {part.task}\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+        return command
+
+    jobs = [partial(command_of, part) for part, _ in missing]
+    code, codes = run_beside(step.command, options.work / f"round-{number}", jobs, ROOT)
+    for (_, one), ended in zip(missing, codes, strict=False):
+        if ended == 0 and one.done is not None:
+            one.done.touch()
+    if code == 0 and step.done is not None:
+        step.done.touch()
+    return code or next((ended for ended in codes if ended), 0)
 
 
 def page_of(results: Mapping[str, Any], videos: Sequence[str]) -> str:
@@ -261,7 +326,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="everything is written here (default %(default)s)",
     )
-    add("--task", action="append", choices=list(TASKS), help="repeat for several; default: all four, one model for all")
+    add(
+        "--task",
+        action="append",
+        choices=list(TASKS),
+        help=f"repeat for several; default: {', '.join(DEFAULT_TASKS)}, one model for all",
+    )
     add("--demonstrations", type=_positive, default=300, metavar="N", help="of each task (default %(default)s)")
     add("--validation", type=_positive, default=10, metavar="N", help="demonstrations held out (default %(default)s)")
     add(
@@ -284,13 +354,34 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="of each round, shared among the tasks as training is: the harder, the more (default %(default)s)",
     )
+    add(
+        "--checkpoint-interval",
+        type=_positive,
+        default=500,
+        metavar="STEPS",
+        help="an interrupted training loses at most so many; with --overlap the first policy acts after so many (default 500)",
+    )
+    add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
+    add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
+    add(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="train on from the model of another run (its --work), with its codec and scale of the state",
+    )
     add("--episodes", type=_positive, default=100, metavar="N", help="of each task to evaluate (default %(default)s)")
     add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")
     add("--ranks", type=_positive, default=2, help="trainer ranks (default %(default)s)")
     add("--loaders", type=_positive, default=1, help="loader servers (default %(default)s)")
     options = parser.parse_args(arguments)
-    options.task = list(dict.fromkeys(options.task or TASKS))
+    options.task = list(dict.fromkeys(options.task or DEFAULT_TASKS))
     options.work = options.work.resolve()
+    if options.start is not None:
+        options.start = options.start.resolve()
+        for name in LEARNED:
+            if not (options.start / name).is_file():
+                parser.error(f"--from {options.start}: there is no {name}; name the --work of a finished run")
     return options
 
 

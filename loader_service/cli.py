@@ -1,5 +1,5 @@
-"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-doctor`, `loader-convert`, `loader-keys`,
-`stoker-batch`; also `python -m loader_service.cli serve|prepare|inspect|doctor|convert|keys|batch ...`."""
+"""Entry points: `loader-serve`, `loader-prepare`, `loader-inspect`, `loader-doctor`, `loader-top`, `loader-convert`,
+`loader-keys`, `stoker-batch`; also `python -m loader_service.cli serve|prepare|inspect|doctor|top|convert|keys|batch ...`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,13 @@ def doctor(argv: list[str] | None = None) -> int:
     return _guarded("loader-doctor", lambda: main(argv))
 
 
+def top(argv: list[str] | None = None) -> int:
+    """`loader-top`."""
+    from loader_service.top.command import main
+
+    return _guarded("loader-top", lambda: main(argv))
+
+
 def convert(argv: list[str] | None = None) -> int:
     """`loader-convert`."""
     from loader_service.convert.command import main
@@ -97,6 +104,7 @@ if __name__ == "__main__":
         "inspect": inspect,
         "batch": batch,
         "doctor": doctor,
+        "top": top,
         "convert": convert,
         "keys": keys,
     }

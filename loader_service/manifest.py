@@ -10,6 +10,7 @@ name files.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,6 +54,7 @@ class NamedEntry:
     shards: tuple[str, ...]
     fingerprint: str
     stamps: tuple[tuple[int, int], ...] = ()
+    held: frozenset[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +180,9 @@ class EntryManifest:
     row_tokens: NDArray[np.uint32] | None = None  # [S], tokens of each sample; None where num_tokens determines them
     stamps: tuple[tuple[int, int], ...] = ()
     """(bytes, time of the last change in ns) of each shard at the scan. Empty for remote shards: their copies never change."""
+    held: frozenset[int] | None = None
+    """Numbers of the shards that this loader serves; None: all. The columns are those of the whole entry in any case, since the
+    order of an epoch follows from them."""
 
     @property
     def num_records(self) -> int:
@@ -199,7 +204,31 @@ class EntryManifest:
             shards=self.shards,
             fingerprint=self.fingerprint,
             stamps=self.stamps,
+            held=self.held,
         )
+
+    def holds(self, record: int) -> bool:
+        """Whether this loader serves the record."""
+        return self.held is None or int(self.shard_index[record]) in self.held
+
+    def first_records(self, count: int) -> list[int]:
+        """Those of the first `count` records served here that have samples."""
+        records = np.arange(min(count, self.num_records))
+        if self.held is not None:
+            records = np.flatnonzero(np.isin(self.shard_index, sorted(self.held)))[:count]
+        found: list[int] = records[self.num_samples[records] > 0].tolist()
+        return found
+
+    def held_shards(self) -> list[str]:
+        """Paths of the shards that this loader serves."""
+        return [shard for number, shard in enumerate(self.shards) if self.held is None or number in self.held]
+
+    def missing_ranges(self) -> list[tuple[int, int]]:
+        """Ranges [first, stop) of shards that this loader does not serve, in order."""
+        if self.held is None:
+            return []
+        edges = [-1, *sorted(self.held), len(self.shards)]
+        return [(before + 1, after) for before, after in itertools.pairwise(edges) if before + 1 < after]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_manifest, (self.folder, self.named)
@@ -230,6 +259,7 @@ def load_manifest(folder: Path, named: NamedEntry) -> EntryManifest:
         notes=description.notes,
         folder=folder,
         stamps=named.stamps,
+        held=named.held,
         **_map_columns(folder, description),
     )
 

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
+from stoker_proto.fleet.metrics import import_client
 from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.best import read_best
@@ -32,7 +33,9 @@ from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
+from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
+from trainer.training.chunk_check import prove_chunks
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
 from trainer.training.objective import Objective
@@ -66,6 +69,8 @@ def build_trainer(config: Config) -> Trainer:
         import_peft()
     if config.trainer.logger.wandb:
         import_wandb()
+    if config.trainer.logger.metrics is not None:
+        import_client()
     evals = plan_evals(config)  # raises ConfigError for wrong ones
     ranks = join_ranks(config.trainer.collective_timeout_s)
     lock_output_dir(Path(config.trainer.output_dir), ranks)
@@ -86,7 +91,10 @@ def build_trainer(config: Config) -> Trainer:
             info.processor_json, find_model_folder(config.model.base_model_path) / "tokenizer.json"
         )
         connected = Connected(train=train, val=val, processor=processor, fingerprints=fingerprints)
-        return assemble(config, ranks, connected, checkpoints, checkpoint, evals)
+        trainer = assemble(config, ranks, connected, checkpoints, checkpoint, evals)
+        if ranks.is_first:
+            trainer.fleet = FleetReport(feeds[0], metrics=config.trainer.logger.metrics)
+        return trainer
     except BaseException:
         for feed in feeds:
             feed.close()
@@ -210,4 +218,5 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
     if config.data.packing:
         check_packing(stepper, processor)
+    stepper.chunks = prove_chunks(stepper, processor, config)
     return stepper

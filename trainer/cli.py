@@ -8,34 +8,77 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from stoker_proto.config import Config, check_batch_arithmetic
 from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.hub_cache import explain_missing, find_model_folder
 
+_EXAMPLES = """\
+examples:
+  stoker-launch --config my.yaml                            loaders and ranks of this machine, started together
+  loader-serve --config my.yaml --bind tcp://127.0.0.1:5555                     a loader in one terminal, and in another:
+  stoker-train --config my.yaml --set 'cluster.loader_addresses=[tcp://127.0.0.1:5555]'              one rank
+  deepspeed --num_gpus 8 --module trainer.main --config my.yaml                                      eight ranks
+  stoker-train --config my.yaml --plan --samples 100000     memory, disk, steps, before anything starts
+  stoker-train --config my.yaml --check                     the gates before a training; trains nothing
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, bool]:
-    """The checked config from `--config` and `--set`, and whether it is only to be checked. Raises ConfigError."""
+A run resumes from the newest checkpoint of its trainer.output_dir; the model for transformers is in its folder `export`."""
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
+    """The checked config from `--config` and `--set`, and the other options. Raises ConfigError."""
     parser = argparse.ArgumentParser(
-        prog="deepspeed trainer/main.py",
-        description="Train a model on the samples that the loaders send (ZeRO-3), validate, save and export it.",
+        prog="stoker-train" if Path(sys.argv[0]).name == "stoker-train" else "deepspeed trainer/main.py",
+        description="Train a model on the samples that the loaders send (ZeRO), validate, save and export it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS
     )  # set by the launcher
     parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="the same as --set trainer.logger.metrics=HOST:PORT: the first rank serves metrics",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
         help="train nothing: replay demonstrations in the simulator, as recorded and after a round trip through the action "
         "tokens; exit code 1 if they fail (also without loaders: python -m trainer.sim.replay)",
     )
+    add_plan_arguments(parser)
     known = parser.parse_args(arguments)
-    config = load_config(known.config, known.set)
-    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    metrics = [] if known.metrics is None else [f"trainer.logger.metrics={known.metrics}"]
+    config = load_config(known.config, [*known.set, *metrics])
+    if not known.plan:
+        check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
-    return config, known.check
+    return config, known
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--plan` and its options."""
+    group = parser.add_argument_group("plan", "what the run would take; reads no weights, starts no rank")
+    add = group.add_argument
+    add(
+        "--plan",
+        action="store_true",
+        help="print memory of a rank, size of a checkpoint, steps, tokens, loaders; then end",
+    )
+    add("--json", action="store_true", help="the plan as one line of JSON")
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="training samples of an epoch; default: cluster.loader_addresses are asked",
+    )
+    add("--labels", type=int, metavar="N", help="labels of a row, for the memory of logits; default: data.max_seq_len")
+    add("--samples-per-second", type=float, metavar="S", help="rate at which all ranks together would train")
+    add("--loader-samples-per-second", type=float, metavar="S", help="rate of one loader, as loader-bench measures it")
 
 
 def check_world(config: Config, world_size: int) -> None:

@@ -38,6 +38,7 @@ from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
+from trainer.report.fleet import FleetReport
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.trackers import Trackers
 from trainer.report.worst import WorstSteps
@@ -69,6 +70,8 @@ class Trainer:
     flops: FlopCounter
     peak_flops: float | None
     cursor: Cursor
+    fleet: FleetReport | None = None
+    """On the first rank."""
     best: Best | None = None
     """The best validation so far, where `trainer.checkpoint.best` names a figure."""
     stop_signal: Callable[[], int] = lambda: 0
@@ -118,6 +121,8 @@ class Trainer:
             processor = self._processor_to_keep()
             folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
         skipped = self._say_skipped()
+        if self.fleet is not None:
+            self.fleet.say_summary()
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
         self._keep(self.evals.wait())
         summary = self._summarise(time.monotonic() - started, folder, skipped)
@@ -155,6 +160,8 @@ class Trainer:
     def close(self, *, failed: bool = False) -> None:
         """Close everything. After a failure the other ranks may be at any step, so this does not wait for them."""
         self.evals.close()
+        if self.fleet is not None:
+            self.fleet.close()
         for split in (self.train, self.val):
             if split is not None:
                 split.feed.close()
@@ -224,6 +231,8 @@ class Trainer:
         wait_s, wait_share, none_ready, reason = max_over_ranks(worst, self.ranks)
         self._stop_for(int(reason))
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
+        if self.fleet is not None:
+            self.fleet.step(num_rows=result.num_rows, step_s=step_s, wait_s=wait_s, queue_depth=int(-none_ready))
         figures = {
             "train/loss": result.loss,
             "train/perplexity": math.nan if math.isnan(result.loss) else perplexity(result.loss),

@@ -1,4 +1,7 @@
-"""The trainer's entry point: `deepspeed trainer/main.py --config FILE [--set a.b=value ...]`. Build, run, close."""
+"""The trainer's entry point: `deepspeed trainer/main.py --config FILE [--set a.b=value ...]`. Build, run, close.
+
+An installed package has the command `stoker-train`, which is the same for one rank.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ def use_source_roots() -> None:
     and hide an installed one. `stoker_proto` is under `proto/`.
     """
     here = Path(__file__).resolve().parent
-    roots = [str(root) for root in (here.parent, here.parent / "proto") if root.is_dir()]
+    # An installed package's parent is on the path already, in its place: after the standard library.
+    roots = [str(here.parent), str(here.parent / "proto")] if (here.parent / "proto").is_dir() else []
     if sys.path and Path(sys.path[0] or ".").resolve() == here:
         sys.path[:1] = roots
     else:
@@ -35,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:
-        config, only_check = parse_arguments(arguments)
-        if only_check:
+        config, options = parse_arguments(arguments)
+        if options.plan:
+            from trainer.plan.command import print_plan
+
+            return print_plan(config, options)
+        if options.check:
             from trainer.check import check_run
 
             return 0 if check_run(config) else 1

@@ -2,6 +2,7 @@
 
     policy = Policy.load("outputs/export")            # or a checkpoint: "outputs/checkpoints/step-00000500"
     actions = policy.act(frame, "push the cube to the goal")        # float32[chunk, D], in action units
+    actions = policy.act(frame, "push", measurements={"state": state, "tcp_pose": pose, ...})   # if trained with them
     several = policy.act_batch([PolicyInput(images=[frame], instruction="push"), ...])     # float32[B, chunk, D]
 
 Prompt, image transform, vocabulary and decoding come from `stoker_processor.json`, the object with which the loaders made the
@@ -12,7 +13,7 @@ chunk. Inputs whose prompts have the same number of tokens share a forward pass,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from trainer.models.families import Family
-from trainer.policy_io import PolicyError, PolicyInput, Prediction
+from trainer.policy_io import STATE_NAMES, PolicyError, PolicyInput, Prediction
 from trainer.policy_loading import load_parts
 from trainer.training.inputs import PixelNormaliser
 
@@ -70,14 +71,15 @@ class Policy:
         images: NDArray[Any] | Sequence[NDArray[Any]],
         instruction: str,
         state: NDArray[np.float32] | None = None,
+        measurements: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> NDArray[np.float32]:
         """float32[chunk, D]: the predicted actions, in action units.
 
-        images: one frame or a list of them; see `PolicyInput`, also for the state.
-        Raises DataError for another number of images than in training, or a state for a model that was trained without;
-        PolicyError for a model that computes NaN.
+        images: one frame or a list of them; see `PolicyInput`, also for state and measurements.
+        Raises DataError for another number of images than in training, a state for a model that was trained without, or a missing
+        measurement; PolicyError for a model that computes NaN.
         """
-        return self.predict([_input(images, instruction, state)])[0].actions
+        return self.predict([_input(images, instruction, state, measurements)])[0].actions
 
     def act_batch(self, inputs: Sequence[PolicyInput]) -> NDArray[np.float32]:
         """float32[B, chunk, D]: the actions of B inputs, in their order. Raises as `act`."""
@@ -89,9 +91,10 @@ class Policy:
         images: NDArray[Any] | Sequence[NDArray[Any]],
         instruction: str,
         state: NDArray[np.float32] | None = None,
+        measurements: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> NDArray[np.int64]:
         """int64[tokens]: the tokens that `act` decodes; together they fill the chunk exactly."""
-        return self.predict([_input(images, instruction, state)])[0].ids
+        return self.predict([_input(images, instruction, state, measurements)])[0].ids
 
     def predict(self, inputs: Sequence[PolicyInput]) -> list[Prediction]:
         """One prediction for each input, in their order. Raises as `act`."""
@@ -100,7 +103,8 @@ class Policy:
         seen = [self.processor.see(one.images, one.measurements) for one in inputs]
         for index, (one, images) in enumerate(zip(inputs, seen, strict=True)):
             self._check_like_training(len(images), one.state)
-            prompts.append(self.processor.prompt(one.instruction, len(images), one.state).astype(np.int64))
+            state = self._state_of(one)
+            prompts.append(self.processor.prompt(one.instruction, len(images), state).astype(np.int64))
             alike[len(prompts[-1]), len(images)].append(index)
         found: dict[int, Prediction] = {}
         for indexes in alike.values():
@@ -174,6 +178,13 @@ class Policy:
         if state is not None and not self.processor.needs_state:
             raise DataError("a state is given, but this model was trained without (data.state: none): leave it out")
 
+    def _state_of(self, one: PolicyInput) -> NDArray[np.float32] | None:
+        """The state for the prompt: as it was passed, else the measurement of that name."""
+        if one.state is not None or not self.processor.needs_state:
+            return one.state
+        name = next((name for name in STATE_NAMES if name in one.measurements), None)
+        return None if name is None else one.measurements[name]
+
     def _places_filled(self) -> torch.Tensor:
         """int64[num_codes], in the order of the ids: how many of a chunk's `max_tokens` places each action token fills.
 
@@ -197,7 +208,10 @@ class Policy:
 
 
 def _input(
-    images: NDArray[Any] | Sequence[NDArray[Any]], instruction: str, state: NDArray[np.float32] | None
+    images: NDArray[Any] | Sequence[NDArray[Any]],
+    instruction: str,
+    state: NDArray[np.float32] | None,
+    measurements: Mapping[str, NDArray[np.float32]] | None,
 ) -> PolicyInput:
     frames = [images] if isinstance(images, np.ndarray) else list(images)
-    return PolicyInput(images=frames, instruction=instruction, state=state)
+    return PolicyInput(images=frames, instruction=instruction, state=state, measurements=measurements or {})

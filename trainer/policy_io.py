@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import StokerError
 
+STATE_NAMES = ("state", "states")
+"""Names of the robot's state among the measurements: those that `data.state: text` reads by default."""
+
 
 class PolicyError(StokerError):
     """The model computes something that cannot become an action."""
@@ -22,10 +25,12 @@ class PolicyInput:
     """As many as in training: each uint8[H, W, 3], or a depth frame uint16[H, W] in mm."""
     instruction: str
     state: NDArray[np.float32] | None = None
-    """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`."""
+    """float32[S] in the dataset's units; only for a model that was trained with `data.state: text`. None: the measurement of this
+    name (`STATE_NAMES`)."""
     measurements: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Where hand and camera are, by their names in the dataset: for a model that was trained with `data.options.views` around the
-    hand (`stoker_proto.images.views.HAND_SHAPES`)."""
+    """What the robot measures beside pictures, by the names in the dataset: the state, and where hand and camera are, for a model
+    that was trained with `data.options.views` around the hand (`stoker_proto.images.views.HAND_SHAPES`). A model takes what it
+    was trained with; the others are not used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,11 @@ class ClusterPlan:
     """From SIGTERM to SIGKILL."""
 
 
+def restart_pause_s(num_restarts: int) -> float:
+    """How long to wait before this restart of a loader, counted from 1: longer each time, a minute at most."""
+    return min(60.0, 2.0**num_restarts)
+
+
 def slots_per_node(placement: Placement, num_nodes: int, gpus: Sequence[int]) -> int:
     """How many slots a node has: its GPUs; without GPUs as many as make the highest slot fit. Raises ConfigError.
 

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.child import say
 from deploy.cluster.agent import Agent
-from deploy.cluster.plan import ClusterPlan, NodePlan, does_not_fit
+from deploy.cluster.plan import ClusterPlan, NodePlan, does_not_fit, restart_pause_s
 from deploy.keeper import Signals, as_exit_code
 
 _ANSWER_S = 30.0
@@ -59,6 +59,8 @@ class _Loader:
     """Empty while it is not ready."""
     is_running: bool = False
     is_given_up: bool = False
+    start_at: float = 0.0
+    """It is not started before."""
 
 
 class ClusterRun:
@@ -188,7 +190,8 @@ class ClusterRun:
                     self._ranks[int(index)] = code
         for index, loader in self._loaders.items():
             node = self._nodes[loader.node]
-            if not loader.is_running and not loader.is_given_up and node.starting is None:
+            is_wanted = not loader.is_running and not loader.is_given_up and time.monotonic() >= loader.start_at
+            if is_wanted and node.starting is None:
                 command = list(self._plan.loader(node.address))
                 self._ask(loader.node, "start", f"loader {index}", command, {}, signal.SIGTERM)
                 loader.is_running = node.starting is None
@@ -208,9 +211,12 @@ class ClusterRun:
             say("ray", f"{name} ended with exit code {as_exit_code(code)}; it is not started again")
             return
         loader.num_restarts += 1
+        pause_s = restart_pause_s(loader.num_restarts)
+        loader.start_at = time.monotonic() + pause_s
         say(
             "ray",
-            f"{name} ended with exit code {as_exit_code(code)}; restart {loader.num_restarts} of {self._plan.loader_restarts}",
+            f"{name} ended with exit code {as_exit_code(code)}; restart {loader.num_restarts} of {self._plan.loader_restarts} in "
+            f"{pause_s:g} s",
         )
 
     def _all_ready(self) -> bool:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(arguments.config, arguments.set)
     prepared = prepare(config, scan=ScanOptions(progress=sys.stderr.isatty()))
     processor = Processor.build(config, prepared.codec, prepared.states)
-    encoder = RecordEncoder(config.data, processor)
+    encoder = RecordEncoder(config.data, processor, config.loader)
     entries = wanted_entries(config.data, arguments.split, arguments.source, arguments.entry)
     if arguments.record is not None and len(entries) > 1:
         raise ConfigError(

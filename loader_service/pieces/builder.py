@@ -6,12 +6,14 @@ outside it, in libraries that release the interpreter lock.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
@@ -19,10 +21,12 @@ from loader_service.pieces.piece import EncodedRecord, Outcome, assemble_piece, 
 from loader_service.pieces.read_ahead import LaneKey, ReadAhead
 from loader_service.pieces.record_cache import RecordCache, RecordKey, SeenRecords
 from loader_service.plan.lane_plan import LanePlan, Rows
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, LocalProtocolError
+from stoker_proto.host.stages import IDLE, PACK, READ, STAGES, StageClock, start_clock, switch
 from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
-from stoker_proto.wire.messages import Failure, Ticket
+from stoker_proto.wire.messages import Failure, Shards, Ticket
+from stoker_proto.wire.rows import unpack_rows
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +49,35 @@ class Counters:
     records_decoded: int = 0
     records_distinct: int = 0
     skipped: int = 0
+    excluded: int = 0
+    """Samples sent without labels because data.exclude names them."""
     records_ahead: int = 0
     """Decoded and kept, before any ticket asked for a sample of them."""
+    cache_hits: int = 0
+    """Records that a ticket found in memory; `cache_misses`: that it did not, so they were decoded for it."""
+    cache_misses: int = 0
+    cache_bytes: int = 0
+    """Of the encoded records in memory now."""
+    queue_s: float = 0.0
+    """Seconds from each ticket's arrival until all its records were there, added up."""
+    stage_s: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
+    """Seconds that the threads were busy in each of `stoker_proto.host.stages.STAGES`, over all threads."""
 
-    def as_list(self) -> list[int]:
-        """In the order of the fields."""
-        return [self.samples, self.records_decoded, self.records_distinct, self.skipped, self.records_ahead]
+    def as_list(self) -> list[Any]:
+        """In the order of the fields: `Counters(*as_list)` is equal."""
+        return [getattr(self, name) for name in _FIELDS]
+
+    def __add__(self, other: Counters) -> Counters:
+        """Of both together."""
+        sums = [a + b for a, b in zip(self.as_list()[:-1], other.as_list()[:-1], strict=True)]
+        return Counters(*[*sums, [a + b for a, b in zip(self.stage_s, other.stage_s, strict=True)]])
+
+    def without_gauges(self) -> Counters:
+        """Of a worker that is gone: what it did counts, what it held in memory is gone with it."""
+        return dataclasses.replace(self, records_ahead=0, cache_bytes=0)
+
+
+_FIELDS = tuple(one.name for one in dataclasses.fields(Counters))
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +91,7 @@ class _Pending:
     missing: set[RecordKey]
     records: dict[int, EncodedRecord] = field(default_factory=dict)
     has_failed: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
 
     def size_bytes(self) -> int:
         """About how many bytes the piece has. Call it when all records are there."""
@@ -72,6 +100,16 @@ class _Pending:
             record = self.records[key.record]
             size += record.size_bytes * count // max(len(record.samples), 1)
         return size
+
+
+def chosen_rows(plan: LanePlan, ticket: Ticket, lane: int) -> Rows:
+    """The rows that a ticket wants. lane: its number inside the entry. Raises LocalProtocolError."""
+    rows = plan.rows(lane, ticket.start, ticket.count)
+    if not ticket.rows:
+        return rows
+    if rows.row_samples is not None:
+        raise LocalProtocolError("packed rows are sent all or none")
+    return Rows([rows.samples[row] for row in unpack_rows(ticket.rows, ticket.count).tolist()], None)
 
 
 class PieceBuilder:
@@ -87,7 +125,9 @@ class PieceBuilder:
         cache_bytes: int,
         read_ahead: bool,
     ) -> None:
-        self.counters = Counters()
+        self._counters = Counters()
+        self._clocks: list[StageClock] = []  # of the threads
+        self._pack_s = 0.0  # of the thread that submits, which has no clock
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
         self._is_augmented = encoder.data.augment.enabled
         self._filler = filler_of(encoder.processor)
@@ -119,8 +159,12 @@ class PieceBuilder:
         lane: its number inside the entry. next_plan: returns the plan of the next epoch, or None if there is none (yet).
         """
         with self._wake:
+            rows = chosen_rows(plan, ticket, lane)  # plans remember windows, and threads read ahead in them
+        if manifest.held is not None and (answer := self._elsewhere(ticket, manifest, rows)) is not None:
+            self._deliver(address, encoding.encode(answer))
+            return
+        with self._wake:
             self._manifests[manifest.split, manifest.entry] = manifest
-            rows = plan.rows(lane, ticket.start, ticket.count)
             counts: dict[int, int] = {}
             for record, _ in rows.samples:
                 counts[record] = counts.get(record, 0) + 1
@@ -129,9 +173,11 @@ class PieceBuilder:
             for key in keys:
                 value = self._cache.get(key)
                 if value is not None:
+                    self._counters.cache_hits += 1
                     pending.records[key.record] = value
                     pending.missing.discard(key)
                 else:
+                    self._counters.cache_misses += 1
                     self._waiting.setdefault(key, []).append(pending)
                     if key not in self._running:
                         self._urgent.append(key)
@@ -144,6 +190,24 @@ class PieceBuilder:
             self._wake.notify_all()
         if not pending.missing:
             self._finish(pending)
+
+    def counters(self) -> Counters:
+        """What was done so far; a copy."""
+        seconds = [sum(of_stage) for of_stage in zip(*(clock.seconds[:IDLE] for clock in self._clocks), strict=True)]
+        seconds = seconds or [0.0] * len(STAGES)
+        seconds[PACK] += self._pack_s
+        return dataclasses.replace(self._counters, cache_bytes=self._cache.size_bytes, stage_s=seconds)
+
+    def _elsewhere(self, ticket: Ticket, manifest: EntryManifest, rows: Rows) -> Shards | Failure | None:
+        """The answer to a ticket some of whose rows lie in shards that are not here; None if all are here."""
+        shards: list[int] = manifest.shard_index[[record for record, _ in rows.samples]].tolist()
+        absent = next((shard for shard in shards if shard not in (manifest.held or ())), None)
+        if absent is None:
+            return None
+        if ticket.rows:  # the rank knows where these rows are, and asks the wrong loader
+            message = f"the shard {manifest.shards[absent]} of {manifest.path} is not held here"
+            return Failure(ticket=ticket.ticket, reason="unavailable", message=message)
+        return Shards(ticket=ticket.ticket, loader=self._loader, shards=shards)
 
     def close(self, deadline_s: float) -> bool:
         """Stop the threads after they have finished what they work on. False if one still works at the deadline: it hangs in a
@@ -160,7 +224,9 @@ class PieceBuilder:
         return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
 
     def _run(self) -> None:
+        self._clocks.append(start_clock())
         while batch := self._next():
+            switch(READ)
             places = [(self._manifests[key.split, key.entry], key.record) for key, _ in batch]
             outcomes = self._encode(places, batch[0][1])
             for pending, outcome in self._store(batch, outcomes):
@@ -173,6 +239,7 @@ class PieceBuilder:
                     self._fail(pending, reason, str(outcome))
                 else:
                     self._finish(pending)
+            switch(IDLE)
 
     def _encode(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> Sequence[Outcome]:
         """The outcome of each record. Trouble of the host that stops the whole batch is the outcome of all of them."""
@@ -234,7 +301,8 @@ class PieceBuilder:
             self._urgent.popleft()
         while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
             key = self._key(*ahead)
-            is_new = key not in self._cache and key not in self._running
+            is_here = self._manifests[key.split, key.entry].holds(key.record)
+            is_new = is_here and key not in self._cache and key not in self._running
             if is_new and not self._may_join(batch, key, ahead.epoch):
                 return None
             self._ahead.pop()
@@ -256,7 +324,7 @@ class PieceBuilder:
             for (key, epoch), outcome in zip(batch, outcomes, strict=True):
                 self._running.discard(key)
                 num_records = self._manifests[key.split, key.entry].num_records
-                self.counters.records_distinct += self._seen.is_first(key, epoch, num_records)
+                self._counters.records_distinct += self._seen.is_first(key, epoch, num_records)
                 waiting = self._waiting.pop(key, ())
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
@@ -270,11 +338,13 @@ class PieceBuilder:
                         pending.has_failed = True
                     if pending.has_failed or not pending.missing:
                         done.append((pending, outcome))
-            self.counters.records_decoded += len(batch)
-            self.counters.records_ahead = self._cache.num_ahead
+            self._counters.records_decoded += len(batch)
+            self._counters.records_ahead = self._cache.num_ahead
         return done
 
     def _finish(self, pending: _Pending) -> None:
+        complete = time.perf_counter()
+        switch(PACK)
         size = pending.size_bytes()
         if size > encoding.MAX_FRAME_BYTES:
             message = (
@@ -294,11 +364,19 @@ class PieceBuilder:
             self._fail(pending, "unavailable", trouble)
             return
         with self._wake:
-            self.counters.samples += len(pending.rows.samples)
-            self.counters.skipped += len(piece.skipped)
+            counters = self._counters
+            counters.samples += len(pending.rows.samples)
+            counters.queue_s += complete - pending.arrived
+            if switch(IDLE) == IDLE:
+                self._pack_s += time.perf_counter() - complete
+            counters.skipped += len(piece.skipped)
+            if any(record.excluded for record in pending.records.values()):
+                counters.excluded += sum(
+                    ref.sample in pending.records[ref.record].excluded for ref in pending.rows.samples
+                )
             for key, count in pending.counts.items():
                 self._cache.serve(key, count)
-            self.counters.records_ahead = self._cache.num_ahead
+            counters.records_ahead = self._cache.num_ahead
             self._wake.notify_all()
         self._deliver(
             pending.address, frame

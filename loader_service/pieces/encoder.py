@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.changed_shards import changed_shards, check_files, shard_of
+from loader_service.pieces.device_images import device_images
+from loader_service.pieces.excluded import Excluded
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome, check_sample
 from loader_service.pieces.sample_values import checked_sample, stacked
 from loader_service.pieces.text_samples import TextSample, rows_of
 from loader_service.plan.token_counts import TokenCounts, has_token_counts
 from loader_service.sources.base import BaseSFTDataset, Sample, make_datasets
-from stoker_proto.config import DataConfig
+from stoker_proto.config import DataConfig, LoaderConfig
 from stoker_proto.errors import DataError, FetchError, StokerError, located
 from stoker_proto.hashing import key64
+from stoker_proto.host.stages import READ, TOKENISE, switch
 from stoker_proto.host.trouble import check_host, host_error
 from stoker_proto.processor import EncodedRow, Processor
 
@@ -84,8 +87,20 @@ class _Record:
 class RecordEncoder:
     """Decodes and encodes records of one config; used by several threads at once."""
 
-    def __init__(self, data: DataConfig, processor: Processor) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        processor: Processor,
+        loader: LoaderConfig | None = None,
+        *,
+        excluded: Excluded | None = None,
+    ) -> None:
+        """loader: with the device that encodes frames; None: the CPU. excluded: samples without labels; default: those of
+        data.exclude. Raises ConfigError for a wrong file, or a device that is not to be had."""
         self.data, self.processor = data, processor
+        self._device_images = device_images(processor.coder, loader or LoaderConfig())
+        self._excluded = Excluded.read(data) if excluded is None else excluded
+        self._excluded_of: dict[tuple[str, int], dict[int, frozenset[int]]] = {}  # (split, entry): record: samples
         self._packed: dict[tuple[str, int], bool] = {}
         self._with_images: set[tuple[str, int]] = set()
         datasets = make_datasets(data)
@@ -99,7 +114,7 @@ class RecordEncoder:
         """Import the libraries that these entries need, while there are descriptors for it."""
         for manifest in manifests:
             dataset = self._dataset_of[manifest.split, manifest.entry]
-            dataset.preload([Path(shard) for shard in manifest.shards])
+            dataset.preload([Path(shard) for shard in manifest.held_shards()])
             if dataset.remote is not None:
                 dataset.remote.preload()
 
@@ -139,6 +154,7 @@ class RecordEncoder:
         if changed:
             records = [changed.get(shard_of(*place), record) for place, record in zip(places, records, strict=True)]
         read = [record for record in records if isinstance(record, _Record)]
+        switch(TOKENISE)
         rows = iter(rows_of([one.text for record in read for one in record.texts], self.processor))
         return [
             self._finish(record, [next(rows) for _ in record.texts])
@@ -165,12 +181,15 @@ class RecordEncoder:
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
         shard, offset, size = manifest.place(number)
+        switch(READ)  # a record that failed may have ended in another stage
         record = _Record(manifest, number, shard)
         try:
             record.shard = dataset.local(shard)
-            for index, sample in enumerate(self._samples(dataset, record, offset, size)):
-                key = key64("augment", seed, epoch, manifest.entry, number, index) if augment else None
-                images = tuple([self.processor.encode_image(image, key) for image in sample.images])
+            keyed = (
+                (sample, key64("augment", seed, epoch, manifest.entry, number, index) if augment else None)
+                for index, sample in enumerate(self._samples(dataset, record, offset, size))
+            )
+            for index, (sample, images) in enumerate(self._with_encoded_images(keyed)):
                 text = TextSample.of(sample)
                 if text is None or images:  # rows of text have no timestep and no action
                     _check(sample, images, record, index)
@@ -179,10 +198,10 @@ class RecordEncoder:
                         self._with_images.add((manifest.split, manifest.entry))
                     record.texts.append(_Waiting(text, images, index))
                     if len(record.texts) >= _MOST_TEXTS:
-                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+                        self._tokenise_texts(record)
                 else:
                     if record.texts:
-                        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+                        self._tokenise_texts(record)
                     # Kept without its frames, so that only the raw frames of one sample are in memory.
                     record.found.append(
                         _Text(
@@ -200,6 +219,16 @@ class RecordEncoder:
         except StokerError as error:
             raise _not_here(error) from error
         return record
+
+    def _with_encoded_images(
+        self, samples: Iterable[tuple[Sample, int | None]]
+    ) -> Iterator[tuple[Sample, tuple[bytes, ...]]]:
+        """Each sample with its encoded frames. samples: with the key of the augmentation, or None."""
+        if self._device_images is not None:
+            yield from self._device_images.encode_samples(samples)
+            return
+        for sample, key in samples:
+            yield sample, tuple([self.processor.encode_image(image, key) for image in sample.images])
 
     def _samples(self, dataset: BaseSFTDataset, record: _Record, offset: int, size: int) -> Iterator[Sample]:
         """What the dataset class reads, checked. Its exceptions become DataErrors: the class may be anybody's."""
@@ -232,7 +261,7 @@ class RecordEncoder:
                     file=str(record.shard),
                     record=str(record.number),
                 )
-            encoded = self._tokenise(record)
+            encoded = self._without_excluded(self._tokenise(record), record)
             if self._is_packed(record.manifest):
                 expected = TokenCounts.of(record.manifest, self.data).of_record(record.number)
                 check_packable(encoded, expected, record.shard, record.number)
@@ -245,6 +274,11 @@ class RecordEncoder:
                 raise
             return trouble
         return encoded
+
+    def _tokenise_texts(self, record: _Record) -> None:
+        before = switch(TOKENISE)
+        self._add_rows(record, rows_of([one.text for one in record.texts], self.processor))
+        switch(before)
 
     def _add_rows(self, record: _Record, rows: Sequence[list[EncodedRow] | DataError]) -> None:
         """The waiting samples of language become rows. Raises DataError for a bad one."""
@@ -274,6 +308,22 @@ class RecordEncoder:
             encoded.append(sample)
             size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
+
+    def _without_excluded(self, encoded: EncodedRecord, record: _Record) -> EncodedRecord:
+        """The same samples; those of data.exclude have no labels."""
+        if not self._excluded.names:
+            return encoded
+        key = record.manifest.split, record.manifest.entry
+        if key not in self._excluded_of:
+            self._excluded_of[key] = self._excluded.of(record.manifest)
+        numbers = self._excluded_of[key].get(record.number)
+        if numbers is None:
+            return encoded
+        samples = [
+            replace(sample, supervised=np.zeros_like(sample.supervised)) if i in numbers else sample
+            for i, sample in enumerate(encoded.samples)
+        ]
+        return replace(encoded, samples=samples, excluded=numbers)
 
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
         try:

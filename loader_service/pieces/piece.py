@@ -62,6 +62,8 @@ class EncodedRecord:
     samples: Sequence[EncodedSample] = field(default_factory=tuple)
     error: str | None = None
     size_bytes: int = 0
+    excluded: frozenset[int] = frozenset()
+    """Numbers of the samples that data.exclude names: they have no labels."""
 
 
 def filler_of(processor: Processor) -> EncodedSample:

@@ -12,10 +12,12 @@ import os
 import threading
 from collections import OrderedDict, deque
 from pathlib import Path
+from typing import Any
 
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.excluded import Excluded
 from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import load_plan, plan_exists
 from loader_service.remote.opened import remote_store
@@ -45,7 +47,8 @@ class PieceService:
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
         for item in job["manifests"]:
             folder = Path(item.pop("folder"))
-            lists = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists: dict[str, Any] = {"shards": tuple(item["shards"]), "stamps": tuple(map(tuple, item["stamps"]))}
+            lists["held"] = None if item["held"] is None else frozenset(item["held"])
             manifest = load_manifest(folder, NamedEntry(**{**item, **lists}))
             self._manifests[manifest.split, manifest.entry] = manifest
         if (store := remote_store(self._config.data)) is not None:
@@ -58,7 +61,12 @@ class PieceService:
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
-        encoder = RecordEncoder(self._config.data, Processor.load(run_dir))
+        encoder = RecordEncoder(
+            self._config.data,
+            Processor.load(run_dir),
+            self._config.loader,
+            excluded=Excluded.from_json(job["exclude"]),
+        )
         encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,
@@ -72,7 +80,7 @@ class PieceService:
     @property
     def counters(self) -> Counters:
         """Counters since the start."""
-        return self._builder.counters
+        return self._builder.counters()
 
     def submit(self, address: bytes, ticket: Ticket) -> None:
         """Begin the ticket's piece; its frame, or that of a FAILURE, comes out of `take`."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ class EntryJob:
     dataset: BaseSFTDataset
     counting: Counting | None = None
     """How text becomes rows, where the scan counts them."""
+    served: frozenset[str] | None = None
+    """Paths of the shards that this loader serves; None: all."""
+    absent: frozenset[str] = frozenset()
+    """Names of the shards that are not here, only in the cached manifest (`prepare.absent`)."""
 
     @property
     def scan_identity(self) -> str:
@@ -94,15 +98,14 @@ class EntryJob:
 
     def current(self) -> EntryManifest | None:
         """The cached manifest, if no shard changed since it was made; else None."""
-        state = self._read_state()
+        state = self.read_state()
         if state is None:
             return None
         seen = [(shard["name"], Stamp(*shard["stamp"])) for shard in state["shards"]]
-        found = [(name, stamp) for name, _, stamp in self._stamped()]
-        if seen != found:
+        if seen != [(name, stamp) for name, _, stamp in self.stamped(state)]:
             return None
         try:
-            manifest = self._load(state["content"], state["files"], [stamp for _, stamp in found])
+            manifest = self.load(state)
         except ManifestError as error:
             logger.info("a manifest is made anew: %s", error)
             return None
@@ -112,18 +115,18 @@ class EntryJob:
 
     def shard_hashes(self) -> dict[str, str]:
         """Path of each shard -> hash of its bytes, as the last scan found them; empty before a scan."""
-        state = self._read_state() or {"shards": []}
+        state = self.read_state() or {"shards": []}
         known = {shard["name"]: _shard_hash(shard["parts"]) for shard in state["shards"]}
         pairs = zip(self.shards.names, self.shards.paths, strict=True)
         return {str(path): known[name] for name, path in pairs if name in known}
 
     def tasks(self, *, rescan: bool = False) -> list[PartTask]:
         """The parts of all shards, in order. Parts of unchanged shards have their digest. rescan: use no cached scan."""
-        state = self._read_state() or {"shards": []}
+        state = self.read_state() or {"shards": []}
         known = {shard["name"]: shard for shard in state["shards"]}
         ranges: list[tuple[Path, Stamp, int, int, str | None]] = []
         is_remote = bool(self.shards.versions)
-        for name, path, stamp in self._stamped():
+        for name, path, stamp in self.stamped(state):
             if stamp.size == 0:
                 raise DataError("an empty shard (0 bytes): write it again, or remove it", file=str(path))
             before = known.get(name)
@@ -181,16 +184,26 @@ class EntryJob:
             "shards": list(shards.values()),
             "parts": parts,
         }
-        write_whole(self.folder / "state.json", orjson.dumps(state))
-        return self._load(content, files, [Stamp(*shard["stamp"]) for shard in shards.values()])
+        self.write_state(state)
+        return self.load(state)
 
-    def _stamped(self) -> list[tuple[str, Path, Stamp]]:
-        """(name, path, stamp) of each shard; stamps of remote shards are what their host reports."""
+    def stamped(self, state: Mapping[str, Any]) -> list[tuple[str, Path, Stamp]]:
+        """(name, path, stamp) of each shard now. Of remote shards it is what their host reports, of absent ones what the cache
+        has."""
+        names, paths = self.shards.names, self.shards.paths
         if self.shards.versions:
             stamps = [Stamp(size, version, 0, 0) for size, version in self.shards.versions]
         else:
-            stamps = [Stamp.of(path) for path in self.shards.paths]
-        return list(zip(self.shards.names, self.shards.paths, stamps, strict=True))
+            known = {shard["name"]: shard["stamp"] for shard in state["shards"] if shard["name"] in self.absent}
+            stamps = [
+                Stamp(*known[name]) if name in known else Stamp.of(path)
+                for name, path in zip(names, paths, strict=True)
+            ]
+        return list(zip(names, paths, stamps, strict=True))
+
+    def load(self, state: Mapping[str, Any]) -> EntryManifest:
+        """The manifest that a state names. Raises ManifestError if it is damaged."""
+        return self._load(state["content"], state["files"], [Stamp(*shard["stamp"]) for shard in state["shards"]])
 
     def _columns(self, content: str, files: str) -> Path:
         """Folder of the columns: others may be reading those of files that have changed since."""
@@ -204,6 +217,7 @@ class EntryJob:
             shards=tuple(map(str, self.shards.paths)),
             fingerprint=read_fingerprint(content, self.dataset.read_identity()),
             stamps=() if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps),
+            held=self._held(),
         )
         manifest = load_manifest(self._columns(content, files), named)
         if (manifest.content, manifest.files_fingerprint) != (content, files):
@@ -217,7 +231,19 @@ class EntryJob:
             return False
         return True
 
-    def _read_state(self) -> dict[str, Any] | None:
+    def _held(self) -> frozenset[int] | None:
+        """Numbers of the shards that are served; None: all."""
+        numbers = frozenset(
+            number for number, path in enumerate(self.shards.paths) if self.served is None or str(path) in self.served
+        )
+        return None if len(numbers) == len(self.shards.paths) else numbers
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Keep it in the cache, for `current`."""
+        write_whole(self.folder / "state.json", orjson.dumps(state))
+
+    def read_state(self) -> dict[str, Any] | None:
+        """What the last scan saw: {content, files, shards: [{name, stamp, parts, num_records}]}; None where there is none."""
         try:
             state = orjson.loads((self.folder / "state.json").read_bytes())
         except (OSError, ValueError) as error:

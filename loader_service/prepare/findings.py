@@ -75,7 +75,8 @@ def _emptied(held: Sequence[tuple[EntryJob, EntryManifest]]) -> Iterator[str]:
         named = []
         for record in empty[:_MOST_NAMED].tolist():
             shard, offset, _ = manifest.place(record)
-            is_here = bool(manifest.stamps)  # a remote shard need not be
+            name = job.shards.names[int(manifest.shard_index[record])]
+            is_here = bool(manifest.stamps) and name not in job.absent  # a remote shard need not be
             place = job.dataset.where(shard, offset) if is_here else (str(shard), f"at offset {offset}")
             named.append(" ".join(part for part in place if part))
         more = ", ..." if len(empty) > _MOST_NAMED else ""

@@ -44,7 +44,8 @@ _MOST_RECORDS = 1000
 
 
 def check_first_records(config: Config, prepared: Prepared, processor: Processor) -> dict[str, dict[int, int]]:
-    """split -> entry -> tokens of all its samples: as counted, or estimated by the first good one; 0 where there is none.
+    """split -> entry -> tokens of all its samples: as counted, or with `data.weigh_by: tokens` estimated by the first good one;
+    0 where there is none.
 
     Raises RowError naming the sample, the tokens that it needs and the way out.
     """
@@ -65,7 +66,8 @@ def check_first_records(config: Config, prepared: Prepared, processor: Processor
                 longest = _longest_chunk(manifest, data, processor)
                 wanted = not counted and data.weigh_by == "tokens"
                 length = _check_entry(manifest, dataset, processor, ends, longest=longest, wanted=wanted)
-            tokens[split][entry] = counted or length * manifest.total_samples
+            # Not estimated unasked: loaders of other shards would estimate by another record.
+            tokens[split][entry] = counted or length * manifest.total_samples * (data.weigh_by == "tokens")
     return tokens
 
 
@@ -104,7 +106,7 @@ def _check_entry(
     """
     length, needed = 0, 0
     cut: dict[str, None] = {}  # findings, each once
-    for number, record in enumerate(np.flatnonzero(manifest.num_samples[:_MOST_RECORDS]).tolist()):
+    for number, record in enumerate(manifest.first_records(_MOST_RECORDS)):
         if number >= _RECORDS and (length or not wanted):
             break
         shard, offset, size = manifest.place(record)

@@ -114,6 +114,14 @@ class PartResult(NamedTuple):
     """Digest of the files that its records name; empty without any."""
 
 
+def hash_part(_dataset: BaseSFTDataset, task: PartTask) -> str:
+    """Digest of the part's bytes. Raises DataError."""
+    try:
+        return _digest(task)
+    except OSError as error:
+        raise _unreadable(error, task) from error
+
+
 def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | None = None) -> list[PartResult]:
     """Scan the part into the cache. Raises DataError. A new remote shard comes as one part, and is cut here.
 
@@ -146,8 +154,7 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
             part = _scan(dataset, task, digest, counting)
             _save(task.cache_path(digest), part, task.keep)
     except OSError as error:
-        check_host(error, task.shard)
-        raise DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard) from error
+        raise _unreadable(error, task) from error
     except DataError as error:
         check_host(error, task.shard)  # a dataset class may wrap it
         raise
@@ -159,6 +166,12 @@ def _run(dataset: BaseSFTDataset, task: PartTask, counting: Counting | None) -> 
         reason = f"{type(dataset).__name__}.scan failed: {type(error).__name__}: {error}"
         raise DataError(reason, file=task.shard) from error
     return _result(task, digest, part)
+
+
+def _unreadable(error: OSError, task: PartTask) -> DataError:
+    """Raises HostError for trouble of the host."""
+    check_host(error, task.shard)
+    return DataError(f"the shard cannot be read ({error.strerror or error})", file=task.shard)
 
 
 def _cached(task: PartTask, digest: str) -> Part | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.text_samples import Counting
+from loader_service.prepare.absent import confirm, with_absent
 from loader_service.prepare.entry import EntryJob
 from loader_service.prepare.findings import scan_findings
 from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_actions, train_states
@@ -29,6 +30,9 @@ from stoker_proto.host.trouble import host_errors
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
+Held = Mapping[str, Collection[int] | Mapping[int, frozenset[str] | None]]
+"""split -> numbers of the entries that a loader serves, or number -> paths of their shards that it serves (None: all of them). Of
+an entry with such paths, the others need not be here: see `absent`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +73,14 @@ def prepare(
     config: Config,
     *,
     splits: Sequence[str] = SPLITS,
-    held: Mapping[str, Collection[int]] | None = None,
+    held: Held | None = None,
     scan: ScanOptions = ScanOptions(),
     fit: bool = True,
 ) -> Prepared:
     """Manifests of the entries and the codec of the train entries, from the cache where nothing changed.
 
     Args:
-        held: split -> numbers of the entries that are here; None: all of them.
+        held: what this loader serves; None: all data.
         fit: also the codec and the statistics of the states; without, the result has neither.
 
     Raises:
@@ -124,10 +128,15 @@ def _manifests(jobs: Sequence[EntryJob], scan: ScanOptions) -> list[EntryManifes
                 stack.enter_context(locked(root, scan.lock_deadline_s))
             for dataset in dict.fromkeys(jobs[number].dataset for number in stale):
                 own = [number for number in stale if jobs[number].dataset is dataset]
+                confirm([jobs[number] for number in own if jobs[number].absent], _pool(scan, "compare"))
                 manifests.update(zip(own, _scan([jobs[number] for number in own], dataset, scan), strict=True))
         for root in sorted({job.root for job in jobs}):
             use(root)  # those that were not there before
     return [manifests[number] for number in range(len(jobs))]
+
+
+def _pool(scan: ScanOptions, verb: str, min_weight: int | None = None) -> PoolOptions:
+    return PoolOptions(processes=scan.processes, progress=verb if scan.progress else None, min_weight=min_weight)
 
 
 def _check_given_codec(codec: ActionCodec, train: Mapping[int, EntryManifest], data: DataConfig) -> None:
@@ -142,7 +151,7 @@ def _jobs(
     config: Config,
     datasets: Sequence[BaseSFTDataset],
     splits: Sequence[str],
-    held: Mapping[str, Collection[int]] | None,
+    held: Held | None,
 ) -> list[EntryJob]:
     data, jobs = config.data, []
     cache_dir = None if data.cache_dir is None else Path(data.cache_dir)
@@ -151,14 +160,17 @@ def _jobs(
         views = [dataset.for_split(split) for dataset in datasets]
         for number, (path, source) in enumerate(zip(data.paths(split), data.entry_sources(split), strict=True)):
             dataset = views[source]
-            if held is not None and number not in held.get(split, ()):
+            here: Collection[int] = (number,) if held is None else held.get(split, ())
+            if number not in here:
                 continue
+            served = here[number] if isinstance(here, Mapping) else None
             try:
-                shards = dataset.locate(path)
+                shards = dataset.locate(path) if served is None else dataset.locate_here(path)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
             root = cache_root(shards.base, cache_dir)
-            jobs.append(EntryJob(split, number, path, shards, root, dataset, counting[source]))
+            job = EntryJob(split, number, path, shards, root, dataset, counting[source], served)
+            jobs.append(job if served is None else with_absent(job))
     return jobs
 
 
@@ -170,11 +182,7 @@ def _scan(jobs: Sequence[EntryJob], dataset: BaseSFTDataset, scan: ScanOptions) 
     flat = [task for of_job in tasks for task in of_job]
     weights = [task.stop - task.start for task in flat]
     counting = jobs[0].counting if jobs else None  # all of them are of one dataset
-    pool = PoolOptions(
-        processes=scan.processes,
-        progress="scan" if scan.progress else None,
-        min_weight=None if counting is None else MIN_POOL_BYTES // 16,  # tokenising is that much more work
-    )
+    pool = _pool(scan, "scan", None if counting is None else MIN_POOL_BYTES // 16)  # tokenising is that much more work
     results = run_all(partial(run_task, counting=counting), flat, weights, dataset, pool)
     position = 0
     for job, of_job in zip(left.values(), tasks, strict=True):

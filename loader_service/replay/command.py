@@ -13,6 +13,7 @@ from loader_service.inspection.page import Page
 from loader_service.inspection.pictures import write_pictures
 from loader_service.inspection.show import row_lines, row_tree
 from loader_service.pieces.encoder import RecordEncoder
+from loader_service.pieces.excluded import exclude_line
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
@@ -37,6 +38,7 @@ examples:
   stoker-batch --run outputs/demo --step 120 --rank 1 --json one line of JSON for each row of rank 1
   stoker-batch --run outputs/demo --step 120 --num 0         only compare
   stoker-batch --run outputs/demo --worst-loss 5             which samples made the loss rise
+  stoker-batch --run outputs/demo --worst-loss 5 --exclude-lines >> exclude.txt     for data.exclude
   stoker-batch --run outputs/demo --step 120 --set 'data.train_data_paths=[/mnt/demos/*.jsonl]'
 
 exit codes: 0 the rows are those that were trained; 1 a row differs, or something is missing; 2 the command line is wrong"""
@@ -44,7 +46,10 @@ exit codes: 0 the rows are those that were trained; 1 a row differs, or somethin
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return 0. Raises StokerError, which the entry point prints (`loader_service.cli`)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.exclude_lines and (arguments.worst_loss is None or arguments.json or arguments.html):
+        parser.error("--exclude-lines goes with --worst-loss, and without --json and --html")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     return _show_worst(arguments) if arguments.worst_loss is not None else _show_step(arguments)
 
@@ -94,7 +99,10 @@ def _show_worst(arguments: argparse.Namespace) -> int:
         show = show or _Show(arguments, run, f"worst losses of {arguments.run}")
         above = "not finite" if worst.excess is None else f"{worst.excess:.4g} above the mean of the steps before"
         if not arguments.json:
-            print(f"step {worst.step}: loss {'not finite' if worst.loss is None else f'{worst.loss:.6g}'}, {above}")
+            mark = "# " if arguments.exclude_lines else ""
+            print(
+                f"{mark}step {worst.step}: loss {'not finite' if worst.loss is None else f'{worst.loss:.6g}'}, {above}"
+            )
         comparison = Comparison(step)
         batches = {
             place: run.rebuilder.batch(step, *place) for place in sorted({(row.rank, row.micro_batch) for row in rows})
@@ -103,11 +111,22 @@ def _show_worst(arguments: argparse.Namespace) -> int:
         for row in rows:
             found = batches[row.rank, row.micro_batch].rows[row.number]
             loss = "not finite" if row.loss is None else f"{row.loss:.6g}"
-            show.row(found, differs=found in differing, more={"step": worst.step, "loss": loss})
+            if arguments.exclude_lines:
+                _print_exclude_lines(run, found, loss)
+            else:
+                show.row(found, differs=found in differing, more={"step": worst.step, "loss": loss})
         comparison.check(run.changes)
     if show is not None:
         show.close()
     return 0
+
+
+def _print_exclude_lines(run: _Run, found: RebuiltRow, loss: str) -> None:
+    """The samples of a row, of which a packed one has several, as data.exclude takes them."""
+    print(f"# row {found.number} of micro-batch {found.micro_batch} of rank {found.rank}: loss {loss}")
+    for sample in found.row.samples:
+        place = str(sample.shard), sample.offset, sample.ref.sample
+        print(exclude_line(run.config.data, found.row.manifest, *place))
 
 
 def _rebuilder(config: Config, prepared: Prepared, processor: Processor, step: RunStep) -> Rebuilder:
@@ -117,7 +136,7 @@ def _rebuilder(config: Config, prepared: Prepared, processor: Processor, step: R
     if config.data.weights and config.data.weigh_by == "tokens":
         tokens = check_first_records(config, prepared, processor)[SPLIT]
     stream = Stream(config, manifests, tokens, step.record)
-    return Rebuilder(manifests, RecordEncoder(config.data, processor), stream)
+    return Rebuilder(manifests, RecordEncoder(config.data, processor, config.loader), stream)
 
 
 def _loss(step: RunStep) -> str:
@@ -179,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="K",
         help="the K steps whose loss rose most, and their rows with the largest",
+    )
+    parser.add_argument(
+        "--exclude-lines",
+        action="store_true",
+        help="with --worst-loss: print the samples of these rows as lines of a data.exclude file, and nothing else",
     )
     parser.add_argument("--rank", type=not_negative, metavar="R", help="only what this rank trained")
     parser.add_argument("--num", type=not_negative, metavar="N", help="rows to show; all are compared (default: all)")

@@ -56,6 +56,9 @@ class Clients:
     def __iter__(self) -> Iterator[tuple[bytes, Client]]:
         return iter(list(self._clients.items()))
 
+    def __len__(self) -> int:
+        return len(self._clients)
+
     def admit(self, address: bytes) -> list[bytes]:
         """Add a client that said HELLO and agreed, perhaps again. Returns the addresses that are forgotten to make room."""
         self._clients.setdefault(address, Client())

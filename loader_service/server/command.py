@@ -11,26 +11,29 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import zmq
 
+from loader_service.pieces.device_images import image_libraries
+from loader_service.pieces.excluded import Excluded
 from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
-from loader_service.remote.url import is_url
+from loader_service.server.held import check_parts, held_shards
 from loader_service.server.listening import is_loopback, parse_bind
+from loader_service.server.operator_pages import OperatorPages
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
-from loader_service.shards import expand_entry
-from loader_service.sources.base import BaseSFTDataset, make_datasets
+from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
+from stoker_proto.config.rules import check_ranges
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.order.lanes import order_fingerprint
@@ -40,6 +43,8 @@ from stoker_proto.wire.keys import Key, loader_keys
 logger = logging.getLogger(__name__)
 
 _WORKERS_START_DEADLINE_S = 60.0
+LoaderKeys = tuple[Key, dict[bytes, str]]
+
 CORES_PER_WORKER = 4
 """Threads that one interpreter can keep busy: a sample holds its lock for about a seventh of the time."""
 
@@ -57,7 +62,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--shards",
         nargs="+",
         metavar="GLOB",
-        help="serve only the entries of the data paths whose files match; default: all",
+        help="serve only the files of the data paths that match: whole entries, or parts of them whose other files other loaders "
+        "serve. Those need not be on this host if a copy of the .stoker folder of a host that has all of them is; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
@@ -70,9 +76,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="where manifests are kept; default: a .stoker folder beside the data"
     )
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, or cuda:0 to resize and encode frames on that GPU; default: loader.device"
+    )
     parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
     parser.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve metrics for Prometheus and loader-top at http://HOST:PORT/metrics (needs the extra `metrics`)",
+    )
+    parser.add_argument(
+        "--health",
+        metavar="HOST:PORT",
+        help="answer probes: /livez (the loader works, or still prepares its data) and /readyz (it takes tickets)",
     )
     parser.add_argument("--log-level", default="WARNING", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser.parse_args(argv)
@@ -84,15 +103,26 @@ def serve(arguments: argparse.Namespace) -> None:
         "TOKENIZERS_PARALLELISM", "false"
     )  # the builders' threads are the parallelism, also in workers
     config, keys = read_config(arguments)
+    with closing(OperatorPages(metrics=arguments.metrics, health=arguments.health)) as pages:
+        _serve(arguments, config, keys, pages)
+
+
+def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | None, pages: OperatorPages) -> None:
     prepared, processor, tokens = read_data(config, arguments)
-    fingerprints = all_fingerprints(config, prepared, processor)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    fingerprints = all_fingerprints(config, prepared, processor, excluded)
     served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
     with run_directory() as run_dir, zmq.Context() as context:
         cores = config.loader.cores or cpu_count()
         num_workers = config.loader.workers or -(-cores // CORES_PER_WORKER)
         num_threads = config.loader.threads or -(-cores // num_workers)
-        served.write_job(run_dir, processor, num_workers, num_threads)
-        pool: Pool = InlinePool(run_dir) if num_workers == 1 else WorkerPool(context, run_dir, num_workers)
+        served.write_job(run_dir, processor, excluded, num_workers, num_threads)
+        pool: Pool = (
+            InlinePool(run_dir, num_threads)
+            if num_workers == 1
+            else WorkerPool(context, run_dir, num_workers, num_threads)
+        )
         server = LoaderServer(served, run_dir, pool, context, keys)
         try:
             signal.signal(signal.SIGTERM, lambda *_: server.drain(arguments.drain_timeout))
@@ -100,6 +130,7 @@ def serve(arguments: argparse.Namespace) -> None:
             server.plan_ahead()
             pool.start(_WORKERS_START_DEADLINE_S)
             address = server.bind(arguments.bind)  # last: from then on strangers may take descriptors
+            pages.serve(server, address)
             print(f"loader-serve ready {address} {describe(prepared, processor, fingerprints)}", flush=True)
             server.run()
         finally:
@@ -113,12 +144,13 @@ def check(arguments: argparse.Namespace) -> None:
 
     config, _ = read_config(arguments)
     prepared, processor, _ = read_data(config, arguments)
-    encoder = RecordEncoder(config.data, processor)
+    excluded = Excluded.read(config.data)
+    excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
+    encoder = RecordEncoder(config.data, processor, config.loader, excluded=excluded)
     started = time.process_time()
     for split, entries in prepared.entries.items():
         for manifest in entries.values():
-            record = next((i for i, count in enumerate(manifest.num_samples) if count), None)
-            if record is not None:
+            for record in manifest.first_records(manifest.num_records)[:1]:
                 encoded = encoder.encode(manifest, record, 0)
                 if encoded.error is not None:
                     raise StokerError(f"{split} {manifest.path}: {encoded.error}")
@@ -126,11 +158,14 @@ def check(arguments: argparse.Namespace) -> None:
     logger.info("one record of each entry took %.3f CPU s", time.process_time() - started)
 
 
-def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[bytes, str]] | None]:
+def read_config(arguments: argparse.Namespace) -> tuple[Config, LoaderKeys | None]:
     """The config, and the keys that it names for loaders. Raises ConfigError, also where --bind is not safe with them."""
     config = load_config(arguments.config, arguments.set)
     if arguments.cache_dir is not None:  # part of the config, so that workers unpack compressed shards there too
         config = replace(config, data=replace(config.data, cache_dir=arguments.cache_dir))
+    if arguments.device is not None:
+        config = replace(config, loader=replace(config.loader, device=arguments.device))
+        check_ranges(config.loader, "loader.")
     keys = loader_keys(config.cluster.security)
     check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
     return config, keys
@@ -139,11 +174,9 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, tuple[Key, dict[
 def read_data(config: Config, arguments: argparse.Namespace) -> tuple[Prepared, Processor, dict[str, dict[int, int]]]:
     """The prepared data, the processor, and split -> entry -> tokens of its samples. Raises StokerError."""
     Processor.build(config, None)  # so that a wrong model folder is an error before a long scan
-    prepared = prepare(
-        config,
-        held=held_entries(config, arguments.shards),
-        scan=ScanOptions(progress=True),
-    )
+    held = held_shards(config, arguments.shards)
+    prepared = prepare(config, held=held, scan=ScanOptions(progress=True))
+    check_parts(prepared.entries, config.data)
     check_token_counts(prepared.entries, config.data)
     processor = Processor.build(config, prepared.codec, prepared.states)
     return prepared, processor, check_first_records(config, prepared, processor)
@@ -160,58 +193,11 @@ def check_bind(address: str, *, insecure: bool, authenticated: bool) -> None:
         )
 
 
-def held_entries(config: Config, globs: list[str] | None) -> dict[str, list[int]] | None:
-    """split -> entries that a glob names as the config does, or whose shards match the globs; None: all.
-
-    ConfigError where a glob cuts an entry in two, or matches nothing."""
-    if globs is None:
-        return None
-    datasets = make_datasets(config.data)
-    named = {_place(path) for split in ("train", "val") for path in config.data.paths(split)}.intersection(
-        map(_place, globs)
-    )
-    wanted = {path for pattern in globs if _place(pattern) not in named for path in _expand(pattern, datasets)}
-    held: dict[str, list[int]] = {"train": [], "val": []}
-    for split, entries in held.items():
-        sources = config.data.entry_sources(split)
-        views = [dataset.for_split(split) for dataset in datasets]
-        for entry, path in enumerate(config.data.paths(split)):
-            try:
-                shards = {shard.resolve() for shard in views[sources[entry]].locate(path).paths}
-            except ConfigError:
-                if _place(path) in named:
-                    raise
-                continue  # it lies on another loader's disk
-            matched = shards if _place(path) in named else shards & wanted
-            if matched and matched != shards:
-                raise ConfigError(
-                    f"--shards matches {len(matched)} of the {len(shards)} shards of {path}: a lane stays within one entry "
-                    f"({config.data.path_key(split, entry)}); list what different loaders hold as separate entries"
-                )
-            if matched:
-                entries.append(entry)
-    if not held["train"] and not held["val"]:
-        raise ConfigError(f"--shards {' '.join(globs)} matches no shard of the data paths")
-    return held
-
-
-def _place(path: str) -> str:
-    """Normal form of an entry or a glob: equal for the same place."""
-    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().resolve())
-
-
-def _expand(pattern: str, datasets: Sequence[BaseSFTDataset]) -> Sequence[Path]:
-    patterns = list(dict.fromkeys(["*", *(one for dataset in datasets for one in dataset.shard_patterns)]))
-    store = next((dataset.remote for dataset in datasets if dataset.remote is not None), None)
-    if store is not None and is_url(pattern):
-        from loader_service.remote.listing import locate_remote
-
-        return locate_remote(pattern, patterns, store).paths
-    return expand_entry(pattern, patterns)
-
-
-def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -> dict[str, str]:
-    """Fingerprints of everything that decides the bytes of a batch, by name."""
+def all_fingerprints(
+    config: Config, prepared: Prepared, processor: Processor, excluded: Excluded | None = None
+) -> dict[str, str]:
+    """Fingerprints of everything that decides the bytes of a batch, by name. excluded: default: those of data.exclude."""
+    excluded = Excluded.read(config.data) if excluded is None else excluded
     data = config.data
     plan = {
         "version": PLAN_VERSION,
@@ -219,6 +205,8 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         "augment": config_to_tree(data.augment),
         "on_bad_sample": data.on_bad_sample,
     }
+    if excluded.names:  # in `plan`, which every loader has, so that one without a file differs from one with it
+        plan["exclude"] = excluded.fingerprint()
     manifests = {
         f"manifest/{split}/{entry}": manifest.fingerprint
         for split, entries in prepared.entries.items()
@@ -231,10 +219,13 @@ def all_fingerprints(config: Config, prepared: Prepared, processor: Processor) -
         if manifest.files_fingerprint
     }
     datasets = make_datasets(data)
+    parts = processor.fingerprints()
     return {
-        **processor.fingerprints(),
+        **parts,
+        "image_libraries": image_libraries(parts["image_libraries"], config.loader),
         "order": order_fingerprint(data),
         "plan": fingerprint(plan),
+        **({"exclude": excluded.fingerprint()} if excluded.names else {}),
         "dataset": fingerprint([dataset_settings(dataset.config) for dataset in datasets]),
         **read_fingerprints([dataset.read_identity() for dataset in datasets]),
         **manifests,
@@ -273,12 +264,16 @@ def describe(prepared: Prepared, processor: Processor, fingerprints: dict[str, s
         shards, records, samples = (
             (
                 sum(values)
-                for values in zip(*((len(m.shards), m.num_records, m.total_samples) for m in manifests), strict=True)
+                for values in zip(
+                    *((len(m.held_shards()), m.num_records, m.total_samples) for m in manifests), strict=True
+                )
             )
             if entries
             else (0, 0, 0)
         )
-        parts.append(f"{split}: {shards} shards {records} records {samples} samples")
+        cut = sum(len(m.shards) for m in manifests if m.held is not None)
+        of = f" of {cut} shards of entries held in part" if cut else ""
+        parts.append(f"{split}: {shards} shards{of} {records} records {samples} samples")
     # Files behind a URL have no fingerprint of their own: the line is the same for a data set and its copy.
     shown = {name: value for name, value in fingerprints.items() if not name.startswith("files/")}
     codec = f"{processor.codec.name}/{processor.codec.fingerprint[:8]}" if processor.codec else "none"

@@ -119,17 +119,22 @@ class Connections:
         except OSError:  # closed, or no socket
             return
         try:
-            if connection.getsockname()[1] == self._port():
+            if self._is_ours(connection):
                 connection.shutdown(socket.SHUT_RDWR)
-        except (OSError, IndexError):  # it hung up this moment; or a socket of another family
+        except OSError:  # it hung up this moment
             logger.debug("connection %d ended by itself", descriptor)
         finally:
             connection.detach()
 
-    def _port(self) -> int:
-        endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT)
-        text = endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
-        return int(text.rstrip("\0").rpartition(":")[2])
+    def _is_ours(self, connection: socket.socket) -> bool:
+        """Whether it was accepted at the router's endpoint."""
+        found = self._router.getsockopt(zmq.LAST_ENDPOINT)
+        kind, _, place = (found.decode() if isinstance(found, bytes) else str(found)).rstrip("\0").partition("://")
+        if connection.family == socket.AF_UNIX:
+            return kind == "ipc" and connection.getsockname() == place
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        return kind == "tcp" and connection.getsockname()[1] == int(place.rpartition(":")[2])
 
     def _warn(self, kind: str, message: str) -> None:
         if time.monotonic() > self._next_warning[kind]:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
+from loader_service.manifest import EntryManifest
 from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
 from stoker_proto.wire.shown import plain
 
 logger = logging.getLogger(__name__)
+
+
+def missing_shards(manifests: Iterable[EntryManifest]) -> list[list[int | str]]:
+    """`Welcome.missing` of a split: ranges of shards of its entries that this loader does not hold."""
+    found: list[list[int | str]] = []
+    for manifest in manifests:
+        names = [Path(shard).name for shard in manifest.shards]
+        of = len(names)
+        found += [
+            [manifest.entry, first, stop, of, names[first], names[stop - 1]]
+            for first, stop in manifest.missing_ranges()
+        ]
+    return sorted(found)
+
 
 _SHOWN = 200  # characters of what a rank says of itself: neither the answer nor the log grow with it
 
@@ -19,13 +36,15 @@ class Handshake:
 
     def __init__(self, served: Served) -> None:
         self._fingerprints = served.fingerprints
-        self._refused = 0
+        self.refused = 0
+        """HELLOs that were answered with REFUSE."""
         config = served.config
         self._welcome = Welcome(
             protocol=PROTOCOL_VERSION,
             loader=served.name,
             fingerprints=dict(served.fingerprints),
             held={split: sorted(held) for split, held in served.entries.items()},
+            missing={split: missing_shards(held.values()) for split, held in served.entries.items()},
             num_entries={split: len(config.data.paths(split)) for split in ("train", "val")},
             num_samples={
                 split: sum(manifest.total_samples for manifest in held.values())
@@ -45,8 +64,8 @@ class Handshake:
             differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
         if not differences:
             return self._welcome
-        self._refused += 1
-        if self._refused < 20 or self._refused % 1000 == 0:  # a hostile peer must not fill the log
+        self.refused += 1
+        if self.refused < 20 or self.refused % 1000 == 0:  # a hostile peer must not fill the log
             client = plain(hello.client, _SHOWN)
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
         return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

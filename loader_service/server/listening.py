@@ -4,6 +4,8 @@ libzmq aborts its process when a connection whose input stands still (the ROUTER
 a heartbeat is due or a PING is answered on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops TCP
 segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such connections
 by a timer, which libzmq bears in every state.
+
+Newer kernels let only a process with CAP_NET_ADMIN filter a TCP socket. Without it `relay` keeps resets away from ZeroMQ.
 """
 
 from __future__ import annotations
@@ -51,6 +53,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def can_drop_resets() -> bool:
+    """Whether the kernel lets this process drop resets."""
+    with socket.socket() as tried:
+        try:
+            _drop_resets(tried)
+        except PermissionError:
+            return False
+    return True
+
+
 def listen(address: str) -> socket.socket:
     """A listening socket at tcp://HOST:PORT. Raises ConfigError for another form, StokerError where it cannot be bound."""
     host, port = parse_bind(address)
@@ -66,7 +78,8 @@ def listen(address: str) -> socket.socket:
         raise StokerError(f"--bind {address}: {error}; name an interface of this machine") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _drop_resets(listener)
+        if can_drop_resets():
+            _drop_resets(listener)
         listener.bind(place)
         listener.listen(_BACKLOG)
     except OSError as error:
@@ -75,6 +88,12 @@ def listen(address: str) -> socket.socket:
             f"--bind {address}: {error.strerror}; choose a free port, or tcp://127.0.0.1:* for any"
         ) from error
     return listener
+
+
+def bound_address(listener: socket.socket) -> str:
+    """tcp://HOST:PORT of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _drop_resets(listener: socket.socket) -> None:

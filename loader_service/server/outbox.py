@@ -54,6 +54,11 @@ class Outbox:
         self.dropped = 0
         """Frames that were not sent because one rank, or all together, had too many unread bytes."""
 
+    def unread_bytes(self) -> int:
+        """Of all connections, up to the newest mark of each."""
+        self._unread -= sum(account.settle() for account in self._accounts.values())
+        return self._unread
+
     def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
         """Send the frame, or drop and count it. Returns False if the connection is gone."""
         account = self._account(address)

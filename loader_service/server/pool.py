@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,8 @@ class Pool(Protocol):
     """Takes tickets from the server and returns frames."""
 
     num_workers: int
+    num_threads: int
+    """Building threads over all workers."""
 
     @property
     def readable(self) -> Any:
@@ -52,14 +54,19 @@ class Pool(Protocol):
 
     def cpu_s(self) -> float: ...
 
+    def resident_bytes(self) -> int: ...
+
     def stop(self) -> None: ...
 
 
 class WorkerPool:
     """`num_workers` worker processes behind one ROUTER socket on a Unix socket inside the run directory."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, num_workers: int) -> None:
-        self.num_workers = num_workers
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: Path, num_workers: int, num_threads: int
+    ) -> None:
+        """num_threads: of each worker."""
+        self.num_workers, self.num_threads = num_workers, num_workers * num_threads
         self._run_dir = run_dir
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ready: set[int] = set()
@@ -151,7 +158,7 @@ class WorkerPool:
                 )
             logger.error("worker %d ended with code %s and is started again", index, code)
             self._ready.discard(index)
-            self._past = replace(_sum(self._past, self._counters[index]), records_ahead=0)
+            self._past = self._past + self._counters[index].without_gauges()
             self._counters[index] = Counters()
             self._down.add(index)
             self._due.pop(index, None)
@@ -178,7 +185,7 @@ class WorkerPool:
         """Sums over all workers since the start."""
         total = self._past
         for counters in self._counters:
-            total = _sum(total, counters)
+            total = total + counters
         return total
 
     def cpu_s(self) -> float:
@@ -190,6 +197,14 @@ class WorkerPool:
             except psutil.NoSuchProcess:
                 continue  # it has just ended: the next call counts it among the children
             total += times.user + times.system
+        return total
+
+    def resident_bytes(self) -> int:
+        """Of this process and of all its workers."""
+        total: int = psutil.Process().memory_info().rss
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += psutil.Process(process.pid).memory_info().rss
         return total
 
     def stop(self) -> None:
@@ -233,8 +248,8 @@ class InlinePool:
 
     num_workers = 1
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, num_threads: int) -> None:
+        self._run_dir, self.num_threads = run_dir, num_threads
         self.readable = -1
 
     def start(self, deadline_s: float) -> None:
@@ -268,6 +283,10 @@ class InlinePool:
         """CPU seconds of this process."""
         return time.process_time()
 
+    def resident_bytes(self) -> int:
+        """Of this process."""
+        return int(psutil.Process().memory_info().rss)
+
     def stop(self) -> None:
         """Stop the threads."""
         if self.readable >= 0:
@@ -277,13 +296,3 @@ class InlinePool:
 def has_message(socket: zmq.Socket[bytes]) -> bool:
     """Whether one waits; a tenth of the cost of `socket.poll(0)`."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _sum(first: Counters, second: Counters) -> Counters:
-    return Counters(
-        samples=first.samples + second.samples,
-        records_decoded=first.records_decoded + second.records_decoded,
-        records_distinct=first.records_distinct + second.records_distinct,
-        skipped=first.skipped + second.skipped,
-        records_ahead=first.records_ahead + second.records_ahead,
-    )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest
+from loader_service.pieces.excluded import Excluded
 from loader_service.remote.opened import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
@@ -35,12 +36,15 @@ class Served:
     """Split -> entry -> tokens of all its samples."""
     name: str = field(default_factory=new_name)
 
-    def write_job(self, run_dir: Path, processor: Processor, num_workers: int, num_threads: int) -> None:
+    def write_job(
+        self, run_dir: Path, processor: Processor, excluded: Excluded, num_workers: int, num_threads: int
+    ) -> None:
         """Write into the run directory all that a worker needs to know."""
         manifests = [
             {
                 "folder": str(manifest.folder),
                 **asdict(manifest.named),
+                "held": None if manifest.held is None else sorted(manifest.held),
             }
             for entries in self.entries.values()
             for manifest in entries.values()
@@ -51,6 +55,7 @@ class Served:
             "manifests": manifests,
             "remote": {} if store is None else store.shards,  # versions that these manifests were made of
             "loader": self.name,
+            "exclude": excluded.to_json(),  # not read again: a worker that is restarted must have the same
             "workers": num_workers,
             "threads": num_threads,
         }

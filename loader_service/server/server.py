@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import zmq
@@ -16,20 +16,24 @@ import zmq
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.server.clients import Clients
 from loader_service.server.connections import Connections, descriptor_of
-from loader_service.server.counters import progress
+from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import listen
+from loader_service.server.listening import bound_address, can_drop_resets, listen
+from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
 from loader_service.server.pool import Pool, has_message
+from loader_service.server.relay import RelayProcess
 from loader_service.server.served import Served
 from loader_service.server.waiting import WaitingRequests
-from stoker_proto.errors import RemoteProtocolError
+from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
+from stoker_proto.fleet.metrics import Samples
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.rows import unpack_rows
 from stoker_proto.wire.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ MAX_UNREAD_FRAMES = 256
 """Frames that wait for one rank that does not read. Later ones are dropped and counted; the rank asks again at its deadline.
 `loader.unread_mb` limits the same in bytes."""
 _AT_ONCE = 256
+RANKS = "ranks"
+"""Name of the socket in the run directory to which `relay` passes ranks on."""
 _LOOK_INTERVAL_MS = 200  # between two looks whether a worker died
 
 
@@ -62,8 +68,12 @@ class LoaderServer:
         self._clients = Clients()
         self._planner = Planner(run_dir, served.entries, served.config.data, self._wake, self._plans_in_work)
         self._waiting = WaitingRequests()
-        self._rejected = 0
-        self._started = time.monotonic()
+        self._tally = Tally()
+        self._address = ""
+        self.calls = LoopCalls(self._wake)
+        """For other threads that want to know something."""
+        self.on_look: Callable[[], None] = lambda: None
+        """The loop calls it each time it comes round, five times a second."""
         self._drain_deadline: float | None = None
         self._stopped = False
         self._socket = context.socket(zmq.ROUTER)
@@ -87,6 +97,8 @@ class LoaderServer:
             self._socket.setsockopt(option, value)
         self._outbox = Outbox(self._socket, served.config.loader.unread_mb << 20)
         self._gate = Gate(context, self._socket, *keys) if keys else None
+        self._run_dir, self._hears_resets = run_dir, not can_drop_resets()
+        self._relay: RelayProcess | None = None
         self._connections = Connections(
             self._socket, raise_descriptor_limit() // 2, more_events=HANDSHAKE_EVENTS if keys else 0
         )
@@ -100,11 +112,16 @@ class LoaderServer:
     def bind(self, address: str) -> str:
         """Bind, and return the address with the port that `*` stands for."""
         listener = listen(address)
+        self._address = bound_address(listener)
+        if self._hears_resets:
+            path = self._run_dir / RANKS
+            self._socket.bind(f"ipc://{path}")
+            self._relay = RelayProcess(listener, path)
+            return self._address
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
         listener.detach()  # ZeroMQ closes it
-        endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
-        return endpoint.decode() if isinstance(endpoint, bytes) else str(endpoint)
+        return self._address
 
     def stop(self) -> None:
         """End at once. May be called from a signal handler."""
@@ -116,6 +133,11 @@ class LoaderServer:
         if self._drain_deadline is None:
             self._drain_deadline = time.monotonic() + deadline_s
         self._wake()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new tickets are rejected."""
+        return self._drain_deadline is not None
 
     def run(self) -> None:
         """Serve until `stop`, or until a drain is complete."""
@@ -131,6 +153,7 @@ class LoaderServer:
             if self._wake_read in events:
                 os.read(self._wake_read, 65536)
                 self._answer_planned()
+                self.calls.answer()
             if gate and gate.zap in events:
                 gate.look()
             if self._connections.monitor in events:
@@ -142,6 +165,9 @@ class LoaderServer:
                 self._from_clients()
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
+                self.on_look()
+                if self._relay is not None:
+                    self._relay.check()
                 for worker in self._pool.replace_dead():
                     self._fail_tickets_of(worker)
             if self._drain_deadline is not None:
@@ -160,15 +186,31 @@ class LoaderServer:
             self._gate.close()
         self._connections.close()
         self._socket.close()
+        if self._relay is not None:
+            self._relay.stop()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
     def progress(self) -> dict[str, float]:
         """The counters of a PONG."""
         refused = self._gate.refused if self._gate else 0
-        return progress(
-            self._pool, self._clients, self._outbox, rejected=self._rejected, refused=refused, started=self._started
-        )
+        return progress(self._pool, self._clients, self._outbox, self._tally, refused=refused)
+
+    def metrics(self) -> Samples:
+        """All metrics of this loader. Only the loop may call it: see `calls`."""
+        limit = self._served.config.loader.cache_mb << 20
+        refused: dict[tuple[str, ...], float] = {
+            ("key",): float(self._gate.refused if self._gate else 0),
+            ("fingerprint",): float(self._handshake.refused),
+            ("message",): float(self._tally.rejected),
+        }
+        parts = (self._pool, self._clients, self._waiting, self._outbox, self._tally)
+        return {
+            "stoker_loader_info": {(self._served.name, self._address): 1.0},
+            "stoker_loader_ready": {(): float(not self.is_draining)},
+            **metrics(*parts, cache_limit_bytes=limit),
+            "stoker_loader_refused_peers_total": refused,
+        }
 
     def _wake(self) -> None:
         try:
@@ -185,7 +227,9 @@ class LoaderServer:
             address, frame = answer
             client = self._clients.get(address)
             if client is not None:
-                client.end(encoding.peek_ticket(frame if isinstance(frame, bytes) else frame.buffer))
+                content = frame if isinstance(frame, bytes) else frame.buffer
+                self._tally.answered(content)
+                client.end(encoding.peek_ticket(content))
                 self._send_frame(address, frame)
 
     def _from_clients(self) -> None:
@@ -211,9 +255,9 @@ class LoaderServer:
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
         except RemoteProtocolError as error:
-            self._rejected += 1
-            if self._rejected < 20 or self._rejected % 1000 == 0:  # a hostile peer must not fill the log
-                logger.warning("rejected message %d: %s", self._rejected, error)
+            self._tally.rejected += 1
+            if self._tally.rejected < 20 or self._tally.rejected % 1000 == 0:  # a hostile peer must not fill the log
+                logger.warning("rejected message %d: %s", self._tally.rejected, error)
 
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
@@ -274,6 +318,11 @@ class LoaderServer:
         if not (0 <= ticket.start < length and 0 < ticket.count <= min(length - ticket.start, encoding.MAX_ROWS)):
             rule = f"lane {ticket.lane} has {length} rows, asked: {ticket.count} from {ticket.start}"
             return self._fail(address, ticket, "rejected", rule)
+        if ticket.rows:
+            try:
+                unpack_rows(ticket.rows, ticket.count)
+            except LocalProtocolError as error:
+                return self._fail(address, ticket, "rejected", str(error))
         worker = ticket.lane % self._pool.num_workers
         client.begin(ticket, worker)
         if not self._pool.send(worker, address, ticket, frame):
@@ -294,6 +343,7 @@ class LoaderServer:
             self._forward(address, ticket, frame)
 
     def _announce_drain(self) -> None:
+        self.on_look()  # an idle loader ends before it looks again
         for address, _ in self._clients:
             self._send(address, Drain(loader=self._served.name))
 
@@ -302,14 +352,18 @@ class LoaderServer:
             for ticket in [number for number, (index, _) in client.in_work.items() if index == worker]:
                 client.end(ticket)
                 message = f"worker {worker} died and is being restarted"
+                self._tally.answers["died"] += 1
                 self._send(address, Failure(ticket=ticket, reason="died", message=message))
 
     def _fail(self, address: bytes, ticket: Ticket, reason: str, message: str) -> None:
+        self._tally.answers[reason] += 1
         self._send(address, Failure(ticket=ticket.ticket, reason=reason, message=message))
 
     def _send(self, address: bytes, message: Message) -> None:
         self._send_frame(address, encoding.encode(message))
 
     def _send_frame(self, address: bytes, frame: zmq.Frame | bytes) -> None:
+        began = time.perf_counter()
         if not self._outbox.send(address, frame):
             self._clients.forget(address)  # the rank is gone
+        self._tally.send_s += time.perf_counter() - began

@@ -50,6 +50,11 @@ class WaitingRequests:
         self._tickets[key] = ticket, frame
         return True
 
+    @property
+    def num_tickets(self) -> int:
+        """Tickets that wait."""
+        return len(self._tickets)
+
     def take(self) -> tuple[list[tuple[bytes, Epoch]], list[tuple[bytes, Ticket, bytes]]]:
         """Remove and return all requests in the order in which they came: (EPOCHs, tickets)."""
         lanes = [

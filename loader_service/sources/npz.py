@@ -29,6 +29,7 @@ from loader_service.sources.named_files import NamedFiles, content_of
 from loader_service.sources.npy_header import MAX_HEADER_BYTES, parse_npy_header
 from loader_service.sources.zip_directory import Member, data_offset, read_directory
 from stoker_proto.errors import DataError, located
+from stoker_proto.host.stages import INFLATE, switch
 from stoker_proto.host.trouble import check_host
 
 MAX_MEMBER_BYTES = 4 << 30
@@ -229,6 +230,7 @@ class NpzFile:
 
     def _inflate(self, member: Member, name: str) -> bytearray:
         compressed = self._read(self._data_offset(member, name), member.compressed_size, name)
+        before = switch(INFLATE)
         try:
             content: bytearray = deflate.deflate_decompress(compressed, member.size)
         except deflate.DeflateError as error:
@@ -238,6 +240,7 @@ class NpzFile:
                 f"it holds {len(content)} bytes and claims {member.size}: it is damaged; copy it again", name
             )
         self._check_crc(deflate.crc32(content), member, name)
+        switch(before)
         return content
 
     def _check_crc(self, crc: int, member: Member, name: str) -> None:

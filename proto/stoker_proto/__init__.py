@@ -7,5 +7,5 @@ YAML); `actions` (codecs); `wire` (messages); `images`; `text` (rows); `order` (
 object that joins actions, images and text).
 """
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Version of the wire protocol in `proto/PROTOCOL.md`. Loaders and trainers of different versions refuse each other."""

@@ -169,7 +169,7 @@ class Processor:
         """Which texts in the data are control tokens."""
         self.notes = TextNotes(control, parts.dialogue)
         """What of a text is written otherwise than it may be meant."""
-        self._coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
+        self.coder = ImageCoder(parts.image, parts.image_config, parts.augment) if parts.image is not None else None
 
     @classmethod
     def build(cls, config: Config, codec: ActionCodec | None, states: ActionStatistics | None = None) -> Self:
@@ -236,6 +236,11 @@ class Processor:
         """
         views = self._parts.views
         return frames if views is None else [image for frame in frames for image in views.cut(frame, measurements)]
+
+    @property
+    def needed_measurements(self) -> tuple[str, ...]:
+        """Names of the measurements that `see` needs; their shapes are in `images.views.HAND_SHAPES`."""
+        return () if self._parts.views is None else self._parts.views.needed
 
     @property
     def needs_state(self) -> bool:
@@ -432,8 +437,8 @@ class Processor:
         dialogue = {name: tree[name] for name in _DIALOGUE}
         return {
             "tokenizer": tree["tokenizer"],
-            "image": "none" if self._coder is None else fingerprint(image),
-            "image_libraries": "none" if self._coder is None else self._coder.libraries,
+            "image": "none" if self.coder is None else fingerprint(image),
+            "image_libraries": "none" if self.coder is None else self.coder.libraries,
             "dialogue": fingerprint(dialogue),
             "state": "none" if tree["state"] is None else fingerprint(tree["state"]),
             "codec": "none" if self.codec is None else self.codec.fingerprint,
@@ -449,11 +454,11 @@ class Processor:
         )
 
     def _image_coder(self) -> ImageCoder:
-        if self._coder is None:
+        if self.coder is None:
             raise DataError(
                 "a sample has an image, but the model takes text only; use a vision-language model or drop images"
             )
-        return self._coder
+        return self.coder
 
 
 def _range(found: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from stoker_proto.fleet.pages import Page, Pages
+
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 COMPOSE_FILE = DEPLOY / "compose.yaml"
-LOADER_EXTRAS = ("lerobot", "remote", "tables")  # what single sources need
+LOADER_EXTRAS = ("lerobot", "metrics", "remote", "tables")  # what single sources need, and operators
 DOCKERFILES = ("Dockerfile.loader", "Dockerfile.trainer")
 
 
@@ -63,15 +66,21 @@ def resolved(profile: str, **variables: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("profile", "trainer"), [("gpu", "trainer"), ("cpu", "trainer-cpu")])
 def test_the_trainer_asks_the_loaders_that_are_started_with_it(profile: str, trainer: str) -> None:
     services = resolved(profile)["services"]
-    assert set(services) == {"loader-0", "loader-1", trainer}
+    assert set(services) == {"loader", trainer}
+    assert services["loader"]["scale"] == 2
     override = services[trainer]["command"][-1]
     key, _, value = override.partition("=")
     assert key == "cluster.loader_addresses"
-    assert yaml.safe_load(value) == ["tcp://loader-0:5555", "tcp://loader-1:5555"]
-    assert {name: rule["condition"] for name, rule in services[trainer]["depends_on"].items()} == {
-        "loader-0": "service_healthy",
-        "loader-1": "service_healthy",
-    }
+    assert yaml.safe_load(value) == ["dns://loader:5555"], "each replica has an address record of the service's name"
+    depends_on = {name: rule["condition"] for name, rule in services[trainer]["depends_on"].items()}
+    assert depends_on == {"loader": "service_healthy"}
+
+
+def test_loaders_may_be_as_many_as_the_user_says() -> None:
+    """`--scale` needs a service without a name or a host port of its own."""
+    loader = resolved("cpu", STOKER_LOADERS="5")["services"]["loader"]
+    assert loader["scale"] == 5
+    assert not {"container_name", "ports", "hostname"} & set(loader)
 
 
 def test_loaders_without_authentication_are_reached_only_on_the_internal_network() -> None:
@@ -82,13 +91,26 @@ def test_loaders_without_authentication_are_reached_only_on_the_internal_network
         assert "ports" not in service, f"{name} publishes a port"
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
-    for name in ("loader-0", "loader-1"):
-        assert "--insecure" in tree["services"][name]["command"]
+    assert "--insecure" in tree["services"]["loader"]["command"]
+
+
+def test_the_health_check_asks_the_page_that_the_loader_serves() -> None:
+    """The command of the check, run here against such a page."""
+    service = resolved("cpu")["services"]["loader-0"]
+    address = service["command"][service["command"].index("--health") + 1]
+    kind, program, flag, code = service["healthcheck"]["test"]
+    assert (kind, program, flag) == ("CMD", "python", "-c")
+    assert f"http://{address}/readyz" in code
+    for status, expected in ((200, 0), (503, 1)):
+        with closing(Pages({"/readyz": lambda status=status: Page(status, "")})) as pages:
+            bound = pages.start("127.0.0.1:0", "--health")
+            ran = subprocess.run([sys.executable, "-c", code.replace(address, bound)], capture_output=True, check=False)
+        assert ran.returncode == expected
 
 
 def test_data_and_models_are_mounted_read_only() -> None:
     services = resolved("gpu", STOKER_DATA="/srv/demos", STOKER_MODELS="/srv/models")["services"]
-    mounts = {mount["target"]: mount for mount in services["loader-0"]["volumes"] if mount["type"] == "bind"}
+    mounts = {mount["target"]: mount for mount in services["loader"]["volumes"] if mount["type"] == "bind"}
     assert mounts["/opt/stoker/job/data"]["source"] == "/srv/demos"
     assert all(mount["read_only"] for mount in mounts.values())
     writable = [mount["target"] for mount in services["trainer"]["volumes"] if not mount.get("read_only")]
@@ -191,6 +213,6 @@ def test_the_requirements_that_an_image_installs_are_those_of_the_project(name: 
     code = match[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = ("train",) if name == "Dockerfile.trainer" else LOADER_EXTRAS
+    extras = ("metrics", "train") if name == "Dockerfile.trainer" else LOADER_EXTRAS
     expected = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     assert result.stdout.splitlines() == expected

@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from deploy.beside import run_beside
 from deploy.success import ROOT, Step, page_of, parse, run, steps_of_round
 from stoker_proto.config.reader import load_config
 
@@ -32,6 +35,16 @@ def test_a_rounds_config_is_one_that_loaders_and_trainer_read(tmp_path: Path) ->
     one = parse(["--work", str(tmp_path), "--task", "PushCube-v1"])
     steps_of_round(one, 0)
     assert load_config(tmp_path / "round-0.yaml").data.weights == ()
+
+
+def test_another_codec_has_soft_targets_of_its_own_width(tmp_path: Path) -> None:
+    steps_of_round(parse(["--work", str(tmp_path), "--task", "PushCube-v1", "--codec", "vq"]), 0)
+    config = load_config(tmp_path / "round-0.yaml")
+    assert (config.data.action.codec, config.trainer.loss.type, config.trainer.loss.sigma_bins) == (
+        "vq",
+        "ordinal",
+        0.5,
+    )
 
 
 def test_finished_steps_are_left_out_and_failed_ones_are_not_marked(tmp_path: Path) -> None:
@@ -91,3 +104,75 @@ def test_the_page_has_rates_with_intervals_and_the_videos() -> None:
     text = page_of({"summary": {"model": {"Push<Cube": figures}}}, ["a b.mp4"])
     assert "<td>Push&lt;Cube</td><td>100</td><td>90.0% [82.0, 95.0]</td>" in text
     assert 'src="videos/a b.mp4"' in text
+
+
+def test_a_collector_runs_beside_the_training_with_a_checkpoint_that_outlives_the_trainings_own(tmp_path: Path) -> None:
+    """The training below ends only once something was collected beside it; one after the other would never end."""
+    run_folder, collected = tmp_path / "round-0", tmp_path / "collected"
+    training = (
+        "import pathlib, shutil, sys, time\n"
+        f"run, collected = pathlib.Path({str(run_folder)!r}), pathlib.Path({str(collected)!r})\n"
+        "(run / 'checkpoints/step-00000500/deepspeed').mkdir(parents=True)\n"
+        "(run / 'checkpoints/step-00000500/deepspeed/weights').write_text('500')\n"
+        "while not (run / 'acting/step-00000500').exists(): time.sleep(0.02)\n"
+        "shutil.rmtree(run / 'checkpoints/step-00000500')\n"  # as the training does with its older ones
+        "(run / 'checkpoints/deleted').touch()\n"
+        "deadline = time.monotonic() + 120\n"
+        "while not collected.exists() and time.monotonic() < deadline: time.sleep(0.02)\n"
+        "(run / 'export').mkdir()\n"
+        "sys.exit(0 if collected.exists() else 9)\n"
+    )
+    collector = (
+        "import pathlib, sys, time\n"
+        f"deleted = pathlib.Path({str(run_folder / 'checkpoints' / 'deleted')!r})\n"
+        "while not deleted.exists(): time.sleep(0.02)\n"
+        f"pathlib.Path({str(collected)!r}).write_text((pathlib.Path(sys.argv[1]) / 'deepspeed/weights').read_text())\n"
+    )
+    policies = []
+
+    def first(policy: Path) -> list[str]:
+        policies.append(policy)
+        return [sys.executable, "-c", collector, str(policy)]
+
+    def second(policy: Path) -> list[str]:
+        policies.append(policy)
+        return [sys.executable, "-c", "raise SystemExit(4)"]
+
+    command = [sys.executable, "-c", training]
+    assert run_beside(command, run_folder, [first, second, first], tmp_path) == (0, [0, 4]), "a failed one is the last"
+    assert collected.read_text() == "500"
+    assert policies == [run_folder / "acting" / "step-00000500", run_folder / "export"]
+    failing = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert run_beside(failing, tmp_path / "round-1", [first], tmp_path) == (3, []), "no policy comes of it"
+
+
+def test_with_overlap_the_next_rounds_episodes_are_collected_beside_a_training(tmp_path: Path) -> None:
+    usual = ["--work", str(tmp_path), "--task", "PushCube-v1", "--task", "PickCube-v1", "--rounds", "2"]
+    options = parse([*usual, "--overlap"])
+    training = steps_of_round(options, 0)[-1]
+    assert [(part.task, part.name) for part in training.beside] == [
+        ("PushCube-v1", "dagger-1"),
+        ("PickCube-v1", "dagger-1"),
+    ]
+    last = steps_of_round(options, 1)
+    assert all(not step.beside for step in last), "nothing follows the last round"
+    assert load_config(tmp_path / "round-1.yaml").data.sources[1].paths[-1].endswith("PickCube-v1/dagger-1.jsonl")
+    assert not steps_of_round(parse(usual), 0)[-1].beside
+
+
+def test_a_run_goes_on_from_the_newest_model_of_another(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for number in (2, 10):
+        (other / f"round-{number}" / "export").mkdir(parents=True)
+    for name in ("codec.json", "state.json"):
+        (other / name).touch()
+    options = parse(["--work", str(tmp_path / "new"), "--task", "PushCube-v1", "--from", str(other)])
+    options.work.mkdir()
+    steps = steps_of_round(options, 0)
+    config = load_config(tmp_path / "new" / "round-0.yaml")
+    assert config.model.base_model_path == str(other / "round-10" / "export")
+    assert config.data.action.codec_path == str(tmp_path / "new" / "codec.json")
+    assert [step.title.split()[0] for step in steps[-2:]] == ["10", "Loaders"], "no model is made and no codec fitted"
+    (other / "state.json").unlink()
+    with pytest.raises(SystemExit):
+        parse(["--from", str(other)])

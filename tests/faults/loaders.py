@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stoker_proto import PROTOCOL_VERSION
-from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Lanes, Message, Ping, Pong, Ticket, Welcome
+from stoker_proto.wire.messages import (
+    Drain,
+    Epoch,
+    Failure,
+    Hello,
+    Lanes,
+    Message,
+    Piece,
+    Ping,
+    Pong,
+    Shards,
+    Ticket,
+    Welcome,
+)
+from stoker_proto.wire.rows import unpack_rows
+from tests.faults.parts import missing_of, shards_of
 from tests.faults.reference import LANES, lanes_of, make_piece
 from tests.faults.scenario import TICK
 from tests.faults.world import World
@@ -20,6 +35,7 @@ class SimulatedLoader:
     def __init__(self, world: World, number: int) -> None:
         self.world, self.number = world, number
         self.held = sorted(world.scenario.held[number])
+        self.lacks = world.scenario.lacks[number] if world.scenario.lacks else frozenset()
         self.incarnation = 0
         self.alive = self.hung = self.draining = self.full = False
         self.gone = False
@@ -147,6 +163,7 @@ class SimulatedLoader:
             loader=self.name,
             fingerprints={"plan": "p"},
             held={"train": self.held},
+            missing={"train": missing_of(self.held, self.lacks)},
             num_entries={"train": scenario.entries},
             num_samples={"train": 1},
             processor="{}",
@@ -168,11 +185,23 @@ class SimulatedLoader:
                 takes_s = self._free_at - self.world.now
             self.world.after(takes_s, self._built, self.incarnation, link, key, ticket)
 
+    def _piece(self, ticket: Ticket) -> Piece | Shards | Failure:
+        """What it answers, once it is made."""
+        shards = shards_of(ticket.epoch, ticket.lane, ticket.start, ticket.count)
+        wanted = shards
+        if ticket.rows:
+            wanted = [shards[row] for row in unpack_rows(ticket.rows, ticket.count).tolist()]
+        if not self.lacks.intersection(wanted):
+            return make_piece(ticket, self.name)
+        if ticket.rows:
+            return Failure(ticket=ticket.ticket, reason="unavailable", message="not held here")
+        return Shards(ticket=ticket.ticket, loader=self.name, shards=shards)
+
     def _built(self, incarnation: int, link: Link, key: tuple[int, int], ticket: Ticket) -> None:
         if not self.alive or incarnation != self.incarnation:
             return
         self._in_work.discard(key)
-        piece = make_piece(ticket, self.name)
+        piece = self._piece(ticket)
         if self.hung:
             self._finished.append((link, piece))
         else:

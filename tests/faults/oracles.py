@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stoker_proto.wire.messages import Failure, Piece, Ticket
+from stoker_proto.wire.rows import unpack_rows
+from tests.faults.parts import shards_of
 from tests.faults.reference import LANES, Violation
 from trainer.feed.client.epochs import Pass
 from trainer.feed.client.fleet import State
@@ -94,12 +96,20 @@ class AskOracle:
         if now >= self._barred_until[loader]:
             return
         for other, known in enumerate(self.rank.core.fleet.loaders):
-            holds = Pass(ticket.epoch, ticket.lane // LANES) in known.answered
+            holds = Pass(ticket.epoch, ticket.lane // LANES) in known.answered and self._has_rows(other, ticket)
             if holds and self._lives(other) and now >= self._barred_until[other]:
                 raise Violation(
                     "backoff",
                     f"{self.rank.name} asks {loader} first for {ticket}, which flaps, though {other} is there",
                 )
+
+    def _has_rows(self, loader: int, ticket: Ticket) -> bool:
+        """Whether the loader holds the shards of the rows, where the ticket is for some rows."""
+        lacks = self.rank.trainer.loaders[loader].lacks
+        if not ticket.rows or not lacks:
+            return True
+        shards = shards_of(ticket.epoch, ticket.lane, ticket.start, ticket.count)
+        return not any(shards[row] in lacks for row in unpack_rows(ticket.rows, ticket.count).tolist())
 
     def delivered(self, ticket: int) -> None:
         """A piece was handed on."""

@@ -135,6 +135,7 @@ class SimulatedRank:
         self._due = (0, 0, 0, 0)  # epoch, sample at which it was entered, step, index: of the next delivery
         self.asks = AskOracle(self)
         self._asked: dict[int, Ticket] = {}  # asked for and not delivered
+        self._parts: dict[int, Ticket] = {}  # of divided tickets
         self._used: set[int] = set()  # ticket numbers, also of earlier sessions
         self._num_rows = 0  # asked for and not taken
         self._wake_at = float("inf")
@@ -147,6 +148,7 @@ class SimulatedRank:
         self.ready.clear()
         self.rows.clear()
         self._asked.clear()
+        self._parts.clear()
         self.asks.began_anew()
         self._num_rows = 0
         self._due = (epoch, first, 0, 0)
@@ -225,11 +227,14 @@ class SimulatedRank:
         self.links[loader].send(message)
 
     def _check_ticket(self, ticket: Ticket) -> None:
-        known = self._asked.get(ticket.ticket)
+        known = self._parts.get(ticket.ticket) or self._asked.get(ticket.ticket)
         if known is None:
             if ticket.ticket in self._used:
                 raise Violation("tickets", f"{self.name} uses number {ticket.ticket} again, which is done")
             self._used.add(ticket.ticket)
+            if ticket.rows:  # a part of one that counts already
+                self._parts[ticket.ticket] = ticket
+                return
             self._asked[ticket.ticket] = ticket
             self._num_rows += ticket.count
         elif known != ticket:

@@ -13,9 +13,12 @@ import numpy as np
 from stoker_proto.order.lanes import LaneRun, Order
 from stoker_proto.order.mixture import MixedOrder, PassRange
 from stoker_proto.wire.messages import Piece, Ticket
+from stoker_proto.wire.rows import unpack_rows
 
 LANES = 2
 """Lanes per entry."""
+SHARDS = 4
+"""Shards per entry."""
 SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((3, 4),),
     ((5, 2),),
@@ -131,6 +134,10 @@ def _content(number: int, lane: int, start: int, count: int) -> dict[str, object
 def make_piece(ticket: Ticket, loader: str, extra: int = 0) -> Piece:
     """The piece of a ticket, whoever makes it; extra: samples too many, as no honest loader sends."""
     content = _content(ticket.epoch, ticket.lane, ticket.start, ticket.count + extra)
+    if ticket.rows and not extra:
+        chosen = unpack_rows(ticket.rows, ticket.count).tolist()
+        content = {name: [values[row] for row in chosen] for name, values in content.items()}  # type: ignore[index]
+        content = {name: values if name == "images" else np.array(values) for name, values in content.items()}
     return Piece(ticket=ticket.ticket, loader=loader, **content)  # type: ignore[arg-type]
 
 

@@ -53,6 +53,8 @@ class Scenario:
     checkpoint_every: int
     held: tuple[frozenset[int], ...]
     """loader -> entries."""
+    lacks: tuple[frozenset[int], ...] = ()
+    """loader -> shards of each of these that it does not hold; none: entries are held whole."""
     build_s: tuple[float, ...]
     """loader -> time to make a piece."""
     joins_at: tuple[float, ...]
@@ -92,6 +94,7 @@ class Scenario:
         """Virtual seconds in which everything must be there, once nothing is broken any more."""
         steps = sum(-(-len(self.stream(epoch)) // GLOBAL_BATCH) + 1 for epoch in range(self.num_epochs))
         rounds = 2 if self.max_tickets < GLOBAL_BATCH else 1  # a step's tickets are asked for in two parts, or at once
+        rounds *= 2 if self.lacks else 1  # where the rows are, and then the rows
         return 4 * TICKET_DEADLINE_S + steps * (self.step_s + rounds * (max(self.build_s) + 0.5))
 
     def options(self, life: int, rank: int) -> CoreOptions:

@@ -102,7 +102,9 @@ class Simulation:
             world.after(fault.for_s, loader.start)
         elif fault.kind == "leave":
             others = [other for other in self.loaders if other is not loader and not other.gone]
-            if set(loader.held) <= {entry for other in others for entry in other.held}:
+            held = {entry for other in others for entry in other.held}
+            lacked = frozenset.intersection(*(other.lacks for other in others)) if others else frozenset({-1})
+            if set(loader.held) <= held and not lacked:  # where shards are lacked, all hold all entries
                 loader.kill("leaves for good")
                 loader.gone = True
         elif fault.kind == "hang":

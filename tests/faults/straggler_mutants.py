@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from stoker_proto.wire.messages import Piece, Ticket
+from stoker_proto.wire.messages import Piece, Shards, Ticket
 from tests.faults.substitutes import with_fleet, with_tickets
 from tests.faults.trainer import MakeCore
 from trainer.feed.client.core import Core
@@ -17,9 +17,9 @@ from trainer.feed.client.tickets import Choices, Tickets
 class _HedgeCountedTwice(Core):
     """The second answer to a hedged ticket frees its credit once more."""
 
-    def _piece(self, loader: int, piece: Piece, now: float) -> None:
+    def _answer(self, loader: int, answer: Piece | Shards, now: float) -> None:
         dropped = self.tickets.counters.duplicates
-        super()._piece(loader, piece, now)
+        super()._answer(loader, answer, now)
         self._untaken -= self.tickets.counters.hedges > 0 and self.tickets.counters.duplicates > dropped
 
 

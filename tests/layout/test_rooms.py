@@ -16,6 +16,7 @@ ROOMS: Mapping[str, Sequence[str]] = {
             "hashing",
             "arguments",
             "host",
+            "fleet",
             "model_folder",
             "config",
             "actions",
@@ -29,12 +30,12 @@ ROOMS: Mapping[str, Sequence[str]] = {
     ),
     "loader_service": (
         *("paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
-        *("server", "inspection", "replay", "doctor", "convert", "cli"),
+        *("server", "inspection", "replay", "doctor", "top", "convert", "cli"),
     ),
     "trainer": (
         *("process", "feed.client", "feed", "engine", "models", "losses", "training", "evals", "checkpoints"),
         *("report", "bench", "loop", "build", "policy_io", "policy_loading", "policy_chunks", "policy_options"),
-        *("policy", "serving", "sim", "check", "cli", "main", "examples"),
+        *("policy", "serving", "plan", "sim", "check", "cli", "main", "examples"),
     ),
 }
 """Rooms (folders, and files beside them) of each package, lowest first: a room imports itself and those before it only."""

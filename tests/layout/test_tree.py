@@ -147,7 +147,7 @@ def test_code_in_an_init_file_is_caught(source: str) -> None:
     assert len(code_in_init(f'"""Docstring."""\nfrom a.b import c\n__all__ = ["c"]\nVERSION = 1\n{source}\n')) == 1
 
 
-def test_the_wheel_holds_the_three_packages_and_their_programs() -> None:
+def test_the_wheel_holds_the_packages_and_their_programs() -> None:
     table = project_table()
     assert table["project"]["name"] == "stoker"
     build = table["tool"]["hatch"]["build"]
@@ -155,9 +155,10 @@ def test_the_wheel_holds_the_three_packages_and_their_programs() -> None:
     assert build["dev-mode-dirs"] == [".", "proto"]
     for package in build["targets"]["wheel"]["packages"]:
         assert (ROOT / package / "__init__.py").is_file()
-    roots = {"loader_service": ROOT, "trainer": ROOT, "stoker_proto": ROOT / "proto"}
+    roots = {"loader_service": ROOT, "trainer": ROOT, "deploy": ROOT, "stoker_proto": ROOT / "proto"}
     for program, target in table["project"]["scripts"].items():
         module, _, function = target.partition(":")
+        module = re.sub(r"^stoker_deploy\.", "deploy.", module)  # its name in the wheel: deploy/wheel_hook.py
         file = roots[module.partition(".")[0]].joinpath(*module.split(".")).with_suffix(".py")
         assert file.is_file(), f"{program}: {file} is missing"
         functions = {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}

@@ -28,6 +28,7 @@ from stoker_proto.host.interrupts import heed_interrupts
 from trainer.bench.report import BenchReport
 from trainer.feed.batch import Decoding, StepBatch
 from trainer.feed.feed import Feed
+from trainer.report.fleet import FleetReport
 
 _FRESH_S = 10.0
 
@@ -57,6 +58,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--step-time-ms", type=float, default=0.0, metavar="X", help="sleep this long in each step")
     parser.add_argument("--decode-threads", type=int, default=1, metavar="N", help="per rank; default: %(default)s")
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve the metrics of a trainer at http://HOST:PORT/metrics (needs the extra `metrics`)",
+    )
     parser.add_argument("--json", action="store_true", help="print all figures as a last line of JSON")
     return parser.parse_args(argv)
 
@@ -94,6 +100,8 @@ class NullTrainer:
         with ExitStack() as stack:
             for feed in self._feeds:
                 stack.callback(feed.close)
+            self._fleet = FleetReport(self._feeds[0], metrics=self._arguments.metrics, flag="--metrics")
+            stack.callback(self._fleet.close)
             self._report.begin()
             infos = [feed.connect(self._arguments.epoch) for feed in self._feeds]
             progress = [feed.first_progress() for feed in self._feeds]
@@ -107,6 +115,7 @@ class NullTrainer:
             steps = min(steps, self._arguments.batches or steps)
             self._bar = stack.enter_context(tqdm(total=steps, unit="step", disable=None, file=sys.stderr))
             self._report.connected(infos[0], progress)
+            self._stepped_at = time.monotonic()
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -136,7 +145,16 @@ class NullTrainer:
 
     def _step_done(self) -> None:
         """Runs in one of the threads when all ranks have their part of the step."""
-        self._report.step([batch for batch in self._batches if batch is not None])
+        batches = [batch for batch in self._batches if batch is not None]
+        self._report.step(batches)
+        now = time.monotonic()
+        self._fleet.step(
+            num_rows=sum(micro.num_rows for batch in batches for micro in batch.micro_batches),
+            step_s=now - self._stepped_at,
+            wait_s=max(batch.wait_s for batch in batches),
+            queue_depth=min(feed.num_ready for feed in self._feeds),
+        )
+        self._stepped_at = now
         if self._bar is not None:
             self._bar.update()
 

@@ -29,6 +29,7 @@ from trainer.feed.batch import BatchBuilder, Decoder, Decoding, MicroBatch, Step
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
+from trainer.feed.client.pace import NO_LANES
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.discovery import is_fixed
@@ -55,6 +56,24 @@ class FeedInfo:
     """Samples of one pass over each source. With weights, an epoch may have more or fewer of a source."""
     loaders: dict[str, str]
     """Address -> incarnation name of each ready loader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLoader:
+    """One loader, as this rank knows it now."""
+
+    address: str
+    is_ready: bool
+    share: float
+    """Of its lanes: 1, a half, a quarter ... 0."""
+    latency_s: float | None
+    """Median of its last answers; None: too few so far."""
+    samples: int
+    """That this rank had of it."""
+    num_open: int
+    """Tickets that it has not answered."""
+    progress: dict[str, float]
+    """Counters of its last PONG (PROTOCOL.md lists them)."""
 
 
 class Feed:
@@ -221,6 +240,29 @@ class Feed:
         """Address -> counters of its first PONG, from before its first ticket of this feed."""
         loaders = self._driver.call(lambda core, now: list(core.fleet.loaders))
         return {loader.address: dict(loader.first_progress) for loader in loaders if loader.first_progress}
+
+    def loaders(self) -> list[SeenLoader]:
+        """All loaders that are listed, ready or not."""
+
+        def look(core: Core, now: float) -> list[SeenLoader]:
+            pace, found = core.pace, []
+            for number, loader in enumerate(core.fleet.loaders):
+                if loader.state is not State.LEFT:
+                    level, latency = pace.shares.level(number, now), pace.latencies.of[number]
+                    found.append(
+                        SeenLoader(
+                            address=loader.address,
+                            is_ready=loader.state is State.READY,
+                            share=0.0 if level >= NO_LANES else 0.5**level,
+                            latency_s=latency.middle if latency.known else None,
+                            samples=pace.samples[number],
+                            num_open=pace.load.of[number].num_open,
+                            progress=dict(loader.progress),
+                        )
+                    )
+            return found
+
+        return self._driver.call(look)
 
     def counters(self) -> TicketCounters:
         """Counts of tickets, repeats and hedges since the start."""

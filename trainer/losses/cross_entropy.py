@@ -13,6 +13,8 @@ from trainer.losses.interface import IGNORED
 class CrossEntropy:
     """A `TokenLoss`."""
 
+    per_label = True
+
     def __init__(self, config: LossConfig, processor: Processor) -> None:
         """It has no settings."""
 

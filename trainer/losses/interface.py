@@ -11,7 +11,11 @@ IGNORED = -100
 
 
 class TokenLoss(Protocol):
-    """The loss of each label. Its constructor takes (LossConfig, Processor) and raises ConfigError where they do not fit."""
+    """The loss of each label. Its constructor takes (LossConfig, Processor) and raises ConfigError where they do not fit.
+
+    A class whose loss of a label depends on that label's logits alone sets `per_label = True`: it may then be called with some
+    labels at a time, as [1, n, V] (`trainer.loss.chunk_labels`).
+    """
 
     def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """float32[B, P]: the loss of each label, 0 where the target is IGNORED.

@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
@@ -80,6 +81,11 @@ def choose_trained(model: PreTrainedModel, config: Config, *, grown: bool) -> No
                 "learned: use data.action.vocabulary=reuse_last, or train without model.lora"
             )
         add_adapters(model, lora, config.trainer.seed)
+        head = model.get_output_embeddings()
+        if hasattr(
+            head, "lora_A"
+        ):  # under ZeRO-3 the head's weights are then gathered together, as its loss in chunks needs
+            set_z3_leaf_module(head, True)
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stoker_proto.arguments import positive
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.interrupts import heed_interrupts
+from stoker_proto.images.views import HAND_SHAPES
 from trainer.policy_chunks import check_execute
 from trainer.policy_options import add_policy_options
 
@@ -34,9 +35,11 @@ It speaks the protocols of openpi and of vla-eval on the same port; a client nee
   vla-eval:       server: {url: ws://127.0.0.1:8000}
 
 Pictures are uint8[H, W, 3] (or depth uint16[H, W] in mm), as many as in training, in the order of the training data; name them
-with --image if the client sends others too. The server resizes them as in training. Actions are float32[K, D] in the units of the
-training data; vla-eval gets one of them for each observation. `outside_mass` is the probability of tokens that are no actions: a
-trained model is close to 0. On connect the server sends what the model takes and gives.
+with --image if the client sends others too. The server resizes them as in training. A model that was trained with a state, or
+with pictures around the hand, needs these measurements too: observation/state; observation/tcp_pose, observation/intrinsic_cv and
+observation/extrinsic_cv. Actions are float32[K, D] in the units of the training data; vla-eval gets one of them for each
+observation. `outside_mass` is the probability of tokens that are no actions: a trained model is close to 0. On connect the server
+sends what the model takes and gives.
 
 GET /healthz answers 200 once the model is loaded. The connection is not encrypted. Beyond loopback clients need the key of
 --api-key-file; better, let clients in through an SSH tunnel. Needs: pip install 'stoker[train,serve]'.
@@ -77,8 +80,7 @@ async def _serve(policy: Policy, options: argparse.Namespace, host: str, port: i
     from trainer.serving.session import Session
 
     execute = check_execute(options.execute, policy.chunk, "--execute")
-    state_width = policy.processor.state_width
-    read = ObservationReader(images=tuple(options.image), state=options.state, needs_state=state_width is not None)
+    read = ObservationReader.of(policy.processor, images=tuple(options.image), state=options.state)
     most = (policy.processor.num_images or (0, 0))[1]
     if most > 1 and not read.images:
         log.warning("the model takes %d pictures, in the order of the message; name them with --image to be sure", most)
@@ -106,6 +108,7 @@ def describe(policy: Policy, folder: Path, execute: int, images: Sequence[str]) 
         "num_images": list(processor.num_images) if processor.num_images is not None else None,
         "image_keys": list(images),
         "state_dim": processor.state_width,
+        "measurements": {name: list(HAND_SHAPES[name]) for name in processor.needed_measurements},
     }
 
 

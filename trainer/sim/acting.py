@@ -25,7 +25,7 @@ def load_act(folder: str) -> Act:
     policy = Policy.load(folder)
 
     def act(seen: Observation, instruction: str) -> FloatArray:
-        images: list[NDArray[Any]] = [seen.rgb] if seen.depth is None else [seen.rgb, seen.depth]
+        images: list[NDArray[Any]] = [one for one in (seen.rgb, seen.depth, seen.wrist_rgb) if one is not None]
         told = PolicyInput(
             images=images,
             instruction=instruction,

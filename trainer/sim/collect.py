@@ -27,7 +27,7 @@ _HELP = f"""Makes demonstrations with ManiSkill: a scripted expert that knows th
 
 Written are DIR/NAME.jsonl, one line per trajectory (obs_path, task, instruction, actions, seed), and
 DIR/NAME/traj_000000/obs.npz ... with rgb [T,H,W,3], state [T,9], qpos [T,9], tcp_pose [T,7], the camera's matrices, true
-positions and, with --depth, depth [T,H,W] in mm (trainer/sim/recording.py).
+positions and, with --depth, depth [T,H,W] in mm; with --wrist-camera, wrist_rgb [T,H,W,3] (trainer/sim/recording.py).
 Actions are the 7 numbers of pd_ee_delta_pose (translation, rotation, gripper) in [-1, 1].
 
 Tasks: {", ".join(TASKS)}.
@@ -67,17 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_environments: dict[tuple[str, int, bool], Environment] = {}
+_environments: dict[tuple[str, int, bool, bool], Environment] = {}
 """The one environment that this worker process holds open."""
 
 
 def _work(job: Job) -> Trajectory | Reason:
     """In a worker process: plays one job in this process's environment, which is made when the task changes."""
-    key = (job.task, job.image_size, job.depth)
+    key = (job.task, job.image_size, job.depth, job.wrist_camera)
     if key not in _environments:
         while _environments:
             _environments.popitem()[1].close()
-        _environments[key] = Environment(job.task, image_size=job.image_size, depth=job.depth)
+        _environments[key] = Environment(
+            job.task, image_size=job.image_size, depth=job.depth, wrist_camera=job.wrist_camera
+        )
     return play(_environments[key], job, None if job.policy is None else load_act(job.policy))
 
 
@@ -111,6 +113,7 @@ def _job(options: argparse.Namespace, task: str, seed: int) -> Job:
         seed=seed,
         image_size=options.image_size,
         depth=options.depth,
+        wrist_camera=options.wrist_camera,
         noise=options.noise,
         render_share=options.render_share,
         settle=options.settle,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from trainer.sim.environment import Environment, FloatArray, Observation, PrivilegedState
 from trainer.sim.experts import EXPERTS
 from trainer.sim.noise import Noise
-from trainer.sim.recording import Trajectory
+from trainer.sim.recording import WRIST_ROBOT, Trajectory
 
 _HELD_AT_THE_END = {"PickCube-v1"}
 """Its goal may lie where the cube lies: ManiSkill then calls it solved, but untouched it shows no picking."""
@@ -35,6 +35,8 @@ class Job:
     seed: int
     image_size: int = 128
     depth: bool = False
+    wrist_camera: bool = False
+    """Record the camera on the hand too."""
     noise: float = 0.0
     """Probability that this episode has noise."""
     render_share: float = 1.0
@@ -138,13 +140,16 @@ def _trajectory(record: _Record, job: Job, instruction: str, *, is_noisy: bool) 
     depth = [one.depth for one in seen if one.depth is not None]
     if depth:
         members["depth"] = np.stack(depth)
+    wrist = [one.wrist_rgb for one in seen if one.wrist_rgb is not None]
+    if wrist:
+        members["wrist_rgb"] = np.stack(wrist)
     for name in ("qpos", "tcp_pose", "state", "intrinsic_cv", "extrinsic_cv"):
         members[name] = np.stack([getattr(one, name) for one in seen])
     members["objects"] = np.stack(record.objects)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"robot": WRIST_ROBOT} if wrist else {}
     if record.timesteps != list(range(len(record.executed))):
         extra["timesteps"] = record.timesteps
-    if is_noisy or job.policy is not None or extra:
+    if is_noisy or job.policy is not None or "timesteps" in extra:
         extra["executed_actions"] = np.stack(record.executed).tolist()
         extra["acted"] = "policy" if job.policy is not None else "noisy expert" if is_noisy else "expert"
     return Trajectory(

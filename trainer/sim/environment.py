@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stoker_proto.errors import StokerError
+from trainer.sim.recording import WRIST_ROBOT
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,6 +54,10 @@ class Task:
     paraphrases: tuple[str, ...]
     """Other ways to say it."""
     camera: Camera
+    module: str | None = None
+    """Module of ours that defines the ManiSkill environment; None: ManiSkill has it."""
+    colours: tuple[str, str] | None = None
+    """Colours of cube and goal, where either may be stacked on the other and the instruction says which."""
 
 
 TASKS: dict[str, Task] = {
@@ -96,6 +101,19 @@ TASKS: dict[str, Task] = {
             "pick up the red cube and stack it on the green one",
         ),
         camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
+        colours=("red", "green"),
+    ),
+    "StackGreenOnRed-v1": Task(
+        actors={"cube": "cubeA", "goal": "cubeB"},
+        instruction="stack the green cube on the red cube",
+        paraphrases=(
+            "put the green cube on top of the red cube",
+            "place the green block on the red block",
+            "pick up the green cube and stack it on the red one",
+        ),
+        camera=Camera(eye=(0.58, 0.0, 0.50), target=(0.0, 0.0, 0.04), fov_degrees=50),
+        module="trainer.sim.stacking",
+        colours=("green", "red"),
     ),
 }
 """The tasks we have an expert for."""
@@ -109,6 +127,8 @@ class Observation:
     """uint8[H, W, 3]"""
     depth: npt.NDArray[np.uint16] | None
     """uint16[H, W], millimetres from the camera's plane; None without `depth`."""
+    wrist_rgb: npt.NDArray[np.uint8] | None = None
+    """uint8[H, W, 3] of the camera on the hand; None without `wrist_camera`."""
     qpos: npt.NDArray[np.float32]
     """float32[9]: 7 joint angles (radians), 2 finger positions (metres)."""
     tcp_pose: npt.NDArray[np.float32]
@@ -138,23 +158,31 @@ class PrivilegedState:
     instruction says it, so rounded to whole centimetres (Pick)."""
     is_grasped: bool
     """Both fingers press on the cube."""
+    goal_is_first: bool = False
+    """Order in `objects`. Objects that look different keep their places there, whichever of them is to be moved."""
 
     def objects(self) -> npt.NDArray[np.float32]:
-        """float32[8], what training may predict beside the actions: cube and goal (m), then the cube's direction as a point on a
-        circle of 0.1 m that is passed once in a quarter turn, after which a cube looks the same."""
+        """float32[8], what training may predict beside the actions: cube and goal (m; of two cubes the red one first), then the
+        direction of the cube to be moved, as a point on a circle of 0.1 m that is passed once in a quarter turn, after which a
+        cube looks the same."""
         turn = 4 * self.cube_yaw
-        return np.array([*self.cube, *self.goal, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
+        first, second = (self.goal, self.cube) if self.goal_is_first else (self.cube, self.goal)
+        return np.array([*first, *second, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
 
 
 class Environment:
-    """One ManiSkill environment on the CPU, one robot (`panda`), one camera. Use one per process."""
+    """One ManiSkill environment on the CPU, one robot (`panda`), one or two cameras. Use one per process."""
 
-    def __init__(self, task: str, *, image_size: int = 128, depth: bool = False) -> None:
-        """Builds the scene (about 8 CPU seconds). `task` is a key of `TASKS`; images are image_size x image_size."""
+    def __init__(self, task: str, *, image_size: int = 128, depth: bool = False, wrist_camera: bool = False) -> None:
+        """Builds the scene (about 8 CPU seconds). `task` is a key of `TASKS`; images are image_size x image_size.
+
+        wrist_camera: the robot is `panda_wristcam`, which carries a second camera on its hand; a step then takes three times as
+        long.
+        """
         self.task = task
         self._spec = TASKS[task]
-        self._depth = depth
-        self._made = _make(self._spec.camera, task, image_size, depth)
+        self._depth, self._wrist_camera = depth, wrist_camera
+        self._made = _make(self._spec, task, image_size, depth, wrist_camera)
         self._raw = self._made.unwrapped
         self._render = self._raw.get_obs
         # Rendering takes nine tenths of a step. ManiSkill renders in each step; here only `observe` does.
@@ -213,7 +241,22 @@ class Environment:
             cube_yaw=_axis_yaw(cube.pose, 0),
             goal=goal,
             is_grasped=bool(self._raw.agent.is_grasping(cube).item()),
+            goal_is_first=self._spec.colours == ("green", "red"),
         )
+
+    def outcome(self) -> str:
+        """Which cube lies on which at this moment and is let go, as "red on green", whatever the instruction is; empty: none, or
+        the scene has one valid instruction only."""
+        if self._spec.colours is None:
+            return ""
+        offset = self._position("cube") - self._position("goal")
+        is_aligned = np.hypot(offset[0], offset[1]) <= np.hypot(0.02, 0.02) + 0.005  # ManiSkill's own bounds
+        is_stacked = bool(is_aligned and abs(abs(offset[2]) - 0.04) <= 0.005)
+        upper, lower = ("cube", "goal") if offset[2] > 0 else ("goal", "cube")
+        if not is_stacked or self._raw.agent.is_grasping(self._actor(upper)).item():
+            return ""
+        names = dict(zip(("cube", "goal"), self._spec.colours, strict=True))
+        return f"{names[upper]} on {names[lower]}"
 
     def close(self) -> None:
         """Frees the scene and the renderer."""
@@ -233,6 +276,7 @@ class Environment:
         """Renders what the robot measures now."""
         seen = self._render()
         images, matrices = seen["sensor_data"]["base_camera"], seen["sensor_param"]["base_camera"]
+        wrist = seen["sensor_data"]["hand_camera"]["rgb"][0] if self._wrist_camera else None
         qpos = seen["agent"]["qpos"][0].cpu().numpy().astype(np.float32)
         tcp, told = self._raw.agent.tcp.pose, self._goal_told()
         yaw = _axis_yaw(tcp, 1)
@@ -241,6 +285,7 @@ class Environment:
             rgb=images["rgb"][0].cpu().numpy().astype(np.uint8),
             # ManiSkill gives int16 millimetres; no table-top point is farther than 32 m, so the cast loses nothing.
             depth=images["depth"][0, :, :, 0].cpu().numpy().astype(np.uint16) if self._depth else None,
+            wrist_rgb=None if wrist is None else wrist.cpu().numpy().astype(np.uint8),
             qpos=qpos,
             tcp_pose=tcp.raw_pose[0].cpu().numpy().astype(np.float32),
             state=np.array([qpos[7:].mean(), *_numpy(tcp.p), np.sin(yaw), np.cos(yaw), *goal], np.float32),
@@ -249,29 +294,36 @@ class Environment:
         )
 
 
-def _make(camera: Camera, task: str, image_size: int, depth: bool) -> Any:
+def _make(spec: Task, task: str, image_size: int, depth: bool, wrist_camera: bool) -> Any:
     try:
         gymnasium = importlib.import_module("gymnasium")
-        importlib.import_module("mani_skill.envs")
+        importlib.import_module(spec.module or "mani_skill.envs")
         look_at = importlib.import_module("mani_skill.utils.sapien_utils").look_at
     except ImportError as error:
         raise SimulatorUnavailableError(
             f"the simulator needs ManiSkill ({error}); install it with: pip install 'stoker[sim]', "
             "then the renderer with: STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
         ) from error
-    # It warns at every reset about its own environments' missing initial poses: nothing that a user could mend.
+    # It warns at every reset about its own environments' missing initial poses, and that not all of its tasks name the robot with
+    # a camera on its wrist (they place its joints nevertheless): nothing that a user could mend.
     # The space at the end of the logger's name is ManiSkill's.
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)
-    view = {"width": image_size, "height": image_size, "fov": float(np.deg2rad(camera.fov_degrees))}
+    camera = spec.camera
+    size = {"width": image_size, "height": image_size}
+    fov = float(np.deg2rad(camera.fov_degrees))
+    cameras = {"base_camera": {"pose": look_at(camera.eye, camera.target), "fov": fov, **size}}
+    if wrist_camera:
+        cameras["hand_camera"] = size
     try:
         return gymnasium.make(
             task,
             obs_mode="rgb+depth" if depth else "rgb",
             control_mode=CONTROL_MODE,
-            robot_uids="panda",  # StackCube's default carries a wrist camera: other proprioception, other pictures
+            # StackCube's default carries a camera on its wrist: other pictures, three times the time.
+            robot_uids=WRIST_ROBOT if wrist_camera else "panda",
             sim_backend="physx_cpu",
             render_backend="sapien_cpu",
-            sensor_configs={"base_camera": {"pose": look_at(camera.eye, camera.target), **view}},
+            sensor_configs=cameras,
         )
     except RuntimeError as error:
         raise SimulatorUnavailableError(

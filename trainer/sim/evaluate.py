@@ -25,6 +25,7 @@ from trainer.sim.evaluation.rollout import Rollout
 from trainer.sim.evaluation.seeds import check_held_out, jobs_of, read_seeds
 from trainer.sim.evaluation.simulators import Simulators
 from trainer.sim.evaluation.summary import by_task, compare, comparison_table, table
+from trainer.sim.evaluation.swapping import swap_table, swapped, with_swapped
 from trainer.sim.options import add_env_modules, add_processes, add_quiet, add_rendering, rendering
 from trainer.sim.tasks.registry import check_task, load_modules
 from trainer.sim.workers import Interrupts
@@ -42,7 +43,8 @@ With --compare, two exports play the same seeds; the difference has Newcombe's 9
 Written to --out: results.json, videos of the first successes and failures, contact_sheet.png.
 The same command resumes where it stopped: finished episodes are kept, also with more --episodes or with --compare added.
 
-The pictures must be those of the training data: pass --image-size, --depth, --image-history and --state as they were there.
+The pictures must be those of the training data: pass --image-size, --depth, --wrist-camera, --image-history and --state as
+they were there.
 A simulator process that dies costs its episode, which is counted and played again by the next run.
 
 Our tasks need: pip install 'stoker[sim]', and a Vulkan renderer:
@@ -53,6 +55,7 @@ _EXAMPLES = """examples:
   python -m trainer.sim.evaluate --model outputs/export --task PushCube-v1
   python -m trainer.sim.evaluate --model outputs/export --task PickCube-v1 --task StackCube-v1 --episodes 20 --processes 8
   python -m trainer.sim.evaluate --model outputs/new --compare outputs/old --task PushCube-v1 --out outputs/new_against_old
+  python -m trainer.sim.evaluate --model outputs/export --task StackCube-v1 --swap       (does it follow the instruction?)
   python -m trainer.sim.evaluate --model outputs/export --env-module my_envs --task PutOnPlateInScene25Main-v3
 """
 
@@ -92,6 +95,8 @@ def _evaluate(options: argparse.Namespace, interrupts: Interrupts) -> None:
     load_modules(options.env_module)
     for task in options.task:
         check_task(task)
+    if options.swap:
+        options.task = with_swapped(options.task)
     check_video(options.videos > 0)
     if options.train_data:
         jobs = jobs_of(options.task, options.seed_start, options.episodes)
@@ -209,6 +214,11 @@ def _conclude(results: Results, labels: list[str], jobs: list[Job], options: arg
         print(f"\n{label}: {folder}, {len(finished[label])} of {len(jobs)} episodes")
         if finished[label]:
             print(table(figures[label]))
+    of_labels = {label: rows for label in labels if (rows := swapped(finished[label], options.task))}
+    if of_labels:
+        results.conclude(swapped=of_labels)
+    for label, rows in of_labels.items():
+        print(f"\n{label}, with each instruction in the same scenes\n{swap_table(rows)}")
     if options.compare:
         rows = compare(finished[MODEL], finished[OTHER])
         results.conclude(comparison={"method": "Newcombe 1998, method 10: paired, 95%", "tasks": rows})
@@ -246,6 +256,8 @@ def _add_what_is_played(parser: argparse.ArgumentParser) -> None:
     add("--model", type=Path, required=True, metavar="EXPORT", help="folder that the trainer exported")
     add("--compare", type=Path, metavar="EXPORT", help="another one, to play the same seeds")
     add("--task", action="append", required=True, help="repeat for several")
+    add("--swap", action="store_true", help="also play the same scenes with the other valid instruction, for tasks that have "
+         "one, and show what was done under each")  # fmt: skip
     add_env_modules(parser)
     add("--episodes", type=positive, default=100, help="of each task (default %(default)s)")
     add("--seed-start", type=not_negative, default=1_000_000, help="seed of the first episode (default %(default)s)")

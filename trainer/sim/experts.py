@@ -61,6 +61,7 @@ EXPERTS: dict[str, Expert] = {
     "PickCube-v1": pick_cube,
     "PullCube-v1": pull_cube,
     "StackCube-v1": stack_cube,
+    "StackGreenOnRed-v1": stack_cube,
 }
 """Task id -> its expert."""
 

@@ -27,7 +27,7 @@ def add_env_modules(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rendering(parser: argparse.ArgumentParser) -> None:
-    """`--image-size` and `--depth`, of which `rendering` makes a Rendering."""
+    """`--image-size`, `--depth` and `--wrist-camera`, of which `rendering` makes a Rendering."""
     default = Rendering()
     parser.add_argument(
         "--image-size",
@@ -37,11 +37,17 @@ def add_rendering(parser: argparse.ArgumentParser) -> None:
         help="height and width of a picture (default %(default)s)",
     )
     parser.add_argument("--depth", action="store_true", help="depth pictures too, in millimetres (data.image.depth)")
+    parser.add_argument(
+        "--wrist-camera",
+        action="store_true",
+        help="a second camera on the hand, wrist_rgb in the data: three times the time; train with "
+        "data.options.camera_keys [rgb, wrist_rgb]",
+    )
 
 
 def rendering(options: argparse.Namespace) -> Rendering:
-    """What `--image-size` and `--depth` say."""
-    return Rendering(image_size=options.image_size, depth=options.depth)
+    """What these options say."""
+    return Rendering(image_size=options.image_size, depth=options.depth, wrist_camera=options.wrist_camera)
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

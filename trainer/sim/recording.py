@@ -6,13 +6,14 @@ One line of `train.jsonl`, with `train/traj_000005/obs.npz` beside it:
      at 9 cm back, 5 cm left, 24 cm up", "actions": [[0.112, -0.04, -1.0, 0.0, 0.0, -0.31, 1.0], ...], "seed": 5}
 
 `obs_path` is relative to the JSONL file. Members of the NPZ, T images for T actions (image t is what was seen just
-before action t): `rgb` uint8[T, H, W, 3]; `depth` uint16[T, H, W] in mm, if recorded; `qpos` float32[T, 9]; `tcp_pose`
-float32[T, 7]; `state` float32[T, 9], which `data.state: text` reads; `intrinsic_cv` float32[T, 3, 3] and `extrinsic_cv`
-float32[T, 3, 4], the camera's matrices; `objects` float32[T, 8], true positions (`trainer/sim/environment.py`).
+before action t): `rgb` uint8[T, H, W, 3]; `depth` uint16[T, H, W] in mm and `wrist_rgb` uint8[T, H, W, 3], if recorded;
+`qpos` float32[T, 9]; `tcp_pose` float32[T, 7]; `state` float32[T, 9], which `data.state: text` reads; `intrinsic_cv`
+float32[T, 3, 3] and `extrinsic_cv` float32[T, 3, 4], the camera's matrices; `objects` float32[T, 8], true positions
+(`trainer/sim/environment.py`).
 
 `actions` are the expert's, the labels. Where others were executed (noise, a policy), or not every timestep was rendered, the row
 has also `executed_actions` (of all timesteps, which replay the episode), `acted` (who: noisy expert, policy, expert) and, of
-partly rendered episodes, `timesteps` [T]: which ones are here.
+partly rendered episodes, `timesteps` [T]: which ones are here. With `wrist_rgb` the row says which `robot` carries that camera.
 """
 
 import io
@@ -31,6 +32,8 @@ import numpy.typing as npt
 
 from stoker_proto.errors import ConfigError, DataError
 
+WRIST_ROBOT = "panda_wristcam"
+"""`robot` of rows with `wrist_rgb`."""
 COMPRESSIONS = {"deflated": zipfile.ZIP_DEFLATED, "stored": zipfile.ZIP_STORED}
 """`deflated` is small; `stored` lets a loader read one frame without the others."""
 

@@ -62,6 +62,8 @@ class SuccessOptions:
     seed_start: int = field(default=1_000_000, metadata=at_least(0))
     image_size: int = field(default=128, metadata=at_least(1))
     """Pixels; as the pictures of the training data."""
+    wrist_camera: bool = False
+    """Show the camera on the hand too."""
     image_history: tuple[int, ...] | None = None
     """None: that of `data.options.image_history`."""
     state: str | None = None
@@ -236,6 +238,7 @@ class Success(Eval):
             history,
             "--quiet",
             *(["--depth"] if self._depth else []),
+            *(["--wrist-camera"] if self._options.wrist_camera else []),
         ]
 
     def _read(self, running: _Running, code: int | None) -> Outcome:

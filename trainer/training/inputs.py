@@ -29,6 +29,10 @@ class Inputs:
     """int64[P], ascending: positions at which some row has a label for the next token; [0] if none has."""
     targets: torch.Tensor
     """int64[B, P]: the token to predict there; -100 where the row has no label."""
+    labels: torch.Tensor
+    """int64[N], ascending: where targets, as int64[B * P], have a label; [0] if nowhere."""
+    num_labels: int
+    """N, or 0."""
     auxiliary: torch.Tensor
     """float32[B, A]: what is learned beside the tokens; NaN in rows without; A = 0 if no row has any."""
     num_rows: int
@@ -61,10 +65,13 @@ class InputMaker:
             arguments |= self.family.marks(arguments["input_ids"], first, self.processor.image.token_id)
         if self.family.layout is not None:
             arguments |= self.family.layout(self._normalise(self._to_device(torch.as_tensor(pixels))))
+        labels = np.flatnonzero(targets != IGNORED)
         return Inputs(
             arguments=arguments,
             positions=self._to_device(torch.from_numpy(positions)),
             targets=self._to_device(torch.from_numpy(targets)),
+            labels=self._to_device(torch.from_numpy(labels if labels.size else np.zeros(1, np.int64))),
+            num_labels=labels.size,
             auxiliary=self._to_device(torch.as_tensor(batch.auxiliary)),
             num_rows=len(targets),
         )

@@ -27,12 +27,20 @@ class Objective:
             return None
         return cls(loss, auxiliary_weight=config.auxiliary_weight, auxiliary_scale=config.auxiliary_scale)
 
+    @property
+    def loss(self) -> TokenLoss:
+        """Of each label."""
+        return self._loss
+
     def __call__(self, logits: torch.Tensor, estimates: torch.Tensor | None, inputs: Inputs) -> torch.Tensor:
         """float32[B]: the sum of each row; the auxiliary loss counts once for each of its labels.
 
         Raises ConfigError where model or data have nothing for an auxiliary loss that is asked for.
         """
-        rows = self._loss(logits, inputs.targets).sum(dim=1)
+        return self.with_auxiliary(self._loss(logits, inputs.targets).sum(dim=1), estimates, inputs)
+
+    def with_auxiliary(self, rows: torch.Tensor, estimates: torch.Tensor | None, inputs: Inputs) -> torch.Tensor:
+        """The same from the sum of each row's labels: rows float32[B]."""
         if not self._weight:
             return rows
         if estimates is None:
@@ -40,9 +48,8 @@ class Objective:
                 "trainer.loss.auxiliary_weight is set, but the model has no auxiliary head: set it to 0, or take a model whose "
                 "output has `auxiliary` (trainer.models.tiny --family robot)"
             )
-        num_labels = (inputs.targets != IGNORED).sum(dim=1)
         if not inputs.auxiliary.shape[1]:
-            if bool(num_labels.any()):
+            if inputs.num_labels:
                 raise ConfigError(
                     "trainer.loss.auxiliary_weight is set, but samples have nothing to estimate: set it to 0, or name the array "
                     "of true positions in data.options.auxiliary_keys"
@@ -53,4 +60,5 @@ class Objective:
                 f"the model estimates {estimates.shape[1]} numbers, and the data have {inputs.auxiliary.shape[1]}: build the "
                 f"model with --auxiliary-width {inputs.auxiliary.shape[1]}"
             )
+        num_labels = (inputs.targets != IGNORED).sum(dim=1)
         return rows + self._weight * num_labels * auxiliary_of_rows(estimates, inputs.auxiliary, self._scale)

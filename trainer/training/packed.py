@@ -26,8 +26,8 @@ _LARGEST_DIFFERENCE = 0.05
 
 def check_packing(stepper: Stepper, processor: Processor) -> None:
     """Run one forward of two short rows, on all ranks together. Raises ConfigError."""
-    first = _dialogue(processor, "put the red cube onto the green one", "the red cube is on the green one")
-    second = _dialogue(processor, "what do you see?", "a table and two cubes")
+    first = make_dialogue(processor, "put the red cube onto the green one", "the red cube is on the green one")
+    second = make_dialogue(processor, "what do you see?", "a table and two cubes")
     ids = np.concatenate((first, second, second, first))
     piece = Piece(
         ticket=0,
@@ -59,6 +59,7 @@ def check_packing(stepper: Stepper, processor: Processor) -> None:
         )
 
 
-def _dialogue(processor: Processor, question: str, answer: str) -> NDArray[np.int32]:
+def make_dialogue(processor: Processor, question: str, answer: str) -> NDArray[np.int32]:
+    """int32[T]: a short row for a check."""
     turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer, learned=True))
     return processor.encode_turns(turns).input_ids

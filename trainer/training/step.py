@@ -18,11 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stoker_proto.errors import ConfigError
 from stoker_proto.hashing import key64
 from trainer.engine.ranks import Ranks, sum_over_ranks
 from trainer.engine.zero import Engine
-from trainer.feed.batch import MicroBatch
+from trainer.feed.batch import IGNORED, MicroBatch
+from trainer.losses.interface import TokenLoss
 from trainer.models.families import takes_positions
+from trainer.training.chunks import ChunkedHead, Part
 from trainer.training.inputs import InputMaker, Inputs
 from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.objective import Objective
@@ -70,6 +73,13 @@ class Stepper:
         self.engine, self.make_inputs, self.ranks, self.seed, self.sources = engine, make_inputs, ranks, seed, sources
         self._objective = objective
         self._takes_positions = takes_positions(engine.module)
+        self.chunks: ChunkedHead | None = None
+        """Set where logits may be made in chunks (`prove_chunks`)."""
+
+    @property
+    def loss(self) -> TokenLoss | None:
+        """What is minimised of each label; None: its NLL."""
+        return None if self._objective is None else self._objective.loss
 
     def logits(self, inputs: Inputs) -> torch.Tensor:
         """float32[B, P, V]: only at the P positions where some row has a label."""
@@ -86,6 +96,52 @@ class Stepper:
         estimates: torch.Tensor | None = getattr(output, "auxiliary", None)
         return kept[: inputs.num_rows].float(), None if estimates is None else estimates[: inputs.num_rows].float()
 
+    def losses(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what is minimised float32[B], `row_sums` float64[B, 3] without gradient) of a micro-batch.
+
+        The logits are gone when this returns, but for what the gradient needs of them.
+        """
+        if self.chunks is not None and inputs.num_labels > self.chunks.size:
+            return self._losses_of_chunks(self.chunks, inputs)
+        logits, estimates = self._forward(inputs)
+        with torch.set_grad_enabled(self._objective is None and torch.is_grad_enabled()):
+            nll = nll_of_rows(logits, inputs.targets)
+        minimised = nll if self._objective is None else self._objective(logits, estimates, inputs)
+        return minimised, row_sums(logits.detach(), inputs.targets, nll.detach())
+
+    def _losses_of_chunks(self, chunks: ChunkedHead, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, without the matrix of logits."""
+        width = inputs.targets.shape[1]
+        length = width if self._takes_positions else inputs.arguments["input_ids"].shape[1]
+        rows, places = inputs.labels // width, inputs.labels % width
+        part = Part(
+            columns=rows * length + (places if self._takes_positions else inputs.positions[places]),
+            targets=inputs.targets.flatten()[inputs.labels],
+            loss=self.loss,
+        )
+        options = {"logits_to_keep": inputs.positions} if self._takes_positions else {}
+        with chunks.returning_losses(part):
+            output = self.engine(**inputs.arguments, **options, use_cache=False)
+        if len(part.losses) != 1:
+            raise ConfigError(
+                f"{type(self.engine.module).__name__} calls its head {len(part.losses)} times in a forward, which the loss in "
+                "chunks does not expect: set trainer.loss.chunk_labels to 0"
+            )
+        # DeepSpeed waits for a gradient at what forward returns.
+        losses = part.losses[0] + 0.0 * output.logits.float().sum()
+
+        def by_row(values: torch.Tensor) -> torch.Tensor:
+            every = torch.zeros(inputs.targets.numel(), dtype=values.dtype, device=values.device)
+            return every.index_copy(0, inputs.labels, values).view_as(inputs.targets).sum(dim=1)
+
+        minimised, nll = by_row(losses), by_row(part.nll)
+        if self._objective is not None:
+            estimates: torch.Tensor | None = getattr(output, "auxiliary", None)
+            estimates = None if estimates is None else estimates[: inputs.num_rows].float()
+            minimised = self._objective.with_auxiliary(minimised, estimates, inputs)
+        labelled = (inputs.targets != IGNORED).sum(dim=1)
+        return minimised, torch.stack([nll.double(), by_row(part.correct.double()), labelled.double()], dim=1)
+
     def step(self, micro_batches: Sequence[MicroBatch], index: int) -> StepResult:
         """Train on this rank's part of global batch `index`. Every rank calls it with the same number of micro-batches."""
         counts = count_batch(micro_batches)
@@ -100,15 +156,11 @@ class Stepper:
         sums = torch.zeros(len(self.sources), 3, dtype=torch.float64, device=self.ranks.device)
         of_rows: list[torch.Tensor] = []
         for batch in micro_batches:
-            inputs = self.make_inputs(batch)
-            logits, estimates = self._forward(inputs)
-            with torch.set_grad_enabled(self._objective is None):
-                nll = nll_of_rows(logits, inputs.targets)
-            minimised = nll if self._objective is None else self._objective(logits, estimates, inputs)
+            minimised, rows = self.losses(self.make_inputs(batch))
             self.engine.backward(minimised.sum() * (self.ranks.world_size / supervised), scale_wrt_gas=False)
             self.engine.step()  # acts after the last micro-batch
-            of_rows.append(row_sums(logits.detach(), inputs.targets, nll.detach()))
-            sums.index_add_(0, self._sources_of(batch), of_rows[-1])
+            of_rows.append(rows)
+            sums.index_add_(0, self._sources_of(batch), rows)
         sources = self._add_sources(sums, micro_batches)
         nll_total, correct = (sum(getattr(source, name) for source in sources) for name in ("nll", "correct"))
         norm = self.engine.get_global_grad_norm()

@@ -20,6 +20,7 @@ from loader_service.sources.half_characters import refuse_half
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.lfs import REASON, is_pointer
+from stoker_proto.host.stages import DECODE, switch
 from stoker_proto.host.trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
@@ -55,8 +56,11 @@ def load_frame(
             raise DataError(REASON, file=path)
     if not isinstance(image, bytes):
         raise DataError(f"{type(image).__name__}: a path, a data URI or {{bytes, path}} is expected", field=field)
+    before = switch(DECODE)
     with located(file=path, field="" if path else field):
-        return decode_image(image)
+        pixels = decode_image(image)
+    switch(before)
+    return pixels
 
 
 def preload() -> None:

@@ -102,12 +102,19 @@ class LeRobotDataset(BaseSFTDataset):
 
         Raises DataError too where a data set and those located before differ in what a sample is made of.
         """
+        return self._locate(path, may_lack=False)
+
+    def locate_here(self, path: str) -> EntryShards:
+        """The same, of data files that are on this host."""
+        return self._locate(path, may_lack=True)
+
+    def _locate(self, path: str, *, may_lack: bool) -> EntryShards:
         if self.remote is not None and is_url(path):
             from loader_service.sources.lerobot.remote import locate_remote
 
             shards, metas = locate_remote(path, self.wanted, self.remote)
         else:
-            shards, metas = locate(path, self.wanted)
+            shards, metas = locate(path, self.wanted, may_lack=may_lack)
         with self._lock:
             self._metas.update(metas)
             self._located.update(metas)

@@ -20,7 +20,7 @@ from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.video import Begin, video_frames
 from loader_service.sources.named_files import NamedFiles, content_of, video_content
-from stoker_proto.errors import DataError, located
+from stoker_proto.errors import DataError, FetchError, located
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,14 @@ def _next_place(file: Path, place: tuple[int, int] | None, meta: Meta, reader: R
     if place is not None:
         chunk, number = place
         for follower in ((chunk, number + 1), (chunk + 1, 0)):
-            if reader.files.is_there(meta.info.root / meta.info.data_file(*follower)):
+            name = meta.info.data_file(*follower)
+            if reader.files.is_there(meta.info.root / name):
                 return follower
+            if name in meta.rows_of:  # of a loader that has some of the files: its data is not bad
+                raise FetchError(
+                    f"{meta.info.root / name}: the last episode of {file.name} continues in it, and it is not here: "
+                    "copy it here, even if other loaders serve it"
+                )
     raise DataError("it ends before the episode does, which is longer in meta/", file=str(file))
 
 

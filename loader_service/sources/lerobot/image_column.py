@@ -15,6 +15,7 @@ from loader_service.paths import resolve_inside
 from loader_service.sources.lerobot.files import Files
 from stoker_proto.errors import DataError
 from stoker_proto.host.files import read_regular
+from stoker_proto.host.stages import DECODE, switch
 from stoker_proto.host.trouble import check_host
 
 MAX_FILE_BYTES = 64 << 20
@@ -43,6 +44,7 @@ def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDA
         except OSError as error:
             check_host(error, path)
             raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    before = switch(DECODE)
     try:
         with Image.open(BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             if (image.height, image.width) != size or image.mode != "RGB":
@@ -50,10 +52,12 @@ def decode_image(value: object, size: tuple[int, int], place: ImagePlace) -> NDA
                     f"{image.height}x{image.width} pixels (height x width) of mode {image.mode}, and info.json says "
                     f"{size[0]}x{size[1]} and 3 channels"
                 )
-            return np.asarray(image)
+            pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         check_host(error, "an image")  # Pillow imports what decodes it
         raise DataError(f"an image that cannot be read ({error})") from error
+    switch(before)
+    return pixels
 
 
 def image_frames(

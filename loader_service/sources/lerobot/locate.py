@@ -21,8 +21,11 @@ from stoker_proto.hashing import fingerprint
 from stoker_proto.host.trouble import check_host
 
 
-def locate(path: str, wanted: Wanted) -> tuple[EntryShards, dict[Path, Meta]]:
-    """The data files in which the chosen episodes begin, and the index of each data set. Raises ConfigError, DataError."""
+def locate(path: str, wanted: Wanted, *, may_lack: bool = False) -> tuple[EntryShards, dict[Path, Meta]]:
+    """The data files in which the chosen episodes begin, and the index of each data set. Raises ConfigError, DataError.
+
+    may_lack: leave out data files that are not here; some must be.
+    """
     base, pattern, roots = _roots(Path(path).expanduser())
     metas: dict[Path, Meta] = {}
     shards: dict[str, Path] = {}
@@ -37,9 +40,13 @@ def locate(path: str, wanted: Wanted) -> tuple[EntryShards, dict[Path, Meta]]:
             # Not resolved further: in a download cache the files are links, and their folder is what names the data set.
             file = real / name
             if not file.is_file():
+                if may_lack:
+                    continue
                 first = int(meta.episodes.index[rows[np.flatnonzero(chosen[rows])[0]]])
                 raise DataError("meta/ names it, and it is missing: fetch it", file=str(file), record=str(first))
             shards[prefix + name] = file
+    if may_lack and not shards:
+        raise ConfigError(f"{path!r}: none of the data files that meta/ names is here")
     names = sorted(shards, key=natural_key)
     identity = fingerprint([[root.relative_to(base).as_posix(), metas[root.resolve()].fingerprint] for root in roots])
     return EntryShards(base.resolve(), pattern, tuple(names), tuple(shards[name] for name in names), identity), metas

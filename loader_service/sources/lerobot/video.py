@@ -20,6 +20,7 @@ from loader_service.sources.extras import library
 from loader_service.sources.lerobot.shown_order import ShownOrder
 from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
+from stoker_proto.host.stages import DECODE, switch
 from stoker_proto.host.trouble import check_host
 
 _RATE_TOLERANCE = 0.01
@@ -244,6 +245,7 @@ def _convert(
     reformatter = library("av.video.reformatter").VideoReformatter()  # one for all frames: it keeps its tables
     number, frame = -1, None
     for target in wanted:
+        before = switch(DECODE)
         while number < target:
             number, frame = next(frames, (target, None))
         if frame is None:
@@ -253,7 +255,14 @@ def _convert(
         if frame.is_corrupt or (frame.height, frame.width) != size:
             raise DataError("a damaged frame, or one of another size", file=path, record=f"frame {number}")
         # Not kept here: what the caller lets go of is the memory of the next frame. Rows may be padded.
-        yield np.ascontiguousarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+        yield _to_pixels(reformatter, frame, before)
+
+
+def _to_pixels(reformatter: Any, frame: Any, stage: int) -> NDArray[np.uint8]:
+    """uint8[H, W, 3]; the thread goes back to the stage."""
+    pixels = np.ascontiguousarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+    switch(stage)
+    return pixels
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Letters: N points, C continuous dimensions, K codewords, G groups.
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from stoker_proto.actions.base import Float32Array, array_from_json, array_to_json
 from stoker_proto.actions.kmeans import Int64Array, half_squared_norms, kmeans, nearest, uniform
@@ -42,6 +43,13 @@ class Codebook:
         if self.num_groups == 1:
             return nearest(points, self._columns, self._offsets[0])
         return nearest(points, self._columns, self._offsets, groups)
+
+    def distances(self) -> npt.NDArray[np.float64]:
+        """float64[K, K] between codewords, in scaled units; infinite between those of different groups."""
+        words = self.codewords.astype(np.float64)
+        found: npt.NDArray[np.float64] = np.linalg.norm(words[:, None] - words[None], axis=-1)
+        found[self.groups[:, None] != self.groups[None]] = np.inf
+        return found
 
     def residuals(self, points: Float32Array, groups: Int64Array) -> Float32Array:
         """The points minus their codewords: float32[N, C]."""

@@ -78,6 +78,9 @@ class DataConfig:
     """`fail`: a bad sample ends the run with an error that names it; `skip`: it becomes a row without labels, and is counted."""
     bad_sample_budget: int = field(default=1000, metadata=at_least(0))
     """With `skip`: the run ends when it has met more bad samples than this."""
+    exclude: str | None = None
+    """File that names samples to train nothing of: they keep their places, without labels. Lines `ENTRY OFFSET SAMPLE FILE`, as
+    `stoker-batch --worst-loss K --exclude-lines` writes them."""
     options: dict[str, Any] = field(default_factory=dict)
     """Passed unchanged to the dataset, which documents its options."""
     image: ImageConfig = field(default_factory=ImageConfig)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Literal
 
-from stoker_proto.config.rules import at_least
+from stoker_proto.config.rules import allowed, at_least
+
+_DEVICE = re.compile(r"cpu|torch|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderConfig:
-    """How a loader uses its host. Nothing here changes what is in a batch."""
+    """How a loader uses its host. Nothing here but `device` and `jpeg` changes what is in a batch."""
 
     cores: int = field(default=0, metadata=at_least(0))
     """Cores to use; 0: all that the process may use. `deploy/launch.py` divides a node's cores among its loaders."""
@@ -23,3 +27,16 @@ class LoaderConfig:
     """Memory for answers that ranks have not read yet, over all ranks, in MiB. One rank may use a quarter of it."""
     read_ahead: bool = True
     """Decode a lane's next records before a rank asks for them."""
+    device: str = field(
+        default="cpu",
+        metadata=allowed("write cpu, cuda, cuda:1 or torch", lambda device: _DEVICE.fullmatch(device) is not None),
+    )
+    """What resizes frames and makes JPEGs. `cpu`: SIMD libraries. `cuda`, `cuda:1`: this GPU, many frames at once (needs the
+    extra `gpu`); `deploy/launch.py` gives each loader the device of its `dataloader` slot. `torch`: the GPU's code on the CPU,
+    to compare. Pixels of a GPU differ from those of the CPU by less than one level on average."""
+    jpeg: Literal["host", "device"] = "host"
+    """Where a loader with a GPU makes JPEGs. `host`: TurboJPEG, as a CPU loader. `device`: nvJPEG of torchvision. It keeps
+    colours at full resolution: JPEGs are about 40% larger, and pixels some levels from those that a policy sees on a CPU."""
+    allow_mixed_devices: bool = False
+    """Let loaders with different `device` or libraries serve one run. Then pixels depend on which loader answers: batches are no
+    longer the same in each run."""

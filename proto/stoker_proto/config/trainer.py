@@ -27,6 +27,14 @@ class LoggerConfig:
     """Name of the run there; default: one that it makes up. A resumed run goes on in the same run."""
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run there."""
+    metrics: str | None = field(
+        default=None,
+        metadata=allowed(
+            "write it as HOST:PORT, or null",
+            lambda address: address is None or re.fullmatch(r"[^\s/]+:[0-9]{1,5}", address) is not None,
+        ),
+    )
+    """The first rank serves metrics for Prometheus and loader-top at `http://HOST:PORT/metrics` (extra `stoker[metrics]`)."""
     log_interval: int = field(default=1, metadata=at_least(1))
     """Optimizer steps between two log lines."""
 

@@ -11,6 +11,7 @@ which equals one sum, rounded and clipped once:  x3 = c s b x + c (1 - s) b grey
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,33 +34,58 @@ def crop_box(height: int, width: int, area: float, key: int) -> tuple[int, int, 
     return down % (height - kept_height + 1), right % (width - kept_width + 1), kept_height, kept_width
 
 
-def jitter(pixels: Pixels, config: AugmentConfig, key: int) -> Pixels:
-    """uint8[H, W, 3] with changed brightness, contrast and saturation. The input is not modified."""
+class JitterFactors(NamedTuple):
+    """The sum that changes an image, in fixed point: (of_pixel x + of_grey (grey(x) >> 8) + constant + half) >> bits.
+
+    grey is 77 red + 150 green + 29 blue; constant is (of_mean * mean(grey)) >> mean_shift, with the mean rounded down."""
+
+    of_pixel: int
+    of_grey: int
+    of_mean: int
+    bits: int = _BITS
+    mean_shift: int = 28 - _BITS  # 28: two factors and the mean's 256
+    half: int = 1 << (_BITS - 1)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing changes."""
+        return self.of_pixel == 1 << _BITS and self.of_grey == self.of_mean == 0
+
+
+def jitter_factors(config: AugmentConfig, key: int) -> JitterFactors:
+    """The changes that this key determines."""
     hashes = keyed_hashes(5, key)[2:]  # the first two are the crop's
     brightness, contrast, saturation = (
         _factor(value, int(number))
         for value, number in zip((config.brightness, config.contrast, config.saturation), hashes, strict=True)
     )
-    if brightness == contrast == saturation == _UNIT:
-        return pixels
     shift = 30 - _BITS
-    of_pixel = (contrast * saturation * brightness) >> shift
-    of_grey = (contrast * (_UNIT - saturation) * brightness) >> shift
+    return JitterFactors(
+        of_pixel=(contrast * saturation * brightness) >> shift,
+        of_grey=(contrast * (_UNIT - saturation) * brightness) >> shift,
+        of_mean=(_UNIT - contrast) * brightness,
+    )
+
+
+def jitter(pixels: Pixels, config: AugmentConfig, key: int) -> Pixels:
+    """uint8[H, W, 3] with changed brightness, contrast and saturation. The input is not modified."""
+    factors = jitter_factors(config, key)
+    if factors.is_identity:
+        return pixels
     grey = _RED * pixels[..., 0].astype(np.int32)  # int32[H, W], times 256
     grey += _GREEN * pixels[..., 1].astype(np.int32)
     grey += _BLUE * pixels[..., 2].astype(np.int32)
     mean = int(grey.sum(dtype=np.int64)) // grey.size
-    constant = ((_UNIT - contrast) * brightness * mean) >> (28 - _BITS)  # 28: two factors and the mean's 256
-    if of_grey:
+    constant = (factors.of_mean * mean) >> factors.mean_shift
+    mixed = pixels * np.int32(factors.of_pixel)
+    if factors.of_grey:
         grey >>= 8
-        grey *= of_grey
-        grey += constant + (1 << (_BITS - 1))
-        mixed = pixels * np.int32(of_pixel)
+        grey *= factors.of_grey
+        grey += constant + factors.half
         mixed += grey[..., None]
     else:
-        mixed = pixels * np.int32(of_pixel)
-        mixed += constant + (1 << (_BITS - 1))
-    mixed >>= _BITS
+        mixed += constant + factors.half
+    mixed >>= factors.bits
     np.clip(mixed, 0, 255, out=mixed)
     return mixed.astype(np.uint8)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stoker_proto.config import AugmentConfig, ImageConfig
 from stoker_proto.errors import DataError, RemoteProtocolError
+from stoker_proto.host.stages import ENCODE, RESIZE, switch
 from stoker_proto.images.augment import crop_box, jitter
 from stoker_proto.images.geometry import Operation, operations_for
 from stoker_proto.images.resize import best_resize
@@ -33,14 +34,26 @@ def depth_to_rgb(depth: NDArray[np.uint16], max_mm: int) -> Pixels:
 
     One level is max_mm / 255 (7.8 mm for 2,000). Grey, because a JPEG would destroy depth packed into bits.
     """
-    return np.repeat(_grey_levels(max_mm).take(depth), 3).reshape(*depth.shape, 3)
+    return np.repeat(grey_levels(max_mm).take(depth), 3).reshape(*depth.shape, 3)
 
 
 @cache
-def _grey_levels(max_mm: int) -> Pixels:
+def grey_levels(max_mm: int) -> Pixels:
     """uint8[65536]: the grey level of each depth in mm, rounded."""
     depth = np.minimum(np.arange(1 << 16, dtype=np.int64), max_mm)
     return ((depth * 255 + max_mm // 2) // max_mm).astype(np.uint8)
+
+
+def check_frame(frame: NDArray[np.uint8] | NDArray[np.uint16]) -> bool:
+    """Whether it is depth, uint16[H, W], and not colour, uint8[H, W, 3]. Raises DataError for anything else."""
+    is_depth = frame.ndim == 2 and frame.dtype == np.uint16
+    if not is_depth and (frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8):
+        raise DataError(
+            f"a frame is {frame.dtype}{list(frame.shape)}: uint8[H, W, 3] or depth uint16[H, W] is expected"
+        )
+    if frame.size == 0:
+        raise DataError(f"a frame is empty: {list(frame.shape)}")
+    return is_depth
 
 
 class ImageCoder:
@@ -66,7 +79,14 @@ class ImageCoder:
         augment_key: 64 bits that determine the augmentation; None: no augmentation. With the same key a depth frame gets the
         crop of its colour frame; its levels stay.
         """
+        before = switch(RESIZE)
         pixels = self.pixels(frame, augment_key)
+        switch(ENCODE)
+        data = self._to_bytes(pixels)
+        switch(before)
+        return data
+
+    def _to_bytes(self, pixels: Pixels) -> bytes:
         if self.transport == "pixels":
             return pixels.tobytes()
         jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=self._quality, colorspace="RGB", colorsubsampling="420")
@@ -74,13 +94,7 @@ class ImageCoder:
 
     def pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> Pixels:
         """The model's pixels, C-contiguous uint8[height, width, 3]; the frame itself where nothing changes. Raises DataError."""
-        is_depth = frame.ndim == 2 and frame.dtype == np.uint16
-        if not is_depth and (frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8):
-            raise DataError(
-                f"a frame is {frame.dtype}{list(frame.shape)}: uint8[H, W, 3] or depth uint16[H, W] is expected"
-            )
-        if frame.size == 0:
-            raise DataError(f"a frame is empty: {list(frame.shape)}")
+        is_depth = check_frame(frame)
         if augment_key is not None and self.augment.crop_area < 1:
             top, left, height, width = crop_box(frame.shape[0], frame.shape[1], self.augment.crop_area, augment_key)
             frame = frame[top : top + height, left : left + width]

@@ -1,6 +1,6 @@
 """Message <-> bytes: one kind byte, then one msgpack map. `proto/PROTOCOL.md` is the authority.
 
-    b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8})
+    b"T" + msgpack({"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8, "rows": b""})
 
 `decode` and `decode_question` trust nothing: they check sizes before they allocate memory for them, make no extension type or
 object, and raise RemoteProtocolError for every fault. A loader uses `decode_question`: its work for a frame that it rejects is
@@ -31,6 +31,7 @@ from stoker_proto.wire.messages import (
     Ping,
     Pong,
     Refuse,
+    Shards,
     Ticket,
     Welcome,
 )
@@ -42,7 +43,7 @@ MAX_CONTROL_BYTES = 16 << 20
 """Largest frame from a loader, other than a PIECE."""
 MAX_QUESTION_BYTES = 1 << 20
 """Largest frame from a rank. The longest is a HELLO: 1 MiB holds the fingerprints of 11,000 entries."""
-QUESTION_BYTES: dict[type[Any], int] = {Hello: MAX_QUESTION_BYTES, Epoch: 256 << 10, Ticket: 256, Ping: 64}
+QUESTION_BYTES: dict[type[Any], int] = {Hello: MAX_QUESTION_BYTES, Epoch: 256 << 10, Ticket: 512, Ping: 64}
 """Largest frames from a rank, by kind."""
 MAX_FINGERPRINTS = 16_384
 """Most fingerprints of one HELLO."""
@@ -61,6 +62,7 @@ KINDS: dict[bytes, type[Any]] = {
     b"E": Epoch,
     b"L": Lanes,
     b"T": Ticket,
+    b"S": Shards,
     b"P": Piece,
     b"F": Failure,
     b"I": Ping,
@@ -292,6 +294,12 @@ def _is_str(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_missing(value: Any) -> bool:
+    """One row of `Welcome.missing`."""
+    kinds = (_is_int, _is_int, _is_int, _is_int, _is_str, _is_str)
+    return isinstance(value, list) and len(value) == len(kinds) and all(map(lambda f, v: f(v), kinds, value))
+
+
 def _is_map(value: Any, key: Any, item: Any) -> bool:
     return isinstance(value, dict) and all(key(k) and item(v) for k, v in value.items())
 
@@ -308,10 +316,12 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "dict[int, str]": lambda value: _is_map(value, _is_int, _is_str),
     "dict[str, float]": lambda value: _is_map(value, _is_str, lambda v: type(v) in (int, float)),
     "dict[str, list[int]]": lambda value: _is_map(value, _is_str, lambda v: _is_list(v, _is_int)),
+    "dict[str, list[list[int | str]]]": lambda value: _is_map(value, _is_str, lambda v: _is_list(v, _is_missing)),
     "dict[int, int]": lambda value: _is_map(value, _is_int, _is_int),
     "list[int]": lambda value: _is_list(value, _is_int),
     "dict[int, list[int]]": lambda value: _is_map(value, _is_int, lambda v: _is_list(v, _is_int)),
     "list[list[str]]": lambda value: _is_list(value, lambda v: _is_list(v, _is_str)),
+    "bytes": lambda value: isinstance(value, bytes),
     "list[bytes]": lambda value: _is_list(value, lambda v: isinstance(v, bytes)),
     "NDArray[np.int64]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.int32]": lambda value: isinstance(value, np.ndarray),
@@ -327,7 +337,7 @@ _FIELDS: dict[type[Any], list[tuple[str, str, Callable[[Any], bool]]]] = {
 
 
 def peek_ticket(frame: bytes | memoryview) -> int:
-    """The ticket number of a PIECE or FAILURE frame that our own code encoded, without decoding the rest."""
+    """The ticket number of a PIECE, SHARDS or FAILURE frame that our own code encoded, without decoding the rest."""
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(bytes(memoryview(frame)[1:64]))
     unpacker.read_map_header()

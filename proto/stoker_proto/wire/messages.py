@@ -36,7 +36,10 @@ class Welcome:
     fingerprints: dict[str, str]
     """All fingerprints, including `codec` and `manifest/<split>/<entry>` for the entries held."""
     held: dict[str, list[int]]
-    """split -> indices of the entries of its data paths that this loader holds."""
+    """split -> indices of the entries of its data paths that this loader holds, whole or in part."""
+    missing: dict[str, list[list[int | str]]]
+    """split -> shards of these entries that are not here, in order: for each range of shard numbers [first, stop)
+    [entry, first, stop, shards of the entry, name of the first missing one, name of the last]."""
     num_entries: dict[str, int]
     """split -> number of entries in the config."""
     num_samples: dict[str, int]
@@ -90,6 +93,23 @@ class Ticket:
     lane: int
     start: int
     count: int
+    rows: bytes = b""
+    """Which of these rows are wanted, one bit each (`wire.rows`); empty: all of them."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the answer has."""
+        return int.from_bytes(self.rows).bit_count() if self.rows else self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """Loader -> rank, in place of a Piece: not all rows of the ticket lie in shards that are here."""
+
+    ticket: int
+    loader: str
+    shards: list[int]
+    """Number of the shard, within the entry, of each row of the ticket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,7 +171,7 @@ class Drain:
     loader: str
 
 
-Message = Hello | Welcome | Refuse | Epoch | Lanes | Ticket | Piece | Failure | Ping | Pong | Drain
+Message = Hello | Welcome | Refuse | Epoch | Lanes | Ticket | Shards | Piece | Failure | Ping | Pong | Drain
 
 
 def piece_payload(piece: Piece) -> list[Any]:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from deploy.cluster.plan import NodePlan, does_not_fit, place, slots_per_node
+from deploy.cluster.plan import NodePlan, does_not_fit, place, restart_pause_s, slots_per_node
 from stoker_proto.config.placement import Placement, parse_slots
 from stoker_proto.errors import ConfigError
 
@@ -64,6 +64,10 @@ def test_a_node_without_slots_and_a_run_without_ranks() -> None:
         place(placement("0-3", "0-3"), 2, 4, has_gpus=True)
     with pytest.raises(ConfigError, match=r"component_placement\.trainer is empty"):
         place(placement("", "0-3"), 1, 4, has_gpus=True)
+
+
+def test_restarts_of_a_loader_have_pauses_that_grow_to_a_minute() -> None:
+    assert [restart_pause_s(number) for number in range(1, 11)] == [2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
 
 
 def test_what_a_node_must_have_free() -> None:

@@ -60,13 +60,14 @@ class Service:
             )
 
     def is_healthy(self) -> bool:
-        """Run the image's own health check once."""
-        kind, *words = self.config["Healthcheck"]["Test"]
+        """Run the service's health check once, or the image's own where it has none."""
+        check = self.tree.get("healthcheck")
+        kind, *words = check["test"] if check else self.config["Healthcheck"]["Test"]
         assert kind == "CMD"
         return self.container.run(*words).returncode == 0
 
     def wait_healthy(self, deadline_s: float) -> None:
-        """Run the image's own health check until it passes."""
+        """Run the health check until it passes."""
         end = time.monotonic() + deadline_s
         while not self.is_healthy():
             assert self.process is not None

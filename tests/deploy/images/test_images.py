@@ -71,17 +71,29 @@ def small_config(host: Path) -> Path:
 
 
 def services_of(stack: ExitStack, buildah: Buildah, host: Path, trees: Mapping[str, Any]) -> dict[str, Service]:
-    network = stack.enter_context(internal_network(list(trees), host))
+    """Each replica of each service, named SERVICE-NUMBER where there are several."""
+    replicas = {
+        name if tree.get("scale", 1) == 1 else f"{name}-{number}": tree
+        for name, tree in trees.items()
+        for number in range(1, tree.get("scale", 1) + 1)
+    }
+    aliases = {replica: name for name, tree in trees.items() for replica, other in replicas.items() if other is tree}
+    network = stack.enter_context(internal_network(list(replicas), host, aliases))
     return {
         name: stack.enter_context(service_of(buildah, name, tree, network, host / "project"))
-        for name, tree in trees.items()
+        for name, tree in replicas.items()
     }
 
 
+def one_loader(host: Path, **more: str) -> dict[str, Any]:
+    """The loader's service alone, once."""
+    loader = resolved("cpu", **variables(host, **more))["services"]["loader"]
+    return {"loader": {**loader, "scale": 1}}
+
+
 def test_the_loader_checks_the_shipped_config_in_its_container(buildah: Buildah, host: Path) -> None:
-    trees = resolved("cpu", **variables(host))["services"]
     with ExitStack() as stack:
-        (service,) = services_of(stack, buildah, host, {"loader-0": trees["loader-0"]}).values()
+        (service,) = services_of(stack, buildah, host, one_loader(host)).values()
         result = service.container.run(*service.command, "--check")
         assert result.returncode == 0, result.stdout + result.stderr
         assert service.written() == []
@@ -89,18 +101,16 @@ def test_the_loader_checks_the_shipped_config_in_its_container(buildah: Buildah,
 
 def test_the_check_in_the_container_finds_a_model_that_is_not_there(buildah: Buildah, host: Path) -> None:
     (host / "models" / CACHED).rename(host / "models" / "other")
-    trees = resolved("cpu", **variables(host))["services"]
     with ExitStack() as stack:
-        (service,) = services_of(stack, buildah, host, {"loader-0": trees["loader-0"]}).values()
+        (service,) = services_of(stack, buildah, host, one_loader(host)).values()
         result = service.container.run(*service.command, "--check")
         assert result.returncode == 1
         assert "hf download gen-robot/openvla-7b-rlvla-warmup" in result.stderr
 
 
 def test_a_file_that_a_command_leaves_outside_its_mounts_would_be_found(buildah: Buildah, host: Path) -> None:
-    trees = resolved("cpu", **variables(host))["services"]
     with ExitStack() as stack:
-        (service,) = services_of(stack, buildah, host, {"loader-0": trees["loader-0"]}).values()
+        (service,) = services_of(stack, buildah, host, one_loader(host)).values()
         assert service.container.run("touch", "/tmp/allowed", "/opt/stoker/job/left").returncode == 0
         assert service.written() == ["opt/stoker/job/left"]
 
@@ -110,14 +120,14 @@ def test_the_whole_graph_trains_and_what_it_writes_belongs_to_its_user(
     buildah: Buildah, host: Path, profile: str
 ) -> None:
     trees = resolved(profile, **variables(host, STOKER_CONFIG=str(small_config(host))))["services"]
-    (trainer_name,) = set(trees) - {"loader-0", "loader-1"}
+    (trainer_name,) = set(trees) - {"loader"}
+    assert trees[trainer_name]["depends_on"]["loader"]["condition"] == "service_healthy"
     with ExitStack() as stack:
         services = services_of(stack, buildah, host, trees)
-        loaders = [services["loader-0"], services["loader-1"]]
+        loaders = [services["loader-1"], services["loader-2"]]
         for loader in loaders:
             loader.start()
         for loader in loaders:
-            assert trees[trainer_name]["depends_on"][loader.name]["condition"] == "service_healthy"
             loader.wait_healthy(HEALTHY_DEADLINE_S)
         trainer = services[trainer_name]
         trainer.start()

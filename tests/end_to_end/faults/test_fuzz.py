@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key, read_public, read_secret
-from stoker_proto.wire.messages import Hello, Ping, Pong, Welcome
+from stoker_proto.wire.messages import Hello, Piece, Ping, Pong, Ticket, Welcome
 from tests.end_to_end.faults.conftest import Arena
 from tests.end_to_end.faults.crew import Crew, num_fds, rss_bytes
 from tests.end_to_end.faults.zmtp import GREETING, garbage
@@ -30,6 +30,8 @@ from tests.end_to_end.fleet import ROOT, pull, run_cli, wait_until
 MIB = 1 << 20
 MOST_OF_A_HANDSHAKE = 100
 """Bytes that the loader may say after its greeting: a READY is about 50, what comes after costs more."""
+MOST_PLANS = 8
+"""Plans that a loader of one entry maps at the same time; each is two files."""
 GOLDEN = {path.stem: path.read_bytes() for path in sorted((ROOT / "proto" / "golden").glob("*.bin"))}
 HELLO = encoding.encode(Hello(protocol=PROTOCOL_VERSION, client="c", rank=0, world_size=1, fingerprints={}))
 LEAVES = (
@@ -105,6 +107,14 @@ class Dealer:
             if isinstance(answer, Pong) and answer.nonce == self.nonce:
                 return answer.progress
 
+    def ask(self, ticket: Ticket) -> int:
+        """The number of the piece that answers a ticket."""
+        self.socket.send(encoding.encode(ticket))
+        assert self.socket.poll(60_000), "the loader does not answer any more"
+        answer = encoding.decode(self.socket.recv())
+        assert isinstance(answer, Piece), answer
+        return answer.ticket
+
     def close(self) -> None:
         self.socket.close(0)
         self.context.term()
@@ -119,14 +129,27 @@ def dealer(target: Target) -> Iterator[Dealer]:
 
 @contextlib.contextmanager
 def nothing_grows(target: Target, arena: Arena) -> Iterator[None]:
-    """Memory and descriptors afterwards are those of before; the run is served as before."""
+    """Memory and descriptors afterwards are those of before; the run is served as before.
+
+    A mutant may be an honest ticket of another epoch. Its plan stays mapped, as one of a bounded number.
+    """
     pid = target.crew.pid(0)
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
-    rss, fds = rss_bytes(pid), num_fds(pid)
+    rss, fds = rss_bytes(pid), num_fds(pid) - len(plan_files(pid))
     yield
-    wait_until(lambda: num_fds(pid) <= fds + 1, 120, "closing what was opened")
+    wait_until(lambda: num_fds(pid) - len(plan_files(pid)) <= fds + 1, 120, "closing what was opened")
+    assert len(plan_files(pid)) <= 2 * MOST_PLANS
     assert pull(arena.config, target.crew.addresses, *target.overrides).steps == arena.expected.steps
     assert rss_bytes(pid) - rss < 16 * MIB
+
+
+def plan_files(pid: int) -> list[Path]:
+    """Files of epoch plans that the process has mapped, also of those that were removed since."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(Path(link.readlink()))
+    return [path for path in found if path.name.startswith("plan-")]
 
 
 def mutate(chance: random.Random, frame: bytes) -> bytes:
@@ -154,6 +177,16 @@ def test_mutated_golden_frames(target: Target, arena: Arena, dealer: Dealer) -> 
         for start in range(0, len(frames), 100):
             progress = dealer.send_all(frames[start : start + 100])
         assert progress["rejected"] - before > 1000
+
+
+def test_honest_tickets_of_many_epochs(target: Target, arena: Arena, dealer: Dealer) -> None:
+    """Each needs a plan of its own: the loader maps some of them only, and keeps the files of some only."""
+    pid = target.crew.pid(0)
+    with nothing_grows(target, arena):
+        for epoch in range(100, 140):
+            assert dealer.ask(Ticket(ticket=epoch, split="train", epoch=epoch, lane=0, start=0, count=1)) == epoch
+        assert len(plan_files(pid)) == 2 * MOST_PLANS
+    assert len(list(plan_files(pid)[0].parent.glob("plan-train-*-ends.npy"))) <= MOST_PLANS
 
 
 def test_golden_frames_that_are_for_ranks(target: Target, dealer: Dealer) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from loader_service.pieces.excluded import Excluded
 from loader_service.pieces.service import PieceService
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
@@ -22,7 +24,8 @@ from stoker_proto.config.reader import load_config
 from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding
-from stoker_proto.wire.messages import Failure, Message, Piece, Ticket
+from stoker_proto.wire.messages import Failure, Message, Piece, Shards, Ticket
+from stoker_proto.wire.rows import pack_rows
 from tests.end_to_end.fleet import write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
 
@@ -52,7 +55,9 @@ def bench(tmp_path: Path, config: Config, prepared: Prepared) -> Iterator[PieceS
 def write_job(run_dir: Path, config: Config, prepared: Prepared) -> None:
     """What `loader-serve` writes for its workers."""
     processor = Processor.build(config, prepared.codec)
-    Served(config, prepared.entries, {}, processor.to_json(), {}, "loader").write_job(run_dir, processor, 1, 1)
+    Served(config, prepared.entries, {}, processor.to_json(), {}, "loader").write_job(
+        run_dir, processor, Excluded.read(config.data), 1, 1
+    )
 
 
 def answer(bench: PieceService, ticket: Ticket) -> Message:
@@ -73,6 +78,39 @@ def test_a_ticket_whose_plan_was_forgotten_is_asked_again(
     manifest = prepared.entries["train"][0]
     make_plan(manifest, config.data, PlanKey("train", 0, 0)).save(tmp_path)
     assert isinstance(answer(bench, TICKET), Piece)
+
+
+def test_a_part_tells_where_rows_are_and_sends_those_that_it_holds(
+    tmp_path: Path, config: Config, prepared: Prepared
+) -> None:
+    """Six records of one shard, two of them in lane 0; the manifest says here that one of these lies in another shard."""
+    whole = prepared.entries["train"][0]
+    plan = make_plan(whole, config.data, PlanKey("train", 0, 0))
+    plan.save(tmp_path)
+    write_job(tmp_path, config, prepared)
+    bench = PieceService(tmp_path)
+    try:
+        shard_index = np.zeros(6, np.uint32)
+        shard_index[plan.rows(0, 0, 1).samples[0].record] = 1
+        bench._manifests["train", 0] = replace(
+            whole, shards=(*whole.shards, "b.jsonl"), shard_index=shard_index, held=frozenset({0}), stamps=()
+        )
+        asked = replace(TICKET, count=plan.lane_length(0))
+        shards = [int(shard_index[record]) for record, _ in plan.rows(0, 0, asked.count).samples]
+        told = answer(bench, asked)
+        assert isinstance(told, Shards)
+        assert (told.ticket, told.loader, told.shards) == (5, "loader", shards)
+        here, there = (np.flatnonzero(np.array(shards) == shard) for shard in (0, 1))
+        assert set(shards) == {0, 1}
+        piece = answer(bench, replace(asked, ticket=6, rows=pack_rows(here, asked.count)))
+        assert isinstance(piece, Piece)
+        assert [shard_index[record] for record in piece.keys[:, 1]] == [0] * len(here)
+        failure = answer(bench, replace(asked, ticket=7, rows=pack_rows(there, asked.count)))
+        assert isinstance(failure, Failure)
+        assert (failure.ticket, failure.reason) == (7, "unavailable")
+        assert "the shard b.jsonl" in failure.message
+    finally:
+        bench.close()
 
 
 def test_workers_expect_the_remote_shards_that_the_front_knows(

@@ -24,7 +24,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     """Of a loader that is bound, and so busy that it looks at nothing."""
     with zmq.Context() as context:
         served = Served(make_config(["tcp://nobody:1"]), {}, {}, "{}", {}, "busy")
-        server = LoaderServer(served, tmp_path, InlinePool(tmp_path), context)
+        server = LoaderServer(served, tmp_path, InlinePool(tmp_path, 1), context)
         with contextlib.closing(server):
             yield server.bind("tcp://127.0.0.1:*")
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
+from pathlib import Path
 
 import pytest
+import zmq
 
-from loader_service.server.listening import is_loopback, listen, parse_bind
+from loader_service.server import listening
+from loader_service.server.listening import can_drop_resets, is_loopback, listen, parse_bind
+from loader_service.server.pool import InlinePool
+from loader_service.server.served import Served
+from loader_service.server.server import LoaderServer
 from stoker_proto.errors import ConfigError, StokerError
+from tests.end_to_end.faults.zmtp import RawPeer
+from tests.trainer.feed.fake_loader import make_config
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,7 @@ def test_what_was_asked_for_is_bound() -> None:
             listen(f"tcp://127.0.0.1:{port}")
 
 
+@pytest.mark.skipif(not can_drop_resets(), reason="the kernel lets only CAP_NET_ADMIN drop resets")
 def test_a_reset_does_not_arrive_and_an_orderly_end_does() -> None:
     with listen("tcp://127.0.0.1:*") as listener, contextlib.ExitStack() as stack:
         ends = []
@@ -88,3 +98,23 @@ def test_a_reset_does_not_arrive_and_an_orderly_end_does() -> None:
         second.settimeout(0.5)
         with pytest.raises(TimeoutError):  # without the filter: ConnectionResetError
             second.recv(6)
+
+
+def test_a_kernel_that_refuses_the_filter_does_not_keep_the_loader_from_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux 6.18 does to a process without CAP_NET_ADMIN, a container of Compose for example."""
+
+    def refuse(_: socket.socket) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(listening, "_drop_resets", refuse)
+    assert not can_drop_resets()
+    with zmq.Context() as context:
+        served = Served(make_config(["tcp://nobody:1"]), {}, {}, "{}", {}, "unprivileged")
+        server = LoaderServer(served, tmp_path, InlinePool(tmp_path, 1), context)
+        with contextlib.closing(server):
+            address = server.bind("tcp://127.0.0.1:*")
+            assert address.startswith("tcp://127.0.0.1:")
+            with RawPeer(address) as peer:
+                peer.shake_hands()  # ZeroMQ answers through the relay

@@ -50,7 +50,7 @@ class ScriptedPool(WorkerPool):
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[ScriptedPool]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    made = ScriptedPool(context, tmp_path, 1)
+    made = ScriptedPool(context, tmp_path, 1, 1)
     yield made
     made.stop()
     context.destroy(linger=0)
@@ -112,7 +112,7 @@ def test_a_folder_that_holds_no_socket_is_named(tmp_path: Path) -> None:
             ConfigError, match=r"no socket for the workers can be made in .*longlong.*: set TMPDIR to another"
         ),
     ):
-        WorkerPool(context, folder, 2)
+        WorkerPool(context, folder, 2, 1)
 
 
 def _with_path(program: str) -> str:

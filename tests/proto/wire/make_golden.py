@@ -21,6 +21,7 @@ from stoker_proto.wire.messages import (
     Ping,
     Pong,
     Refuse,
+    Shards,
     Ticket,
     Welcome,
 )
@@ -28,17 +29,18 @@ from stoker_proto.wire.messages import (
 GOLDEN = Path(__file__).parents[3] / "proto" / "golden"
 
 MESSAGES: dict[str, Message] = {
-    "hello": Hello(protocol=4, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
+    "hello": Hello(protocol=5, client="3f2a", rank=1, world_size=2, fingerprints={"order": "aa", "codec": "bb"}),
     "welcome": Welcome(
-        protocol=4,
+        protocol=5,
         loader="9c41",
         fingerprints={"codec": "bb", "manifest/train/0": "cc"},
         held={"train": [0], "val": []},
+        missing={"train": [[0, 2, 5, 20, "b-2.jsonl", "b-4.jsonl"], [0, 9, 10, 20, "c.jsonl", "c.jsonl"]], "val": []},
         num_entries={"train": 2, "val": 0},
         num_samples={"train": 360_000_000, "val": 0},
         processor='{"version":1}',
     ),
-    "refuse": Refuse(protocol=4, differences=[["codec", "bb", "dd"]]),
+    "refuse": Refuse(protocol=5, differences=[["codec", "bb", "dd"]]),
     "epoch": Epoch(split="train", epoch=3, entries=[0, 1]),
     "lanes": Lanes(
         split="train",
@@ -48,6 +50,8 @@ MESSAGES: dict[str, Message] = {
         tokens={0: 4800, 1: 0},
     ),
     "ticket": Ticket(ticket=7, split="train", epoch=0, lane=3, start=16, count=8),
+    "ticket_chosen": Ticket(ticket=9, split="train", epoch=0, lane=3, start=16, count=12, rows=b"\x09\x02"),
+    "shards": Shards(ticket=7, loader="9c41", shards=[2, 0, 300, 2]),
     "piece": Piece(
         ticket=7,
         loader="9c41",

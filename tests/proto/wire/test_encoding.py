@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.wire import encoding
-from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Ticket, piece_payload
+from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Shards, Ticket, piece_payload
 from stoker_proto.wire.shown import plain, shown
 from tests.proto.wire.make_golden import MESSAGES
 
@@ -63,7 +63,17 @@ def test_pieces_round_trip(piece: Piece) -> None:
 @settings(deadline=None)
 @given(
     message=st.one_of(
-        st.builds(Ticket, ticket=INT64, split=TEXT, epoch=INT64, lane=INT64, start=INT64, count=INT64),
+        st.builds(
+            Ticket,
+            ticket=INT64,
+            split=TEXT,
+            epoch=INT64,
+            lane=INT64,
+            start=INT64,
+            count=INT64,
+            rows=st.binary(max_size=256),
+        ),
+        st.builds(Shards, ticket=INT64, loader=TEXT, shards=st.lists(INT64)),
         st.builds(Failure, ticket=INT64, reason=TEXT, message=TEXT),
         st.builds(Pong, nonce=INT64, progress=st.dictionaries(TEXT, st.floats(allow_nan=False))),
         st.builds(Lanes, split=TEXT, epoch=INT64, lengths=LANES, starts=LANES, tokens=st.dictionaries(INT64, INT64)),
@@ -111,7 +121,7 @@ def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits:
     assert type(message) in encoding.KINDS.values()
 
 
-TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8}
+TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8, "rows": b""}
 
 
 @pytest.mark.parametrize(
@@ -124,12 +134,12 @@ TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "co
         (b"T" + msgpack.packb({**TICKET, "lane": None}), "Ticket.lane is None: int is expected"),
         (b"T" + msgpack.packb({**TICKET, "lane": True}), "Ticket.lane is True"),
         (b"T" + msgpack.packb({**TICKET, "lane": 1 << 63}), "Ticket.lane"),
-        (b"T" + msgpack.packb({**TICKET, "more": 1}), "a Ticket frame has 7 fields: 6 are expected"),
+        (b"T" + msgpack.packb({**TICKET, "more": 1}), "a Ticket frame has 8 fields: 7 are expected"),
         (
             b"L" + msgpack.packb({"more\n": 1}),
             "unknown fields: 'epoch', 'lengths', 'more\\n', 'split', 'starts', 'tokens'",
         ),
-        (b"T" + msgpack.packb({"ticket": 7}), "a Ticket frame has 1 fields: 6 are expected"),
+        (b"T" + msgpack.packb({"ticket": 7}), "a Ticket frame has 1 fields: 7 are expected"),
         (b"I" + msgpack.packb({"nunce": 7}), "a Ping frame has an unknown or repeated field 'nunce'"),
         (b"T" + msgpack.packb(TICKET) + b"\x00", "goes on for 1 bytes after its map"),
         (b"W\x80\x00", "not msgpack: ExtraData"),
@@ -231,7 +241,7 @@ HELLO = {"protocol": 3, "client": "c", "rank": 0, "world_size": 1, "fingerprints
         (b"E\x83\xa7entries\x91\xdd\x00\x00\xff\xff", "exceeds max_array_len(0)"),
         (b"E\x83\xa5split\xdd\x00\x00\xff\xff", "exceeds max_array_len(0)"),
         (b"H\x85\xacfingerprints\x91", "not msgpack: ValueError"),
-        (b"T" + bytes(300), "a Ticket frame of 301 bytes: at most 256"),
+        (b"T" + bytes(600), "a Ticket frame of 601 bytes: at most 512"),
         (b"W" + bytes(1000), "Welcome is for ranks, not for loaders"),
     ],
 )

@@ -32,6 +32,7 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
+from stoker_proto.wire.rows import unpack_rows
 
 LANES, CELL = 4, 3
 LENGTHS = {0: [9, 14, 0, 7], 1: [5, 11, 8, 6]}  # entry -> samples of its lanes: 60 in all
@@ -55,7 +56,9 @@ class StandInDecoder:
 
 def make_piece(ticket: Ticket, loader: str) -> Piece:
     """The piece of a ticket: everything in it follows from (split, epoch, lane, position)."""
-    positions = range(ticket.start, ticket.start + ticket.count)
+    positions = list(range(ticket.start, ticket.start + ticket.count))
+    if ticket.rows:
+        positions = [positions[row] for row in unpack_rows(ticket.rows, ticket.count).tolist()]
     seeds = [key64("sample", ticket.split, ticket.epoch, ticket.lane, position) for position in positions]
     lengths = np.array([3 + seed % 9 for seed in seeds], np.int32)
     input_ids = np.concatenate([np.arange(length) + seed % 50 for seed, length in zip(seeds, lengths, strict=True)])
@@ -209,6 +212,7 @@ class FakeLoader:
             loader=self.name,
             fingerprints={**self.fingerprints, **manifests},
             held={"train": self.held, "val": [0]},
+            missing={},
             num_entries={"train": 2, "val": 1},
             num_samples={"train": sum(sum(LENGTHS[entry]) for entry in self.held), "val": sum(LENGTHS[0])},
             processor="{}",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stoker_proto.actions import ActionCodec, ActionStatistics, ActionVocabulary, StatisticsAccumulator, fit_codec
+from stoker_proto.actions.bins import UniformBins
+from stoker_proto.actions.codebook import Codebook
+from stoker_proto.actions.lattice import ResidualLattice
+from stoker_proto.actions.space import ActionSpace
+from stoker_proto.actions.vq import VectorQuantizer
 from stoker_proto.config import LossConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
-from tests.trainer.support.memory import make_config, make_processor
 from trainer.losses.auxiliary import auxiliary_of_rows
 from trainer.losses.interface import IGNORED
 from trainer.losses.ordinal import Ordinal
@@ -22,21 +27,19 @@ from trainer.training.inputs import Inputs
 from trainer.training.objective import Objective
 
 
-class Vocabulary:
-    first_id, end_id, num_codes = 4, 8, 4
+def robot(codec: ActionCodec) -> Any:
+    """The part of a processor that losses use: ids 4 to 7 are actions, the last id is code 0, as in OpenVLA."""
+    return SimpleNamespace(codec=codec, vocabulary=ActionVocabulary.reuse_last(vocab_size=8, num_codes=4))
 
 
-class Codec:
-    name = "bins"
+def statistics_of(actions: np.ndarray[Any, Any]) -> ActionStatistics:
+    accumulator = StatisticsAccumulator(actions.shape[1])
+    accumulator.add(actions, np.arange(len(actions), dtype=np.uint64))
+    return accumulator.finish()[0]
 
 
-class Robot:
-    """The part of a processor that losses use: ids 4 to 7 are actions."""
-
-    codec, vocabulary = Codec(), Vocabulary()
-
-
-ROBOT: Any = Robot()
+STATISTICS = statistics_of(np.linspace(-1, 1, 101)[:, None])
+ROBOT = robot(UniformBins(STATISTICS, chunk=1, num_bins=4))
 
 
 class Counting:
@@ -61,13 +64,39 @@ def test_ordinal_by_hand() -> None:
     assert narrow.tolist() == [[pytest.approx(-math.log(0.2)), pytest.approx(-math.log(0.05)), 0.0]]
 
 
-def test_ordinal_needs_codes_in_order(tiny_llava: Path, tmp_path: Path) -> None:
-    processor = make_processor(make_config(tiny_llava, tmp_path))
-    assert processor.codec is not None
-    if processor.codec.name == "bins":
-        make_loss(LossConfig(type="ordinal"), processor)
-    with pytest.raises(ConfigError, match=r"trainer\.loss\.type is ordinal with data\.action\.codec: vq.*bins"):
-        Ordinal(LossConfig(), type("Other", (), {"codec": type("C", (), {"name": "vq"}), "vocabulary": 1})())  # type: ignore[arg-type]
+def two_groups() -> VectorQuantizer:
+    """Codewords at 0, 1 and 3 with an open gripper, at 1 with a closed one; one residual level of 4 codes."""
+    codebook = Codebook(np.array([[0], [1], [3], [1]], np.float32), np.array([0, 0, 0, 1]), 2)
+    space = ActionSpace(
+        centre=np.zeros(2, np.float32),
+        scale=np.ones(2, np.float32),
+        lower=np.full(2, -4, np.float32),
+        upper=np.full(2, 4, np.float32),
+        values=(np.zeros(0, np.float32), np.array([-1, 1], np.float32)),
+    )
+    ends = np.array([0.0, 1.0])
+    lattice = ResidualLattice(knots=(ends,), heights=(ends,), radices=np.array([[4]]))
+    statistics = statistics_of(np.random.default_rng(0).uniform(-1, 1, (64, 2)))
+    return VectorQuantizer(statistics, chunk=1, space=space, codebook=codebook, lattice=lattice)
+
+
+def test_ordinal_of_vq_by_hand() -> None:
+    """The neighbours of a codeword are those of its own gripper; tokens of the residual level are not softened."""
+    loss = Ordinal(LossConfig(sigma_bins=1.0), robot(two_groups()))
+    # Ids 7, 6, 5, 4 are the codes 0, 1, 2, 3. The median distance to the nearest codeword of the group is 1: a bin.
+    logits = torch.log(torch.tensor([0.05, 0.05, 0.05, 0.05, 0.4, 0.1, 0.2, 0.1]))[None, None].expand(1, 7, 8)
+    found = loss(logits, torch.tensor([[IGNORED, 6, 6, 4, 5, 2, IGNORED]]))
+    near, far = math.exp(-0.5), math.exp(-0.5 * 4)  # code 1 is 1 away from code 0 and 2 away from code 2
+    soft = -(near * math.log(0.1) + math.log(0.2) + far * math.log(0.1)) / (near + 1 + far)
+    expected = [0.0, soft, -math.log(0.2), -math.log(0.4), -math.log(0.1), -math.log(0.05), 0.0]
+    assert found[0].tolist() == [pytest.approx(value) for value in expected]
+
+
+def test_ordinal_needs_codes_that_have_neighbours() -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (256, 8, 2))
+    codec = fit_codec("fast", actions.astype(np.float32), statistics_of(actions.reshape(-1, 2)), chunk=8)
+    with pytest.raises(ConfigError, match=r"trainer\.loss\.type is ordinal with data\.action\.codec: fast.*bins or vq"):
+        Ordinal(LossConfig(), robot(codec))
 
 
 def test_auxiliary_by_hand() -> None:
@@ -84,6 +113,7 @@ def inputs_of(targets: list[list[int]], auxiliary: Any) -> Inputs:
     found = torch.tensor(targets)
     return Inputs(
         arguments={}, positions=torch.arange(found.shape[1]), targets=found, num_rows=len(targets),
+        labels=(found != -100).flatten().nonzero()[:, 0], num_labels=int((found != -100).sum()),
         auxiliary=torch.tensor(np.asarray(auxiliary, np.float32)),
     )  # fmt: skip
 

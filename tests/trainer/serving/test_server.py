@@ -22,11 +22,15 @@ import pytest
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
+from tests.trainer.models.test_robot import MEASURED, SIZES, processor_of
 from tests.trainer.serving.test_session import FRAME, METADATA, Recorder, openpi
 from tests.trainer.sim.test_evaluate_cli import save_export
 from tests.trainer.support.memory import make_config, make_processor
+from trainer.models.families import family_of, read_model_config
+from trainer.models.tiny import build_tiny
+from trainer.policy import Policy
 from trainer.policy_io import PolicyInput, Prediction
-from trainer.serving.command import main
+from trainer.serving.command import describe, main
 from trainer.serving.observations import ObservationReader
 from trainer.serving.server import Limits, PolicyServer
 from trainer.serving.session import Session
@@ -62,9 +66,11 @@ class Broken(Recorder):
 
 
 @contextmanager
-def serving(policy: Recorder, **limits: Any) -> Iterator[int]:
+def serving(
+    policy: Recorder | Policy, read: ObservationReader | None = None, metadata: Any = METADATA, **limits: Any
+) -> Iterator[int]:
     """The port of a server in a thread."""
-    server = PolicyServer(lambda: Session(policy, ObservationReader(), METADATA, None), Limits(**limits))
+    server = PolicyServer(lambda: Session(policy, read or ObservationReader(), metadata, None), Limits(**limits))
     ports: list[int] = []
     ready, loop, stopped = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
@@ -115,6 +121,51 @@ def test_openpis_own_client() -> None:
         finally:
             client._ws.close()
     np.testing.assert_array_equal(policy.inputs[0].images[0], FRAME)
+
+
+@needs_openpi
+@theirs
+def test_openpis_client_sends_state_and_measurements(tmp_path: Path) -> None:
+    """To a model with pictures around the hand: the same actions as from `Policy.act`, and the same pictures."""
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+    folder = tmp_path / "robot"
+    build_tiny("robot", folder, image_size=16, robot=SIZES)
+    family = family_of(read_model_config(str(folder)))
+    policy = Policy(family.auto_class.from_pretrained(folder), processor_of(folder, tmp_path), family)
+    seen: list[np.ndarray[Any, Any]] = []
+    policy.model.register_forward_pre_hook(
+        lambda _, __, told: seen.append(told["pixel_values"].numpy()) if "pixel_values" in told else None,
+        with_kwargs=True,
+    )
+    frame = np.random.default_rng(0).integers(0, 256, (24, 24, 3)).astype(np.uint8)
+    state = np.array([0.5, -0.5, 0.1], np.float32)
+    expected = policy.act(frame, "push", measurements={"state": state, **MEASURED})
+    np.testing.assert_array_equal(expected, policy.act(frame, "push", state, MEASURED))
+    moved = MEASURED | {"tcp_pose": np.array([-0.3, 0.0, 0.0, 1, 0, 0, 0], np.float32)}
+    policy.act(frame, "push", state, moved)
+    told = {f"observation/{name}": value for name, value in {"state": state, **MEASURED}.items()}
+    told["observation/intrinsic_cv"] = told["observation/intrinsic_cv"].reshape(-1)  # flat numbers are arranged
+    with serving(policy, ObservationReader.of(policy.processor), describe(policy, folder, 1, ())) as port:
+        client = WebsocketClientPolicy("127.0.0.1", port)
+        try:
+            assert client.get_server_metadata()["measurements"] == {
+                "tcp_pose": [7],
+                "intrinsic_cv": [3, 3],
+                "extrinsic_cv": [3, 4],
+            }
+            answer = client.infer({"observation/image": frame, "prompt": "push", **told})
+            np.testing.assert_array_equal(answer["actions"], expected)
+            del told["observation/tcp_pose"]
+            with pytest.raises(RuntimeError, match=r"no tcp_pose float32\[7\].*observation/tcp_pose"):
+                client.infer({"observation/image": frame, "prompt": "push", **told})
+        finally:
+            client._ws.close()
+    first, again, elsewhere, served = seen
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, served)
+    assert (first[0] == elsewhere[0]).all()
+    assert (first[1] != elsewhere[1]).any(), "the second picture is cut around the hand"
 
 
 @needs_openpi

@@ -182,7 +182,11 @@ def test_pictures_and_states_by_name() -> None:
         ({"images": ("base",)}, {"base": FRAME.astype(float), "prompt": "p"}, "base is float64[2, 4, 3]: a picture is uint8"),
         ({"images": ("base",)}, {"base": FRAME[:, :, :2], "prompt": "p"}, "a picture has three colours"),
         ({"needs_state": True}, {"prompt": "p"}, "no state, with which the model was trained: send it as observation/state"),
-        ({"needs_state": True}, {"prompt": "p", "state": "x"}, "state is no state: numbers are expected"),
+        ({"needs_state": True}, {"prompt": "p", "state": "x"}, "state is not numeric: numbers are expected"),
+        ({"measurements": ("tcp_pose",)}, {"prompt": "p", "hand": 1}, "no tcp_pose float32[7]: the model was trained with "
+         "pictures around the hand; send it as tcp_pose or observation/tcp_pose"),
+        ({"measurements": ("extrinsic_cv",)}, {"prompt": "p", "states": {"extrinsic_cv": np.zeros(16)}},
+         "states/extrinsic_cv has shape [16]: float32[3, 4] is expected"),
     ],
 )  # fmt: skip
 def test_observations_that_cannot_be_read(reader: Any, observation: dict[str, Any], message: str) -> None:

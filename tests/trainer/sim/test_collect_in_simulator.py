@@ -64,7 +64,7 @@ def test_expert_succeeds_and_is_recorded_as_promised(environment: Environment, s
 
 def test_the_cameras_matrices_say_where_things_are(environment: Environment) -> None:
     """A fixed view of one pixel where the cube's centre is projected shows the cube's colour."""
-    strongest = {"PushCube-v1": 2, "PullCube-v1": 2, "PickCube-v1": 0, "StackCube-v1": 0}[environment.task]
+    strongest = {"PushCube-v1": 2, "PullCube-v1": 2, "PickCube-v1": 0, "StackCube-v1": 0}.get(environment.task, 1)
     for seed in (3, 4):
         seen = environment.reset(seed)
         cube = np.array([*environment.state().cube, 1, 0, 0, 0], np.float32)
@@ -103,7 +103,9 @@ def test_same_seed_is_bitwise_the_same_whatever_ran_before(environment: Environm
 
 def test_shipped_actions_succeed_when_replayed(environment: Environment) -> None:
     rows = [json.loads(line) for line in (SHIPPED / "val.jsonl").read_text().splitlines()]
-    row = next(row for row in rows if row["task"] == environment.task)
+    row = next((row for row in rows if row["task"] == environment.task), None)
+    if row is None:
+        pytest.skip(f"the repository carries no demonstrations of {environment.task}")
     shipped_qpos = read_npz(SHIPPED / row["obs_path"])["qpos"]
     observation = environment.reset(row["seed"])
     assert environment.instruction() == row["instruction"]
@@ -114,6 +116,38 @@ def test_shipped_actions_succeed_when_replayed(environment: Environment) -> None
         np.testing.assert_allclose(observation.qpos, qpos, atol=2e-3)
         observation, success = environment.step(action)
     assert success
+
+
+def test_two_tasks_have_one_scene_and_each_expert_does_what_its_instruction_says() -> None:
+    made = {task: Environment(task, image_size=32) for task in ("StackCube-v1", "StackGreenOnRed-v1")}
+    first, second = made.values()
+    for seed in (5, 6):
+        np.testing.assert_array_equal(first.reset(seed).rgb, second.reset(seed).rgb)
+        np.testing.assert_array_equal(first.state().cube, second.state().goal)
+        np.testing.assert_array_equal(first.state().goal, second.state().cube)
+        np.testing.assert_array_equal(first.state().objects()[:6], second.state().objects()[:6])
+        assert first.outcome() == second.outcome() == ""
+    for task, outcome in (("StackCube-v1", "red on green"), ("StackGreenOnRed-v1", "green on red")):
+        played = play(made[task], Job(task=task, seed=6, image_size=32))
+        assert not isinstance(played, str), played
+        assert made[task].outcome() == outcome
+        assert played.instruction == f"stack the {outcome.replace('on ', 'cube on the ')} cube"
+        made[task].close()
+
+
+def test_the_camera_on_the_hand_sees_the_cube_that_the_hand_is_above() -> None:
+    environment = Environment("PickCube-v1", image_size=32, wrist_camera=True)
+    played = play(environment, Job(task="PickCube-v1", seed=3, image_size=32, wrist_camera=True))
+    environment.close()
+    assert not isinstance(played, str), f"the expert moves this robot too: {played}"
+    seen = played.observations["wrist_rgb"].astype(int)
+    assert seen.shape == (len(played.actions), 32, 32, 3)
+    assert played.extra == {"robot": "panda_wristcam"}
+    is_red = (seen[..., 0] > 120) & (seen[..., 1:].max(axis=-1) < 50)  # the table is brown
+    share = is_red.mean(axis=(1, 2))
+    assert share[-1] > 0.03, "the red cube is between the fingers at the end"
+    assert share[-1] > 2 * share[0], "and was far away at first"
+    assert (played.observations["rgb"][-1].astype(int) != seen[-1]).any()
 
 
 def test_one_and_two_processes_give_the_same_bytes(collector: Collector, tmp_path: Path) -> None:

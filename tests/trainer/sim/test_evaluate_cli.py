@@ -184,6 +184,14 @@ def test_an_unknown_task_is_refused(export: Path, tmp_path: Path, capsys: Capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_task_with_one_valid_instruction_cannot_be_swapped(export: Path, tmp_path: Path, capsys: Capsys) -> None:
+    line = refused(
+        ["--model", str(export), "--task", "StackCube-v1", "--task", "PushCube-v1", "--swap"], tmp_path, capsys
+    )
+    assert "the scene of PushCube-v1 has one valid instruction" in line
+    assert line.endswith("tasks that have another: StackCube-v1, StackGreenOnRed-v1")
+
+
 def test_an_export_without_actions_is_refused(tiny_llava: Path, tmp_path: Path, capsys: Capsys) -> None:
     processor = Processor.build(make_config(tiny_llava, tmp_path), None)
     folder = save_export(tmp_path / "export", tiny_llava, processor)

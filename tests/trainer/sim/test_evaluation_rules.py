@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.sim.evaluation.pictures import Pictures, write_sheet
 from trainer.sim.evaluation.results import Results, fingerprint_of_export
 from trainer.sim.evaluation.rollout import Lost
 from trainer.sim.evaluation.summary import by_task, compare, comparison_table, table
+from trainer.sim.evaluation.swapping import swap_table, swapped, with_swapped
 from trainer.sim.tasks.interface import Step, View
 
 JOB = Job(task="task", seed=3)
@@ -182,6 +184,40 @@ def test_only_seeds_that_both_have_finished_are_compared() -> None:
     assert (end["success"], end["only_first"]) == ("success_at_end", 2)
     assert "+66.7 [" in comparison_table(rows)
     assert compare(first, []) == []
+
+
+def test_outcomes_are_counted_by_the_instruction_that_was_told_in_the_same_scenes() -> None:
+    tasks = with_swapped(["StackGreenOnRed-v1"])
+    assert tasks == ["StackGreenOnRed-v1", "StackCube-v1"]
+    told = {"StackCube-v1": "red on green", "StackGreenOnRed-v1": "green on red"}
+    done = {  # seed -> what was done when told red on green, and when told green on red
+        0: ("red on green", "green on red"),
+        1: ("red on green", "red on green"),
+        2: ("", "green on red"),
+        3: ("", ""),
+    }
+    results = [
+        replace(result(seed, once=outcome == told[task], task=task, instruction=told[task]), outcome=outcome)
+        for seed, outcomes in done.items()
+        for task, outcome in zip(told, outcomes, strict=True)
+    ]
+    results.append(result(9, once=True, task="StackCube-v1", instruction="red on green"))  # the other is not finished
+    [row] = swapped(results, ["PushCube-v1", *tasks])
+    assert row["tasks"] == tasks
+    assert row["scenes"] == 4
+    assert row["outcomes"] == {
+        "green on red": {"green on red": 2, "red on green": 1, "nothing": 1},
+        "red on green": {"red on green": 2, "nothing": 2},
+    }
+    assert row["followed"]["value"] == 0.25
+    assert row["ignored"]["value"] == 0.25
+    lines = swap_table([row]).splitlines()
+    assert lines[0].split("  ")[-3:] == ["green on red", "red on green", "nothing"]
+    assert [line.split()[-3:] for line in lines[1:3]] == [["2", "1", "1"], ["0", "2", "2"]]
+    assert lines[3].startswith(
+        "of 4 scenes: both instructions followed 25.0% [4.6, 69.9], the same done under both 25.0%"
+    )
+    assert swapped(results[-1:], tasks) == []
 
 
 MODELS = {"model": {"path": "a", "fingerprint": "f1", "protocol": {"execute": 1}}}

@@ -75,8 +75,8 @@ class PlainEngine(torch.nn.Module):
 
 def text_model(kind: str, processor: Processor, **options: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    ids = {"bos_token_id": 0, "eos_token_id": processor.end_id}
-    config = transformers.AutoConfig.for_model(kind, vocab_size=processor.vocab_size_needed, **{**ids, **options})
+    ids = {"bos_token_id": 0, "eos_token_id": processor.end_id, "vocab_size": processor.vocab_size_needed}
+    config = transformers.AutoConfig.for_model(kind, **{**ids, **options})
     return transformers.AutoModelForCausalLM.from_config(config).float().eval()
 
 

@@ -12,7 +12,7 @@ replayed from a list. Time is an argument: seconds of a monotonic clock.
 from __future__ import annotations
 
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
-from stoker_proto.wire.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Welcome
+from stoker_proto.wire.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Shards, Welcome
 from trainer.feed.client import explain
 from trainer.feed.client.commands import Command, Deliver, Fail, Send, Warn
 from trainer.feed.client.fleet import Fleet, State
@@ -96,9 +96,9 @@ class Core:
         elif isinstance(message, Refuse) and state in (State.CONNECTED, State.READY):
             self._differs(loader, fleet.refused_by_loader(loader, message), now)
         elif state is not State.READY:
-            self.tickets.counters.duplicates += isinstance(message, Piece | Failure)
-        elif isinstance(message, Piece):
-            self._piece(loader, message, now)
+            self.tickets.counters.duplicates += isinstance(message, Piece | Shards | Failure)
+        elif isinstance(message, Piece | Shards):
+            self._answer(loader, message, now)
         elif isinstance(message, Failure):
             self.tickets.failure(loader, message, now)
         elif isinstance(message, Lanes):
@@ -120,13 +120,19 @@ class Core:
             self._differs(loader, differences, now)
             return
         self.tickets.loader_back(loader, now, died=died)
-        self._covered = self._covered or not self.fleet.uncovered()
+        if not self._covered and self.fleet.is_covered():
+            opening = self._opening
+            if opening in self.fleet.orders:  # of all entries are the lanes known, and now there is the last shard
+                self._covered = True
+                self._out.append(self.fleet.epochs.opened(opening))
+            self._covered = self._covered or not self.fleet.uncovered()
 
-    def _piece(self, loader: int, piece: Piece, now: float) -> None:
-        if piece.loader != self.fleet.loaders[loader].name:  # from an incarnation that is gone
+    def _answer(self, loader: int, answer: Piece | Shards, now: float) -> None:
+        if answer.loader != self.fleet.loaders[loader].name:  # from an incarnation that is gone
             self.tickets.counters.duplicates += 1
             return
-        wrong = self.tickets.piece(loader, piece, now)
+        take = self.tickets.piece if isinstance(answer, Piece) else self.tickets.shards
+        wrong = take(loader, answer, now)  # type: ignore[arg-type]
         if wrong:
             self.broken(loader, wrong, now)
 
@@ -139,8 +145,9 @@ class Core:
         if differences:
             self._differs(loader, differences, now)
         for epoch in complete:
-            self._covered = True  # perhaps held one after the other, never all at the same time
-            self._out.append(self.fleet.epochs.opened(epoch))
+            self._covered = self._covered or self.fleet.is_covered()  # perhaps never all at the same time
+            if self._covered:
+                self._out.append(self.fleet.epochs.opened(epoch))
 
     def _differs(self, loader: int, text: str, now: float) -> None:
         if self._begun and self._covered:  # before that, the loaders may be right and this rank wrong
@@ -168,7 +175,7 @@ class Core:
         """The consumer wants the lane lengths of an epoch: `Opened` follows, at once if they are known."""
         self._opening = epoch
         self.fleet.open(epoch, now)
-        if epoch in self.fleet.orders:
+        if self._covered and epoch in self.fleet.orders:
             self._out.append(self.fleet.epochs.opened(epoch))
 
     def begin(self) -> None:
@@ -222,13 +229,20 @@ class Core:
     def _advance(self, now: float) -> None:
         self.fleet.tick(now)
         self._move_from_slow_loaders(now)
+
+        def choices(lane: int, epoch: int, shards: frozenset[int]) -> list[int]:
+            return self.fleet.choices(lane, epoch, now, shards)
+
+        def spares(lane: int, epoch: int, shards: frozenset[int]) -> list[int]:
+            return self.fleet.spares(lane, epoch, now, shards)
+
         delivered = True
         while delivered and not self.failed:  # a micro-batch of padding rows only is complete at once
             self._issue(now)
-            for loader, ticket in self.tickets.assign(lambda lane, epoch: self.fleet.choices(lane, epoch, now), now):
+            for loader, ticket in self.tickets.assign(choices, now):
                 self._out.append(Send(loader, ticket))
             delivered = self._deliver(now)
-        hedges = self.tickets.hedge(self._num_near(), lambda lane, epoch: self.fleet.spares(lane, epoch, now), now)
+        hedges = self.tickets.hedge(self._num_near(), spares, now)
         self._out.extend(Send(loader, ticket, is_hedge=True) for loader, ticket in hedges)
         self.pace.load.starving(bool(self.tickets.batches) and self._num_ready() == 0, now)
         self._check_deadlines(now)
@@ -236,8 +250,8 @@ class Core:
     def _move_from_slow_loaders(self, now: float) -> None:
         """Give other loaders the tickets and lanes of those that hang, are late, or are overloaded."""
 
-        def choices(lane: int, epoch: int) -> list[int]:
-            return self.fleet.choices(lane, epoch, now)
+        def choices(lane: int, epoch: int, shards: frozenset[int]) -> list[int]:
+            return self.fleet.choices(lane, epoch, now, shards)
 
         def helps(loader: int, other: int) -> bool:
             return self.fleet.helps(loader, other, now)

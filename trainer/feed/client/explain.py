@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.feed.client.fleet import Fleet, State
+from trainer.feed.client.fleet import Fleet, Loader, State
 from trainer.feed.client.pace import NO_LANES
 from trainer.feed.client.tickets import PendingTicket
 
@@ -17,7 +17,7 @@ def describe(fleet: Fleet, now: float) -> str:
             continue
         heard = "never heard of" if loader.heard_at is None else f"last heard of {now - loader.heard_at:.1f} s ago"
         state = "draining" if loader.draining else loader.state.value
-        held = f", holds entries {sorted(loader.held)}" if loader.state is State.READY else ""
+        held = f", holds entries {sorted(loader.held)}{_without(loader)}" if loader.state is State.READY else ""
         note = f" ({loader.note})" if loader.note else ""
         parts.append(f"{loader.address} {state}{note}{held}, {heard}{_share(fleet, number, now)}")
     return "; ".join(parts) or "none"
@@ -34,8 +34,14 @@ def _share(fleet: Fleet, number: int, now: float) -> str:
     return ""
 
 
+def _without(loader: Loader) -> str:
+    """Of which entries the loader holds a part only."""
+    parts = sorted(entry for entry, missing in loader.missing.items() if missing)
+    return f" (of {parts} a part only)" if parts else ""
+
+
 def missing(fleet: Fleet, now: float) -> str:
-    """The entries that no ready loader holds, and those whose holders are all silent."""
+    """The entries and shards that no ready loader holds, and those whose holders are all silent."""
     uncovered = set(fleet.uncovered())
     awake: set[int] = set()
     for number, loader in enumerate(fleet.loaders):
@@ -43,7 +49,14 @@ def missing(fleet: Fleet, now: float) -> str:
             awake |= loader.held
     silent = set(range(len(fleet.options.entries))) - awake - uncovered
     parts = (("held by no ready loader", uncovered), ("held by loaders that do not answer", silent))
-    return "".join(f"; {what}: {_entries(fleet, numbers)}" for what, numbers in parts if numbers)
+    text = "".join(f"; {what}: {_entries(fleet, numbers)}" for what, numbers in parts if numbers)
+    gaps = fleet.gaps(fleet.ready())
+    awake_gaps = fleet.gaps(number for number in fleet.ready() if not fleet.silent(number, now))
+    for what, found in ((parts[0][0], gaps), (parts[1][0], {n: m for n, m in awake_gaps.items() if n not in gaps})):
+        for entry, shards in list(found.items())[:_SHOWN]:
+            names = "; ".join(map(str, shards[:_SHOWN])) + (" ..." if len(shards) > _SHOWN else "")
+            text += f"; {what}: of {_entries(fleet, {entry})}: {names}"
+    return text
 
 
 def _entries(fleet: Fleet, numbers: set[int]) -> str:

@@ -9,7 +9,7 @@ A lane's home is the loader that is asked for it first. Pure: time is an argumen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -20,6 +20,7 @@ from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong,
 from stoker_proto.wire.shown import plain
 from trainer.feed.client.commands import Command, Send
 from trainer.feed.client.epochs import Epochs
+from trainer.feed.client.holdings import Missing, holdings_of, holds, lacked_by_both, share_a_shard
 from trainer.feed.client.homes import Homes
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import NO_LANES, LaneShares
@@ -48,6 +49,9 @@ class Loader:
     last_name: str = ""
     """The name before the connection was lost."""
     held: frozenset[int] = frozenset()
+    """Entries that it holds, whole or in part."""
+    missing: Mapping[int, Sequence[Missing]] = field(default_factory=dict)
+    """Entry held -> its shards that are not there, in order."""
     draining: bool = False
     answered: set[Pass] = field(default_factory=set)
     """Passes of which it has sent the lanes."""
@@ -97,6 +101,8 @@ class Fleet:
         self.pins = dict(options.fingerprints)
         self._named = {"order"}  # names of fingerprints that a loader sent; both sides know the order
         self.processor = ""
+        self.unseen: dict[int, Sequence[Missing]] = {}
+        """Entry -> shards that no loader has held so far; of entries that a loader has held."""
         self.epochs = Epochs(options)
         self._homes = Homes(self.addresses, options.order.lanes)
         self._nonce = 0
@@ -138,7 +144,7 @@ class Fleet:
     def refuse(self, number: int, reason: str) -> None:
         """Use nothing of this loader until it connects again."""
         loader = self.loaders[number]
-        loader.state, loader.note, loader.held = State.REFUSED, reason, frozenset()
+        loader.state, loader.note, loader.held, loader.missing = State.REFUSED, reason, frozenset(), {}
 
     def refused_by_loader(self, number: int, message: Refuse) -> str:
         """The text of its REFUSE."""
@@ -162,12 +168,18 @@ class Fleet:
         held = frozenset(message.held.get(split, []))
         if not all(0 <= entry < ours for entry in held):
             rows.append([f"entries held of {split}", str(sorted(held)), f"0 to {ours - 1}"])
+        missing = holdings_of(message, split)
+        if missing is None:
+            rows.append([f"shards missing of {split}", plain(str(message.missing.get(split)), 200), "ranges in order"])
         if rows:
             return self._differ(number, rows, "is refused")
         if loader.name != message.loader:
             loader.answered.clear()
             self.shares.joined(number, now)
         loader.complete_for = None
+        loader.missing = missing or {}
+        for entry in held:
+            self.unseen[entry] = lacked_by_both(self.unseen.get(entry, loader.missing[entry]), loader.missing[entry])
         self.pins.update(message.fingerprints)
         self._named |= message.fingerprints.keys()
         self.processor = self.processor or message.processor
@@ -243,8 +255,10 @@ class Fleet:
         """The entry that a lane of the stream belongs to."""
         return lane // self.options.order.lanes
 
-    def choices(self, lane: int, epoch: int, now: float) -> list[int]:
-        """Loaders that can answer for the lane: its home first, then the others by preference, silent ones last."""
+    def choices(self, lane: int, epoch: int, now: float, shards: frozenset[int] = frozenset()) -> list[int]:
+        """Loaders that can answer for the lane: its home first, then the others by preference, silent ones last.
+
+        shards: those that the loader must hold, of the lane's entry."""
         entry = self.entry_of(lane)
         awake: dict[int, int] = {}  # loader -> level
         silent = []
@@ -259,22 +273,25 @@ class Fleet:
                     silent.append(number)
                 else:
                     awake[number] = self.shares.level(number, now)
-        return self._homes(entry, awake)[lane % self.options.order.lanes] + silent
+        found = self._homes(entry, awake)[lane % self.options.order.lanes] + silent
+        if not shards:
+            return found
+        return [number for number in found if holds(self.loaders[number].missing[entry], shards)]
 
-    def spares(self, lane: int, epoch: int, now: float) -> list[int]:
+    def spares(self, lane: int, epoch: int, now: float, shards: frozenset[int] = frozenset()) -> list[int]:
         """The loaders of `choices` that will probably answer quickly."""
         return [
             number
-            for number in self.choices(lane, epoch, now)
+            for number in self.choices(lane, epoch, now, shards)
             if self.shares.level(number, now) < NO_LANES and not self.silent(number, now)
         ]
 
     def helps(self, number: int, other: int, now: float) -> bool:
-        """Whether the other loader holds some of this one's entries, is ready, and is not the slower one."""
+        """Whether the other loader holds some of this one's shards, is ready, and is not the slower one."""
         loader, helper = self.loaders[number], self.loaders[other]
         able = helper.state is State.READY and not helper.draining and not self.silent(other, now)
         quicker = self.shares.level(other, now) <= self.shares.level(number, now)
-        return number != other and able and quicker and bool(loader.held & helper.held)
+        return number != other and able and quicker and share_a_shard(loader.missing, helper.missing)
 
     def heard(self, number: int, now: float) -> None:
         """Any message shows that a loader is alive."""
@@ -301,6 +318,22 @@ class Fleet:
             if loader.state is State.READY:
                 held |= loader.held
         return [entry for entry in range(len(self.options.entries)) if entry not in held]
+
+    def gaps(self, numbers: Iterable[int]) -> dict[int, Sequence[Missing]]:
+        """Entry -> its shards that none of these loaders holds, where one of them holds another part of the entry."""
+        found: dict[int, Sequence[Missing]] = {}
+        for number in numbers:
+            for entry, missing in self.loaders[number].missing.items():
+                found[entry] = lacked_by_both(found.get(entry, missing), missing)
+        return {entry: missing for entry, missing in found.items() if missing}
+
+    def ready(self) -> list[int]:
+        """Loaders that have said WELCOME."""
+        return [number for number, loader in enumerate(self.loaders) if loader.state is State.READY]
+
+    def is_covered(self) -> bool:
+        """Whether loaders have held all shards of these entries, at the same time or one after the other."""
+        return not any(self.unseen.values())
 
     # -- liveness
 

@@ -398,6 +398,8 @@ class Pace:
         self.load = Load(options, now)
         self.shares = LaneShares(options)
         self.budget = HedgeBudget(options.feed.hedge_share)
+        self.samples = [0] * len(options.addresses)
+        """Samples that each loader brought, over all its incarnations."""
         self._seen = [0] * len(options.addresses)  # answers of each loader when its share was last changed
 
     def join(self, loader: int) -> None:
@@ -407,10 +409,11 @@ class Pace:
             self.load.of.append(LoaderLoad())
             self.shares.of.append(LaneShare())
             self._seen.append(0)
+            self.samples.append(0)
             return
         self.gone(loader)
         self.shares.forget(loader)
-        self._seen[loader] = 0
+        self._seen[loader] = self.samples[loader] = 0
 
     # -- attempts
 
@@ -435,7 +438,8 @@ class Pace:
 
     def answered(self, attempt: Attempt, ticket: Ticket, now: float) -> None:
         """Its piece came first; no other answer to the ticket is needed."""
-        self.load.settled(attempt.loader, ticket.count, now)
+        self.load.settled(attempt.loader, ticket.num_rows, now)
+        self.samples[attempt.loader] += ticket.num_rows
         self.latencies.answered(attempt.loader, ticket, now - attempt.asked_at)
 
     def beaten(self, attempt: Attempt, now: float) -> None:

@@ -2,18 +2,30 @@
 
 A ticket keeps its number over all attempts, and numbers are never used twice. So the first answer counts, whichever loader
 sends it; later answers find the ticket done or gone and are dropped.
+
+Where loaders hold parts of an entry, one that lacks a shard answers with the shard of each row. The ticket is then divided into
+parts by who holds the rows; each part is a ticket of its own, and their pieces are merged:
+
+    ticket 7, rows 0-7   ->  SHARDS 0 0 1 0 1 1 0 0  ->  ticket 8, rows 0 1 3 6 7 (loader a)  ticket 9, rows 2 4 5 (loader b)
+
+A part that no loader can answer alone any more is divided again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
-from stoker_proto.wire.messages import Failure, Piece, Ticket
+from stoker_proto.wire.messages import Failure, Piece, Shards, Ticket
+from stoker_proto.wire.rows import MAX_CHOSEN, pack_rows
 from stoker_proto.wire.shown import plain
+from trainer.feed.client.merge import merge_pieces
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import Attempt, Pace
 from trainer.feed.client.schedule import Slice
@@ -22,8 +34,10 @@ _MAX_MESSAGE = 2000  # characters of what a loader says of bad data
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 8.0
 
-Choices = Callable[[int, int], list[int]]
-"""(lane, epoch) -> loaders that can answer, best first."""
+_NOBODY = -1
+
+Choices = Callable[[int, int, frozenset[int]], list[int]]
+"""(lane, epoch, shards that are needed) -> loaders that can answer, best first. Without shards: they are not known."""
 
 
 @dataclass(slots=True)
@@ -49,6 +63,21 @@ class PendingTicket:
     history: deque[str] = field(default_factory=lambda: deque(maxlen=3))
     """How the last attempts ended."""
     outcome: Piece | StokerError | None = None
+    shards: NDArray[np.int64] | None = None
+    """Shard of each wanted row, once a loader has told."""
+    needed: frozenset[int] = frozenset()
+    """The different ones among them."""
+    parts: list[PendingTicket] = field(default_factory=list)
+    """Of a divided ticket, which is itself asked no more."""
+    whole: PendingTicket | None = None
+    """Of a part: the ticket that was divided."""
+    rows: NDArray[np.int64] | None = None
+    """Of a part: the places of its rows among those of the whole, ascending."""
+
+    @property
+    def asked(self) -> list[PendingTicket]:
+        """What is asked for it: itself, or its parts."""
+        return self.parts or [self]
 
     def __str__(self) -> str:
         """Its place in the stream, and how the last attempts ended."""
@@ -98,17 +127,18 @@ class Tickets:
 
     @property
     def num_tickets(self) -> int:
-        """Tickets not yet delivered: bounds the pieces held here and at the loaders."""
-        return len(self._pending)
+        """Tickets not yet delivered, divided or not: bounds the pieces held here and at the loaders."""
+        return sum(len(batch.tickets) for batch in self.batches)
 
     @property
     def oldest(self) -> PendingTicket | None:
         """The first ticket without an answer, for which the whole rank waits."""
-        return next((pending for pending in self._pending.values() if pending.outcome is None), None)
+        tickets = (pending for batch in self.batches for pending in batch.tickets if pending.outcome is None)
+        return next((part for pending in tickets for part in pending.asked if part.outcome is None), None)
 
     def room_for(self, count: int) -> bool:
         """Whether `count` more tickets fit below the limit; with none pending, any micro-batch fits."""
-        return not self._pending or self.num_tickets + count <= self.options.max_tickets
+        return not self.batches or self.num_tickets + count <= self.options.max_tickets
 
     def add(self, slice_: Slice) -> None:
         """Append the tickets of the next micro-batch; `assign` sends them."""
@@ -147,8 +177,8 @@ class Tickets:
         pending = self._find_pending(loader, piece.ticket)
         if pending is None:
             return None
-        if piece.num_rows != pending.ticket.count:
-            return f"answered a ticket of {pending.ticket.count} rows with {piece.num_rows}"
+        if piece.num_rows != pending.ticket.num_rows:
+            return f"answered a ticket of {pending.ticket.num_rows} rows with {piece.num_rows}"
         pending.outcome = piece
         for attempt in pending.attempts:
             if attempt.loader == loader:
@@ -157,6 +187,22 @@ class Tickets:
             else:
                 self._pace.beaten(attempt, now)
         pending.attempts.clear()
+        self._merge(pending)
+        return None
+
+    def shards(self, loader: int, answer: Shards, now: float) -> str | None:
+        """Accept the shards of a ticket's rows, some of which are not at that loader. Returns what is wrong, as `piece`."""
+        pending = self._find_pending(loader, answer.ticket)
+        if pending is None:
+            return None
+        if pending.whole is not None:
+            return "answered with the shards of rows that it says it holds"
+        if len(answer.shards) != pending.ticket.count or min(answer.shards) < 0:
+            return f"answered a ticket of {pending.ticket.count} rows with the shards of {len(answer.shards)}"
+        for attempt in pending.attempts:
+            self._pace.ended(attempt, now)
+        pending.attempts.clear()
+        pending.shards = np.array(answer.shards, np.int64)
         return None
 
     def failure(self, loader: int, failure: Failure, now: float) -> None:
@@ -179,6 +225,7 @@ class Tickets:
         for attempt in pending.attempts:
             self._pace.ended(attempt, now)
         pending.attempts.clear()
+        self._merge(pending)
 
     def loader_gone(self, loader: int, why: str, now: float) -> None:
         """The loader is gone: its tickets must go to other loaders."""
@@ -207,6 +254,24 @@ class Tickets:
             return None
         return pending
 
+    @staticmethod
+    def _merge(part: PendingTicket) -> None:
+        """A part has an outcome: the whole has one too, if this is an error or the last piece."""
+        whole = part.whole
+        if whole is None or whole.outcome is not None:
+            return
+        if isinstance(part.outcome, StokerError):
+            whole.outcome = part.outcome
+            return
+        pieces = [
+            (one.rows, one.outcome) for one in whole.parts if one.rows is not None and isinstance(one.outcome, Piece)
+        ]
+        if len(pieces) == len(whole.parts):
+            try:
+                whole.outcome = merge_pieces(whole.ticket.ticket, pieces)
+            except StokerError as error:
+                whole.outcome = error
+
     def _end(self, pending: PendingTicket, loader: int, why: str, now: float) -> None:
         for attempt in [attempt for attempt in pending.attempts if attempt.loader == loader]:
             self._pace.ended(attempt, now)
@@ -220,13 +285,19 @@ class Tickets:
     def assign(self, choices: Choices, now: float) -> list[tuple[int, Ticket]]:
         """(loader, ticket) to be sent now. Raises DeadlineError."""
         sends = []
-        for pending in self._pending.values():
+        pending_tickets = list(self._pending.values())
+        for pending in pending_tickets:  # parts come at its end
             attempts = pending.attempts
             if pending.outcome is not None or (attempts and not attempts[-1].late):  # most tickets
                 continue
             if any(not attempt.late for attempt in attempts) or now < pending.retry_at:
                 continue
-            able = choices(pending.ticket.lane, pending.ticket.epoch)
+            able = choices(pending.ticket.lane, pending.ticket.epoch, pending.needed)
+            if pending.shards is not None and not attempts and (pending.whole is None or not able):
+                parts = self._divide(pending, pending.shards, choices)
+                pending_tickets += parts
+                if parts:
+                    continue
             fresh = [loader for loader in able if loader not in pending.tried]
             if able and not fresh:
                 if not self._next_round(pending, now):
@@ -241,6 +312,52 @@ class Tickets:
                 self._pace.budget.ticket()
             sends.append((fresh[0], self._ask(pending, fresh[0], now).ticket))
         return sends
+
+    def _divide(self, pending: PendingTicket, shards: NDArray[np.int64], choices: Choices) -> list[PendingTicket]:
+        """The parts of a ticket by who is asked for their rows first. None where that is the part which it is already."""
+        asked = pending.ticket
+        first: dict[int, int] = {}
+        for shard in np.unique(shards).tolist():
+            able = choices(asked.lane, asked.epoch, frozenset((shard,)))
+            first[shard] = able[0] if able else _NOBODY
+        rows = np.arange(asked.count) if pending.rows is None else pending.rows
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number, (row, shard) in enumerate(zip(rows.tolist(), shards.tolist(), strict=True)):
+            groups.setdefault((first[shard], row // MAX_CHOSEN), []).append(number)
+        whole = pending.whole or pending
+        if whole is not pending and len(groups) == 1:
+            return []
+        parts = [self._part(whole, pending, rows[numbers], shards[numbers]) for numbers in groups.values()]
+        whole.parts = sorted(
+            [*(part for part in whole.parts if part is not pending), *parts], key=lambda part: part.ticket.start
+        )
+        del self._pending[asked.ticket]
+        self._pending |= {part.ticket.ticket: part for part in parts}
+        return parts
+
+    def _part(
+        self, whole: PendingTicket, before: PendingTicket, rows: NDArray[np.int64], shards: NDArray[np.int64]
+    ) -> PendingTicket:
+        """A ticket of some rows of a whole; before: what it is divided from."""
+        asked, first, count = whole.ticket, int(rows[0]), int(rows[-1] - rows[0]) + 1
+        ticket = replace(
+            asked,
+            ticket=self._next_ticket,
+            start=asked.start + first,
+            count=count,
+            rows=pack_rows(rows - first, count),
+        )
+        self._next_ticket += 1
+        return PendingTicket(
+            ticket,
+            suspects=set(before.suspects),
+            deaths=before.deaths,
+            history=before.history.copy(),
+            shards=shards,
+            needed=frozenset(shards.tolist()),
+            whole=whole,
+            rows=rows,
+        )
 
     def _next_round(self, pending: PendingTicket, now: float) -> bool:
         """All loaders that can answer have failed the ticket: returns whether to try them again at once, else after a pause."""
@@ -279,12 +396,12 @@ class Tickets:
         if num_batches <= 0 or not self._pace.budget.has_any:
             return sends
         for batch in islice(self.batches, num_batches):
-            for pending in batch.tickets:
+            for pending in (part for one in batch.tickets for part in one.asked):
                 if pending.outcome is not None or len(pending.attempts) != 1 or now < pending.attempts[0].hedge_at:
                     continue
                 if pending.deaths:  # perhaps loaders die of this ticket: one at a time
                     continue
-                able = choices(pending.ticket.lane, pending.ticket.epoch)
+                able = choices(pending.ticket.lane, pending.ticket.epoch, pending.needed)
                 fresh = [
                     loader for loader in able if loader != pending.attempts[0].loader and loader not in pending.tried
                 ]
@@ -317,7 +434,7 @@ class Tickets:
         for pending in self._pending.values():
             for attempt in pending.attempts:
                 if not attempt.late and attempt.loader in silent:
-                    able = choices(pending.ticket.lane, pending.ticket.epoch)
+                    able = choices(pending.ticket.lane, pending.ticket.epoch, pending.needed)
                     if able and able[0] not in silent:
                         self._mark_late(pending, attempt, "is silent")
 
@@ -326,7 +443,7 @@ class Tickets:
         for pending in self._pending.values():
             for attempt in pending.attempts:
                 if not attempt.late and attempt.loader == loader:
-                    able = choices(pending.ticket.lane, pending.ticket.epoch)
+                    able = choices(pending.ticket.lane, pending.ticket.epoch, pending.needed)
                     if able and able[0] != loader:
                         self._mark_late(pending, attempt, "lost the lane to a faster loader")
 
@@ -343,7 +460,7 @@ class Tickets:
                 first = pending.retry_at
         if num_batches > 0 and self._pace.budget.has_any:
             for batch in islice(self.batches, num_batches):
-                for pending in batch.tickets:
+                for pending in (part for one in batch.tickets for part in one.asked):
                     for attempt in pending.attempts:
                         if now < attempt.hedge_at < first and not attempt.late:
                             first = attempt.hedge_at
@@ -364,6 +481,7 @@ class Tickets:
                 pieces.append(pending.outcome)
             batch = self.batches.popleft()
             for pending in batch.tickets:
-                del self._pending[pending.ticket.ticket]
+                for part in pending.asked:
+                    del self._pending[part.ticket.ticket]
             done.append((batch.slice, pieces))
         return done, None

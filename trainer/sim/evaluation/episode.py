@@ -48,6 +48,8 @@ class EpisodeResult:
     """Mean reward of a step."""
     outside_mass: float
     """Probability that the policy gave to tokens that are no action tokens, mean over its predictions."""
+    outcome: str = ""
+    """What had been done at the last step, where the scene has several valid instructions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Episode:
         self._masses: list[float] = []
         self._first_success: int | None = None
         self._success = False
+        self._outcome = ""
 
     def begin(self, view: View, instruction: str, max_steps: int) -> None:
         """The environment was reset. max_steps: the environment's own limit."""
@@ -112,7 +115,7 @@ class Episode:
         """The result of an action; True if the episode is over."""
         self._views.append(step.view)
         self._rewards.append(step.reward)
-        self._success = step.success
+        self._success, self._outcome = step.success, step.outcome
         num_steps = len(self._rewards)
         if step.success and self._first_success is None:
             self._first_success = num_steps
@@ -136,4 +139,5 @@ class Episode:
             steps_to_success=self._first_success,
             reward=float(np.mean(self._rewards)),
             outside_mass=float(np.mean(self._masses)),
+            outcome=self._outcome,
         )

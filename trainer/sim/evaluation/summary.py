@@ -62,7 +62,7 @@ def table(figures: Mapping[str, Any]) -> str:
         texts = of_task["instructions"]
         if 1 < len(texts) <= MAX_INSTRUCTIONS_SHOWN:
             lines += [_line(f"  {text}", of_text) for text, of_text in texts.items()]
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -76,7 +76,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
         text = f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
         kind = "once" if row["success"] == "success_once" else "at the end"
         lines.append((row["task"], kind, *map(str, (sum(counts), *counts)), text))
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -84,19 +84,21 @@ def _line(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         str(figures["episodes"]),
-        _rate(figures["success_once"]),
-        _rate(figures["success_at_end"]),
+        rate(figures["success_once"]),
+        rate(figures["success_at_end"]),
         "-" if steps is None else f"{steps:.1f}",
         f"{figures['reward']:.3f}",
         f"{100 * figures['outside_mass']:.1f}%",
     )
 
 
-def _rate(rate: Mapping[str, float]) -> str:
-    return f"{100 * rate['value']:.1f}% [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+def rate(figures: Mapping[str, float]) -> str:
+    """{value, low, high} as percent: "90.0% [82.0, 95.0]"."""
+    return f"{100 * figures['value']:.1f}% [{100 * figures['low']:.1f}, {100 * figures['high']:.1f}]"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text: the first column to the left, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

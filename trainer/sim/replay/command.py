@@ -16,7 +16,7 @@ from trainer.sim.evaluation.simulators import Simulators
 from trainer.sim.options import add_env_modules, add_processes
 from trainer.sim.replay.gates import GateResult, run_gates
 from trainer.sim.replay.plays import Player
-from trainer.sim.replay.recordings import read_recordings
+from trainer.sim.replay.recordings import Recording, read_recordings
 from trainer.sim.tasks.interface import Rendering
 from trainer.sim.tasks.registry import check_task, is_known, load_modules
 from trainer.sim.workers import Interrupts
@@ -38,8 +38,8 @@ _EXAMPLES = """examples:
   python -m trainer.sim.replay --config my.yaml --processor outputs/export
   python -m trainer.sim.replay --data demos.jsonl --env-module my_envs --task PutOnPlateInScene25Main-v3 --episodes 10
 """
-SMALL = Rendering(image_size=16)
-"""Nobody looks at the pictures."""
+SMALL = 16
+"""Pixels: nobody looks at the pictures."""
 DEADLINE_S = 600.0
 MOST_DEATHS = 3
 
@@ -119,8 +119,20 @@ def check_demonstrations(
         print("\n".join(result.lines()), flush=True)
 
     number = min(options.processes, len(played))
-    with Simulators(number, options.env_modules, SMALL, interrupts, deadline_s=DEADLINE_S) as simulators:
+    rendering = Rendering(image_size=SMALL, wrist_camera=_wrist_camera(played))
+    with Simulators(number, options.env_modules, rendering, interrupts, deadline_s=DEADLINE_S) as simulators:
         return run_gates(played, processor, Player(simulators, MOST_DEATHS), options.least, report)
+
+
+def _wrist_camera(played: Sequence[Recording]) -> bool:
+    """Whether the robot carries a camera on its hand in all of them. Raises ConfigError for some."""
+    kinds = {one.wrist_camera: one.place for one in played}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{kinds[True]} was recorded with --wrist-camera and {kinds[False]} without: these are different robots; check them "
+            "one after the other, with --data"
+        )
+    return kinds == {True: kinds.get(True)}
 
 
 def _of_config(file: Path | None) -> list[Path]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stoker_proto.errors import ConfigError, DataError
+from trainer.sim.recording import WRIST_ROBOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class Recording:
     """float32[T, D], as executed."""
     place: str
     """File and line, for messages."""
+    wrist_camera: bool = False
+    """Whether the robot carried a camera on its hand: that is another robot, which other actions move alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,8 @@ def read_recordings(files: Iterable[Path], per_task: int, tasks: Iterable[str] =
                     continue
                 counts[task] += 1
                 actions = _actions(row, file, number)
-                found.append(Recording(task=task, seed=seed, actions=actions, place=f"{file}:{number}"))
+                place, wrist = f"{file}:{number}", row.get("robot") == WRIST_ROBOT
+                found.append(Recording(task=task, seed=seed, actions=actions, place=place, wrist_camera=wrist))
     return Recordings(episodes=tuple(found), num_without=num_without)
 
 

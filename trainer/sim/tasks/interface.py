@@ -20,6 +20,8 @@ class Rendering:
     """Height and width of a picture, pixels."""
     depth: bool = False
     """Add a depth frame behind the first camera's picture, as `data.image.depth` does in training."""
+    wrist_camera: bool = False
+    """Add a picture of the camera on the hand, as the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,8 @@ class Step:
     success: bool
     """Whether the task is solved at this moment."""
     reward: float = 0.0
+    outcome: str = ""
+    """What has been done at this moment, where the scene has several valid instructions ("red on green"); else empty."""
 
 
 class TaskEnvironment(Protocol):

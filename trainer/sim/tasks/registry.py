@@ -21,10 +21,13 @@ Factory = Callable[[str, Rendering], TaskEnvironment]
 Registered = TypeVar("Registered", bound=Factory)
 
 _SHIPPED = dict.fromkeys(
-    ("PushCube-v1", "PickCube-v1", "PullCube-v1", "StackCube-v1"), "trainer.sim.tasks.shipped:ShippedTask"
+    ("PushCube-v1", "PickCube-v1", "PullCube-v1", "StackCube-v1", "StackGreenOnRed-v1"),
+    "trainer.sim.tasks.shipped:ShippedTask",
 )
 """Task -> "module:class", imported when it is made."""
 _registered: dict[str, Factory] = {}
+_OTHER_INSTRUCTION = {"StackCube-v1": "StackGreenOnRed-v1", "StackGreenOnRed-v1": "StackCube-v1"}
+"""Task -> the task that has the same scene for the same seed, and another valid instruction."""
 
 
 def register(*names: str) -> Callable[[Registered], Registered]:
@@ -67,6 +70,22 @@ def is_shipped(task: str) -> bool:
 def is_known(task: str) -> bool:
     """Whether there is an environment of this name."""
     return task in _SHIPPED or task in _registered
+
+
+def instruction_pairs(tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of the tasks that have the same scene for the same seed and different instructions, as pairs in their order."""
+    pairs = [(task, _OTHER_INSTRUCTION[task]) for task in tasks if task in _OTHER_INSTRUCTION]
+    return [(task, other) for task, other in pairs if other in tasks and tasks.index(task) < tasks.index(other)]
+
+
+def other_instruction(task: str) -> str:
+    """The task that has the same scene for the same seed, and another valid instruction. Raises ConfigError where none is."""
+    if task not in _OTHER_INSTRUCTION:
+        raise ConfigError(
+            f"the scene of {task} has one valid instruction, so there is none to swap it with; tasks that have another: "
+            f"{', '.join(_OTHER_INSTRUCTION)}"
+        )
+    return _OTHER_INSTRUCTION[task]
 
 
 def check_task(task: str) -> None:

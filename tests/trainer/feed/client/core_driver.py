@@ -9,7 +9,7 @@ from stoker_proto.config import FeedConfig, OrderConfig
 from stoker_proto.order.lanes import Order
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Ping, Pong, Ticket, Welcome
 from tests.trainer.feed.fake_loader import CELL, FINGERPRINTS, LANES, LENGTHS, make_piece
-from trainer.feed.client.commands import Deliver, Fail, Send, Warn
+from trainer.feed.client.commands import Deliver, Fail, Opened, Send, Warn
 from trainer.feed.client.core import Core
 from trainer.feed.client.options import CoreOptions
 
@@ -60,9 +60,12 @@ class CoreDriver:
         """(loader, ticket) not answered yet."""
         self.sent: list[tuple[int, Message]] = []
         self.delivered: list[Deliver] = []
+        self.opened: list[Opened] = []
         self.warnings: list[str] = []
         self.error: Exception | None = None
         self.held = {n: [0, 1] for n in range(num_loaders)}
+        self.missing: dict[int, list[list[int | str]]] = {}
+        """Loader -> `Welcome.missing` of the split."""
         self.names = {n: f"name{n}" for n in range(num_loaders)}
         self.fingerprints = {n: dict(FINGERPRINTS) for n in range(num_loaders)}
         self.silent: set[int] = set()
@@ -87,6 +90,8 @@ class CoreDriver:
                     self._sent(command.loader, command.message)
                 elif isinstance(command, Deliver):
                     self.delivered.append(command)
+                elif isinstance(command, Opened):
+                    self.opened.append(command)
                 elif isinstance(command, Warn):
                     self.warnings.append(command.text)
                 elif isinstance(command, Fail):
@@ -121,6 +126,7 @@ class CoreDriver:
             loader=self.names[loader],
             fingerprints=self.fingerprints[loader],
             held={"train": self.held[loader]},
+            missing={"train": self.missing.get(loader, [])},
             num_entries={"train": 2},
             num_samples={"train": 60},
             processor="{}",

@@ -42,6 +42,7 @@ def fleet() -> Fleet:
             loader=f"l{number}",
             fingerprints={},
             held={"train": [number]},
+            missing={},
             num_entries={"train": 2},
             num_samples={"train": 9},
             processor="{}",
