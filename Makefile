@@ -8,6 +8,9 @@ JOBS ?= 2
 # Test files that run at once. A test may start five processes of its own, so more jobs than cores gain nothing.
 AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# Hundreds of processes of the tests import the same modules: compile each once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE =
+
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
@@ -34,7 +37,7 @@ test: $(INSTALLED)  ## the test suite, without what is slow or needs more than P
 	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"
 
 test-fast: $(INSTALLED)  ## only tests that start no process: under a minute
-	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not process"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not process" --ignore=tests/deploy --ignore=tests/end_to_end
 
 test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot is skipped with the reason
 	$(BIN)/python -m pytest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import lru_cache
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.faults.mutants import MUTANTS
 from tests.faults.reference import LANES, SHAPES, Mixture, Violation, lanes_of, rates_of, stream
 from tests.faults.scenario import draw_faults
 from tests.faults.seeds import draw
-from tests.faults.simulator import simulate
+from tests.faults.simulator import Outcome, simulate
 from trainer.feed.client.core import Core
 
 SEEDS, QUICK, CHUNK = 20_000, 500, 500
@@ -30,9 +31,15 @@ is waited for, one blamed the fault for the start, one began the data deadline b
     "first", [pytest.param(first, marks=[pytest.mark.slow] * (first >= QUICK)) for first in range(0, SEEDS, CHUNK)]
 )
 def test_all_promises_are_kept_under_faults(first: int) -> None:
-    for seed in range(first, first + CHUNK):
-        violation = simulate(seed).violation
+    for outcome in simulated(first):
+        seed, violation = outcome.seed, outcome.violation
         assert violation is None, f"seed {seed}: {violation}\nreplay it: {replay.command(seed)}"
+
+
+@lru_cache(maxsize=1)
+def simulated(first: int) -> list[Outcome]:
+    """CHUNK schedules from this one on."""
+    return [simulate(seed) for seed in range(first, first + CHUNK)]
 
 
 @pytest.mark.parametrize("seed", FOUND)
@@ -61,7 +68,7 @@ def test_the_schedules_hold_mixtures_of_whole_and_broken_passes() -> None:
 
 
 def test_trainers_resume_in_other_sizes_and_give_up_when_the_data_is_gone() -> None:
-    outcomes = [simulate(seed) for seed in range(200)]
+    outcomes = simulated(0)[:200]
     resumed = [outcome for outcome in outcomes if outcome.lives > 1]
     resized = [outcome for outcome in resumed if len(set(draw(outcome.seed).worlds[: outcome.lives])) > 1]
     assert len(resized) > 20

@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,13 @@ OPTIONAL = {"loader_service/pieces/device_images.py": "torch"}
 """File -> the forbidden package that it imports where its user asked for it (`loader.device`)."""
 
 
-def imported_modules(source: str) -> Iterator[tuple[int, str]]:
+@cache
+def imported_modules(source: str) -> list[tuple[int, str]]:
     """(line, dotted name) of every import, wherever it stands, also through importlib with a literal name."""
+    return list(_imported_modules(source))
+
+
+def _imported_modules(source: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

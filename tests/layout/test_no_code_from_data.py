@@ -46,7 +46,7 @@ def dangers(source: str) -> list[tuple[int, str]]:
 
 
 def _dangers_of_call(call: ast.Call) -> list[str]:
-    name, found = ast.unparse(call.func), []
+    name, found = _dotted(call.func), []
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     if name in CALLS:
         found.append(CALLS[name])
@@ -56,6 +56,15 @@ def _dangers_of_call(call: ast.Call) -> list[str]:
         if _is_constant(keywords.get(keyword), True):
             found.append(f"{keyword}=True: {reason}")
     return found
+
+
+def _dotted(node: ast.expr) -> str:
+    """`yaml.load` for the expression of that name; "" for what is no name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := _dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
 
 
 def _is_constant(node: ast.expr | None, value: object) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,7 @@ def imports(file: Path, known: Mapping[str, Path], inits: Mapping[str, Path], *,
 
     Imports below a function or below `TYPE_CHECKING` count with `lazy` only: they decide direction, not circles at start.
     """
-    tree = ast.parse(file.read_text())
-    nodes = list(ast.walk(tree)) if lazy else list(tree.body)
-    for node in nodes:
+    for node in _import_statements(file.read_text(), lazy):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -76,8 +75,15 @@ def imports(file: Path, known: Mapping[str, Path], inits: Mapping[str, Path], *,
                     yield from _re_exported(inits[node.module], alias.name, known)
 
 
+@cache
+def _import_statements(source: str, lazy: bool) -> list[ast.Import | ast.ImportFrom]:
+    tree = ast.parse(source)
+    nodes = ast.walk(tree) if lazy else tree.body
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def _re_exported(init: Path, name: str, known: Mapping[str, Path]) -> Iterator[str]:
-    for node in ast.parse(init.read_text()).body:
+    for node in _import_statements(init.read_text(), False):
         if isinstance(node, ast.ImportFrom) and node.module in known and any(a.name == name for a in node.names):
             yield str(node.module)
 

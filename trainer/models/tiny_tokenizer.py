@@ -9,7 +9,8 @@ bytes and merges      3-1023  the most frequent first, so the last 256 ids, whic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -76,40 +77,46 @@ _RARE = (
 
 def build_tokenizer(extra_tokens: tuple[str, ...] = ()) -> Tokenizer:
     """The tokenizer with `<image>`, `<|User|>`, `<|Assistant|>` and the extra tokens; it puts `<s>` in front."""
-    tokenizer = _trained([BOS, EOS, PAD])
+    tokenizer = _trained(BOS, EOS, PAD)
     tokenizer.add_special_tokens([IMAGE, USER, ASSISTANT, *extra_tokens])
     return _with_bos(tokenizer)
 
 
 def build_robot_tokenizer() -> Tokenizer:
     """As `build_tokenizer`, with 256 more tokens: each number from 0 to 255, as states are written, is one."""
-    numbers = (f"State: {number} {number}" for _ in range(_NUMBER_REPEATS) for number in range(NUM_NUMBERS))
-    tokenizer = _trained([BOS, EOS, PAD], numbers, BASE_VOCABULARY + NUM_NUMBERS)
+    tokenizer = _trained(BOS, EOS, PAD, with_numbers=True)
     tokenizer.add_special_tokens([IMAGE, USER, ASSISTANT])
     return _with_bos(tokenizer)
 
 
 def build_openvla_tokenizer() -> Tokenizer:
     """Laid out as OpenVLA's: `<unk> <s> </s>` first, `<PAD>` behind the base vocabulary, and no other token added."""
-    tokenizer = _trained([UNK, BOS, EOS])
+    tokenizer = _trained(UNK, BOS, EOS)
     tokenizer.add_special_tokens([OPENVLA_PAD])
     return _with_bos(tokenizer)
 
 
-def _trained(special_tokens: list[str], more: Iterable[str] = (), vocabulary: int = BASE_VOCABULARY) -> Tokenizer:
-    """The base vocabulary. more: further texts to learn pieces of."""
+def _trained(*special_tokens: str, with_numbers: bool = False) -> Tokenizer:
+    """The base vocabulary; with_numbers: and a piece for each number."""
+    return Tokenizer.from_str(_trained_json(special_tokens, with_numbers))
+
+
+@cache
+def _trained_json(special_tokens: tuple[str, ...], with_numbers: bool) -> str:
+    numbers = range(NUM_NUMBERS if with_numbers else 0)
+    more = (f"State: {number} {number}" for _ in range(_NUMBER_REPEATS) for number in numbers)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=BASE_VOCABULARY + len(numbers),
         min_frequency=0,
-        special_tokens=special_tokens,
+        special_tokens=list(special_tokens),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(itertools.chain(_sentences(), more), trainer)
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 def _with_bos(tokenizer: Tokenizer) -> Tokenizer:

@@ -128,7 +128,7 @@ def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> Non
 
 
 def test_large_ones_are_not_kept_waiting_for_each_other(tmp_path: Path) -> None:
-    shard = chats(tmp_path, words=8000, num=100)  # 80 KB each
+    shard = chats(tmp_path, words=8000, num=30)  # 80 KB each
     _, turns = whole_epoch(chat_config(tmp_path, shard, max_seq_len=1 << 16))
     assert max(map(len, turns)) == 7  # more than 512 KiB
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ENCODERS: dict[str, dict[str, str]] = {
     },
     "libsvtav1": {"crf": "30", "g": "2", "preset": "12", "svtav1-params": "lp=1"},
 }
+Encode = Callable[[Path, Any], None]
+"""(file, its frames)."""
 Paint = Callable[[int, int, int], np.ndarray]
 """(episode, frame, number of the camera) -> uint8[H, W, 3]."""
 
@@ -39,7 +42,7 @@ def write_lerobot(
     images: Sequence[str] = (),
     size: tuple[int, int] = (64, 96),
     fps: int = 10,
-    codec: str = "libx264",
+    codec: str | None = "libx264",
     encoder: Mapping[str, str] | None = None,
     dim: int = 7,
     state_dim: int = 5,
@@ -50,7 +53,10 @@ def write_lerobot(
     paint: Paint | None = None,
     seed: int = 0,
 ) -> Path:
-    """The data set's folder. In v3.0 data files are cut every `rows_per_data_file` rows, so that episodes cross them."""
+    """The data set's folder. In v3.0 data files are cut every `rows_per_data_file` rows, so that episodes cross them.
+
+    codec: None: the videos are empty files, which the caller replaces.
+    """
     paint = paint or squares(size)
     (root / "meta").mkdir(parents=True)
     tables = [
@@ -63,7 +69,7 @@ def write_lerobot(
     layout = (
         {"rows_per_data_file": rows_per_data_file, "episodes_per_video_file": episodes_per_video_file} if is_v3 else {}
     )
-    encode = _Encoder(codec, encoder or ENCODERS[codec], fps, size)
+    encode = _Encoder(codec, encoder or ENCODERS[codec], fps, size) if codec else _touch
     write(root, tables, videos, chunks_size, fps, row_group_size, encode, paint, **layout)
     features: dict[str, Any] = {
         "observation.state": {"dtype": "float32", "shape": [state_dim], "names": None},
@@ -160,23 +166,40 @@ def _png(frame: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _touch(file: Path, frames: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
 class _Encoder:
     def __init__(self, codec: str, options: Mapping[str, str], fps: int, size: tuple[int, int]) -> None:
         self.codec, self.options, self.fps, self.size = codec, dict(options), fps, size
 
     def __call__(self, file: Path, frames: Any) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(file, "w", format="mp4") as container:
-            stream = container.add_stream(self.codec, rate=self.fps, options=self.options)
-            stream.height, stream.width, stream.pix_fmt = *self.size, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
+        shown = tuple(frame.tobytes() for frame in frames)
+        file.write_bytes(_encoded(self.codec, tuple(self.options.items()), self.fps, self.size, shown))
+
+
+@lru_cache(maxsize=100)
+def _encoded(
+    codec: str, options: tuple[tuple[str, str], ...], fps: int, size: tuple[int, int], frames: tuple[bytes, ...]
+) -> bytes:
+    """The MP4 of these RGB frames. Many tests begin with the same video, and encoding is most of what writing one costs."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=fps, options=dict(options))
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for frame in frames:
+            picture = np.frombuffer(frame, np.uint8).reshape(*size, 3)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def _write_v2(
     root: Path, tables: list[pa.Table], videos: Sequence[str], chunks_size: int, fps: int, row_group_size: int | None,
-    encode: _Encoder, paint: Paint,
+    encode: Encode, paint: Paint,
 ) -> None:  # fmt: skip
     for e, table in enumerate(tables):
         file = root / f"data/chunk-{e // chunks_size:03d}/episode_{e:06d}.parquet"
@@ -193,7 +216,7 @@ def _write_v2(
 
 def _write_v3(
     root: Path, tables: list[pa.Table], videos: Sequence[str], chunks_size: int, fps: int, row_group_size: int | None,
-    encode: _Encoder, paint: Paint, rows_per_data_file: int, episodes_per_video_file: int,
+    encode: Encode, paint: Paint, rows_per_data_file: int, episodes_per_video_file: int,
 ) -> None:  # fmt: skip
     whole = pa.concat_tables(tables)
     for number, start in enumerate(range(0, len(whole), rows_per_data_file)):

@@ -55,7 +55,7 @@ def random_set(root: Path, seed: int) -> tuple[list[list[np.ndarray]], list[floa
     """A v3.0 data set with one video; each episode's frames by a full decode; begins of episodes, shift of a join."""
     random = np.random.default_rng(seed)
     lengths = random.integers(16, 30, random.integers(4, 7)).tolist()
-    write_lerobot(root, lengths, videos=[FRONT], episodes_per_video_file=100, rows_per_data_file=1000)
+    write_lerobot(root, lengths, videos=[FRONT], episodes_per_video_file=100, rows_per_data_file=1000, codec=None)
     codec, options = encoder(random)
     starts = np.cumsum([0, *lengths])
     shift = 0.0
@@ -119,7 +119,7 @@ def test_each_frame_is_that_of_a_full_decode_or_is_refused(tmp_path: Path, seed:
 
 
 def one_gop(root: Path) -> list[list[np.ndarray]]:
-    write_lerobot(root, [7] * 24, videos=[FRONT], episodes_per_video_file=100, rows_per_data_file=1000)
+    write_lerobot(root, [7] * 24, videos=[FRONT], episodes_per_video_file=100, rows_per_data_file=1000, codec=None)
     write_frames(video(root), 0, 168, "libx264", {"g": "250", "bf": "2", "threads": "1", "crf": "20"})
     set_from_timestamp(root, [7.05 * i for i in range(24)])
     decoded = all_frames(video(root))
