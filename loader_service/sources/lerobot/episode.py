@@ -20,7 +20,7 @@ from loader_service.sources.lerobot.options import LeRobotOptions
 from loader_service.sources.lerobot.rows import RowReader
 from loader_service.sources.lerobot.video import Begin, video_frames
 from loader_service.sources.named_files import NamedFiles, content_of, video_content
-from stoker_proto.errors import DataError, FetchError, located
+from stoker_proto.errors import DataError, located
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,12 @@ def _next_place(file: Path, place: tuple[int, int] | None, meta: Meta, reader: R
     if place is not None:
         chunk, number = place
         for follower in ((chunk, number + 1), (chunk + 1, 0)):
-            name = meta.info.data_file(*follower)
-            if reader.files.is_there(meta.info.root / name):
+            if reader.files.is_there(meta.info.root / meta.info.data_file(*follower)):
                 return follower
-            if name in meta.rows_of:  # of a loader that has some of the files: its data is not bad
-                raise FetchError(
-                    f"{meta.info.root / name}: the last episode of {file.name} continues in it, and it is not here: "
-                    "copy it here, even if other loaders serve it"
-                )
-    raise DataError("it ends before the episode does, which is longer in meta/", file=str(file))
+    raise DataError(
+        "it ends before the episode does, which is longer in meta/; if it continues in the next data file, copy that here too",
+        file=str(file),
+    )
 
 
 def instructions_of(rows: EpisodeRows, folder: LeRobotFolder) -> list[str]:
