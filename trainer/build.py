@@ -167,7 +167,7 @@ def assemble(
     model = engine.module
     stepper = build_stepper(engine, config, processor, ranks, train.sources)
     if ranks.device.type != "cpu":
-        for split in (train, val):
+        for split in (train, connected.val):
             if split is not None:
                 split.feed.copy_ahead(stepper.make_inputs.copy)
     return Trainer(
