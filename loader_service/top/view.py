@@ -25,12 +25,10 @@ def import_rich() -> Any:
 
 def render(view: FleetView, rich: Any) -> Any:
     """What rich prints: loaders, trainers, what does not answer, and the verdicts."""
-    table = rich.table.Table(title=f"loaders, last {view.window_s:.0f} s", title_justify="left", expand=True)
-    for name, justify in (
-        ("#", "right"), ("address", "left"), ("samples/s", "right"), ("busy", "right"), ("stages of the busy time", "left"),
-        ("CPU", "right"), ("memory", "right"), ("cache", "right"), ("hits", "right"), ("queue", "right"), ("ranks", "right"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=name != "stages of the busy time")
+    table = rich.table.Table(title=f"loaders, last {view.window_s:.0f} s", title_justify="left", show_lines=True)
+    for name in ("#", "address", "samples/s", "busy", "queue", "ranks"):
+        table.add_column(name, justify="left" if name == "address" else "right", no_wrap=name != "address")
+    table.add_column("stages of the busy time; host", ratio=1)
     for row in view.loaders:
         table.add_row(*_cells(row), style="red" if row.error else "" if row.is_ready else "yellow")
     lines = [table]
@@ -46,21 +44,22 @@ def render(view: FleetView, rich: Any) -> Any:
 
 def _cells(row: LoaderRow) -> list[str]:
     if row.error:
-        return [str(row.number), row.address, "-", "-", f"no answer ({row.error})"]
+        return [str(row.number), row.address, "-", "-", "-", "-", f"no answer ({row.error})"]
     stages = sorted(row.stages.items(), key=lambda item: -item[1])[:_SHOWN_STAGES]
-    cache = f"{_size(row.cache_bytes)} of {_size(row.cache_limit_bytes)}"
+    host = [
+        "CPU -" if row.cpu_cores is None else f"CPU {row.cpu_cores:.2f}",
+        f"memory {_size(row.memory_bytes)}",
+        f"cache {_size(row.cache_bytes)} of {_size(row.cache_limit_bytes)}",
+        *(() if row.cache_hits is None else (f"hits {row.cache_hits:.0%}",)),
+    ]
     return [
         str(row.number),
         row.address if row.is_ready else f"{row.address} (drains)",
         "-" if row.samples_per_s is None else f"{row.samples_per_s:.1f}",
         "-" if row.busy is None else f"{row.busy:.0%}",
-        ", ".join(f"{stage} {share:.0%}" for stage, share in stages if share >= 0.01),
-        "-" if row.cpu_cores is None else f"{row.cpu_cores:.2f}",
-        _size(row.memory_bytes),
-        cache,
-        "-" if row.cache_hits is None else f"{row.cache_hits:.0%}",
         str(row.queue),
         str(row.ranks),
+        f"{', '.join(f'{stage} {share:.0%}' for stage, share in stages if share >= 0.01) or '-'}\n{', '.join(host)}",
     ]
 
 

@@ -161,11 +161,23 @@ def test_the_table_shows_the_fleet_and_the_verdict() -> None:
     verdict = Verdict("decode-bound", "decode-bound: add 2 loaders")
     view = FleetView(loaders=loaders, trainers=(trainer,), lost=(), verdicts=(verdict,), window_s=10)
     out = io.StringIO()
-    Console(file=out, width=160).print(render(view, import_rich()))
+    Console(file=out, width=140).print(render(view, import_rich()))
     text = out.getvalue()
-    for shown in ("812.5", "93%", "decode 70%, encode 20%, read 10%", "3.50", "3.0G", "512M of 2.0G", "88%", " 7 "):
+    for shown in (
+        "812.5",
+        "93%",
+        "decode 70%, encode 20%, read 10%",
+        "CPU 3.50, memory 3.0G, cache",
+        "hits 88%",
+        " 7 ",
+        " 4 ",
+    ):
         assert shown in text, shown
     assert "b:9100" in text
     assert "no answer (Connection refused)" in text
     assert "trainer t:9101: 4 ranks, step 120, 800.0 samples/s, waits for data 25.0%, queue 2" in text
     assert text.rstrip().endswith("decode-bound: add 2 loaders")
+    narrow = io.StringIO()
+    Console(file=narrow, width=80).print(render(view, import_rich()))
+    words = set(re.sub("[^ -~]", " ", narrow.getvalue()).split())  # without the frame
+    assert {"#", "address", "samples/s", "busy", "queue", "ranks", "1", "a:9100", "812.5"} <= words

@@ -158,7 +158,7 @@ def _limits(loaders: Sequence[LoaderWork], trainer: TrainerWork) -> list[Verdict
         return []
     if trainer.wait < WAITS:
         factor = capacity / given
-        shown = f"{factor:.1f}x" if factor < _MOST else f"more than {_MOST:.0f}x"
+        shown = f"{factor:.1f}x" if factor < _MOST - 0.5 else f"more than {_MOST:.0f}x"
         return [Verdict("trainer-bound", f"trainer-bound: loaders could give {shown}")]
     threads = sum(one.threads for one in loaders)
     busy = sum(one.busy * one.threads for one in loaders) / threads
