@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
-.PHONY: demo success test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-prepare soak soak-sim help
+.PHONY: demo success test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-gpu bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -73,6 +73,9 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 
 bench: $(INSTALLED)  ## loader CPU per sample against a hand-tuned pipeline and a plain DataLoader
 	$(BIN)/python tests/benchmarks/loader_cost.py
+
+bench-gpu:  ## on one GPU, under 8 minutes, nothing is installed: parity, loaders, LoRA, ZeRO-3 (BENCH_GPU=--tiny tries it on a CPU)
+	$(PYTHON) tests/benchmarks/gpu.py $(BENCH_GPU)
 
 bench-prepare: $(INSTALLED)  ## loader-prepare on 100,000 synthetic trajectories
 	$(BIN)/python tests/benchmarks/prepare_scale.py
