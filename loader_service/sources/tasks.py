@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from loader_service.sources.half_characters import HalfCharacter, is_whole, refuse_half
 from stoker_proto.errors import ConfigError, DataError
 
 _MOST_SHOWN = 20
@@ -29,6 +30,8 @@ def instruction_of(row: Mapping[str, object], table: Mapping[str, str]) -> str:
             raise DataError(
                 f"{instruction!r}: a text is expected; write one, or leave the key out", field="instruction"
             )
+        if not is_whole(instruction):
+            refuse_half(HalfCharacter(instruction), "instruction")
         return instruction
     task = row.get("task")
     if not isinstance(task, str):
@@ -66,4 +69,8 @@ def _read(path: Path) -> dict[str, str]:
     for task, instruction in tree.items():
         if not isinstance(task, str) or not isinstance(instruction, str) or not instruction.strip():
             raise ConfigError(f"{key} {path}: {task!r}: {instruction!r} is not `task id: instruction` in words")
+        if not is_whole(task + instruction):
+            raise ConfigError(
+                f"{key} {path}: {task!r}: {instruction!r}: half of a surrogate pair is no character; correct it"
+            )
     return tree

@@ -208,6 +208,7 @@ def test_parts_of_a_shard_give_what_the_whole_gives(write_demo: Write, make_mani
             "train.jsonl:2: field task: the row has no `instruction` and the task 'Juggle-v1' has none",
         ),
         ({"task": None}, "train.jsonl:2: field task: None"),
+        ({"instruction": "\ud800"}, "train.jsonl:2: field instruction: '\\ud800': half of a surrogate pair"),
     ],
 )
 def test_the_scan_names_line_and_field(write_demo: Write, make_mani: Make, row: dict[str, Any], said: str) -> None:

@@ -31,6 +31,10 @@ def test_the_row_goes_before_the_users_table_and_that_before_the_built_in_one(tm
         ({"task": 5}, "field task: 5: "),
         ({"task": "PickCube-v1", "instruction": "  "}, "field instruction: '  ': a text is expected"),
         ({"task": "PickCube-v1", "instruction": ["a"]}, "field instruction: ['a']: a text is expected"),
+        (
+            {"instruction": "push \ud800"},
+            r"field instruction: 'push \ud800': half of a surrogate pair is no character; correct or remove the row",
+        ),
     ],
 )
 def test_rows_without_an_instruction_are_refused(row: dict[str, object], said: str) -> None:
@@ -46,6 +50,7 @@ def test_rows_without_an_instruction_are_refused(row: dict[str, object], said: s
         ("Task-v1: [a]\n", "'Task-v1': ['a'] is not `task id: instruction` in words"),
         ("Task-v1:\n", "'Task-v1': None is not"),
         ("a: b: c\n", "is not YAML"),
+        ('Task-v1: "push \\ud800"\n', r"'Task-v1': 'push \ud800': half of a surrogate pair is no character"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -240,7 +240,11 @@ LLAMA_3_1 = r"""{{- bos_token }}
         {{- '"parameters": ' }}
         {{- tool_call.arguments | tojson }}
         {{- "}" }}
-        {{- "<|eot_id|>" }}
+        {%- if builtin_tools is defined %}
+            {{- "<|eom_id|>" }}
+        {%- else %}
+            {{- "<|eot_id|>" }}
+        {%- endif %}
     {%- elif message.role == "tool" or message.role == "ipython" %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\n\n" }}
         {%- if message.content is mapping or message.content is iterable %}

@@ -15,6 +15,7 @@ import pytest
 from stoker_proto.errors import DataError, RowError
 from stoker_proto.processor import EncodedRow, Processor
 from stoker_proto.text.chat_rows import DialogueSample
+from stoker_proto.text.turn_ends import last_learned
 from stoker_proto.text.turns import Call, Turn
 from tests.proto.text.published_templates import PUBLISHED, Published
 from tests.tiny_models import make_config, write_model_folder
@@ -242,3 +243,13 @@ def test_the_end_of_a_call_is_an_end_too(name: str, ends: list[str], tmp_path: P
     """The exported model must stop there, or it would write what the function answers."""
     processor = make(tmp_path, PUBLISHED[name])
     assert sorted(processor.token_texts(np.array(processor.turn_ends.ids))) == ends
+
+
+def test_a_call_ends_otherwise_with_tools_of_llamas_own(tmp_path: Path) -> None:
+    """Llama 3.1 waits for the answer behind <|eom_id|>, once the template is given `builtin_tools`."""
+    options = "data.dialogue.template_options={builtin_tools: [brave_search]}"
+    processor = make(tmp_path, PUBLISHED["llama-3.1"], options)
+    assert sorted(processor.token_texts(np.array(processor.turn_ends.ids))) == ["</s>", "<|eom_id|>", "<|eot_id|>"]
+    [[row]] = processor.encode_dialogues([dialogue(1, system=False, tools="used", reasoning=False)])
+    ends = [int(row.input_ids[at]) for at in last_learned(row.supervised)]
+    assert processor.token_texts(np.array(ends)) == ["<|eom_id|>", "<|eot_id|>"]

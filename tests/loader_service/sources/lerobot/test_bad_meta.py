@@ -138,6 +138,11 @@ def test_lines_of_the_old_index_that_cannot_be(old: Path) -> None:
         ("episodes.jsonl", '{"episode_index": 0, "length": "4"}\n', "episodes.jsonl:1: field length: '4'"),
         ("episodes.jsonl", "nonsense\n", "episodes.jsonl:1: unreadable JSON"),
         ("tasks.jsonl", '{"task_index": "0", "task": "x"}\n', "tasks.jsonl: record 0, field task_index: '0'"),
+        (
+            "tasks.jsonl",
+            '{"task_index": 0, "task": "push \\ud800"}\n',
+            "tasks.jsonl:1: unreadable JSON (no low surrogate in string",
+        ),
     ):
         file = old / "meta" / name
         before = file.read_text()
