@@ -45,6 +45,7 @@ TASKS = {
 """Task -> its share of the training: the harder, the more. Shares are relative to those of the other tasks."""
 DEFAULT_TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1", "StackCube-v1")
 """StackGreenOnRed-v1 has the scene of StackCube-v1 with the other instruction: trainer/sim/README.md."""
+SAME_SCENE = ("StackCube-v1", "StackGreenOnRed-v1")
 TRAIN_SEED, VAL_SEED, DAGGER_SEED = 10_000, 500_000, 600_000
 """First seeds of the demonstrations; the evaluation's begin at 1,000,000."""
 PART = 50
@@ -116,6 +117,8 @@ def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
     )
     if number == 0 and options.start is None:
         robot = [python, "-m", "trainer.models.tiny", "--family", "robot", "--image-size", "72", "--out", str(base)]
+        if set(SAME_SCENE) <= set(options.task):  # the order of words alone tells these tasks apart
+            robot += ["--word-position-scale", "1"]
         steps.append(Step("A small random policy", robot, base / ".done"))
         out = ["--codec-out", str(work / "codec.json"), "--state-out", str(work / "state.json")]
         prepare = [python, "-m", "loader_service.cli", "prepare", "--config", str(config), *out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,21 @@ print(type(model).__name__, sum(p.double().sum().item() for p in model.parameter
     name, total, processor_name = found.stdout.split()[-3:]
     assert (name, processor_name) == ("RobotPolicy", "LlavaProcessor")
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-6)
+
+
+def test_the_order_of_words_weighs_as_much_as_the_scale_of_their_positions_says(tmp_path: Path) -> None:
+    """Both instructions have the same words, so without positions they are the same."""
+    texts = ["stack the red cube on the green cube", "stack the green cube on the red cube"]
+    apart = {}
+    for scale in (0.0, 0.1, 1.0):
+        folder = tmp_path / str(scale)
+        build_tiny("robot", folder, image_size=16, robot=replace(SIZES, word_position_scale=scale))
+        processor = processor_of(folder, tmp_path)
+        model = family_of(read_model_config(str(folder))).auto_class.from_pretrained(folder)
+        state = np.zeros(3, np.float32)
+        ids = torch.from_numpy(np.stack([processor.prompt(text, 2, state) for text in texts]).astype(np.int64))
+        with torch.no_grad():
+            first, second = model._read_words(ids, ids != model.config.image_token_id)
+        apart[scale] = float((first - second).norm())
+    assert apart[0.0] < 1e-5
+    assert 0.001 < apart[0.1] < apart[1.0] / 3

@@ -17,7 +17,7 @@ from trainer.sim.demonstration import Job, play
 from trainer.sim.environment import ACTION_WIDTH, TASKS, Environment
 from trainer.sim.recording import read_npz
 
-DEADLINE_S = 240
+DEADLINE_S = 900
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "maniskill"
 
 Collector = Callable[..., subprocess.Popen[str]]

@@ -40,7 +40,13 @@ def test_an_episode_does_not_depend_on_those_before_it() -> None:
             ("uint16", (32, 32)),
         ]
         assert all((a == b).all() for a, b in zip(one.images, two.images, strict=True))
-        assert {name: len(values) for name, values in one.states.items()} == {"qpos": 9, "tcp_pose": 7}
+        assert {name: len(values) for name, values in one.states.items()} == {
+            "qpos": 9,
+            "tcp_pose": 7,
+            "state": 9,
+            "intrinsic_cv": 3,
+            "extrinsic_cv": 3,
+        }
         assert all((one.states[name] == two.states[name]).all() for name in one.states)
 
 

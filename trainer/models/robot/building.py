@@ -22,6 +22,8 @@ class RobotSizes:
     """A: numbers that training predicts beside the actions (`data.options.auxiliary_keys`); 0: none."""
     answer_tokens: int = 8
     """Most tokens of an answer, the end token included: actions of a chunk x numbers of an action + 1."""
+    word_position_scale: float = 0.1
+    """Of the words' positions beside the words; 1 for tasks that the order of words alone tells apart."""
 
 
 def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any, Any]:
@@ -44,6 +46,7 @@ def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any
         raise ConfigError("the tokenizer does not have one token for each number of a state; build it with numbers")
     config = modeling.RobotConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
+        word_position_scale=sizes.word_position_scale,
         image_size=image_size,
         num_views=sizes.num_views,
         state_width=sizes.state_width,
