@@ -39,7 +39,9 @@ from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
 from trainer.report.progress import ProgressBar, write_summary
+from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
+from trainer.report.verdict import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
@@ -48,6 +50,8 @@ from trainer.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
+_LAST_CHANCE_S = 30.0
+"""After an error: for a checkpoint that is being written to become whole."""
 _TRY_AGAIN = 75
 """Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command goes on."""
 
@@ -85,6 +89,8 @@ class Trainer:
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
         self._wait_s = self._train_s = 0.0
+        self._interval = Interval()
+        self._profiler = StepProfiler(trainer.profile, self.output_dir, is_first=self.ranks.is_first)
         self.exit_code = 0
         """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
         self._is_stopped = False
@@ -92,6 +98,13 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
+        try:
+            return self._run()
+        except Exception:
+            self.checkpoints.wait_alone(_LAST_CHANCE_S)
+            raise
+
+    def _run(self) -> dict[str, Any]:
         trainer, first_step = self.config.trainer, self.cursor.step
         log.info(
             "training from step %d to %d: %d samples an epoch, %d ranks",
@@ -108,6 +121,7 @@ class Trainer:
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
+        self._profiler.close(self.cursor.step)
         if self._is_stopped:
             return self._end_early(first_step)
         self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
@@ -117,6 +131,7 @@ class Trainer:
         if trainer.export:
             processor = self._processor_to_keep()
             folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
+        self.checkpoints.finish()
         skipped = self._say_skipped()
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
         self._keep(self.evals.wait())
@@ -131,6 +146,7 @@ class Trainer:
         """Save and return an unfinished summary, which is not written: `summary.json` means success."""
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
+        self.checkpoints.finish()
         log.info("stopped %s", self.describe_position())
         return {"steps": self.cursor.step, "stopped": True}
 
@@ -180,7 +196,9 @@ class Trainer:
                 set_learning_rate(
                     self.stepper.engine, rate := learning_rate(trainer, self.cursor.step, self.total_steps)
                 )
+                self._profiler.before_step(self.cursor.step + 1)
                 result = self.stepper.step(batch.micro_batches, self.cursor.step)
+                self._profiler.after_step(self.cursor.step + 1)
                 now = time.monotonic()
                 self._advance(batch, result)
                 self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
@@ -221,9 +239,13 @@ class Trainer:
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
         worst = [batch.wait_s, min(1.0, batch.wait_s / step_s), -self.train.feed.num_ready, self._reason_to_stop()]
-        wait_s, wait_share, none_ready, reason = max_over_ranks(worst, self.ranks)
+        worst += [float(self.checkpoints.has_failed), peak_memory_gb(self.ranks.device)]
+        wait_s, wait_share, none_ready, reason, has_failed, memory_gb = max_over_ranks(worst, self.ranks)
         self._stop_for(int(reason))
+        if has_failed:
+            self.checkpoints.finish()  # raises
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
+        self._interval.add(wait_s, step_s)
         figures = {
             "train/loss": result.loss,
             "train/perplexity": math.nan if math.isnan(result.loss) else perplexity(result.loss),
@@ -245,10 +267,15 @@ class Trainer:
         if self.peak_flops is not None:
             done = self.flops(result.num_tokens, result.num_supervised, result.num_images)
             figures["train/mfu"] = done / (step_s * self.peak_flops * self.ranks.world_size)
+        if memory_gb:
+            figures["train/gpu_memory_gb"] = memory_gb
         self._last = figures
         bar.advance(loss=result.loss, step_s=step_s, wait_s=wait_s)
         if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self._is_over:
+            figures["train/interval_data_wait_frac"], verdict = self._interval.end()
             self.trackers.log(figures, self.cursor.step)
+            if self._interval.is_line_due(is_last=self._is_over):
+                log.info("step %d: %s", self.cursor.step, line_of(figures, verdict))
 
     def _reason_to_stop(self) -> int:
         """Number of a signal, SIGALRM for the time limit, or 0; ranks may differ, and the largest number counts for all."""
@@ -353,9 +380,12 @@ class Trainer:
         extra: dict[str, Any] = {} if self.best is None else {"best": self.best.to_json()}
         if self._validated_at == self.cursor.step:
             extra["scores"] = self._facts().scores
-        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, processor, extra)
-        self._saved_at = self.cursor.step
-        log.info("step %d: checkpoint %s", self.cursor.step, folder)
+        started = time.monotonic()
+        folder = self.checkpoints.save(
+            self.stepper.engine, self.cursor, self.fingerprints, processor, extra, background=not self._is_over
+        )
+        self._saved_at, stall_s = self.cursor.step, time.monotonic() - started
+        log.info("step %d: checkpoint %s; training waited %.2f s", self.cursor.step, folder, stall_s)
 
     def _processor_to_keep(self) -> Processor:
         """The processor with the number of images over all ranks, which the cursor gets too; every rank calls it."""
@@ -378,6 +408,7 @@ class Trainer:
             "skipped": skipped,
             "seconds": seconds,
             "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
+            "verdict": verdict_of(self._wait_s, self._train_s),
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},
             "val": self._validation,
             "export": str(exported) if exported else None,
