@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stoker_proto.config import ProfileConfig
 from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config
+from tests.trainer.support.ranks import run_ranks
+from tests.trainer.support.runs import build_run
+from trainer import loop
 from trainer.report.verdict import Interval, line_of, verdict_of
 from trainer.training.flops import peak_of
 
@@ -54,6 +60,45 @@ def test_the_line_names_gpu_memory_and_mfu_where_they_are_known() -> None:
 def test_devices_are_known_by_their_whole_names() -> None:
     names = ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA A10", "NVIDIA A10G", "NVIDIA H100 PCIe", "NVIDIA H200")
     assert [peak_of(name) for name in names] == [121e12, 181e12, 362e12, 125e12, None, 756e12, 989e12]
+
+
+def profiled_run(rank: int, model: Path, output: Path) -> Any:
+    """Files of the profile, log lines, and figures of each step."""
+    config = make_config(model, output, export=False, epochs=1, profile=ProfileConfig(start=2, stop=4))
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    loop.log.addHandler(handler)
+    loop.log.setLevel(logging.INFO)
+    loop.peak_memory_gb = lambda device: 3.25 + rank  # as if each rank had a GPU
+    trainer = build_run(config, images=False)
+    logged: list[dict[str, float]] = []
+
+    def keep(figures: Any, step: int) -> None:
+        if "train/loss" in figures:  # else a validation's
+            logged.append(dict(figures))
+
+    trainer.trackers.log = keep  # type: ignore[method-assign]
+    summary = trainer.run()
+    return sorted(path.name for path in (output / "profile").iterdir()), lines, logged, summary["verdict"]
+
+
+@pytest.mark.process
+def test_a_run_says_where_it_stands_and_profiles_the_steps_that_were_asked_for(
+    tiny_causal: Path, tmp_path: Path
+) -> None:
+    [(files, lines, logged, verdict), _] = run_ranks(2, lambda rank: profiled_run(rank, tiny_causal, tmp_path))
+    assert files == ["steps-2-4.json", "steps-2-4.txt"], "the first rank's alone"
+    trace = json.loads((tmp_path / "profile" / "steps-2-4.json").read_text())
+    assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
+    assert "Self CPU" in (tmp_path / "profile" / "steps-2-4.txt").read_text()
+    assert [figures["train/gpu_memory_gb"] for figures in logged] == [4.25] * 4, "of the rank that takes most"
+    assert logged[-1]["train/interval_data_wait_frac"] == 0.0
+    own = [line for line in lines if "bound:" in line]
+    assert own[0].startswith("step 1: loss ")
+    assert own[-1].startswith("step 4: loss ")
+    assert "4.2 GB of GPU memory; trainer-bound: 0.0% of the time is waiting for data" in own[-1]
+    assert verdict.startswith("trainer-bound: 0.0%")
 
 
 def test_a_profile_of_no_step_is_refused(tmp_path: Path) -> None:
