@@ -40,7 +40,9 @@ from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
 from trainer.report.fleet import FleetReport
 from trainer.report.progress import ProgressBar, write_summary
+from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
+from trainer.report.verdict import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
@@ -49,6 +51,8 @@ from trainer.training.step import BegunStep, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
+_LAST_CHANCE_S = 30.0
+"""After an error: for a checkpoint that is being written to become whole."""
 _TRY_AGAIN = 75
 """Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command goes on."""
 
@@ -100,6 +104,8 @@ class Trainer:
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
         self._wait_s = self._train_s = 0.0
+        self._interval = Interval()
+        self._profiler = StepProfiler(trainer.profile, self.output_dir, is_first=self.ranks.is_first)
         self.exit_code = 0
         """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
         self._is_stopped = False
@@ -109,6 +115,13 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
+        try:
+            return self._run()
+        except Exception:
+            self.checkpoints.wait_alone(_LAST_CHANCE_S)
+            raise
+
+    def _run(self) -> dict[str, Any]:
         trainer, first_step = self.config.trainer, self.cursor.step
         log.info(
             "training from step %d to %d: %d samples an epoch, %d ranks",
@@ -125,6 +138,7 @@ class Trainer:
         with closing(bar), closing(digests), logging_redirect_tqdm():
             while not self._is_over:
                 self._run_epoch(bar, digests)
+        self._profiler.close(self.cursor.step)
         if self._is_stopped:
             return self._end_early(first_step)
         self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
@@ -134,6 +148,7 @@ class Trainer:
         if trainer.export:
             processor = self._processor_to_keep()
             folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
+        self.checkpoints.finish()
         skipped = self._say_skipped()
         if self.fleet is not None:
             self.fleet.say_summary()
@@ -150,6 +165,7 @@ class Trainer:
         """Save and return an unfinished summary, which is not written: `summary.json` means success."""
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
+        self.checkpoints.finish()
         log.info("stopped %s", self.describe_position())
         return {"steps": self.cursor.step, "stopped": True}
 
@@ -216,12 +232,15 @@ class Trainer:
         """Begin optimizer step `number`, counted from 0; its figures are read by `_finish`."""
         rate = learning_rate(self.config.trainer, number, self.total_steps)
         set_learning_rate(self.stepper.engine, rate)
-        step = self.stepper.begin(
-            batch.micro_batches,
-            number,
-            lambda: (batch.wait_s, -self.train.feed.num_ready, self._reason_to_stop()),
-        )
+        self._profiler.before_step(number + 1)
+        step = self.stepper.begin(batch.micro_batches, number, lambda: self._worst_figures(batch))
+        self._profiler.after_step(number + 1)
         return _Begun(batch=batch, rate=rate, number=number, step=step)
+
+    def _worst_figures(self, batch: StepBatch) -> tuple[float, ...]:
+        """Figures of this rank whose largest value over the ranks `_report` reads."""
+        failed, memory_gb = float(self.checkpoints.has_failed), peak_memory_gb(self.ranks.device)
+        return batch.wait_s, -self.train.feed.num_ready, self._reason_to_stop(), failed, memory_gb
 
     def _is_settled_after(self, begun: _Begun) -> bool:
         """Whether something needs the weights as this step leaves them, before another step changes them."""
@@ -267,10 +286,13 @@ class Trainer:
         return result.num_supervised > 0 and not result.applied
 
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
-        wait_s, none_ready, reason = result.worst
+        wait_s, none_ready, reason, has_failed, memory_gb = result.worst
         wait_share = min(1.0, wait_s / step_s)
         self._stop_for(int(reason))
+        if has_failed:
+            self.checkpoints.finish()  # raises
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
+        self._interval.add(wait_s, step_s)
         if self.fleet is not None:
             self.fleet.step(num_rows=result.num_rows, step_s=step_s, wait_s=wait_s, queue_depth=int(-none_ready))
         figures = {
@@ -294,10 +316,15 @@ class Trainer:
         if self.peak_flops is not None:
             done = self.flops(result.num_tokens, result.num_supervised, result.num_images)
             figures["train/mfu"] = done / (step_s * self.peak_flops * self.ranks.world_size)
+        if memory_gb:
+            figures["train/gpu_memory_gb"] = memory_gb
         self._last = figures
         bar.advance(loss=result.loss, step_s=step_s, wait_s=wait_s)
         if self.cursor.step % self.config.trainer.logger.log_interval == 0 or self._is_over:
+            figures["train/interval_data_wait_frac"], verdict = self._interval.end()
             self.trackers.log(figures, self.cursor.step)
+            if self._interval.is_line_due(is_last=self._is_over):
+                log.info("step %d: %s", self.cursor.step, line_of(figures, verdict))
 
     def _reason_to_stop(self) -> int:
         """Number of a signal, SIGALRM for the time limit, or 0; ranks may differ, and the largest number counts for all."""
@@ -402,9 +429,12 @@ class Trainer:
         extra: dict[str, Any] = {} if self.best is None else {"best": self.best.to_json()}
         if self._validated_at == self.cursor.step:
             extra["scores"] = self._facts().scores
-        folder = self.checkpoints.save(self.stepper.engine, self.cursor, self.fingerprints, processor, extra)
-        self._saved_at = self.cursor.step
-        log.info("step %d: checkpoint %s", self.cursor.step, folder)
+        started = time.monotonic()
+        folder = self.checkpoints.save(
+            self.stepper.engine, self.cursor, self.fingerprints, processor, extra, background=not self._is_over
+        )
+        self._saved_at, stall_s = self.cursor.step, time.monotonic() - started
+        log.info("step %d: checkpoint %s; training waited %.2f s", self.cursor.step, folder, stall_s)
 
     def _processor_to_keep(self) -> Processor:
         """The processor with the number of images over all ranks, which the cursor gets too; every rank calls it."""
@@ -427,6 +457,7 @@ class Trainer:
             "skipped": skipped,
             "seconds": seconds,
             "data_wait_frac": self._wait_s / self._train_s if self._train_s else 0.0,
+            "verdict": verdict_of(self._wait_s, self._train_s),
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},
             "val": self._validation,
             "export": str(exported) if exported else None,

@@ -364,6 +364,11 @@ class Processor:
         """The text of each token, special ones by name, to be shown to a user; see `TextTokenizer.texts_of`."""
         return self._tokenizer.texts_of(ids.tolist())
 
+    def plain_text(self, ids: NDArray[np.integer[Any]]) -> str:
+        """The text of the ids without added tokens, such as those of images and turns, and with single spaces."""
+        kept = [number for number in ids.tolist() if not self.is_added(number)]
+        return " ".join(str(self._tokenizer.tokenizer.decode(kept)).split())
+
     def chat_template(self) -> str | None:
         """The template that was trained, as jinja2 source for transformers; None for models that have images before all text."""
         if self.image is not None and self.image.before_bos and self._parts.dialogue.template != "chat_template":

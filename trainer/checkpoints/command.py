@@ -2,8 +2,9 @@
 
     stoker-export --checkpoint outputs/checkpoints/step-00000500 --out outputs/best
 
-DeepSpeed's files hold the trained weights in float32, of all ranks. Everything else is in the checkpoint: the config of its run
-and the processor; the base model's folder must be where the config says.
+DeepSpeed's files hold the trained weights in float32, of all ranks. Of a run with `trainer.ema_decay` their averages are
+exported, as at the end of the run. Everything else is in the checkpoint: the config of its run and the processor. The base
+model's folder must be where the config says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
-from stoker_proto.errors import ConfigError, DataError, StokerError
+from stoker_proto.errors import DataError, StokerError
 from stoker_proto.host.hub_cache import find_model_folder
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def export_checkpoint(folder: Path, target: Path, base_model: str | None = None)
     config = config_of(checkpoint.state, base_model)
     processor = Processor.load(folder / "processor")
     model = build_model(config, processor.vocab_size_needed)
-    weights = read_weights(folder, adapters_only=config.model.lora is not None)
+    weights = read_weights(folder, adapters_only=config.model.lora is not None, averages=bool(config.trainer.ema_decay))
     state = {**model.state_dict(), **weights}
     unknown = sorted(set(weights) - set(model.state_dict()))
     if unknown:
@@ -73,11 +74,6 @@ def export_checkpoint(folder: Path, target: Path, base_model: str | None = None)
 def config_of(state: dict[str, Any], base_model: str | None) -> Config:
     """The config of the checkpoint's run. Raises ConfigError."""
     config = config_from_tree(state["config"])
-    if config.trainer.ema_decay:
-        raise ConfigError(
-            "the run has trainer.ema_decay, and averages are exported by the run itself: start it with "
-            "--set trainer.checkpoint.resume=CHECKPOINT --set trainer.max_steps=ITS_STEP"
-        )
     if base_model is not None:
         config = replace(config, model=replace(config.model, base_model_path=base_model))
     return config
@@ -94,12 +90,15 @@ def build_model(config: Config, vocab_size_needed: int) -> Any:
     return load_model(whole, family, {"zero_optimization": {"stage": 0}}, vocab_size_needed)
 
 
-def read_weights(folder: Path, *, adapters_only: bool) -> dict[str, Any]:
-    """float32 weights by name, from DeepSpeed's files. Raises DataError."""
+def read_weights(folder: Path, *, adapters_only: bool, averages: bool = False) -> dict[str, Any]:
+    """float32 weights by name, from DeepSpeed's files. averages: those of `trainer.ema_decay` instead. Raises DataError."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    from trainer.checkpoints.averages import averages_in_place_of_weights
+
+    chosen = averages_in_place_of_weights() if averages else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder alone
+        with chosen, contextlib.redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder alone
             found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
                 str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
             )

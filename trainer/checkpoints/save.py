@@ -6,6 +6,8 @@
         deepspeed/             DeepSpeed's own: weights and optimizer states of every rank; with LoRA those of the adapters
         universal/             made when a run resumes on another number of ranks
 
+With `trainer.checkpoint.background` the ranks copy their parts to host memory, and threads write them: `background` beside this.
+
 A checkpoint is written under a name ending in `.partial` and renamed when all ranks are done and the disks have it, so it is
 whole even after a power failure. The newest checkpoint is the one with the largest serial number, not the largest step: after
 a resume from an older checkpoint, later steps of the first run belong to another lineage. With several nodes, `output_dir` must
@@ -19,17 +21,26 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from stoker_proto.config import Config
-from stoker_proto.errors import ConfigError, DataError
+from stoker_proto.errors import ConfigError, DataError, HostError
 from stoker_proto.host.files import sync, sync_tree
 from stoker_proto.processor import Processor
+from trainer.checkpoints.background import (
+    BackgroundWriting,
+    HeldFiles,
+    fits_in_memory,
+    held_back,
+    mark,
+    wait_for_marks,
+)
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
 from trainer.checkpoints.writing import writing
-from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, wait_for_all_ranks
+from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, max_over_ranks, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, repair_optimizer
 from trainer.engine.zero import Engine
 
@@ -43,14 +54,26 @@ _DELETED = ".deleted"
 """Suffix of a folder that is no longer a checkpoint and still has to be removed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What the first rank adds to DeepSpeed's files."""
+
+    cursor: Cursor
+    fingerprints: Mapping[str, str]
+    processor: Processor
+    extra: Mapping[str, Any]
+    """More of stoker.json."""
+
+
 class Checkpoints:
-    """All checkpoints in one `output_dir`. Every rank calls `save`, `convert` and `load`."""
+    """All checkpoints in one `output_dir`. Every rank calls `save`, `finish`, `convert` and `load`."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.folder = Path(config.trainer.output_dir) / "checkpoints"
         self.newest: Path | None = None
         """The checkpoint that this run wrote last, or resumed from."""
+        self._writing: BackgroundWriting | None = None
 
     @property
     def resume_hint(self) -> str:
@@ -133,51 +156,116 @@ class Checkpoints:
         fingerprints: Mapping[str, str],
         processor: Processor,
         extra: Mapping[str, Any] | None = None,
+        *,
+        background: bool = False,
     ) -> Path:
         """Write a checkpoint, and delete all but the newest `keep` and the best; returns its folder.
 
-        extra: more of stoker.json: `scores`, `best`. Raises HostError for a full disk.
+        extra: more of stoker.json: `scores`, `best`. background: return when the state is copied, if
+        `trainer.checkpoint.background` allows it; the folder has its name after `finish`. Raises HostError for a full disk, also
+        one that the former checkpoint met.
         """
+        self.finish()
         target = self.folder / f"step-{cursor.step:08d}"
+        contents = Contents(cursor=cursor, fingerprints=fingerprints, processor=processor, extra=extra or {})
+        behind = background and self._may_write_behind(engine)
         with writing(target):
-            self._write(target, engine, cursor, fingerprints, processor, extra or {})
-        self.newest = target
+            partial = self._begin(target)
+            if behind:
+                with held_back(engine) as held:
+                    self._save_engine(engine, partial)
+                self._writing = BackgroundWriting(target, lambda: self._write_behind(held, target, partial, contents))
+            else:
+                self._save_engine(engine, partial)
+                wait_for_all_ranks()
+                if self.ranks.is_first_of_machine:  # what its ranks wrote may still be in this machine's memory
+                    sync_tree(partial)
+                wait_for_all_ranks()
+                if self.ranks.is_first:
+                    self._complete(target, partial, contents)
+                wait_for_all_ranks()
+                self.newest = target
         return target
 
-    def _write(
-        self,
-        target: Path,
-        engine: Engine,
-        cursor: Cursor,
-        fingerprints: Mapping[str, str],
-        processor: Processor,
-        extra: Mapping[str, Any],
-    ) -> None:
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank's part of the checkpoint that is being written met an error; `finish` raises it."""
+        return self._writing is not None and self._writing.has_failed
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is whole; every rank calls it. Raises HostError on all ranks."""
+        if self._writing is None:
+            return
+        started, current = time.monotonic(), self._writing
+        error = current.wait()
+        self._writing = None
+        errors = gather_json("" if error is None else str(error) or repr(error), self.ranks)
+        if error is not None:
+            raise error
+        for rank, text in enumerate(errors):
+            if text:
+                raise HostError(f"rank {rank} could not write {current.target}: {text}")
+        self.newest = current.target
+        if (waited_s := time.monotonic() - started) > 1:
+            log.info("training waited %.1f s for %s to be whole", waited_s, current.target)
+
+    def wait_alone(self, timeout_s: float) -> None:
+        """After a failure of the run: give what is being written a chance to become whole, without the other ranks."""
+        if self._writing is not None and (error := self._writing.wait(timeout_s)) is not None:
+            log.warning("%s is not whole: %s", self._writing.target, error)
+
+    def _may_write_behind(self, engine: Engine) -> bool:
+        """The same on all ranks: `auto` is true where each has the memory for a copy."""
+        wanted = self.config.trainer.checkpoint.background
+        if wanted != "auto":
+            return wanted
+        [does_not_fit] = max_over_ranks([float(not fits_in_memory(engine))], self.ranks)
+        return not does_not_fit
+
+    def _begin(self, target: Path) -> Path:
+        """The unfinished folder, which all ranks may write to when this returns."""
         partial = target.with_name(target.name + _PARTIAL)
         if self.ranks.is_first:
             self._sweep()
             partial.mkdir(parents=True)
         wait_for_all_ranks()
+        return partial
+
+    def _save_engine(self, engine: Engine, partial: Path) -> None:
         adapters_only = {} if self.config.model.lora is None else {"exclude_frozen_parameters": True}
         engine.save_checkpoint(str(partial), tag=_TAG, **adapters_only)
-        wait_for_all_ranks()
-        if self.ranks.is_first_of_machine:  # what its ranks wrote may still be in this machine's memory
-            sync_tree(partial)
-        wait_for_all_ranks()
-        if self.ranks.is_first:
-            processor.save(partial / "processor")
-            serial = 1 + max((checkpoint.serial for checkpoint in self._readable()), default=0)
-            state = state_of_run(self.config, self.ranks.world_size, serial, cursor, fingerprints) | dict(extra)
-            (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            sync_tree(partial / "processor")
-            sync(partial / STATE_FILE)
-            sync(partial)
-            if target.exists():  # from another lineage, or from a lost run that had reached this step
-                _hide(target)
-            partial.rename(target)
-            sync(self.folder)
-            self._prune()
-        wait_for_all_ranks()
+
+    def _write_behind(self, held: HeldFiles, target: Path, partial: Path, contents: Contents) -> None:
+        """In a thread of each rank. Raises HostError."""
+        with writing(target):
+            try:
+                held.write()
+            except Exception as error:
+                mark(partial, self.ranks.rank, error)
+                raise
+            mark(partial, self.ranks.rank, None)
+            if self.ranks.is_first:
+                wait_for_marks(partial, self.ranks, self.config.trainer.collective_timeout_s)
+                sync_tree(partial)  # DeepSpeed's small files, and the names
+                self._complete(target, partial, contents)
+                self.newest = target
+                log.info("step %d: checkpoint %s is whole", contents.cursor.step, target)
+
+    def _complete(self, target: Path, partial: Path, contents: Contents) -> None:
+        """The first rank's part once all files of DeepSpeed are on the disk: its own files, the name, old checkpoints."""
+        contents.processor.save(partial / "processor")
+        serial = 1 + max((checkpoint.serial for checkpoint in self._readable()), default=0)
+        state = state_of_run(self.config, self.ranks.world_size, serial, contents.cursor, contents.fingerprints)
+        text = json.dumps(state | dict(contents.extra), indent=1)
+        (partial / STATE_FILE).write_text(text, encoding="utf-8")
+        sync_tree(partial / "processor")
+        sync(partial / STATE_FILE)
+        sync(partial)
+        if target.exists():  # from another lineage, or from a lost run that had reached this step
+            _hide(target)
+        partial.rename(target)
+        sync(self.folder)
+        self._prune()
 
     def load(self, engine: Engine, checkpoint: Checkpoint) -> None:
         """Load weights and optimizer states into the engine; weight decay, betas and so on stay those of the config."""

@@ -1,15 +1,17 @@
 """The evaluation `perplexity`: one pass over the validation split, or over its first part, on all ranks together.
 
-    trainer.evals: [{type: perplexity, interval: 100, samples: 512, free_running: 128}]
+    trainer.evals: [{type: perplexity, interval: 100, samples: 512, free_running: 128, examples: 8}]
 
 Without such an entry `trainer.eval_interval` and `trainer.eval_samples` are its interval and samples.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +22,7 @@ from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from trainer.engine.ranks import sum_over_ranks
 from trainer.evals.action_figures import ActionFigures
+from trainer.evals.example_sheet import ExampleSheet
 from trainer.evals.interface import Eval, Moment, Outcome
 from trainer.evals.registry import check_empty
 from trainer.evals.scores import Sums, add_scores
@@ -28,8 +31,12 @@ from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
 from trainer.training.step import Stepper
 
+log = logging.getLogger(__name__)
+
 FREE_RUNNING = 256
 """Samples of a validation whose free-running error is measured."""
+EXAMPLES = 4
+"""Samples of a validation that are drawn, with their true and their predicted action."""
 
 
 class Perplexity(Eval):
@@ -37,8 +44,15 @@ class Perplexity(Eval):
 
     def __init__(self, options: Mapping[str, Any], config: Config) -> None:
         """options: `samples`, default `trainer.eval_samples`; `free_running`: samples whose free-running error is measured (each
-        costs a few forward passes more), default 256, 0 for none. Raises ConfigError."""
+        costs a few forward passes more), default 256, 0 for none; `examples`: samples with an action that are drawn, default 4.
+        Raises ConfigError."""
         rest = dict(options)
+        examples = rest.pop("examples", EXAMPLES)
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 0:
+            raise ConfigError(
+                f"trainer.evals, type perplexity: examples is {examples!r}: a number of samples, 0 for none"
+            )
+        self._num_examples = examples
         samples, free = rest.pop("samples", config.trainer.eval_samples), rest.pop("free_running", FREE_RUNNING)
         check_empty(rest, "perplexity")
         if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
@@ -59,6 +73,7 @@ class Perplexity(Eval):
         num_samples = moment.val.num_samples
         if self._num_steps is not None:
             num_samples = min(num_samples, self._num_steps * self._size)
+        sheet = ExampleSheet(moment.processor, self._num_examples if moment.ranks.is_first else 0)
         with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
             figures = validate(
                 moment.stepper,
@@ -67,6 +82,7 @@ class Perplexity(Eval):
                 num_samples,
                 moment.val.sources,
                 self._num_free,
+                sheet,
             )
         shown = (
             "perplexity",
@@ -78,8 +94,20 @@ class Perplexity(Eval):
         )
         line = ", ".join(f"{name} {figures[name]:.4f}" for name in shown if name in figures)
         return Outcome(
-            step=moment.step, figures=figures, line=f"validation over {figures['samples']:.0f} samples: {line}"
+            step=moment.step,
+            figures=figures,
+            media=_draw(sheet, moment.output_dir / "evals" / "examples" / f"step-{moment.step:08d}.png"),
+            line=f"validation over {figures['samples']:.0f} samples: {line}",
         )
+
+
+def _draw(sheet: ExampleSheet, picture: Path) -> dict[str, Path]:
+    """The media of the outcome. A picture that a full disk does not hold must not end a run."""
+    try:
+        return {"examples": picture} if sheet.write(picture) else {}
+    except OSError as error:
+        log.warning("%s cannot be written: %s", picture, error)
+        return {}
 
 
 def validate(
@@ -89,11 +117,12 @@ def validate(
     num_samples: int,
     sources: SourceTable,
     num_free: int = 0,
+    sheet: ExampleSheet | None = None,
 ) -> dict[str, float]:
     """The metrics of `Sums`, and of `ActionFigures` where there are actions, the same on every rank; with several sources also
     each source's perplexity and accuracy.
 
-    num_free: samples, rounded up to whole global batches, whose free-running error is measured.
+    num_free: samples, rounded up to whole global batches, whose free-running error is measured. sheet: gets the first samples.
 
     Raises DataError if not every sample was seen exactly once.
     """
@@ -113,6 +142,8 @@ def validate(
                     if figures is not None:
                         actions = np.asarray(batch.actions)
                         figures.add(stepper, inputs, logits, actions, free=free)
+                    if sheet is not None:
+                        sheet.add(batch, inputs, logits)
                     sums.samples += batch.num_rows
                     rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)

@@ -26,6 +26,7 @@ from stoker_proto.config.trainer import (
     FeedConfig,
     LoggerConfig,
     ParameterGroupConfig,
+    ProfileConfig,
     TrainerConfig,
     check_batch_arithmetic,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "OrderConfig",
     "ParameterGroupConfig",
+    "ProfileConfig",
     "RemoteConfig",
     "SecurityConfig",
     "SourceConfig",

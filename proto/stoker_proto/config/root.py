@@ -37,6 +37,11 @@ class Config:
             raise ConfigError(
                 "trainer.checkpoint.best needs validations: set data.val_data_paths and trainer.eval_interval, or leave it out"
             )
+        profile = self.trainer.profile
+        if profile is not None and profile.stop <= profile.start:
+            raise ConfigError(
+                f"trainer.profile is the steps from {profile.start} to before {profile.stop}, which are none: raise stop"
+            )
         dialogue = self.data.dialogue
         if (dialogue.template == "custom") != (dialogue.user is not None):
             raise ConfigError(

@@ -95,8 +95,21 @@ class CheckpointConfig:
     stop_grace_s: float = field(default=25.0, metadata=at_least(0))
     """SIGTERM during training: a rank that has not saved and ended after this time ends without. DeepSpeed's launcher kills its
     ranks after 30 s."""
+    background: Literal[True, False, "auto"] = False
+    """Write checkpoints beside the training: ranks copy their state to host memory, and threads write it. `auto`: where the
+    copies take at most half of the free host memory. The last checkpoint of a run is always waited for."""
     universal: bool = False
     """Resume on another number of ranks, through DeepSpeed's universal checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileConfig:
+    """Which steps torch's profiler records: [start, stop), counted from 1. Choose few: a trace of ten steps has 100 MB."""
+
+    start: int = field(metadata=at_least(1))
+    """The first step. The first steps of a run are slower than others."""
+    stop: int = field(metadata=at_least(2))
+    """The step before which recording ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +206,8 @@ class TrainerConfig:
     """Keep optimizer states in host memory: 2.7-4 times slower, for models that do not fit otherwise."""
     loss: LossConfig = field(default_factory=LossConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    profile: ProfileConfig | None = None
+    """Record some steps with torch's profiler, in `{output_dir}/profile`; null: none."""
     feed: FeedConfig = field(default_factory=FeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

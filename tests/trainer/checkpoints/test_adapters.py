@@ -176,6 +176,15 @@ def test_the_export_holds_the_average_of_the_weights(tiny_causal: Path, tmp_path
         if name in found:
             np.testing.assert_allclose(found[name].numpy(), value, rtol=0, atol=1e-6, err_msg=name)
     assert set(found) <= set(expected)
+    assert (
+        export_command(
+            ["--checkpoint", str(tmp_path / "checkpoints" / "step-00000004"), "--out", str(tmp_path / "own")]
+        )
+        == 0
+    )
+    again = weights(tmp_path / "own")
+    assert again.keys() == found.keys()
+    assert [name for name in found if not torch.equal(again[name], found[name])] == []
 
 
 def reduced_in(config: Config, rank: int) -> Any:
