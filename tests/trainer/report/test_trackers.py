@@ -22,9 +22,8 @@ from tests.trainer.support.runs import run
 from trainer.report.trackers import Trackers
 
 TRAIN = (
-    "loss perplexity accuracy lr grad_norm step_s data_wait_s data_wait_frac queue_depth samples_per_s tokens_per_s "
-    "labels_per_s "
-    "skipped_steps bad_samples epoch"
+    "loss perplexity accuracy lr grad_norm step_s data_wait_s data_wait_frac interval_data_wait_frac queue_depth "
+    "samples_per_s tokens_per_s labels_per_s skipped_steps bad_samples epoch"
 )
 VAL = (
     "samples perplexity accuracy action_perplexity action_violations action_undecodable "
