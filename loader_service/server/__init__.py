@@ -3,5 +3,6 @@
 In: HELLO, EPOCH and TICKET messages of ranks. Out: WELCOME or REFUSE, LANES, and PIECE frames that `pieces` made.
 Read `command` (loader-serve), `served` (what one loader serves), `server` (the socket's loop), `handshake`, `clients`,
 `outbox` (bounds), `waiting`, `planner` (epoch plans ahead of need), `pool` (worker processes), `gate` and `keys` (who may
-connect), `counters`, `operator_pages` (metrics, health), `loop_calls`, `health`, `run_directory`.
+connect), `listening`, `relay` (resets do not reach ZeroMQ), `counters`,
+`operator_pages` (metrics, health), `loop_calls`, `health`, `run_directory`.
 """

@@ -132,7 +132,7 @@ def _wrist_camera(played: Sequence[Recording]) -> bool:
             f"{kinds[True]} was recorded with --wrist-camera and {kinds[False]} without: these are different robots; check them "
             "one after the other, with --data"
         )
-    return kinds == {True: kinds.get(True)}
+    return True in kinds
 
 
 def _of_config(file: Path | None) -> list[Path]:
