@@ -100,6 +100,7 @@ def test_a_reset_does_not_arrive_and_an_orderly_end_does() -> None:
             second.recv(6)
 
 
+@pytest.mark.process
 def test_a_kernel_that_refuses_the_filter_does_not_keep_the_loader_from_serving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,15 +150,15 @@ def average_by_hand(config: Config, rank: int) -> Any:
     from trainer.checkpoints.export import gather_weights
 
     trainer = build_run(config, images=False)
-    engine, step = trainer.stepper.engine, trainer.stepper.step
+    engine, begin = trainer.stepper.engine, trainer.stepper.begin
     seen = [{name: tensor.clone() for name, tensor in gather_weights(engine).items()}]
 
     def recorded(*arguments: Any) -> Any:
-        result = step(*arguments)
+        step = begin(*arguments)
         seen.append({name: tensor.clone() for name, tensor in gather_weights(engine).items()})
-        return result
+        return step
 
-    trainer.stepper.step = recorded  # type: ignore[method-assign]
+    trainer.stepper.begin = recorded  # type: ignore[method-assign]
     trainer.run()
     average = seen[0]
     for weights_now in seen[1:]:
