@@ -87,7 +87,8 @@ class Relay:
         """Have `run` accept no more, and return once all has passed, at the latest after `linger_s`. For signal handlers too."""
         self._close_at = time.monotonic() + linger_s
         self._closed = True
-        self._wake_write.send(b"1")
+        with contextlib.suppress(OSError):  # it has ended in this moment
+            self._wake_write.send(b"1")
 
     def run(self) -> None:
         """Pass bytes on until `close` is called."""
