@@ -87,6 +87,7 @@ def verdicts(view: dict[str, Any]) -> dict[str, str]:
     return {verdict["kind"]: verdict["text"] for verdict in view["verdicts"]}
 
 
+@pytest.mark.slow
 def test_a_slow_trainer_is_what_limits_quick_loaders(paced: Path) -> None:
     """8 samples take 400 ms to train, and 8 x 0.01 / 2 s to read: loaders could give ten times as much."""
     with running(paced, [0.01], step_ms=400) as fleet:
@@ -117,6 +118,7 @@ def test_too_few_loaders_are_counted(paced: Path) -> None:
     assert view["loaders"][0]["busy"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_loader_with_a_slow_disk_is_named_with_its_pace(paced: Path) -> None:
     with running(paced, [0.05, 0.05, 0.2], step_ms=25) as fleet:
         view = fleet.look(interval=10.0)

@@ -95,7 +95,7 @@ def plan(config: Config) -> ModelShape:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_holds_what_was_planned(world_size: int, tiny_causal: Path, tmp_path: Path) -> None:
     variants = VARIANTS if world_size > 1 else VARIANTS[::4]  # each takes a second of CPU
     configs = [make_config(tiny_causal, tmp_path / str(n), **variant) for n, variant in enumerate(variants)]

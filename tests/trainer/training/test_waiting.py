@@ -152,6 +152,7 @@ def run_late(config: Config, *, late: bool) -> tuple[dict[str, Any], list[dict[s
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_figures_that_are_read_a_step_late_are_the_same(tiny_causal: Path, tmp_path: Path) -> None:
     """Steps 3 and 6 have a checkpoint, step 4 ends an epoch, 7 is the last: nothing begins before they are known."""
     found = {}
