@@ -7,18 +7,12 @@ import multiprocessing
 import os
 import queue
 import socket
-import tempfile
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from stoker_proto.host.files import open_lock_file, try_lock
 
 DEADLINE_S = 300.0
 
@@ -40,25 +34,6 @@ with warnings.catch_warnings():
 
 def run_ranks(world_size: int, work: Callable[[int], Any]) -> list[Any]:
     """What `work(rank)` gives in each of `world_size` processes that can meet. AssertionError with a rank's traceback."""
-    with nullcontext() if world_size == 1 else _alone():
-        return _run_ranks(world_size, work)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """No other test's ranks run meanwhile: DeepSpeed's ranks spin while they wait for each other, and where there are more of
-    them than cores each collective takes a scheduler's turn. Two such tests at once take three times as long as in turns."""
-    descriptor = open_lock_file(Path(tempfile.gettempdir()) / f"stoker-ranks-{os.getuid()}.lock")
-    deadline = time.monotonic() + DEADLINE_S
-    try:
-        while not try_lock(descriptor) and time.monotonic() < deadline:  # then without: slow, and not wrong
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _run_ranks(world_size: int, work: Callable[[int], Any]) -> list[Any]:
     assert torch.get_num_threads() == 1, "torch has threads that a fork loses: see tests/conftest.py"
     context = multiprocessing.get_context("fork")
     with socket.socket() as listener:
