@@ -17,6 +17,7 @@ from tests.end_to_end.faults.zmtp import PING, RawPeer
 from tests.trainer.feed.fake_loader import make_config
 
 MIB = 1 << 20
+pytestmark = pytest.mark.process  # a relay, where the kernel does not let the loader drop resets
 
 
 @pytest.fixture
