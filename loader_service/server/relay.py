@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 256 << 10
 _LOOK_S = 1.0
+_WARN_EVERY_S = 30.0
 _LINGER_S = 10.0
 """How long a rank may take for the last bytes of a connection that ZeroMQ has ended."""
 _STOP_DEADLINE_S = 5.0
@@ -78,6 +79,7 @@ class Relay:
         self._close_at = float("inf")
         self._listen_at: float | None = None
         """When to accept again after descriptors were short."""
+        self._next_warning = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         for one in (listener, self._wake_read):
             one.setblocking(False)
@@ -117,25 +119,40 @@ class Relay:
             outer, _ = self._listener.accept()
         except OSError as error:
             if not isinstance(error, BlockingIOError | ConnectionError):
-                logger.warning("a connection could not be accepted (%s): %d are open", error, len(self._links))
+                self._warn("a connection could not be accepted", error)
                 self._selector.unregister(self._listener)  # it stays in the queue
                 self._listen_at = time.monotonic() + _LOOK_S
             return
-        inner = socket.socket(socket.AF_UNIX)
-        inner.setblocking(False)
         try:
-            inner.connect(self._path)
-            for option in _KEEPALIVE:
-                outer.setsockopt(*option)
-        except OSError as error:
-            logger.warning("a connection could not be passed on: %s", error)
+            inner = self._connect()
+        except OSError as error:  # no descriptor is left, or ZeroMQ's queue is full: the rank comes again
+            self._warn("a connection could not be passed on", error)
             outer.close()
-            inner.close()
             return
+        for option in _KEEPALIVE:
+            with contextlib.suppress(OSError):  # the rank hung up in this moment: reading tells
+                outer.setsockopt(*option)
         outer.setblocking(False)
         link = _Link(_Side(outer), _Side(inner))
         self._links.add(link)
         self._watch(link)
+
+    def _connect(self) -> socket.socket:
+        """A connection to ZeroMQ. Raises OSError."""
+        inner = socket.socket(socket.AF_UNIX)
+        try:
+            inner.setblocking(False)
+            inner.connect(self._path)
+        except OSError:
+            inner.close()
+            raise
+        return inner
+
+    def _warn(self, what: str, error: OSError) -> None:
+        """Log it, but at most every 30 s: peers can bring it about as often as they like."""
+        if time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + _WARN_EVERY_S
+            logger.warning("%s: %s; %d are open", what, error, len(self._links))
 
     def _listen_again(self, now: float) -> None:
         """Accept after a pause; no more once it is closed."""

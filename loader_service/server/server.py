@@ -99,9 +99,9 @@ class LoaderServer:
         self._gate = Gate(context, self._socket, *keys) if keys else None
         self._run_dir, self._hears_resets = run_dir, not can_drop_resets()
         self._relay: RelayProcess | None = None
-        self._connections = Connections(
-            self._socket, raise_descriptor_limit() // 2, more_events=HANDSHAKE_EVENTS if keys else 0
-        )
+        # Half of the descriptors. The relay has the same limit, and two for each connection.
+        most = raise_descriptor_limit() // (4 if self._hears_resets else 2)
+        self._connections = Connections(self._socket, most, more_events=HANDSHAKE_EVENTS if keys else 0)
 
     def plan_ahead(self) -> None:
         """Start planning the first epoch of every entry."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import random
 import socket
@@ -140,4 +141,24 @@ def test_without_anybody_behind_it_a_connection_is_closed(ends: Ends, caplog: py
     ends.inner.close()
     with socket.create_connection(ends.place, timeout=20) as outer:
         assert outer.recv(1) == b""
-    assert caplog.messages == ["a connection could not be passed on: [Errno 111] Connection refused"]
+    with socket.create_connection(ends.place, timeout=20) as outer:
+        assert outer.recv(1) == b""
+    assert caplog.messages == ["a connection could not be passed on: [Errno 111] Connection refused; 0 are open"], (
+        "said once, not for each connection"
+    )
+
+
+def test_without_descriptors_a_connection_is_closed_and_the_next_one_passes(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ends.relay, "_connect", fail)
+        with socket.create_connection(ends.place, timeout=20) as outer:
+            assert outer.recv(1) == b""
+    outer, inner = ends.connect()
+    with outer, inner:
+        outer.sendall(b"next")
+        assert inner.recv(4) == b"next"
