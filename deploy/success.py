@@ -70,6 +70,24 @@ class Step:
     """What is collected while this training runs, by the policy of its newest checkpoint."""
 
 
+NUMBERS = (
+    ("--demonstrations", 300, "N", "demonstrations of each task"),
+    ("--validation", 10, "N", "demonstrations of each task that are held out"),
+    ("--samples", 300_000, "N", "samples to train on in each round"),
+    ("--rounds", 2, "N", "rounds of training; from the second on with DAgger"),
+    ("--dagger-episodes", 300, "N", "of each round, shared among the tasks as training is: the harder, the more"),
+    (
+        *("--checkpoint-interval", 500, "STEPS"),
+        "an interrupted training loses at most so many; with --overlap the first policy acts after so many",
+    ),
+    ("--episodes", 100, "N", "of each task to evaluate"),
+    ("--processes", 2, "N", "simulators at a time"),
+    ("--ranks", 2, "N", "trainer ranks"),
+    ("--loaders", 1, "N", "loader servers"),
+)
+"""Options that are whole numbers of at least 1: name, default, what stands for the value, help."""
+
+
 def main() -> int:
     """Run all steps; returns the exit code."""
     options = parse()
@@ -320,63 +338,7 @@ def _rate(rate: Mapping[str, float]) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add(
-        "--work",
-        type=Path,
-        default=Path("outputs/success"),
-        metavar="DIR",
-        help="everything is written here (default %(default)s)",
-    )
-    add(
-        "--task",
-        action="append",
-        choices=list(TASKS),
-        help=f"repeat for several; default: {', '.join(DEFAULT_TASKS)}, one model for all",
-    )
-    add("--demonstrations", type=_positive, default=300, metavar="N", help="of each task (default %(default)s)")
-    add("--validation", type=_positive, default=10, metavar="N", help="demonstrations held out (default %(default)s)")
-    add(
-        "--samples",
-        type=_positive,
-        default=300_000,
-        metavar="N",
-        help="to train on in each round (default %(default)s)",
-    )
-    add(
-        "--rounds",
-        type=_positive,
-        default=2,
-        help="rounds of training; from the second on with DAgger (default %(default)s)",
-    )
-    add(
-        "--dagger-episodes",
-        type=_positive,
-        default=300,
-        metavar="N",
-        help="of each round, shared among the tasks as training is: the harder, the more (default %(default)s)",
-    )
-    add(
-        "--checkpoint-interval",
-        type=_positive,
-        default=500,
-        metavar="STEPS",
-        help="an interrupted training loses at most so many; with --overlap the first policy acts after so many (default 500)",
-    )
-    add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
-    add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
-    add(
-        "--from",
-        dest="start",
-        type=Path,
-        metavar="DIR",
-        help="train on from the model of another run (its --work), with its codec and scale of the state",
-    )
-    add("--episodes", type=_positive, default=100, metavar="N", help="of each task to evaluate (default %(default)s)")
-    add("--processes", type=_positive, default=2, help="simulators at a time (default %(default)s)")
-    add("--ranks", type=_positive, default=2, help="trainer ranks (default %(default)s)")
-    add("--loaders", type=_positive, default=1, help="loader servers (default %(default)s)")
+    parser = _parser()
     options = parser.parse_args(arguments)
     options.task = list(dict.fromkeys(options.task or DEFAULT_TASKS))
     options.work = options.work.resolve()
@@ -386,6 +348,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             if not (options.start / name).is_file():
                 parser.error(f"--from {options.start}: there is no {name}; name the --work of a finished run")
     return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    work = "everything is written here (default %(default)s)"
+    add("--work", type=Path, default=Path("outputs/success"), metavar="DIR", help=work)
+    tasks = f"repeat for several; default: {', '.join(DEFAULT_TASKS)}, one model for all"
+    add("--task", action="append", choices=list(TASKS), help=tasks)
+    start = "train on from the model of another run (its --work), with its codec and scale of the state"
+    add("--from", dest="start", type=Path, metavar="DIR", help=start)
+    add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
+    add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
+    for name, default, metavar, text in NUMBERS:
+        add(name, type=_positive, default=default, metavar=metavar, help=f"{text} (default {default})")
+    return parser
 
 
 def _positive(text: str) -> int:

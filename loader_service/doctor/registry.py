@@ -38,6 +38,7 @@ CHECKS: dict[str, str] = {
     "special_tokens": f"{_ROOM}.text:special_tokens",
     "imbalance": f"{_ROOM}.mixture:imbalance",
     "timestamps": f"{_ROOM}.lerobot:timestamps",
+    "brief_episodes": f"{_ROOM}.lerobot:brief_episodes",
     "video_frames": f"{_ROOM}.lerobot:video_frames",
     "published_statistics": f"{_ROOM}.lerobot:published_statistics",
 }

@@ -34,6 +34,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def is_training() -> bool:
+    return any(line.startswith("trainer") for line in events())
+
+
 def on_stop(number: int, frame: FrameType | None) -> None:
     note(f"{KIND} {signal.Signals(number).name}")
     sys.exit(0 if KIND == "loader" else 5)
@@ -53,87 +57,145 @@ def bound() -> str:
     return f"tcp://127.0.0.1:{ARGUMENTS[0]}" if "--bind" not in ARGUMENTS else ARGUMENTS[-1]
 
 
-def main() -> None:
-    if KIND in ("stubborn", "stubborn_trainer"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        note(f"{KIND} started")
-        time.sleep(FOREVER_S)
-    elif KIND == "loader":
-        signal.signal(signal.SIGTERM, on_stop)
-        start("stubborn", new_session="daemon" in ARGUMENTS)
-        print("preparing 10%\rpreparing 20%\rpreparing 100%", file=sys.stderr, flush=True)
-        print(f"loader-serve ready tcp://127.0.0.1:{ARGUMENTS[0]} 3 records", flush=True)
-        note("loader started")
-        time.sleep(FOREVER_S)
-    elif KIND == "broken_loader":
-        print("reading shards", flush=True)
-        print("loader-serve: demos/train.jsonl:7: not JSON", file=sys.stderr, flush=True)
-        sys.exit(3)
-    elif KIND == "slow_loader":
-        print("still reading shard 1", flush=True)
-        time.sleep(FOREVER_S)
-    elif KIND == "mortal_loader":  # is killed once a trainer runs, at its first start or at each
-        signal.signal(signal.SIGTERM, on_stop)
-        is_first = not any(line.startswith("crash") for line in events())
-        print(f"loader-serve ready {bound()}", flush=True)
-        note(f"mortal_loader {'restarted' if '--bind' in ARGUMENTS else 'started'} {bound()}")
-        if is_first or "always" in ARGUMENTS:
-            wait_until(lambda: any(line.startswith("trainer") for line in events()))
-            print("about to crash", flush=True)
-            note(f"crash {os.getpid()}")
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(FOREVER_S)
-    elif KIND == "restarts_slowly":  # is killed, and the next one is never ready
-        if "--bind" not in ARGUMENTS:
-            print(f"loader-serve ready {bound()}", flush=True)
-            wait_until(lambda: any(line.startswith("trainer") for line in events()))
-            os.kill(os.getpid(), signal.SIGKILL)
-        note("restarted")
-        time.sleep(FOREVER_S)
-    elif KIND == "polite_loader":  # is told to stop by somebody else
-        print(f"loader-serve ready {bound()}", flush=True)
-        wait_until(lambda: any(line.startswith("trainer") for line in events()))
-        note(f"crash {os.getpid()}")
-    elif KIND == "trainer":  # stops when told
-        signal.signal(signal.SIGTERM, on_stop)
-        signal.signal(signal.SIGINT, on_stop)
-        note(f"trainer started {' '.join(ARGUMENTS)}")
-        time.sleep(FOREVER_S)
-    elif KIND == "exit":  # ends with this code
-        print("step 1 loss 2.5", flush=True)
-        note(f"trainer started {' '.join(ARGUMENTS[1:])}")
-        complete()
-        sys.exit(int(ARGUMENTS[0]))
-    elif (
-        KIND == "is_killed"
-    ):  # as deepspeed does when its launcher and the ranks are killed; perhaps while rank 0 writes
-        note("trainer started")
-        if ARGUMENTS:
-            complete(ARGUMENTS[0])
-    elif KIND == "outlives_a_loader":  # ends once crashed loaders have been noticed: reaped by the launcher
-        note("trainer started")
-        wait_until(lambda: sum(line.startswith("crash") for line in events()) == int(ARGUMENTS[0]))
-        crashed = [line.split()[1] for line in events() if line.startswith("crash")]
-        wait_until(lambda: not any(Path("/proc", pid).exists() for pid in crashed))
-        complete()
-    elif KIND == "awaits":  # ends once this event has happened
-        note("trainer started")
-        wait_until(lambda: ARGUMENTS[0] in events())
-        complete()
-    elif KIND == "saves_late":  # as a rank: SIGUSR1 counts only once it trains
-        asked = []
-        signal.signal(signal.SIGUSR1, lambda number, frame: (asked.append(1), note(f"asked {len(asked)}")))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        note("trainer started")
-        wait_until(lambda: len(asked) == 2)
-        sys.exit(75)
-    elif KIND == "launches":  # as DeepSpeed does, which would end by SIGUSR1 itself
-        sys.exit(subprocess.run([sys.executable, __file__, "saves_late", FOLDER]).returncode)
-    elif KIND == "leaves_ranks":
-        start("stubborn")
-        note("trainer started")
+def stubborn() -> None:
+    """Ignores signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note(f"{KIND} started")
+    time.sleep(FOREVER_S)
 
+
+def loader() -> None:
+    """Is ready, and leaves a stubborn child."""
+    signal.signal(signal.SIGTERM, on_stop)
+    start("stubborn", new_session="daemon" in ARGUMENTS)
+    print("preparing 10%\rpreparing 20%\rpreparing 100%", file=sys.stderr, flush=True)
+    print(f"loader-serve ready tcp://127.0.0.1:{ARGUMENTS[0]} 3 records", flush=True)
+    note("loader started")
+    time.sleep(FOREVER_S)
+
+
+def broken_loader() -> None:
+    print("reading shards", flush=True)
+    print("loader-serve: demos/train.jsonl:7: not JSON", file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
+def slow_loader() -> None:
+    """Is never ready."""
+    print("still reading shard 1", flush=True)
+    time.sleep(FOREVER_S)
+
+
+def mortal_loader() -> None:
+    """Is killed once a trainer runs, at its first start or at each."""
+    signal.signal(signal.SIGTERM, on_stop)
+    is_first = not any(line.startswith("crash") for line in events())
+    print(f"loader-serve ready {bound()}", flush=True)
+    note(f"mortal_loader {'restarted' if '--bind' in ARGUMENTS else 'started'} {bound()}")
+    if is_first or "always" in ARGUMENTS:
+        wait_until(is_training)
+        print("about to crash", flush=True)
+        note(f"crash {os.getpid()}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(FOREVER_S)
+
+
+def restarts_slowly() -> None:
+    """Is killed, and the next one is never ready."""
+    if "--bind" not in ARGUMENTS:
+        print(f"loader-serve ready {bound()}", flush=True)
+        wait_until(is_training)
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("restarted")
+    time.sleep(FOREVER_S)
+
+
+def polite_loader() -> None:
+    """Is told to stop by somebody else."""
+    print(f"loader-serve ready {bound()}", flush=True)
+    wait_until(is_training)
+    note(f"crash {os.getpid()}")
+
+
+def trainer() -> None:
+    """Stops when told."""
+    signal.signal(signal.SIGTERM, on_stop)
+    signal.signal(signal.SIGINT, on_stop)
+    note(f"trainer started {' '.join(ARGUMENTS)}")
+    time.sleep(FOREVER_S)
+
+
+def ends_with() -> None:
+    """A trainer that ends with this exit code."""
+    print("step 1 loss 2.5", flush=True)
+    note(f"trainer started {' '.join(ARGUMENTS[1:])}")
+    complete()
+    sys.exit(int(ARGUMENTS[0]))
+
+
+def is_killed() -> None:
+    """As deepspeed does when its launcher and the ranks are killed; perhaps while rank 0 writes."""
+    note("trainer started")
+    if ARGUMENTS:
+        complete(ARGUMENTS[0])
+
+
+def outlives_a_loader() -> None:
+    """A trainer that ends once crashed loaders have been noticed: reaped by the launcher."""
+    note("trainer started")
+    wait_until(lambda: sum(line.startswith("crash") for line in events()) == int(ARGUMENTS[0]))
+    crashed = [line.split()[1] for line in events() if line.startswith("crash")]
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in crashed))
+    complete()
+
+
+def awaits() -> None:
+    """A trainer that ends once this event has happened."""
+    note("trainer started")
+    wait_until(lambda: ARGUMENTS[0] in events())
+    complete()
+
+
+def saves_late() -> None:
+    """As a rank: SIGUSR1 counts only once it trains."""
+    asked: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: (asked.append(1), note(f"asked {len(asked)}")))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    note("trainer started")
+    wait_until(lambda: len(asked) == 2)
+    sys.exit(75)
+
+
+def launches() -> None:
+    """As DeepSpeed does, which would end by SIGUSR1 itself."""
+    sys.exit(subprocess.run([sys.executable, __file__, "saves_late", FOLDER], check=False).returncode)
+
+
+def leaves_ranks() -> None:
+    """A trainer that ends and leaves a stubborn child."""
+    start("stubborn")
+    note("trainer started")
+
+
+KINDS: dict[str, Callable[[], None]] = {
+    "stubborn": stubborn,
+    "stubborn_trainer": stubborn,
+    "loader": loader,
+    "broken_loader": broken_loader,
+    "slow_loader": slow_loader,
+    "mortal_loader": mortal_loader,
+    "restarts_slowly": restarts_slowly,
+    "polite_loader": polite_loader,
+    "trainer": trainer,
+    "exit": ends_with,
+    "is_killed": is_killed,
+    "outlives_a_loader": outlives_a_loader,
+    "awaits": awaits,
+    "saves_late": saves_late,
+    "launches": launches,
+    "leaves_ranks": leaves_ranks,
+}
 
 if __name__ == "__main__":
-    main()
+    KINDS[KIND]()

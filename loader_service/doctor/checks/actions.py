@@ -23,6 +23,9 @@ _ENOUGH = 10
 _WIDE = 10.0
 """A range above it is no normalised gripper: widths in mm, or steps of a motor (0 to 850)."""
 
+_ENOUGH_STATES = 10
+"""Sampled states of which it can be said that nothing moves."""
+
 
 def round_trip(examined: Examined) -> Iterator[Finding]:
     """Mean error per dimension of action -> codes -> tokens -> `actions_from_ids`, against the dimension's range."""
@@ -56,7 +59,8 @@ def round_trip(examined: Examined) -> Iterator[Finding]:
 
 
 def dead_dimensions(examined: Examined) -> Iterator[Finding]:
-    """Warning: a dimension that never moves, or whose q01 is its q99 although it moves."""
+    """Warning: a dimension of actions or states that never moves, or one of actions whose q01 is its q99 although it moves."""
+    yield from _dead_states(examined)
     for entry, known in _statistics(examined):
         for d in range(known.dim):
             place = f"action[{d}]"
@@ -77,6 +81,18 @@ def dead_dimensions(examined: Examined) -> Iterator[Finding]:
                 )
                 way_out = "check the outliers, or name the dimension in data.action.unmasked if it lies in [-1, 1]"
                 yield Finding("warning", "dead_dimensions", entry.path, place, problem, way_out)
+
+
+def _dead_states(examined: Examined) -> Iterator[Finding]:
+    for entry in examined.entries:
+        states = entry.states()
+        if states is None or len(states) < _ENOUGH_STATES:
+            continue
+        for d in np.flatnonzero((states == states[0]).all(axis=0)).tolist():
+            problem = f"the value is {states[0, d]:g} in all {len(states):,} sampled states"
+            yield Finding(
+                "warning", "dead_dimensions", entry.path, f"state[{d}]", problem, "check for a sensor that is stuck"
+            )
 
 
 def clamped(examined: Examined) -> Iterator[Finding]:

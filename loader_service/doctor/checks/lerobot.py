@@ -62,6 +62,22 @@ def timestamps(examined: Examined) -> Iterator[Finding]:
             )
 
 
+def brief_episodes(examined: Examined) -> Iterator[Finding]:
+    """Warning: episodes of less than a second."""
+    for _, meta, _ in _folders(examined):
+        table = meta.episodes
+        found = np.flatnonzero(table.length < meta.info.fps)
+        if len(found):
+            first = found[0]
+            first_one = f"episode {table.index[first]} of {table.length[first]} frames"
+            problem = (
+                f"{len(found):,} of {len(table.length):,} episodes are shorter than a second (fps {meta.info.fps:g}), "
+                f"the first is {first_one}"
+            )
+            way_out = "check their recordings; leave them out if they are fragments"
+            yield Finding("warning", "brief_episodes", str(meta.info.root), "", problem, way_out)
+
+
 def video_frames(examined: Examined) -> Iterator[Finding]:
     """Warning: a video with another number of frames than its episodes have rows. Error: one that cannot be opened."""
     for entry, meta, _ in _folders(examined):

@@ -151,6 +151,13 @@ SPEAKS: list[tuple[str, Examined, str, str, str]] = [
         "q01 = q99 = 0, and values reach from 0 to 1",
     ),
     (
+        "dead_dimensions",
+        of_states(with_column(STATES, 1, -1)),
+        "warning",
+        "state[1]",
+        "the value is -1 in all 60 sampled states",
+    ),
+    (
         "clamped",
         of_codec(ACTIONS, statistics(ACTIONS * [0.1, 1, 1])),
         "error",
@@ -332,6 +339,7 @@ SPEAKS: list[tuple[str, Examined, str, str, str]] = [
 
 QUIET: list[tuple[str, Examined]] = [
     ("dead_dimensions", of_actions(ACTIONS)),
+    ("dead_dimensions", of_states(STATES)),
     ("clamped", of_codec(ACTIONS, statistics(ACTIONS))),
     ("unmasked_range", of_codec(ACTIONS, statistics(ACTIONS, [True, True, False]))),
     ("gripper", of_actions(ACTIONS)),
@@ -396,6 +404,12 @@ def test_episodes_shorter_than_a_chunk() -> None:
 
 
 def test_every_check_has_a_test_that_makes_it_speak() -> None:
-    of_files = {"fingerprints", "timestamps", "video_frames", "published_statistics"}  # test_command.py
+    of_files = {
+        "fingerprints",
+        "timestamps",
+        "brief_episodes",
+        "video_frames",
+        "published_statistics",
+    }  # test_command.py
     assert {name for name, *_ in SPEAKS} | of_files == set(CHECKS)
     assert {name for name, _ in QUIET} | of_files | {"round_trip"} == set(CHECKS)

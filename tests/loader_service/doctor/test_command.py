@@ -199,6 +199,7 @@ def test_lerobot_timestamps_off_the_grid(tmp_path: Path, lerobot: Path, capsys: 
     _, findings = report(capsys, config)
     assert of_check(findings, "timestamps") == []
     assert of_check(findings, "video_frames") == []
+    assert of_check(findings, "brief_episodes") == []
     assert len(of_check(findings, "round_trip")) == 1  # a note: the mean error per dimension
     shutil.rmtree(tmp_path / "cache")
     for file in lerobot.glob("data/*/*.parquet"):
@@ -223,6 +224,23 @@ def test_lerobot_rows_that_a_video_does_not_have(
     ((severity, problem),) = of_check(findings, "video_frames")
     assert severity == "warning"
     assert problem == "14 frames, and its episodes have 12 rows"
+
+
+def test_episodes_of_less_than_a_second_and_a_sensor_that_is_stuck(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lerobot-doctor 0.2.0 finds in these files, but for 'jumps' of actions that rise in equal steps."""
+    data = Path(os.environ.get("STOKER_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    root = data / "cases" / "cameras_ab"
+    if not root.exists():
+        pytest.skip(f"NOT TESTED on recorded cases: no {root}; set STOKER_SHARED_DATA to the folder that holds cases")
+    action = {"codec": "bins", "unmasked": [], "chunk": 10}
+    config = write_config(tmp_path, dataset_type="lerobot", train_data_paths=[str(root)], action=action, state="text")
+    _, findings = report(capsys, config)
+    said = ("warning", "2 of 2 episodes are shorter than a second (fps 10), the first is episode 0 of 5 frames")
+    assert of_check(findings, "brief_episodes") == [said]
+    assert of_check(findings, "dead_dimensions") == [("warning", "the value is -1 in all 10 sampled states")]
+    assert len(of_check(findings, "short_episodes")) == len(of_check(findings, "published_statistics")) == 1
 
 
 @pytest.mark.parametrize("name", ["lerobot_v3", "lerobot_v21"])
