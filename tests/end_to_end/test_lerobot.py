@@ -16,7 +16,7 @@ from tests.loader_service.sources.lerobot.files import write_lerobot
 LENGTHS = (4, 9, 1, 12, 6, 5, 3)
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("version", [pytest.param("v2.1", marks=pytest.mark.slow), "v3.0"])
 def test_an_epoch_is_the_same_from_one_loader_and_from_two(tmp_path: Path, model: Path, version: str) -> None:
     root = write_lerobot(tmp_path / "set", LENGTHS, version=version)
     options = {

@@ -85,6 +85,7 @@ def test_two_hosts_that_have_half_of_the_files_each(tmp_path: Path, model: Path,
         assert found[epoch].steps == expected[epoch].steps
 
 
+@pytest.mark.slow
 def test_parts_that_overlap_and_a_loader_of_everything_serve_together(
     tmp_path: Path, model: Path, folder: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_part_of_other_data_is_refused(tmp_path: Path, model: Path, folder: Pa
         pull(config, [first.address, second.address])
 
 
+@pytest.mark.slow
 def test_parts_of_dialogues_and_trajectories_in_a_mixture(tmp_path: Path, model: Path, folder: Path) -> None:
     chats = tmp_path / "chats"
     chats.mkdir()

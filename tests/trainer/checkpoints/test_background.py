@@ -199,7 +199,7 @@ def train_and_save(rank: int, model: Path, output: Path, stage: int, kind: str) 
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_ranks_that_train_on_meanwhile_write_the_weights_of_the_checkpoint_s_step(
     stage: int, tiny_causal: Path, tmp_path: Path
 ) -> None:
