@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 MOST_RECORDS = 1 << 22
 """About as many records as a process remembers, some 250 bytes each: smaller ones than the limit divided by this are not kept."""
-_LEAST_RECORD_BYTES = 1 << 10
+_LEAST_RECORD_BYTES = 1 << 8
 _LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 1 << 18, 256 << 20
 _SEGMENTS = 64
 """The limit divided by this is a segment: so much is removed at once, and so much each writer has for itself."""

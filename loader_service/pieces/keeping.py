@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -54,6 +54,13 @@ class KeepingEncoder(RecordEncoder):
         self.disk = disk
         self._loader = replace(loader, allow_mixed_devices=False)  # what is kept names its device in any case
         self._settings: dict[tuple[str, int], bytes | None] = {}  # of each entry
+
+    def preload(self, manifests: Iterable[EntryManifest]) -> None:
+        """As `RecordEncoder.preload`; makes the keys' common part too, so that the first ticket does not wait for it."""
+        manifests = list(manifests)
+        super().preload(manifests)
+        for manifest in manifests:
+            self._settings_of(manifest)
 
     def encode_all(self, places: Sequence[tuple[EntryManifest, int]], epoch: int) -> list[Outcome]:
         """As `RecordEncoder.encode_all`: the same samples, and the same errors."""
@@ -153,16 +160,21 @@ def _parts(manifest: EntryManifest, number: int, content: RecordContent) -> Iter
     yield b"" if files is None else repr((files.content, files.changed_ns)).encode()
 
 
-@cache
-def code_fingerprint() -> str:
-    """Of the Python files that decide a record's bytes: other code makes another key, whatever its version says."""
-    digest = hashlib.sha256()
+def code_files() -> Iterator[tuple[Path, Path]]:
+    """(folder of the package, file) of the Python files that decide a record's bytes."""
     for package, names in _CODE.items():
         root = Path(next(iter(package.__path__)))
         for name in names:
             found = [root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py"))
-            for file in found:
-                digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+            yield from ((root, file) for file in found)
+
+
+@cache
+def code_fingerprint() -> str:
+    """Of these files: other code makes another key, whatever its version says."""
+    digest = hashlib.sha256()
+    for root, file in code_files():
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
