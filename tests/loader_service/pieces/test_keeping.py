@@ -173,6 +173,7 @@ def test_another_npz_is_refused_as_without_a_cache_and_a_touched_one_is_read_aga
     assert encoded_in(config, tmp_path / "disk") == (first, 1)
     prepared = prepare(config)  # as the loader holds it while the file changes
     encoder = encoder_of(config, prepared, tmp_path / "disk")
+    original, times = files[1].read_bytes(), files[1].stat()
     with np.load(files[1]) as saved:
         frames = 255 - saved["rgb"]
     np.savez_compressed(files[1], rgb=frames)
@@ -189,6 +190,10 @@ def test_another_npz_is_refused_as_without_a_cache_and_a_touched_one_is_read_aga
     changed = again.encode(rescanned.entries["train"][0], 1, 0)
     assert plain(changed) != first[1]
     assert plain(again.encode(rescanned.entries["train"][0], 2, 0)) == first[2]
+    files[1].write_bytes(original)  # its record is kept, and the manifest knows the other one
+    os.utime(files[1], ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(FetchError, match="changed since it was scanned"):
+        again.encode(rescanned.entries["train"][0], 1, 0)
 
 
 def test_a_jsonl_that_changes_while_it_is_served_is_refused(config: Config, tmp_path: Path) -> None:
@@ -207,6 +212,11 @@ def test_augmented_frames_are_kept_of_validation_only(config: Config, tmp_path: 
     for split, again in (("train", NUM), ("val", 0)):
         assert encoded_in(augmented, tmp_path / "disk", split=split)[1] == NUM
         assert encoded_in(augmented, tmp_path / "disk", split=split)[1] == again
+
+
+def test_validation_learns_the_padding_that_training_hides(config: Config, tmp_path: Path) -> None:
+    hiding = with_data(action(config, chunk=3, learn_padding=False), val_data_paths=config.data.train_data_paths)
+    assert encoded_in(hiding, tmp_path / "disk")[0] != encoded_in(hiding, tmp_path / "disk", split="val")[0]
 
 
 def test_excluded_samples_stay_without_labels(config: Config, tmp_path: Path) -> None:
