@@ -3,7 +3,8 @@
     accepted -> a stranger -> HELLO agrees -> admitted -> disconnected
 
 Each connection uses a descriptor, and ZeroMQ accepts connections until none is left; then no file can be opened. So connections
-may use half of the descriptors. Beyond that the oldest stranger is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts
+may use half of the descriptors (a quarter where `relay` passes them on: it needs two for each). Beyond that the oldest stranger
+is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts
 sockets, of which a ROUTER is one, however many peers it has.)
 """
 
@@ -111,8 +112,8 @@ class Connections:
         self.num_closed += 1
         self._warn(
             "full",
-            f"{self.most} connections are open, which is half of the descriptors that this process may have: the oldest that "
-            f"said no HELLO is closed ({self.num_closed} so far); for more ranks raise the hard limit (ulimit -Hn)",
+            f"{self.most} connections are open, which is the share of the descriptors that ranks may have: the oldest that said "
+            f"no HELLO is closed ({self.num_closed} so far); for more ranks raise the hard limit of descriptors (ulimit -Hn)",
         )
         try:
             connection = socket.socket(fileno=descriptor)

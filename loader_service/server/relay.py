@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import selectors
+import select
 import signal
 import socket
 import subprocess
@@ -30,7 +30,14 @@ from stoker_proto.host.process import end_with_parent
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 256 << 10
+_TO_RANK_BYTES = 256 << 10
+"""Read at once from ZeroMQ: answers are large."""
+_TO_LOADER_BYTES = 4 << 10
+"""Read at once from a rank, and the buffer of the Unix socket: questions are small. What lies in the socket when a rank is gone
+is still delivered, so a peer that floods and resets its connection again and again must find little room."""
+_MOST_LEAVING = 16
+"""Connections whose rank is gone and whose last bytes ZeroMQ still reads. Beyond that no new one is accepted: peers that flood,
+reset and come again would fill the loader with messages of the dead."""
 _LOOK_S = 1.0
 _WARN_EVERY_S = 30.0
 _LINGER_S = 10.0
@@ -50,12 +57,14 @@ class _Side:
     """One end of a connection: read from here, written to the other end."""
 
     socket: socket.socket
+    most: int
+    """Bytes to read at once."""
     is_open: bool = True
     """Whether more can be read."""
     pending: memoryview = field(default_factory=lambda: memoryview(b""))
     """Read here, not yet written to the other end."""
-    mask: int = 0
-    """What the selector watches."""
+    mask: int | None = None
+    """What epoll watches, besides errors. None: nothing, not even these."""
 
 
 @dataclass(eq=False)
@@ -73,17 +82,21 @@ class Relay:
 
     def __init__(self, listener: socket.socket, path: Path) -> None:
         self._listener, self._path = listener, str(path)
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._ends: dict[int, tuple[_Link, _Side]] = {}  # descriptor -> what it is
         self._links: set[_Link] = set()
+        self._leaving: set[_Link] = set()
+        """Links whose rank is gone, and whose last bytes ZeroMQ has not read to the end."""
         self._closed = False
         self._close_at = float("inf")
-        self._listen_at: float | None = None
+        self._accepts = False
+        self._accept_at = 0.0
         """When to accept again after descriptors were short."""
         self._next_warning = 0.0
         self._wake_read, self._wake_write = socket.socketpair()
         for one in (listener, self._wake_read):
             one.setblocking(False)
-            self._selector.register(one, selectors.EVENT_READ)
+        self._epoll.register(self._wake_read, select.EPOLLIN)
 
     def close(self, linger_s: float = 2.0) -> None:
         """Have `run` accept no more, and return once all has passed, at the latest after `linger_s`. For signal handlers too."""
@@ -94,25 +107,42 @@ class Relay:
 
     def run(self) -> None:
         """Pass bytes on until `close` is called."""
+        self._watch_listener()
         while self._listener.fileno() >= 0 or (self._links and time.monotonic() < self._close_at):
-            for key, events in self._selector.select(_LOOK_S):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj is self._wake_read:
+            calls = False
+            for number, events in self._epoll.poll(_LOOK_S):
+                if number == self._wake_read.fileno():
                     self._wake_read.recv(16)
+                elif number in self._ends:
+                    self._pass(*self._ends[number], events)
                 else:
-                    link, side = key.data
-                    if link in self._links:
-                        self._pass(link, side, events)
+                    calls = calls or number == self._listener.fileno()
+            self._watch_listener()
+            # Last: a new connection must not get events of an ended one that had its descriptor.
+            if calls and self._accepts:
+                self._accept()
             now = time.monotonic()
-            self._listen_again(now)
             for link in [link for link in self._links if link.close_at is not None and now > link.close_at]:
                 self._end(link)
         for link in list(self._links):
             self._end(link)
-        self._selector.close()
+        self._epoll.close()
         self._wake_read.close()
         self._wake_write.close()
+
+    def _watch_listener(self) -> None:
+        """Accept where there is room for one more; no more once it is closed."""
+        if self._listener.fileno() < 0:
+            return
+        wanted = not self._closed and time.monotonic() >= self._accept_at and len(self._leaving) < _MOST_LEAVING
+        if wanted != self._accepts:
+            self._accepts = wanted
+            if wanted:
+                self._epoll.register(self._listener, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._listener)
+        if self._closed:
+            self._listener.close()
 
     def _accept(self) -> None:
         try:
@@ -120,8 +150,7 @@ class Relay:
         except OSError as error:
             if not isinstance(error, BlockingIOError | ConnectionError):
                 self._warn("a connection could not be accepted", error)
-                self._selector.unregister(self._listener)  # it stays in the queue
-                self._listen_at = time.monotonic() + _LOOK_S
+                self._accept_at = time.monotonic() + _LOOK_S  # it stays in the queue
             return
         try:
             inner = self._connect()
@@ -133,8 +162,10 @@ class Relay:
             with contextlib.suppress(OSError):  # the rank hung up in this moment: reading tells
                 outer.setsockopt(*option)
         outer.setblocking(False)
-        link = _Link(_Side(outer), _Side(inner))
+        link = _Link(_Side(outer, _TO_LOADER_BYTES), _Side(inner, _TO_RANK_BYTES))
         self._links.add(link)
+        for side in (link.outer, link.inner):
+            self._ends[side.socket.fileno()] = link, side
         self._watch(link)
 
     def _connect(self) -> socket.socket:
@@ -142,6 +173,7 @@ class Relay:
         inner = socket.socket(socket.AF_UNIX)
         try:
             inner.setblocking(False)
+            inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _TO_LOADER_BYTES)
             inner.connect(self._path)
         except OSError:
             inner.close()
@@ -154,40 +186,32 @@ class Relay:
             self._next_warning = time.monotonic() + _WARN_EVERY_S
             logger.warning("%s: %s; %d are open", what, error, len(self._links))
 
-    def _listen_again(self, now: float) -> None:
-        """Accept after a pause; no more once it is closed."""
-        if self._closed:
-            if self._listener.fileno() >= 0:
-                if self._listen_at is None:
-                    self._selector.unregister(self._listener)
-                self._listener.close()
-        elif self._listen_at is not None and now >= self._listen_at:
-            self._listen_at = None
-            self._selector.register(self._listener, selectors.EVENT_READ)
-
     def _pass(self, link: _Link, side: _Side, events: int) -> None:
-        """Something can be read from this side, or written to it."""
+        """Something can be read from this side, or written to it, or the rank is gone."""
         other = link.inner if side is link.outer else link.outer
-        if events & selectors.EVENT_WRITE:
-            self._write(link, other)
-        if events & selectors.EVENT_READ and side.is_open and not side.pending:
-            try:
-                data = side.socket.recv(_CHUNK_BYTES)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:  # a reset, or a time-out of TCP
-                data = b""
-            if data:
-                side.pending = memoryview(data)
-                self._write(link, side)
-            else:
-                side.is_open = False
-        if link in self._links:
-            self._watch(link)
+        if side is link.outer and events & (select.EPOLLERR | select.EPOLLHUP):  # a reset, or a time-out of TCP
+            side.is_open, side.pending = False, memoryview(b"")
+        if events & select.EPOLLOUT:
+            self._write(other, side)
+        if side.is_open and not side.pending and events & ~select.EPOLLOUT:
+            self._read(side, other)
+        self._watch(link)
 
-    def _write(self, link: _Link, side: _Side) -> None:
-        """Write what was read from this side to the other one, as much as it takes."""
-        other = link.inner if side is link.outer else link.outer
+    def _read(self, side: _Side, other: _Side) -> None:
+        try:
+            data = side.socket.recv(side.most)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # reset in this moment
+            data = b""
+        if data:
+            side.pending = memoryview(data)
+            self._write(side, other)
+        else:
+            side.is_open = False
+
+    def _write(self, side: _Side, other: _Side) -> None:
+        """Write what was read from `side` to the other one, as much as it takes."""
         try:
             while side.pending:
                 side.pending = side.pending[other.socket.send(side.pending) :]
@@ -198,9 +222,10 @@ class Relay:
             other.is_open = False
 
     def _watch(self, link: _Link) -> None:
-        """Ends that were read to their end are passed on; then the selector watches what can go on."""
+        """Ends that were read to their end are passed on; then epoll watches what can go on."""
         outer, inner = link.outer, link.inner
-        if not outer.is_open and not outer.pending:
+        if not outer.is_open and not outer.pending and link not in self._leaving:
+            self._leaving.add(link)
             with contextlib.suppress(OSError):  # it has ended too
                 inner.socket.shutdown(socket.SHUT_WR)
         if not inner.is_open:
@@ -211,26 +236,29 @@ class Relay:
         if not outer.is_open:
             inner.pending = memoryview(b"")  # nobody reads it
         for side, other in ((outer, inner), (inner, outer)):
-            mask = selectors.EVENT_READ if side.is_open and not side.pending else 0
+            mask = select.EPOLLIN if side.is_open and not side.pending else 0
             if other.pending and side.is_open:
-                mask |= selectors.EVENT_WRITE
-            if mask != side.mask:
-                self._set_mask(link, side, mask)
+                mask |= select.EPOLLOUT
+            # Of the rank's end errors are watched even where nothing can be read. ZeroMQ's end must be read first.
+            self._set_mask(side, mask if mask or (side is outer and side.is_open) else None)
 
-    def _set_mask(self, link: _Link, side: _Side, mask: int) -> None:
-        if not side.mask:
-            self._selector.register(side.socket, mask, (link, side))
-        elif not mask:
-            self._selector.unregister(side.socket)
+    def _set_mask(self, side: _Side, mask: int | None) -> None:
+        if mask == side.mask:
+            return
+        if mask is None:
+            self._epoll.unregister(side.socket)
+        elif side.mask is None:
+            self._epoll.register(side.socket, mask)
         else:
-            self._selector.modify(side.socket, mask, (link, side))
+            self._epoll.modify(side.socket, mask)
         side.mask = mask
 
     def _end(self, link: _Link) -> None:
         self._links.discard(link)
+        self._leaving.discard(link)
         for side in (link.outer, link.inner):
-            if side.mask:
-                self._selector.unregister(side.socket)
+            self._set_mask(side, None)
+            del self._ends[side.socket.fileno()]
             side.socket.close()
 
 

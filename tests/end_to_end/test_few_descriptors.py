@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from loader_service.server.listening import can_drop_resets
 from tests.end_to_end.fleet import Loader, pull, serving, wait_until, write_config
 
 LIMIT = 160
@@ -94,4 +95,5 @@ def test_strangers_take_no_sample_and_make_none_bad(
         assert (found.keys, found.steps, found.skipped) == (expected.keys, expected.steps, [])
         wait_until(lambda: strangers.num_opened > before, 60, "strangers that came meanwhile")
         assert loader.process.poll() is None
-    assert f"{LIMIT // 2} connections are open" in log.read_text()
+    share = 2 if can_drop_resets() else 4  # with a relay, which needs two descriptors for each connection
+    assert f"{LIMIT // share} connections are open" in log.read_text()

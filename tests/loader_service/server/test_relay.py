@@ -128,6 +128,28 @@ def test_a_reset_waits_until_what_came_before_it_is_read(ends: Ends) -> None:
     assert not any(found)
 
 
+def test_no_connection_is_accepted_while_many_that_were_reset_are_still_read(ends: Ends) -> None:
+    """Peers that flood, reset and come again do not fill ZeroMQ with what is left of them."""
+    with contextlib.ExitStack() as open_ones:
+        left = []
+        for _ in range(16):
+            outer, inner = ends.connect()
+            left.append(open_ones.enter_context(inner))
+            outer.sendall(bytes(64))
+            reset(outer)
+        another = open_ones.enter_context(socket.create_connection(ends.place, timeout=20))  # the kernel queues it
+        ends.inner.settimeout(1)
+        with pytest.raises(TimeoutError):
+            ends.inner.accept()
+        ends.inner.settimeout(20)
+        for inner in left:
+            assert len(read_all(inner)) <= 64  # less where the reset came before the relay had read them
+            inner.close()
+        inner = open_ones.enter_context(ends.inner.accept()[0])
+        another.sendall(b"now")
+        assert inner.recv(3) == b"now"
+
+
 def test_the_last_bytes_of_an_ended_connection_arrive(ends: Ends) -> None:
     outer, inner = ends.connect()
     writer = threading.Thread(target=lambda: (inner.sendall(bytes(6 * MIB)), inner.close()))
