@@ -69,7 +69,7 @@ def measure(kind: str, config: Path, jsonl: Path, arguments: argparse.Namespace)
         with loaders(config, arguments.loaders) as addresses:
             stoker.append(bench(config, addresses))
         shutil.rmtree(disk, ignore_errors=True)
-        kept = "loader.disk_cache_gb=64", f"loader.disk_cache_dir={disk}"
+        kept = "loader.disk_cache_gb=4", f"loader.disk_cache_dir={disk}"
         for runs in (filling, second):  # the second in new processes; what the first wrote is in the page cache
             with loaders(config, arguments.loaders, *kept) as addresses:
                 runs.append(bench(config, addresses))
