@@ -11,6 +11,7 @@ from stoker_proto.errors import HostError, StokerError
 
 _ROOM = "loader_service.doctor.checks"
 CHECKS: dict[str, str] = {
+    "disk_cache": f"{_ROOM}.host:disk_cache",
     "fingerprints": f"{_ROOM}.model:fingerprints",
     "round_trip": f"{_ROOM}.actions:round_trip",
     "dead_dimensions": f"{_ROOM}.actions:dead_dimensions",

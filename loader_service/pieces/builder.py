@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loader_service.disk_cache.store import DiskCounters
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord, Outcome, assemble_piece, filler_of
@@ -58,6 +59,13 @@ class Counters:
     cache_misses: int = 0
     cache_bytes: int = 0
     """Of the encoded records in memory now."""
+    disk_hits: int = 0
+    """Records found in the cache on disk (`loader.disk_cache_gb`); `disk_misses`: that were looked for there and encoded then."""
+    disk_misses: int = 0
+    disk_read_bytes: int = 0
+    disk_written_bytes: int = 0
+    disk_damaged: int = 0
+    """Records on disk whose bytes are not those that were written; they are encoded again."""
     queue_s: float = 0.0
     """Seconds from each ticket's arrival until all its records were there, added up."""
     stage_s: list[float] = field(default_factory=lambda: [0.0] * len(STAGES))
@@ -124,8 +132,11 @@ class PieceBuilder:
         threads: int,
         cache_bytes: int,
         read_ahead: bool,
+        disk: DiskCounters | None = None,
     ) -> None:
+        """disk: what the encoder's cache on disk counts."""
         self._counters = Counters()
+        self._disk = disk or DiskCounters()
         self._clocks: list[StageClock] = []  # of the threads
         self._pack_s = 0.0  # of the thread that submits, which has no clock
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
@@ -196,7 +207,8 @@ class PieceBuilder:
         seconds = [sum(of_stage) for of_stage in zip(*(clock.seconds[:IDLE] for clock in self._clocks), strict=True)]
         seconds = seconds or [0.0] * len(STAGES)
         seconds[PACK] += self._pack_s
-        return dataclasses.replace(self._counters, cache_bytes=self._cache.size_bytes, stage_s=seconds)
+        disk = {f"disk_{name}": value for name, value in dataclasses.asdict(self._disk).items()}
+        return dataclasses.replace(self._counters, cache_bytes=self._cache.size_bytes, stage_s=seconds, **disk)
 
     def _elsewhere(self, ticket: Ticket, manifest: EntryManifest, rows: Rows) -> Shards | Failure | None:
         """The answer to a ticket some of whose rows lie in shards that are not here; None if all are here."""
@@ -324,7 +336,9 @@ class PieceBuilder:
             for (key, epoch), outcome in zip(batch, outcomes, strict=True):
                 self._running.discard(key)
                 num_records = self._manifests[key.split, key.entry].num_records
-                self._counters.records_distinct += self._seen.is_first(key, epoch, num_records)
+                if not (isinstance(outcome, EncodedRecord) and outcome.is_stored):
+                    self._counters.records_decoded += 1
+                    self._counters.records_distinct += self._seen.is_first(key, epoch, num_records)
                 waiting = self._waiting.pop(key, ())
                 if isinstance(outcome, EncodedRecord):
                     self._cache.put(key, outcome)
@@ -338,7 +352,6 @@ class PieceBuilder:
                         pending.has_failed = True
                     if pending.has_failed or not pending.missing:
                         done.append((pending, outcome))
-            self._counters.records_decoded += len(batch)
             self._counters.records_ahead = self._cache.num_ahead
         return done
 

@@ -126,6 +126,19 @@ class RecordEncoder:
             store.pins.limit_work(threads)
         return threads + (self.data.remote.concurrency if stores else 0)
 
+    def dataset_of(self, manifest: EntryManifest) -> BaseSFTDataset:
+        """The dataset that reads the entry."""
+        return self._dataset_of[manifest.split, manifest.entry]
+
+    def excluded_of(self, manifest: EntryManifest, number: int) -> frozenset[int]:
+        """Numbers of the record's samples that data.exclude names."""
+        if not self._excluded.names:
+            return frozenset()
+        key = manifest.split, manifest.entry
+        if key not in self._excluded_of:
+            self._excluded_of[key] = self._excluded.of(manifest)
+        return self._excluded_of[key].get(number, frozenset())
+
     def is_small(self, manifest: EntryManifest) -> bool:
         """Whether the entry's records are encoded several at a time: language, of which no record has had an image so far."""
         key = manifest.split, manifest.entry
@@ -310,13 +323,8 @@ class RecordEncoder:
 
     def _without_excluded(self, encoded: EncodedRecord, record: _Record) -> EncodedRecord:
         """The same samples; those of data.exclude have no labels."""
-        if not self._excluded.names:
-            return encoded
-        key = record.manifest.split, record.manifest.entry
-        if key not in self._excluded_of:
-            self._excluded_of[key] = self._excluded.of(record.manifest)
-        numbers = self._excluded_of[key].get(record.number)
-        if numbers is None:
+        numbers = self.excluded_of(record.manifest, record.number)
+        if not numbers:
             return encoded
         samples = [
             replace(sample, supervised=np.zeros_like(sample.supervised)) if i in numbers else sample

@@ -64,6 +64,8 @@ class EncodedRecord:
     size_bytes: int = 0
     excluded: frozenset[int] = frozenset()
     """Numbers of the samples that data.exclude names: they have no labels."""
+    is_stored: bool = False
+    """Read from the cache on disk, not decoded."""
 
 
 def filler_of(processor: Processor) -> EncodedSample:

@@ -14,10 +14,13 @@ from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
 
+from loader_service.disk_cache.folder import disk_cache_bytes, disk_cache_folder
+from loader_service.disk_cache.store import DiskCache
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.excluded import Excluded
+from loader_service.pieces.keeping import KeepingEncoder
 from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import load_plan, plan_exists
 from loader_service.remote.opened import remote_store
@@ -62,7 +65,7 @@ class PieceService:
         """File descriptor that a poller may watch for answers."""
         self._owner = threading.current_thread()
         excluded = Excluded.from_json(job["exclude"])
-        encoder = RecordEncoder(self._config.data, Processor.load(run_dir), self._config.loader, excluded)
+        encoder, self._disk = _encoder(self._config, Processor.load(run_dir), excluded)
         encoder.preload(self._manifests.values())
         self._builder = PieceBuilder(
             encoder,
@@ -71,6 +74,7 @@ class PieceService:
             threads=encoder.share_work(job["threads"]),
             cache_bytes=(self._config.loader.cache_mb << 20) // max(1, job["workers"]),
             read_ahead=self._config.loader.read_ahead,
+            disk=None if self._disk is None else self._disk.counters,
         )
 
     @property
@@ -137,6 +141,8 @@ class PieceService:
         if not self._builder.close(CLOSE_DEADLINE_S):
             logger.error("a read of the data still hangs after %.0f s: it is given up", CLOSE_DEADLINE_S)
             return  # that thread may yet write to the pipe, whose number must not become another file's
+        if self._disk is not None:
+            self._disk.close()
         os.close(self.readable)
         os.close(self._wakeup)
 
@@ -173,6 +179,15 @@ class PieceService:
             self._out.append((address, frame))
         if not is_owner:
             os.write(self._wakeup, b"1")
+
+
+def _encoder(config: Config, processor: Processor, excluded: Excluded) -> tuple[RecordEncoder, DiskCache | None]:
+    """The encoder, and its cache on disk where loader.disk_cache_gb asks for one."""
+    folder = disk_cache_folder(config)
+    if folder is None:
+        return RecordEncoder(config.data, processor, config.loader, excluded), None
+    disk = DiskCache(folder, disk_cache_bytes(config))
+    return KeepingEncoder(config.data, processor, config.loader, excluded, disk), disk
 
 
 def settle_process() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import zmq
 
+from loader_service.disk_cache.folder import check_disk_cache
 from loader_service.pieces.device_images import image_libraries
 from loader_service.pieces.excluded import Excluded
 from loader_service.plan.record_plan import PLAN_VERSION
@@ -168,6 +169,7 @@ def read_config(arguments: argparse.Namespace) -> tuple[Config, LoaderKeys | Non
         check_ranges(config.loader, "loader.")
     keys = loader_keys(config.cluster.security)
     check_bind(arguments.bind, insecure=arguments.insecure, authenticated=keys is not None)
+    check_disk_cache(config)
     return config, keys
 
 

@@ -36,6 +36,7 @@ from loader_service.sources.indexed import IndexedShards, is_indexed
 from loader_service.sources.named_files import (
     NamedFiles as NamedFiles,
 )  # so that a dataset class imports from here alone
+from loader_service.sources.samples import RecordContent as RecordContent
 from loader_service.sources.samples import Sample as Sample
 from loader_service.sources.samples import ScannedRecord as ScannedRecord
 from stoker_proto.config import DataConfig
@@ -196,6 +197,13 @@ class BaseSFTDataset:
         data = self.config
         identity = {**self.scan_identity(), "chunk": data.action.chunk, "depth": data.image.depth}
         return identity if data.action.learn_padding else {**identity, "learn_padding": False}
+
+    def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
+        """What decides the samples of a record beside `read_identity`, told without decoding them; None: not known.
+
+        Loaders keep encoded records of known content on disk (`loader.disk_cache_gb`). Override it only if nothing else decides
+        the samples, and increase `version` with every change of the code. Raises DataError as `read` does."""
+        return None
 
     def verify(self, shard: Path, offset: int, size: int) -> int:
         """Number of samples of one record, after reading all of it with every check there is (`loader-prepare --verify`)."""

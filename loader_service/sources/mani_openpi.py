@@ -27,7 +27,7 @@ from loader_service.paths import resolve_inside
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.actions import is_noop, parse_actions, parse_states
-from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.base import BaseSFTDataset, RecordContent, Sample, ScannedRecord
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.mani_arrays import open_frames, read_auxiliary, read_measurements, read_states
 from loader_service.sources.mani_options import read_mani_options
@@ -113,6 +113,14 @@ class ManiOpenPIDataset(BaseSFTDataset):
             yield from self._read_record(shard, offset, size, verify=False)
         except DataError as error:
             raise self._located(error, shard, offset) from error
+
+    def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
+        """The line, and the NPZ's directory, size and time. Not known behind a URL, where each NPZ would be fetched for it."""
+        if self.remote is not None and self.remote.holds(shard):
+            return None
+        line = read_line(shard, offset, size)
+        with NpzFile(self._npz_path(parse_object(line), shard)) as npz:
+            return RecordContent(line + npz.size_bytes.to_bytes(8, "little"), npz.named_files)
 
     def verify(self, shard: Path, offset: int, size: int) -> int:
         """Reads every frame, and compares the CRC of stored members too."""

@@ -121,6 +121,11 @@ class NpzFile:
         return list(self._members)
 
     @property
+    def size_bytes(self) -> int:
+        """Of the file, when it was opened."""
+        return self._size
+
+    @property
     def named_files(self) -> NamedFiles:
         """Fingerprint of the directory: name, size and CRC-32 of each member. How members are compressed does not enter."""
         members = sorted(

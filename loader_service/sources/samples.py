@@ -41,6 +41,16 @@ class ScannedRecord:
     """The files that the record only names; part of the fingerprint that loaders compare. None: not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class RecordContent:
+    """What a record is made of, as far as it can be told without decoding it."""
+
+    row: bytes | None
+    """The bytes of the shard that decide the samples; None: the content of the whole entry, and the record's place in it."""
+    files: NamedFiles | None
+    """The files that the record names, as they are now; None: it names none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One row of training, in one of four forms:

@@ -21,79 +21,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "proto")]
 PARTS = ("robot-encode", "robot-client", "chat-encode", "chat-client", "packed-encode", "packed-client")
-ROWS = 8
-"""Rows of a piece."""
-
-
-def write_chats(file: Path) -> None:
-    """64 dialogues of 1 to 4 turns, the same at each call."""
-    rows = []
-    for number in range(64):
-        messages = []
-        for turn in range(1 + number % 4):
-            words = " ".join(f"cube {number} moves {step} cm" for step in range(2 + (number * 7 + turn * 3) % 9))
-            messages += [{"role": "user", "content": words}, {"role": "assistant", "content": f"{words}, done"}]
-        rows.append(json.dumps({"messages": messages}))
-    file.write_text("\n".join(rows) + "\n")
 
 
 def run_part(folder: Path, part: str, passes: int) -> int:
     """Child: do the part `passes` times; print and return the number of samples of one pass."""
-    from loader_service.pieces.encoder import RecordEncoder
-    from loader_service.pieces.piece import assemble_piece
-    from loader_service.plan.lane_plan import PlanKey
-    from loader_service.plan.plan_files import make_plan
-    from loader_service.prepare.run import prepare
-    from stoker_proto.processor import Processor
-    from stoker_proto.wire.encoding import decode, encode
-    from stoker_proto.wire.messages import Piece, Ticket
-    from tests.tiny_models import make_config
-    from trainer.feed.batch import BatchBuilder
+    from tests.benchmarks.parts import Parts
 
     data, _, side = part.partition("-")
-    robot = data == "robot"
-    shards = ROOT / "tests" / "data" / "maniskill" / "val.jsonl" if robot else folder / "chats.jsonl"
-    config = make_config(
-        folder / ("llava" if robot else "causal"),
-        f"data.dataset_type={'mani_openpi' if robot else 'chat'}",
-        f"data.train_data_paths=[{shards}]",
-        f"data.cache_dir={folder / 'cache'}",
-        "data.max_seq_len=1024",
-        "data.order.lanes=1",
-        f"data.packing={'true' if data == 'packed' else 'false'}",
-    )
-    prepared = prepare(config, splits=("train",))
-    processor = Processor.build(config, prepared.codec)
-    manifest = prepared.entries["train"][0]
-    plan = make_plan(manifest, config.data, PlanKey("train", 0, 0))
-    length = plan.lane_length(0)
-
-    def frames() -> list[bytes]:
-        encoder = RecordEncoder(config.data, processor)
-        records = {record: encoder.encode(manifest, record, 0) for record in range(manifest.num_records)}
-        filler = next(iter(records.values())).samples[0]
-        made = []
-        for number, start in enumerate(range(0, length, ROWS)):
-            count = min(ROWS, length - start)
-            ticket = Ticket(ticket=number, split="train", epoch=0, lane=0, start=start, count=count)
-            made.append(encode(assemble_piece(ticket, "l", 0, plan.rows(0, start, count), records, filler)))
-        return made
-
-    def batches(made: list[bytes]) -> None:
-        builder = BatchBuilder(decoder=processor, num_rows=ROWS, max_tokens=1024, packing=config.data.packing)
-        for frame in made:
-            piece = decode(frame)
-            assert isinstance(piece, Piece)
-            builder([piece])
-
+    parts = Parts(folder, data)
     if side == "encode":
         for _ in range(passes):
-            frames()
+            parts.pack(parts.encode())
     else:
-        made = frames()
+        frames = parts.pack(parts.encode())
         for _ in range(passes):
-            batches(made)
-    print(manifest.total_samples)
+            parts.batches(frames)
+    print(parts.num_samples)
     return 0
 
 
@@ -121,14 +64,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.part:
         return run_part(arguments.folder, arguments.part, arguments.passes)
-    from tests.tiny_models import write_model_folder
+    from tests.benchmarks.parts import write_inputs
 
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_chats(folder / "chats.jsonl")
-        write_model_folder(folder / "llava", "llava")
-        write_model_folder(folder / "causal", "causal")
+        write_inputs(folder)
         for part in arguments.parts or PARTS:
             run = [sys.executable, __file__, "--part", part, "--passes", "0", "--folder", name]
             subprocess.run(run, check=True, capture_output=True)  # the manifest is in the cache from here on

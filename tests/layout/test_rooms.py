@@ -29,7 +29,18 @@ ROOMS: Mapping[str, Sequence[str]] = {
         ),
     ),
     "loader_service": (
-        *("paths", "shards", "cache_folder", "manifest", "remote", "sources", "plan", "pieces", "prepare"),
+        *(
+            "paths",
+            "shards",
+            "cache_folder",
+            "manifest",
+            "disk_cache",
+            "remote",
+            "sources",
+            "plan",
+            "pieces",
+            "prepare",
+        ),
         *("server", "inspection", "replay", "doctor", "top", "convert", "cli"),
     ),
     "trainer": (

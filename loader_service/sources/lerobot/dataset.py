@@ -24,9 +24,10 @@ from PIL import Image
 
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
-from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
+from loader_service.sources.base import BaseSFTDataset, RecordContent, Sample, ScannedRecord
 from loader_service.sources.extras import library
 from loader_service.sources.lerobot.alike import check_alike
+from loader_service.sources.lerobot.columns import integers
 from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode, video_files
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
@@ -145,6 +146,19 @@ class LeRobotDataset(BaseSFTDataset):
             episode = read_episode(shard, offset, size, folder)
         with located(file=str(shard), record=f"episode {episode.rows.episode}"):
             yield from self._samples(episode, folder)
+
+    def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
+        """The entry's content and the headers of the episode's videos.
+
+        Not known behind a URL, nor with images that may lie in files, nor of an episode that ends in another data file."""
+        if self._rows.files.is_remote(shard):
+            return None
+        folder = self._folder(shard)
+        columns = folder.meta.columns
+        if any(camera.dtype != "video" for camera in columns.cameras) or offset + size > self._rows.num_rows(shard):
+            return None
+        episode = integers(self._rows.read(shard, offset, offset + 1, ["episode_index"]), "episode_index")
+        return RecordContent(None, video_files(columns, int(episode[0]), folder))
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
         """With the first row of the episode."""

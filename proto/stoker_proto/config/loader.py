@@ -23,6 +23,14 @@ class LoaderConfig:
     """Threads per worker; decoding releases the interpreter lock. 0: the cores divided by the workers."""
     cache_mb: int = field(default=1024, metadata=at_least(1))
     """Memory for encoded frames over all workers, in MiB."""
+    disk_cache_gb: float = field(
+        default=0.0,
+        metadata=allowed("write 0 to turn it off, or at least 0.01", lambda size: size == 0 or 0.01 <= size < 1e9),
+    )
+    """Disk for encoded records that outlive the run, in GB (10**9 bytes); 0: none. A later run, or a loader that is started
+    again, reads them instead of decoding. The limit is that of the folder, which all loaders of a host share."""
+    disk_cache_dir: str | None = None
+    """Folder of these records; null: `encoded` in data.cache_dir, or else ~/.cache/stoker/encoded."""
     unread_mb: int = field(default=1024, metadata=at_least(1))
     """Memory for answers that ranks have not read yet, over all ranks, in MiB. One rank may use a quarter of it."""
     read_ahead: bool = True

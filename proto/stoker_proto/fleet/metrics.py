@@ -61,6 +61,15 @@ METRICS: Mapping[str, Metric] = {
     "stoker_loader_cache_misses_total": Metric("Records that a ticket did not find in memory"),
     "stoker_loader_cache_bytes": Metric("Encoded records in memory"),
     "stoker_loader_cache_limit_bytes": Metric("loader.cache_mb"),
+    "stoker_loader_disk_cache_hits_total": Metric(
+        "Records found in the cache on disk, not decoded (loader.disk_cache_gb)"
+    ),
+    "stoker_loader_disk_cache_misses_total": Metric("Records looked for in the cache on disk, and decoded then"),
+    "stoker_loader_disk_cache_read_bytes_total": Metric("Bytes of the records found there"),
+    "stoker_loader_disk_cache_written_bytes_total": Metric("Bytes of the records that this loader kept there"),
+    "stoker_loader_disk_cache_damaged_total": Metric(
+        "Records there with a wrong checksum, or cut short: they were decoded again"
+    ),
     "stoker_loader_sent_bytes_total": Metric("Bytes of all frames sent"),
     "stoker_loader_unread_bytes": Metric("Bytes sent to ranks that have not read them"),
     "stoker_loader_dropped_frames_total": Metric("Answers dropped because a rank did not read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from loader_service.doctor.registry import CHECKS, check
 from loader_service.manifest import EntryManifest
 from loader_service.sources.base import Turn, make_dataset
 from stoker_proto.actions import ActionStatistics, fit_codec
-from stoker_proto.config import ActionConfig, SourceConfig
+from stoker_proto.config import ActionConfig, LoaderConfig, SourceConfig
 from tests.loader_service.doctor.made import a_config, a_manifest, statistics
 
 RANDOM = np.random.default_rng(0)
@@ -119,6 +120,13 @@ DENTED = np.concatenate([QUATERNIONS[:39], QUATERNIONS[39:] * 0.5])
 TURNING = {"processor": _Processor(), "stop_ids": frozenset({2})}
 
 SPEAKS: list[tuple[str, Examined, str, str, str]] = [
+    (
+        "disk_cache",
+        examined(config=replace(a_config(), loader=LoaderConfig(disk_cache_gb=1, disk_cache_dir="/dev/null/cache"))),
+        "error",
+        "",
+        "loader.disk_cache_dir: /dev/null/cache cannot be written (Not a directory)",
+    ),
     (
         "round_trip",
         of_codec(
@@ -338,6 +346,7 @@ SPEAKS: list[tuple[str, Examined, str, str, str]] = [
 ]
 
 QUIET: list[tuple[str, Examined]] = [
+    ("disk_cache", examined()),
     ("dead_dimensions", of_actions(ACTIONS)),
     ("dead_dimensions", of_states(STATES)),
     ("clamped", of_codec(ACTIONS, statistics(ACTIONS))),
