@@ -4,6 +4,7 @@ VENV ?= .venv
 CONSTRAINTS = deploy/constraints.txt
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+RESULTS = tests/benchmarks/results
 JOBS ?= 2
 # Test files that run at once. A test may start five processes of its own, so more jobs than cores gain nothing.
 AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE =
 # What `make test` leaves to `make test-all`: it takes long, or needs more than Python (pyproject.toml describes the markers).
 QUICK = not (cluster or simulator or browser or images or gpu or slow)
 
-.PHONY: demo success test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-gpu bench-prepare soak soak-sim help
+.PHONY: demo success test test-fast test-all test-busy test-sim test-remote test-cluster test-images test-faults lint clean install bench bench-peers bench-gpu bench-prepare soak soak-sim help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -73,6 +74,10 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 
 bench: $(INSTALLED)  ## loader CPU per sample against a hand-tuned pipeline and a plain DataLoader
 	$(BIN)/python tests/benchmarks/loader_cost.py
+
+bench-peers: $(INSTALLED)  ## Stoker beside torch, tf.data service, Ray Data, SPDL, Grain, LeRobot's loader (an hour, 6 GB; PEERS="--only stoker,torch")
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[bench]'
+	$(BIN)/python tests/benchmarks/peers/bench.py --json $(RESULTS)/peers.json --markdown $(RESULTS)/peers.md --plot $(RESULTS)/peers.png $(PEERS)
 
 bench-gpu:  ## on one GPU, under 8 minutes, nothing is installed: parity, loaders, LoRA, ZeRO-3 (BENCH_GPU=--tiny tries it on a CPU)
 	$(PYTHON) tests/benchmarks/gpu.py $(BENCH_GPU)

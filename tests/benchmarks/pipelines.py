@@ -73,7 +73,7 @@ def _straight_record(row: dict[str, Any], root: Path) -> tuple[int, list[bytes]]
     prompt = list(range(20))
     packed = []
     batch: list[dict[str, Any]] = []
-    for t, frame in enumerate(_frames(root / row["obs_path"], len(actions))):
+    for t, frame in enumerate(frames(root / row["obs_path"], len(actions))):
         jpeg = simplejpeg.encode_jpeg(frame, QUALITY, "RGB", "420")
         batch.append({"ids": prompt + ids[t].tolist(), "image": pybase64.b64encode(jpeg)})
         if len(batch) == BATCH or t == len(actions) - 1:
@@ -82,7 +82,7 @@ def _straight_record(row: dict[str, Any], root: Path) -> tuple[int, list[bytes]]
     return len(actions), packed
 
 
-def _frames(path: Path, count: int) -> Any:
+def frames(path: Path, count: int) -> Any:
     """Frames of `rgb.npy`: inflated at once where deflated, one pread each where stored."""
     import deflate
 

@@ -1,6 +1,7 @@
 """`loader-bench`: a trainer without a model. Pulls an epoch (or a part) as W ranks would, and reports cost and throughput.
 
     loader-bench --config C --connect tcp://127.0.0.1:5555 --ranks 2 --batches 200 --step-time-ms 50 --json
+    loader-bench --config C --connect tcp://127.0.0.1:5555 --plan --gpus 8,64,512 --rate 50
 
 The ranks are threads of one process, each with its own `Feed`. They run in lockstep as real ranks do: none begins a step before
 all have ended the last one. `trainer/bench/report.py` says what is measured where.
@@ -25,6 +26,7 @@ from stoker_proto.config.reader import add_config_arguments, load_config
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.host.interrupts import heed_interrupts
+from trainer.bench.planning import add_plan_arguments, print_plan
 from trainer.bench.report import BenchReport
 from trainer.feed.batch import Decoding, StepBatch
 from trainer.feed.feed import Feed
@@ -64,6 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="serve the metrics of a trainer at http://HOST:PORT/metrics (needs the extra `metrics`)",
     )
     parser.add_argument("--json", action="store_true", help="print all figures as a last line of JSON")
+    add_plan_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -159,6 +162,13 @@ class NullTrainer:
             self._bar.update()
 
 
+def pull(config: Config, arguments: argparse.Namespace) -> BenchReport:
+    """Pull everything that the arguments ask for. Raises StokerError."""
+    report = BenchReport(world_size=arguments.ranks)
+    NullTrainer(config, arguments, report).run()
+    return report
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     arguments = parse_arguments(argv)
@@ -171,8 +181,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.connect:
             cluster = replace(config.cluster, loader_addresses=tuple(arguments.connect))
             config = replace(config, cluster=cluster)
-        report = BenchReport(world_size=arguments.ranks)
-        NullTrainer(config, arguments, report).run()
+        if arguments.plan:
+            print_plan(config, arguments, lambda config, arguments: pull(config, arguments).figures)
+            return
+        report = pull(config, arguments)
     except StokerError as error:
         sys.exit(f"loader-bench: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """What `loader-bench` measures, and where it measures it.
 
-samples/s          between the end of the first step and the end of the last, by the wall clock
+samples/s          between the end of the first step and the end of the last, by the wall clock; steady: of the last half
 loader CPU         `cpu_s` of all loaders' PONGs, last minus first: all their processes, with read-ahead and the epoch's plan
 client CPU         this process, from when all ranks are connected: all threads, including digest and report
 records decoded    `records_decoded` of the PONGs, without records read ahead for no ticket, per distinct record seen here
@@ -80,7 +80,8 @@ class BenchReport:
         }
         self.figures = {
             "samples": self._num_samples,
-            "samples_per_s": self._rate(),
+            "samples_per_s": self._rate(0),
+            "samples_per_s_steady": self._rate(len(self._times) // 2),
             "loader_cpu_ms_per_sample": 1e3 * loader["cpu_s"] / samples,
             "client_cpu_ms_per_sample": 1e3 * client_cpu / samples,
             "wire_bytes_per_sample": sum(feed.bytes_received for feed in feeds) / samples,
@@ -103,6 +104,7 @@ class BenchReport:
             ),
             "ranks": self._world_size,
             "loaders": len(self._info.loaders),
+            "loader_threads": _total(progress, "threads"),
             "epoch_samples": self._info.num_samples,
             "ramp_bin_s": _RAMP_BIN_S,
             "ramp_samples_per_s": self._ramp(),
@@ -156,10 +158,11 @@ class BenchReport:
         shares = {"hedged_share": total["hedges"] / tickets, "duplicate_share": total["duplicates"] / tickets}
         return {**total, **shares}
 
-    def _rate(self) -> float:
-        if len(self._times) < 2:
-            return self._num_samples / max(self._times[0][0] - self._began, 1e-9) if self._times else 0.0
-        (first_end, first), (last_end, last) = self._times[0], self._times[-1]
+    def _rate(self, after: int) -> float:
+        """samples/s from the end of step `after` on."""
+        if len(self._times) < after + 2:
+            return self._num_samples / max(self._times[-1][0] - self._began, 1e-9) if self._times else 0.0
+        (first_end, first), (last_end, last) = self._times[after], self._times[-1]
         return (last - first) / max(last_end - first_end, 1e-9)
 
     def _data_wait_frac(self, after: int) -> float:
@@ -181,6 +184,12 @@ class BenchReport:
             if position < num_bins:
                 counts[position] += after - before
         return [count / _RAMP_BIN_S for count in counts]
+
+
+def _total(progress: Progress, name: str) -> int:
+    """Sum of a gauge over all loaders, by the newest value of any rank; 0 where they do not tell it."""
+    addresses = {address for rank in progress for address in rank}
+    return int(sum(max(rank[address].get(name, 0) for rank in progress if address in rank) for address in addresses))
 
 
 _GAUGES = {"records_ahead"}  # gauges may fall; a counter that fell belongs to a restarted loader
