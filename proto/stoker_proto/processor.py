@@ -198,7 +198,7 @@ class Processor:
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
         parts = ProcessorParts(
             image=image,
-            image_config=data.image,
+            image_config=data.image.resolved(),
             augment=data.augment,
             dialogue=replace(dialogue, spoken=spoken_tokens(data.dialogue, dialogue, tokenizer, end, image)),
             end_token=end,
@@ -349,7 +349,7 @@ class Processor:
         """The model's pixels uint8[height, width, 3] of a frame, without the losses of a JPEG. Raises DataError."""
         return self._image_coder().pixels(frame, None)
 
-    def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_image(self, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         """Write the image in the bytes of `encode_image` into uint8[height, width, 3]. Raises RemoteProtocolError."""
         self._image_coder().decode(data, out)
 
