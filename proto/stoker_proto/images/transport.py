@@ -120,11 +120,18 @@ class ImageCoder:
             raise RemoteProtocolError(f"an image of {len(data)} bytes for {self._num_bytes} bytes of pixels")
         try:
             jpeg = pybase64.b64decode(data, validate=True) if self.transport == "base64" else data
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size == self._shape[:2]:
-                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
+            self._decode_jpeg(jpeg, out)
         except (ValueError, binascii.Error) as error:
             raise RemoteProtocolError(f"an image is no {self.transport}: {error}") from error
+
+    def _decode_jpeg(self, jpeg: bytes | memoryview, out: Pixels) -> None:
+        """Raises ValueError for what is no JPEG, RemoteProtocolError for another size."""
+        try:
+            size = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out).shape[:2]
+        except ValueError:  # before it decodes, where the image is larger than `out`
+            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+            if size == self._shape[:2]:
+                raise
         if size != self._shape[:2]:
             raise RemoteProtocolError(
                 f"an image of {size[0]} x {size[1]}: {self._shape[0]} x {self._shape[1]} is expected"

@@ -37,14 +37,16 @@ def digests_of_samples(piece: Piece) -> list[bytes]:
     action_bytes, auxiliary_bytes = len(actions) // max(count, 1), len(auxiliary) // max(count, 1)
     digests, first, first_image = [], 0, 0
     for row, (end, image_end) in enumerate(zip(ends, image_ends, strict=True)):
-        digest = hashlib.sha256(heads[row * head_bytes : (row + 1) * head_bytes])
-        digest.update(ids[id_bytes * first : id_bytes * end])
-        digest.update(supervised[first:end])
-        digest.update(actions[row * action_bytes : (row + 1) * action_bytes])
-        digest.update(auxiliary[row * auxiliary_bytes : (row + 1) * auxiliary_bytes])
+        parts: list[bytes | memoryview] = [
+            heads[row * head_bytes : (row + 1) * head_bytes],
+            ids[id_bytes * first : id_bytes * end],
+            supervised[first:end],
+            actions[row * action_bytes : (row + 1) * action_bytes],
+            auxiliary[row * auxiliary_bytes : (row + 1) * auxiliary_bytes],
+        ]
         for image in piece.images[first_image:image_end]:
-            digest.update(len(image).to_bytes(8, "little"))
-            digest.update(image if len(image) < _LARGE_BYTES else xxhash.xxh3_128_digest(image))
-        digests.append(digest.digest())
+            parts.append(len(image).to_bytes(8, "little"))
+            parts.append(image if len(image) < _LARGE_BYTES else xxhash.xxh3_128_digest(image))
+        digests.append(hashlib.sha256(b"".join(parts)).digest())
         first, first_image = end, image_end
     return digests
