@@ -309,6 +309,13 @@ class Processor:
         hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
         return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
+    def encode_actions(self, instruction: str, num_images: int, codes: NDArray[np.int32]) -> list[EncodedRow] | None:
+        """As `encode`, of N samples of one instruction at once, codes int32[N, tokens]; the rows are read-only.
+
+        None where prompts have states, so that each sample has its own. Raises DataError.
+        """
+        return None if self._rows.needs_state else self._rows.encode_actions(instruction, num_images, codes)
+
     def encode_turns(self, turns: Sequence[Turn], num_images: int = 0, tools: Tools = ()) -> EncodedRow:
         """The row of a dialogue, whose learned turns are labels. Raises DataError; see `text/chat_rows.py`.
 
