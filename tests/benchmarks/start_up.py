@@ -2,7 +2,8 @@
 
 The run is `deploy/launch.py` with a config, `deploy/configs/demo.yaml` for example, whose model and data are made (`make demo`).
 Processes are those below the launcher, by what they are: launcher, loaders, DeepSpeed's, ranks. A rank has ended a step when its
-line stands in the log of digests. `--against FOLDER` measures another checkout in turns with this one.
+line stands in the log of digests. `--against FOLDER` measures another checkout in turns with this one; each reads the config and
+what it names in its own folder.
 
     python tests/benchmarks/start_up.py --config deploy/configs/demo.yaml [--rounds 3] [--steps 40] [--against FOLDER]
 """
@@ -66,7 +67,7 @@ def run(tree: Path, arguments: argparse.Namespace) -> dict[int, dict[str, float]
         command += ["--set", f"trainer.output_dir={folder}"]
         log, began = Path(folder) / "digests-rank0.jsonl", time.monotonic()
         environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'proto'}"}
-        process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        process = psutil.Popen(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL)
         figures: dict[int, dict[str, float]] = {}
         try:
             for step in sorted({1, arguments.steps}):

@@ -92,7 +92,7 @@ def test_rows_of_a_record_are_those_of_its_samples(tmp_path: Path, codec: Action
             call()
         said.append(str(found.value))
     assert said[0] == said[1]
-    with pytest.raises(DataError, match="action code 256"):
+    with pytest.raises(DataError, match="action code 455: there are 256 codes"):
         processor.encode_actions("Push", 1, codes + 200)
     assert build(tmp_path, codec, "data.state=text").encode_actions("Push", 1, codes) is None
 
