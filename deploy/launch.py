@@ -11,6 +11,7 @@ Several nodes: the same command on each, or on node 0 with a hostfile (`deploy.n
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import socket
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say("launch", f"error: {error}")
         return 1
+    say("launch", plan.cores)
     return run_kept(lambda signals: run_node(plan, signals))
 
 
@@ -122,7 +124,10 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     def trainer(addresses: Sequence[str]) -> list[str]:
         return trainer_command(common, addresses or config.cluster.loader_addresses, len(placement.trainer), devices)
 
+    reserved = loader_cores(config, num_loaders)
+    ranks_environment = trainer_environment(base, len(placement.trainer), devices, reserved)
     return Plan(
+        cores=describe_cores(ranks_environment, len(placement.trainer), num_loaders, reserved),
         loaders=LoaderPlan(
             commands=tuple(
                 tuple(loader_command(common, config, num_loaders, slot)) for slot in placement.dataloader[:num_loaders]
@@ -132,7 +137,7 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
             max_restarts=options.loader_restarts,
         ),
         trainer=trainer,
-        trainer_environment=trainer_environment(base, len(placement.trainer), devices),
+        trainer_environment=ranks_environment,
         completion_record=Path(config.trainer.output_dir) / "summary.json",
     )
 
@@ -158,30 +163,59 @@ def trainer_command(
     devices: Sequence[str] | None,
     script: Path = ROOT / "trainer" / "main.py",
 ) -> list[str]:
-    """DeepSpeed's own launcher, kept to this node; devices: what each rank gets, None on CPU."""
-    where = ["--num_gpus", str(num_ranks)] if devices is None else ["--include", "localhost:" + ",".join(devices)]
+    """DeepSpeed's launcher of one node; devices: what each rank gets, None on CPU.
+
+    DeepSpeed's runner, which would start it, imports DeepSpeed for that: 2 CPU s more before the ranks begin.
+    """
+    numbers = list(range(num_ranks)) if devices is None else [int(device) for device in devices]
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--hostfile", os.devnull),  # no file: a stray /job/hostfile would send the run to other machines
-        *where,
-        *("--master_port", str(free_port())),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", world_argument({"localhost": numbers})),
+        *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
         str(script),
         *common,
         *("--set", f"cluster.loader_addresses={json.dumps(list(addresses))}"),
     ]
 
 
+def world_argument(world: Mapping[str, Sequence[int]]) -> str:
+    """For DeepSpeed's launcher of one node: the name of each node -> the devices of its ranks."""
+    text = json.dumps({name: list(numbers) for name, numbers in world.items()})
+    return "--world_info=" + base64.urlsafe_b64encode(text.encode()).decode()
+
+
 def trainer_environment(
-    environment: Mapping[str, str], num_ranks: int, devices: Sequence[str] | None
+    environment: Mapping[str, str], num_ranks: int, devices: Sequence[str] | None, num_loader_cores: int = 0
 ) -> dict[str, str]:
-    """Environment of the ranks, which share the cores. OMP_NUM_THREADS is not changed if the user has set it."""
+    """Environment of the ranks, which share the cores that are left to them. What the user has set is not changed.
+
+    Without OMP_WAIT_POLICY, a thread of OpenMP that waits for work keeps its core busy, which loaders and other ranks need.
+    """
     result = dict(environment)
-    result.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    result.setdefault("OMP_NUM_THREADS", str(max(1, (_num_cores() - num_loader_cores) // max(num_ranks, 1))))
+    result.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if devices is None:
         result["DS_ACCELERATOR"] = "cpu"
     else:
         result.pop("CUDA_VISIBLE_DEVICES", None)  # its numbers are in `devices` already
     return result
+
+
+def loader_cores(config: Config, num_loaders: int) -> int:
+    """Cores that the ranks of a node leave to its loaders: `loader.cores` of each, else a quarter of all, and never the last.
+
+    Loaders may use more of them while ranks wait; a CPU rank needs far more time for a sample than a loader.
+    """
+    wanted = config.loader.cores * num_loaders or (-(-_num_cores() // 4) if num_loaders else 0)
+    return min(wanted, _num_cores() - 1)
+
+
+def describe_cores(environment: Mapping[str, str], num_ranks: int, num_loaders: int, num_loader_cores: int) -> str:
+    """One line: who gets which cores of this node."""
+    threads, policy = environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]
+    return (
+        f"{_num_cores()} cores: {num_ranks} ranks with OMP_NUM_THREADS={threads} and OMP_WAIT_POLICY={policy}; "
+        f"{num_loader_cores} cores are left to {num_loaders} loaders. Set these variables or loader.cores to share them otherwise"
+    )
 
 
 def find_devices(environment: Mapping[str, str], slots: Sequence[int]) -> list[str] | None:

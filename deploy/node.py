@@ -26,6 +26,8 @@ class Plan:
     trainer: Callable[[Sequence[str]], Sequence[str]]
     """Addresses of the started loaders -> the trainer's command."""
     trainer_environment: Mapping[str, str]
+    cores: str
+    """How ranks and loaders share the cores, for the log."""
     completion_record: Path
     """JSON file that the trainer writes when its run is complete. Without it exit code 0 is no success."""
     trainer_grace_s: float = 45.0

@@ -16,6 +16,7 @@ from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RefusedError
 from stoker_proto.fleet.metrics import import_client
 from stoker_proto.host.hub_cache import find_model_folder
+from stoker_proto.images.transport_cost import log_choice
 from stoker_proto.processor import Processor
 from trainer.checkpoints.best import read_best
 from trainer.checkpoints.changes import config_changes
@@ -27,8 +28,9 @@ from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
 from trainer.engine.zero_stage import with_zero_stage
 from trainer.evals.registry import Planned, plan_evals
 from trainer.evals.schedule import EvalSchedule
-from trainer.feed.batch import Decoding, plain_memory
+from trainer.feed.batch import Decoding
 from trainer.feed.feed import Feed, FeedInfo
+from trainer.feed.memory import reused_memory
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width
@@ -110,7 +112,7 @@ def open_split(
     checkpoint: to resume from. Each loader is compared with it, so that the error names the loader that differs from the
     checkpoint, not one that differs from the first loader.
     """
-    allocate = pinned_memory if ranks.device.type == "cuda" else plain_memory
+    allocate = pinned_memory if ranks.device.type == "cuda" else reused_memory
     pins = checkpoint.pins if checkpoint is not None else None
     feed = Feed(config, split, ranks.rank, ranks.world_size, pins=pins, decoding=Decoding(allocate=allocate))
     feeds.append(feed)
@@ -125,6 +127,8 @@ def open_split(
         ) from error
     if info.num_samples == 0:
         raise DataError(f"the {split} data paths hold no samples: name other files")
+    if split == "train" and isinstance(feed.processor, Processor):
+        log_choice(log, config.data.image, feed.processor.image)
     sources = SourceTable(config.data.source_names(), config.data.entry_sources(split), info.pass_samples)
     return Split(feed=feed, num_samples=info.num_samples, sources=sources), info
 

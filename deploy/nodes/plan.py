@@ -8,7 +8,6 @@ node 1   loaders 0, 1  loader-serve --bind tcp://10.0.0.2:*
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.cluster.plan import NodePlan, place, slots_per_node
-from deploy.launch import ROOT, find_devices, loader_command, trainer_environment
+from deploy.launch import ROOT, find_devices, loader_command, loader_cores, trainer_environment, world_argument
 from deploy.loaders import LoaderPlan
 from deploy.nodes.meeting import tcp
 from stoker_proto.config import Config
@@ -82,7 +81,7 @@ class LocalPlan:
         loaders = [address for node in ready for address in node["loaders"]] or self.config.cluster.loader_addresses
         return [
             *(sys.executable, "-u", "-m", "deepspeed.launcher.launch"),
-            "--world_info=" + base64.urlsafe_b64encode(json.dumps(world).encode()).decode(),
+            world_argument(world),
             f"--node_rank={with_ranks.index(self.node)}",
             f"--master_addr={self.addresses[self.first]}",
             f"--master_port={ready[self.first]['port']}",
@@ -93,7 +92,8 @@ class LocalPlan:
 
     def trainer_environment(self, interface: str | None) -> dict[str, str]:
         """Of this node's ranks. interface: the device towards the other nodes; None: gloo takes the one of the host's name."""
-        result = trainer_environment(self.options.environment, len(self.ranks), self.devices)
+        reserved = loader_cores(self.config, len(self.loaders.commands))
+        result = trainer_environment(self.options.environment, len(self.ranks), self.devices, reserved)
         if interface:
             result.setdefault("GLOO_SOCKET_IFNAME", interface)
         return result

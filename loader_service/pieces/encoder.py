@@ -315,8 +315,12 @@ class RecordEncoder:
         codes = self._action_codes(record)
         encoded = []
         size = 0
+        samples = self._encode_together(record.found, codes)
         for i, item in enumerate(record.found):
-            sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), record)
+            if samples:
+                sample = samples[i]
+            else:
+                sample = item if isinstance(item, EncodedSample) else self._encode_text(item, codes.get(i), record)
             encoded.append(sample)
             size += 5 * len(sample.input_ids) + sum(map(len, sample.images)) + 400  # 400: the Python objects
         return EncodedRecord(encoded, None, size)
@@ -331,6 +335,32 @@ class RecordEncoder:
             for i, sample in enumerate(encoded.samples)
         ]
         return replace(encoded, samples=samples, excluded=numbers)
+
+    def _encode_together(
+        self, found: Sequence[_Text | EncodedSample], codes: dict[int, NDArray[np.int32]]
+    ) -> list[EncodedSample]:
+        """The samples of a record of one instruction whose actions have equally many tokens; [] for any other, or a bad one."""
+        first = found[0] if found else None
+        if not isinstance(first, _Text) or len(codes) != len(found) or len({len(one) for one in codes.values()}) > 1:
+            return []
+        texts = [text for text in found if isinstance(text, _Text) and _is_alike(text, first)]
+        if len(texts) != len(found):
+            return []
+        try:
+            rows = self.processor.encode_actions(first.instruction, len(first.images), np.stack(list(codes.values())))
+        except DataError:  # encoded one by one, the error names its sample
+            return []
+        return [
+            EncodedSample(
+                row.input_ids,
+                row.supervised,
+                text.images,
+                text.action,
+                text.timestep,
+                None if text.auxiliary is None else np.asarray(text.auxiliary, np.float32),
+            )
+            for text, row in zip(texts, rows or (), strict=rows is not None)
+        ]
 
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
         try:
@@ -358,6 +388,16 @@ class RecordEncoder:
         with located(file=str(record.shard), record=str(record.number), field="action"):
             codes = self.processor.codec.encode(stacked(list(actions.values())))
         return dict(zip(actions, codes, strict=True))
+
+
+def _is_alike(text: _Text, first: _Text) -> bool:
+    """Whether the rows of both have the same prompt, and all tokens of their actions are labels."""
+    return (
+        text.is_pad is None
+        and text.answer is None
+        and len(text.images) == len(first.images)
+        and text.instruction == first.instruction
+    )
 
 
 def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int) -> None:

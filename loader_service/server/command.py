@@ -37,6 +37,7 @@ from stoker_proto.config.reader import add_config_arguments, config_to_tree, loa
 from stoker_proto.config.rules import check_ranges
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.hashing import fingerprint
+from stoker_proto.images.transport_cost import log_choice
 from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.processor import Processor
 from stoker_proto.wire.keys import Key, loader_keys
@@ -113,6 +114,7 @@ def _serve(arguments: argparse.Namespace, config: Config, keys: LoaderKeys | Non
     excluded = Excluded.read(config.data)
     excluded.check(manifest for held in prepared.entries.values() for manifest in held.values())
     fingerprints = all_fingerprints(config, prepared, processor, excluded)
+    log_choice(logger, config.data.image, processor.image)
     served = Served(config, prepared.entries, fingerprints, processor.to_json(), tokens)
     with run_directory() as run_dir, zmq.Context() as context:
         cores = config.loader.cores or cpu_count()

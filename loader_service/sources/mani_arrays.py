@@ -21,12 +21,13 @@ def open_frames(
 ) -> list[Frames]:
     """The cameras' frames [T, H, W, 3]; where asked for, depth frames [T, H, W] stand behind those of the first.
 
-    verify: compare the CRC of stored members too. Raises DataError.
+    verify: compare the CRC of stored members too; else `npz.check_rest` must check that of deflated ones, when all frames were
+    read. Raises DataError.
     """
     streams: dict[str, Frames] = {}
     for key, names in options.cameras().items():
         name = _first_present(npz, names, key)
-        frames = npz.frames(name, dtype=np.uint8, ndim=4)
+        frames = npz.frames(name, dtype=np.uint8, ndim=4, check_later=not verify)
         if frames.shape[3] != 3 or 0 in frames.shape:
             raise DataError(f"shape {list(frames.shape)}: [T, H, W, 3] is expected", file=npz.path, field=name)
         first = not streams

@@ -198,6 +198,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
             )
             samples = trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
             yield from self._completed(samples, npz, len(actions), verify=verify)
+            npz.check_rest()
 
     def _completed(
         self, samples: Iterator[Sample], npz: NpzFile, num_actions: int, *, verify: bool

@@ -42,15 +42,37 @@ _MAX_DEFLATE_RATIO = 1032  # RFC 1951: a match of 258 bytes takes at least 2 bit
 _BLOCK = 1 << 20
 
 
+class _RunningCrc:
+    """CRC-32 of an inflated member, taken as far as its frames were given out: a frame is in the cache then, the whole is not."""
+
+    def __init__(self, content: bytearray, member: Member, name: str) -> None:
+        self.member, self.name, self.value = member, name, 0
+        self._content, self._done = memoryview(content), 0
+
+    def reach(self, end: int) -> None:
+        """Include the bytes up to `end`."""
+        if end > self._done:
+            self.value = deflate.crc32(self._content[self._done : end], self.value)
+            self._done = end
+
+
 class Frames:
     """An array [T, ...] of an NPZ, one frame at a time. Valid while its NpzFile is open (inflated ones: for ever)."""
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], *, file: NpzFile, offset: int, inflated: NDArray[Any] | None
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        file: NpzFile,
+        offset: int,
+        inflated: NDArray[Any] | None,
+        crc: _RunningCrc | None = None,
     ) -> None:
-        """offset: of the first frame in the file, for a stored member; inflated: the whole array, for a deflated one."""
+        """offset: of the first frame in the member that is inflated, or in the file. inflated: the whole array, for a deflated
+        member; crc: of that, where it is not checked yet."""
         self.shape, self.dtype = shape, dtype
-        self._file, self._offset, self._inflated = file, offset, inflated
+        self._file, self._offset, self._inflated, self._crc = file, offset, inflated, crc
         self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
 
     def __len__(self) -> int:
@@ -63,6 +85,8 @@ class Frames:
             raise IndexError(f"frame {index} of {len(self)}")
         if self._inflated is not None:
             frame: NDArray[Any] = self._inflated[index]
+            if self._crc is not None:
+                self._crc.reach(self._offset + (index + 1) * self._frame_bytes)
         else:
             frame = np.empty(self.shape[1:], self.dtype)
             self._file.read_into(frame, self._offset + index * self._frame_bytes)
@@ -82,6 +106,7 @@ class NpzFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._unchecked: list[_RunningCrc] = []
         try:
             # O_NONBLOCK: a pipe in the place of a file must not hold the loader up; it changes nothing for files.
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -133,11 +158,14 @@ class NpzFile:
         )
         return NamedFiles(content_of(part for member in members for part in member), self._changed_ns)
 
-    def frames(self, name: str, *, dtype: DTypeLike | None, ndim: int, drop_channel: bool = False) -> Frames:
+    def frames(
+        self, name: str, *, dtype: DTypeLike | None, ndim: int, drop_channel: bool = False, check_later: bool = False
+    ) -> Frames:
         """The array `name`, to be read frame by frame; it must have this dtype, this number of dimensions and C order.
 
         dtype: None: any kind of plain numbers.
         drop_channel: a further last dimension of size 1 is left out.
+        check_later: `check_rest` checks the CRC of a deflated array, which costs less once its frames were read in order.
         """
         member = self._member(name)
         if member.method == zipfile.ZIP_STORED:
@@ -153,16 +181,29 @@ class NpzFile:
             shape = shape[:-1]
         if len(shape) != ndim:
             raise self._error(f"shape {list(shape)}: {ndim} dimensions are expected", name)
-        inflated = None
+        inflated = crc = None
         if member.method == zipfile.ZIP_DEFLATED:
-            inflated = np.frombuffer(self._inflate(member, name), found, offset=header_bytes).reshape(shape)
-        return Frames(shape, found, file=self, offset=start + header_bytes, inflated=inflated)
+            content = self._inflate(member, name)
+            inflated = np.frombuffer(content, found, offset=header_bytes).reshape(shape)
+            crc = _RunningCrc(content, member, name)
+            self._unchecked.append(crc)
+            if not check_later:
+                self.check_rest()
+                crc = None
+        return Frames(shape, found, file=self, offset=start + header_bytes, inflated=inflated, crc=crc)
+
+    def check_rest(self) -> None:
+        """Check the CRC of the arrays whose check was put off. Raises DataError; until then their frames may be wrong."""
+        unchecked, self._unchecked = self._unchecked, []
+        for crc in unchecked:
+            crc.reach(crc.member.size)
+            self._check_crc(crc.value, crc.member, crc.name)
 
     def verify(self, name: str) -> None:
         """Read the whole member and compare its CRC-32."""
         member = self._member(name)
         if member.method == zipfile.ZIP_DEFLATED:
-            self._inflate(member, name)
+            self._check_crc(deflate.crc32(self._inflate(member, name)), member, name)
             return
         offset, crc = self._data_offset(member, name), 0
         for start in range(0, member.size, _BLOCK):
@@ -244,7 +285,6 @@ class NpzFile:
             raise self._error(
                 f"it holds {len(content)} bytes and claims {member.size}: it is damaged; copy it again", name
             )
-        self._check_crc(deflate.crc32(content), member, name)
         switch(before)
         return content
 

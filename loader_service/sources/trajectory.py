@@ -64,18 +64,28 @@ class Trajectory:
         chunk_actions = self.actions[kept[chunks]]  # [N, K, D]
         history = moments(count, self.history_offsets).positions  # [T, H]
         wanted: list[int] = np.unique(history[kept]).tolist()
-        cameras = [FrameHistory(frames, wanted) for frames in open_cameras(wanted)]
-        timesteps: list[list[int]] = history.tolist()
-        for i, t in enumerate(kept.tolist()):
+        cameras = open_cameras(wanted)
+        own_frames = self.history_offsets.tolist() == [0]
+        images = zip(*cameras, strict=False) if cameras and own_frames else _histories(cameras, wanted, history[kept])
+        for i, (t, frames) in enumerate(zip(kept.tolist(), images, strict=False)):
             yield Sample(
                 instruction=self.instructions[t],
-                images=tuple([image for camera in cameras for image in camera.at(timesteps[t])]),
+                images=frames,
                 state=None if self.states is None else self.states[t],
                 action=chunk_actions[i],
                 action_is_pad=actions_are_pad[i],
                 timestep=t,
                 files=self.files,
             )
+
+
+def _histories(
+    cameras: Sequence[Iterator[NDArray[Any]]], wanted: Sequence[int], history: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[Any], ...]]:
+    """The images of each sample: of each camera the frames of its history. history: [N, H], timesteps of them."""
+    histories = [FrameHistory(frames, wanted) for frames in cameras]
+    for timesteps in history.tolist():
+        yield tuple([image for camera in histories for image in camera.at(timesteps)])
 
 
 class FrameHistory:

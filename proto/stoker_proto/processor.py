@@ -198,7 +198,7 @@ class Processor:
         vocabulary = None if codec is None else tokenizer.add_actions(data.action.vocabulary, codec.num_codes)
         parts = ProcessorParts(
             image=image,
-            image_config=data.image,
+            image_config=data.image.resolved(),
             augment=data.augment,
             dialogue=replace(dialogue, spoken=spoken_tokens(data.dialogue, dialogue, tokenizer, end, image)),
             end_token=end,
@@ -309,6 +309,13 @@ class Processor:
         hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
         return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
+    def encode_actions(self, instruction: str, num_images: int, codes: NDArray[np.int32]) -> list[EncodedRow] | None:
+        """As `encode`, of N samples of one instruction at once, codes int32[N, tokens]; the rows are read-only.
+
+        None where prompts have states, so that each sample has its own. Raises DataError.
+        """
+        return None if self._rows.needs_state else self._rows.encode_actions(instruction, num_images, codes)
+
     def encode_turns(self, turns: Sequence[Turn], num_images: int = 0, tools: Tools = ()) -> EncodedRow:
         """The row of a dialogue, whose learned turns are labels. Raises DataError; see `text/chat_rows.py`.
 
@@ -349,7 +356,7 @@ class Processor:
         """The model's pixels uint8[height, width, 3] of a frame, without the losses of a JPEG. Raises DataError."""
         return self._image_coder().pixels(frame, None)
 
-    def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_image(self, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         """Write the image in the bytes of `encode_image` into uint8[height, width, 3]. Raises RemoteProtocolError."""
         self._image_coder().decode(data, out)
 

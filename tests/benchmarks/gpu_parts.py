@@ -44,7 +44,8 @@ from trainer.build import assemble, build_engine, build_stepper, build_trainer, 
 from trainer.checkpoints.save import Checkpoints
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import deepspeed_settings, join_ranks, wrap
-from trainer.feed.batch import BatchBuilder, MicroBatch, StepBatch, plain_memory
+from trainer.feed.batch import BatchBuilder, MicroBatch, StepBatch
+from trainer.feed.memory import reused_memory
 from trainer.loop import Trainer
 from trainer.models.loading import choose_trained, count_parameters
 from trainer.models.tiny import build_tiny
@@ -357,7 +358,7 @@ def text_batch(processor: Processor, rows: int, length: int) -> MicroBatch:
         supervised=np.ones(len(ids), np.uint8), image_counts=np.zeros(rows, np.uint8), images=[],
         actions=np.zeros((rows, 0, 0), np.float32),
     )  # fmt: skip
-    allocate = pinned_memory if torch.cuda.is_available() else plain_memory
+    allocate = pinned_memory if torch.cuda.is_available() else reused_memory
     return BatchBuilder(decoder=processor, num_rows=rows, max_tokens=length, allocate=allocate)([piece])
 
 

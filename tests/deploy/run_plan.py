@@ -22,6 +22,7 @@ def main() -> int:
         loaders=LoaderPlan(**loaders, commands=commands, environment=dict(os.environ)),
         trainer=lambda addresses: [*trainer, *addresses],
         trainer_environment=dict(os.environ),
+        cores="shared",
     )
     return run_kept(lambda signals: run_node(plan, signals))
 

@@ -17,7 +17,7 @@ PACKAGES = {
 }
 ALLOWED_AT_THE_GROUND = frozenset(
     {
-        *("stoker_proto", "numpy", "msgpack", "yaml", "simplejpeg", "pybase64"),
+        *("stoker_proto", "numpy", "msgpack", "yaml", "simplejpeg", "pybase64", "xxhash"),
         *("tokenizers", "cykooz_resizer", "PIL", "jinja2"),
         "prometheus_client",  # an extra, imported where metrics are asked for
     }

@@ -76,6 +76,27 @@ def test_rows_are_prompt_answer_end(tmp_path: Path, codec: ActionCodec) -> None:
     assert words(processor, spoken.input_ids[spoken.supervised == 1]) == " it is red</s>"
 
 
+def test_rows_of_a_record_are_those_of_its_samples(tmp_path: Path, codec: ActionCodec) -> None:
+    processor = build(tmp_path, codec)
+    codes = np.stack([CODES, CODES[::-1], CODES // 2])
+    rows = processor.encode_actions("Push the cube", 1, codes)
+    assert rows is not None
+    singles = [processor.encode("Push the cube", 1, codes=one) for one in codes]
+    assert [row.input_ids.tolist() for row in rows] == [row.input_ids.tolist() for row in singles]
+    assert [row.supervised.tolist() for row in rows] == [row.supervised.tolist() for row in singles]
+    assert {(row.input_ids.dtype, row.supervised.dtype) for row in rows} == {(np.dtype("i4"), np.dtype("u1"))}
+    short = build(tmp_path, codec, "data.max_seq_len=8")
+    said = []
+    for call in (lambda: short.encode("Push", 1, codes=CODES), lambda: short.encode_actions("Push", 1, codes)):
+        with pytest.raises(DataError, match=r"the row needs \d+ tokens .* but data.max_seq_len is 8") as found:
+            call()
+        said.append(str(found.value))
+    assert said[0] == said[1]
+    with pytest.raises(DataError, match="action code 455: there are 256 codes"):
+        processor.encode_actions("Push", 1, codes + 200)
+    assert build(tmp_path, codec, "data.state=text").encode_actions("Push", 1, codes) is None
+
+
 def test_actions_come_back(tmp_path: Path, codec: ActionCodec) -> None:
     actions = np.random.default_rng(1).uniform(-1, 1, (1, 1, 7)).astype(np.float32)
     for mode in ("reuse_last", "added"):

@@ -6,11 +6,12 @@ compiles C++ for minutes; a plain `{"type": "AdamW"}` compiles `fused_adam`).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -154,8 +155,43 @@ def partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
         del keep_alive
 
 
+def import_muon() -> None:
+    """Import DeepSpeed's Muon, which ZeRO looks for whatever the optimizer is, without torch's compiler.
+
+    Two of its functions are decorated by `torch.compile`. That alone imports torch._inductor: 3.5 CPU s of each rank's start.
+    """
+    with compiled_at_first_call():
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
+@contextmanager
+def compiled_at_first_call() -> Iterator[None]:
+    """Inside, `torch.compile` compiles a function when it is called for the first time."""
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:
+            return functools.partial(compile_later, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_now(function, **options))
+            return compiled[0](*arguments, **keywords)
+
+        return call
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
+
+
 def wrap(model: torch.nn.Module, config: Config, settings: dict[str, Any]) -> Engine:
     """The engine that partitions, averages, clips and steps, with torch's AdamW inside."""
+    import_muon()
     optimizer = make_optimizer(model, config.trainer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.train()  # `from_pretrained` gives a model in evaluation mode: no dropout, no gradient checkpointing

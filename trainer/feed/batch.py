@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from stoker_proto.errors import RemoteProtocolError
 from stoker_proto.wire.digests import digests_of_rows
 from stoker_proto.wire.messages import Piece
+from trainer.feed.memory import reused_memory
 
 IGNORED = -100
 """Label of a position that is not trained; torch's cross-entropy ignores this value."""
@@ -48,7 +49,7 @@ class Decoder(Protocol):
     @property
     def image(self) -> ImageSize | None: ...
 
-    def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_image(self, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         """Decode an image from the wire into out: uint8[H, W, 3]."""
         ...
 
@@ -59,18 +60,13 @@ class Allocate(Protocol):
     def __call__(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
 
 
-def plain_memory(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Ordinary memory: the default of `Allocate`."""
-    return np.empty(shape, dtype)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
     """How pieces become micro-batches."""
 
     processor: Decoder | None = None
     """Decodes images; None: the processor that the loaders send."""
-    allocate: Allocate = plain_memory
+    allocate: Allocate = reused_memory
     """Makes the arrays of the batches, e.g. in pinned memory."""
     threads: int = 1
     """That decode images."""
@@ -134,7 +130,7 @@ class BatchBuilder:
     """B."""
     max_tokens: int
     """Longest row allowed: `data.max_seq_len`."""
-    allocate: Allocate = plain_memory
+    allocate: Allocate = reused_memory
     packing: bool = False
     """`data.packing`: rows may hold several samples; `positions` shows where each begins."""
 
@@ -156,13 +152,13 @@ class BatchBuilder:
             images = np.concatenate([piece.image_counts for piece in pieces])
             image_counts[:count] = np.add.reduceat(images.astype(np.int64), firsts)
         input_ids, attention_mask, labels, positions = self._tokens(pieces, lengths, row_samples)
-        row_digests = [digest for piece in pieces for digest in digests_of_rows(piece)]
+        row_digests, pixels = self._digests_and_pixels(pieces)
         return MicroBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=labels,
             positions=positions,
-            pixels=self._pixels([image for piece in pieces for image in piece.images]),
+            pixels=pixels,
             image_counts=image_counts,
             actions=self._actions(pieces),
             auxiliary=self._auxiliary(pieces),
@@ -219,17 +215,21 @@ class BatchBuilder:
                 positions[inside] = np.arange(len(ids)) - np.repeat(begins, lengths)
         return input_ids, attention_mask, labels, positions
 
-    def _pixels(self, images: list[bytes]) -> NDArray[np.uint8] | None:
-        if not images:
-            return None
+    def _digests_and_pixels(self, pieces: Sequence[Piece]) -> tuple[list[bytes], NDArray[np.uint8] | None]:
+        """Digests of all rows, and uint8[I, H, W, 3]. Piece by piece, so that an image is read while it is in the cache."""
+        count = sum(len(piece.images) for piece in pieces)
         size = self.decoder.image
-        if size is None or len(images) > MAX_IMAGES:
+        if count and (size is None or count > MAX_IMAGES):
             rule = "the model takes none" if size is None else f"at most {MAX_IMAGES}"
-            raise RemoteProtocolError(f"{len(images)} images in a micro-batch: {rule}")
-        pixels = self.allocate((len(images), size.height, size.width, 3), np.uint8)
-        for image, out in zip(images, pixels, strict=True):
-            self.decoder.decode_image(image, out)
-        return pixels
+            raise RemoteProtocolError(f"{count} images in a micro-batch: {rule}")
+        pixels = self.allocate((count, size.height, size.width, 3), np.uint8) if count and size else None
+        digests, place = [], 0
+        for piece in pieces:
+            digests += digests_of_rows(piece)
+            for image in piece.images:
+                self.decoder.decode_image(image, pixels[place])  # type: ignore[index]  # as there are images
+                place += 1
+        return digests, pixels
 
     def _actions(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         chunk = max((piece.actions.shape[1] for piece in pieces), default=0)

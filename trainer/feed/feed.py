@@ -33,6 +33,7 @@ from trainer.feed.client.pace import NO_LANES
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.discovery import is_fixed
+from trainer.feed.memory import keep_freed_frames
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.sockets import SocketDriver
 
@@ -126,6 +127,8 @@ class Feed:
             micro_batch_size=trainer.micro_batch_size,
             window=max(trainer.feed.prefetch, passes + 1),  # `steps` yields whole steps: the next one must fit too
         )
+        if config.data.image.transport == "pixels":
+            keep_freed_frames()
         keys = rank_keys(config.cluster.security)
         self._prefetcher = Prefetcher(self._build, decoding.threads)
         self._driver = SocketDriver(options, self._prefetcher, keys, [entry for entry in listed if not is_fixed(entry)])

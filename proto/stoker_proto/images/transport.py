@@ -10,7 +10,6 @@ from __future__ import annotations
 import binascii
 from functools import cache
 from importlib.metadata import version
-from typing import Literal
 
 import numpy as np
 import pybase64
@@ -60,8 +59,8 @@ class ImageCoder:
     """Frames <-> bytes on the wire, for one model and one config. Safe to use from many threads."""
 
     def __init__(self, spec: ImageSpec, image: ImageConfig, augment: AugmentConfig) -> None:
-        self.spec, self.image, self.augment = spec, image, augment
-        self.transport: Literal["base64", "jpeg", "pixels"] = image.transport
+        self.spec, self.image, self.augment = spec, image.resolved(), augment
+        self.transport = self.image.transport
         self._quality = image.quality
         self._resize, self._resizer_name = best_resize()
         self._operations: dict[tuple[int, int], tuple[Operation, ...]] = {}
@@ -82,11 +81,12 @@ class ImageCoder:
         before = switch(RESIZE)
         pixels = self.pixels(frame, augment_key)
         switch(ENCODE)
-        data = self._to_bytes(pixels)
+        data = self.to_bytes(pixels)
         switch(before)
         return data
 
-    def _to_bytes(self, pixels: Pixels) -> bytes:
+    def to_bytes(self, pixels: Pixels) -> bytes:
+        """The bytes of the model's pixels, C-contiguous uint8[height, width, 3]."""
         if self.transport == "pixels":
             return pixels.tobytes()
         jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality=self._quality, colorspace="RGB", colorsubsampling="420")
@@ -104,7 +104,7 @@ class ImageCoder:
             pixels = jitter(pixels, self.augment, augment_key)
         return np.ascontiguousarray(pixels)
 
-    def decode(self, data: bytes, out: Pixels) -> None:
+    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
         """Write the image in the bytes `data` into `out`, C-contiguous uint8[height, width, 3].
 
         Raises RemoteProtocolError for anything but an image of exactly this size. Allocates nothing larger.
@@ -120,11 +120,18 @@ class ImageCoder:
             raise RemoteProtocolError(f"an image of {len(data)} bytes for {self._num_bytes} bytes of pixels")
         try:
             jpeg = pybase64.b64decode(data, validate=True) if self.transport == "base64" else data
-            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-            if size == self._shape[:2]:
-                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
+            self._decode_jpeg(jpeg, out)
         except (ValueError, binascii.Error) as error:
             raise RemoteProtocolError(f"an image is no {self.transport}: {error}") from error
+
+    def _decode_jpeg(self, jpeg: bytes | memoryview, out: Pixels) -> None:
+        """Raises ValueError for what is no JPEG, RemoteProtocolError for another size."""
+        try:
+            size = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out).shape[:2]
+        except ValueError:  # before it decodes, where the image is larger than `out`
+            size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+            if size == self._shape[:2]:
+                raise
         if size != self._shape[:2]:
             raise RemoteProtocolError(
                 f"an image of {size[0]} x {size[1]}: {self._shape[0]} x {self._shape[1]} is expected"

@@ -107,16 +107,35 @@ class RowWriter:
         else:
             raise DataError("a sample has an action and an answer, or neither: exactly one of them is learned")
         input_ids = np.concatenate((prompt, learned, self._end))
-        if len(input_ids) > self._max_seq_len:
-            raise RowError(
-                f"the row needs {len(input_ids)} tokens ({len(prompt)} of the prompt with {num_images} images, {len(learned)} of "
-                f"the answer, 1 end token), but data.max_seq_len is {self._max_seq_len}: raise it, nothing is cut"
-            )
+        self._check_length(len(input_ids), len(prompt), num_images, len(learned))
         supervised = np.zeros(len(input_ids), np.uint8)
         supervised[len(prompt) :] = 1
         if not_learned is not None:
             supervised[len(prompt) : -1][not_learned] = 0
         return EncodedRow(input_ids, supervised)
+
+    def encode_actions(self, instruction: str, num_images: int, codes: Ids) -> list[EncodedRow]:
+        """As `encode`, of N samples of one instruction. codes: int32[N, tokens]. The rows share memory and are read-only.
+
+        Raises as `encode` does; ValueError where the prompt has a state, which differs from sample to sample.
+        """
+        if self._needs_state:
+            raise ValueError("the prompts have states: encode the samples one by one")
+        prompt, learned = self.prompt(instruction, num_images), self._action_ids(codes)
+        length = len(prompt) + learned.shape[1] + 1
+        self._check_length(length, len(prompt), num_images, learned.shape[1])
+        input_ids, supervised = np.empty((len(learned), length), np.int32), np.zeros(length, np.uint8)
+        input_ids[:, : len(prompt)] = prompt
+        input_ids[:, len(prompt) : -1] = learned
+        input_ids[:, -1] = self._end
+        supervised[len(prompt) :] = 1
+        input_ids.flags.writeable = supervised.flags.writeable = False
+        return [EncodedRow(row, supervised) for row in input_ids]
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether a prompt has the robot's state."""
+        return self._needs_state
 
     @property
     def image_frame(self) -> str:
@@ -151,6 +170,13 @@ class RowWriter:
             return EncodedRow(ids, supervised)
         repeats = np.where(places, image.num_tokens, 1)
         return EncodedRow(np.repeat(ids, repeats), np.repeat(supervised, repeats))
+
+    def _check_length(self, length: int, prompt: int, num_images: int, answer: int) -> None:
+        if length > self._max_seq_len:
+            raise RowError(
+                f"the row needs {length} tokens ({prompt} of the prompt with {num_images} images, {answer} of the answer, 1 end "
+                f"token), but data.max_seq_len is {self._max_seq_len}: raise it, nothing is cut"
+            )
 
     def _action_ids(self, codes: Ids) -> Ids:
         if self._id_of_code is None:

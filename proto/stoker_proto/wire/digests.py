@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import xxhash
 
 from stoker_proto.wire.messages import Piece
+
+_LARGE_BYTES = 64 << 10
+"""An image of at least this size is first hashed with XXH3-128 (20 GB/s), whose 16 bytes go into SHA-256 (1.8 GB/s). Frames that
+travel as pixels are that large; SHA-256 over them costs more than all other work of the rank."""
 
 
 def digests_of_rows(piece: Piece) -> list[bytes]:
@@ -21,19 +26,27 @@ def digests_of_rows(piece: Piece) -> list[bytes]:
 
 def digests_of_samples(piece: Piece) -> list[bytes]:
     """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as encoded on the wire."""
-    tokens = np.concatenate([[0], np.cumsum(piece.lengths, dtype=np.int64)]).tolist()
-    images = np.concatenate([[0], np.cumsum(piece.image_counts, dtype=np.int64)]).tolist()
-    digests = []
-    for row in range(len(piece.lengths)):
-        sizes = (piece.lengths[row], *piece.actions.shape[1:], piece.image_counts[row])
-        digest = hashlib.sha256(piece.keys[row].tobytes() + np.array(sizes, "<i8").tobytes())
-        digest.update(piece.input_ids[tokens[row] : tokens[row + 1]].tobytes())
-        digest.update(piece.supervised[tokens[row] : tokens[row + 1]].tobytes())
-        digest.update(piece.actions[row].tobytes())
-        if piece.auxiliary.size:
-            digest.update(piece.auxiliary[row].tobytes())
-        for image in piece.images[images[row] : images[row + 1]]:
-            digest.update(len(image).to_bytes(8, "little"))
-            digest.update(image)
-        digests.append(digest.digest())
+    count = len(piece.lengths)
+    sizes = np.empty((count, 4), "<i8")  # tokens, timesteps, dimensions, images
+    sizes[:, 0], sizes[:, 1:3], sizes[:, 3] = piece.lengths, piece.actions.shape[1:], piece.image_counts
+    heads = np.hstack([piece.keys, sizes]).tobytes()
+    ends, image_ends = np.cumsum(sizes[:, 0]).tolist(), np.cumsum(sizes[:, 3]).tolist()
+    ids, supervised = memoryview(piece.input_ids.tobytes()), memoryview(piece.supervised.tobytes())
+    actions, auxiliary = memoryview(piece.actions.tobytes()), memoryview(piece.auxiliary.tobytes())
+    head_bytes, id_bytes = 56, piece.input_ids.itemsize
+    action_bytes, auxiliary_bytes = len(actions) // max(count, 1), len(auxiliary) // max(count, 1)
+    digests, first, first_image = [], 0, 0
+    for row, (end, image_end) in enumerate(zip(ends, image_ends, strict=True)):
+        parts: list[bytes | memoryview] = [
+            heads[row * head_bytes : (row + 1) * head_bytes],
+            ids[id_bytes * first : id_bytes * end],
+            supervised[first:end],
+            actions[row * action_bytes : (row + 1) * action_bytes],
+            auxiliary[row * auxiliary_bytes : (row + 1) * auxiliary_bytes],
+        ]
+        for image in piece.images[first_image:image_end]:
+            parts.append(len(image).to_bytes(8, "little"))
+            parts.append(image if len(image) < _LARGE_BYTES else xxhash.xxh3_128_digest(image))
+        digests.append(hashlib.sha256(b"".join(parts)).digest())
+        first, first_image = end, image_end
     return digests

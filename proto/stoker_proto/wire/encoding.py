@@ -35,6 +35,7 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
+from stoker_proto.wire.piece_images import find_images
 from stoker_proto.wire.shown import shown
 
 MAX_FRAME_BYTES = 256 << 20
@@ -53,6 +54,9 @@ MAX_ROWS = 1 << 16
 """Most rows of one piece or ticket."""
 MAX_SAMPLES = 1 << 20
 """Most samples of one piece, whose rows may be packed."""
+_NO_IMAGES = b"\x90"  # msgpack: an empty array
+_LARGE_BYTES = 1 << 20
+"""A Piece from which on its images are not copied."""
 _MAX_ITEMS = 1 << 20  # of all msgpack arrays and maps of a frame together
 
 KINDS: dict[bytes, type[Any]] = {
@@ -112,16 +116,17 @@ def _buffer_size(message: Message) -> int:
 
 
 def decode(frame: bytes | memoryview) -> Message:
-    """The message of a frame. Raises RemoteProtocolError where it is not one."""
+    """The message of a frame. Raises RemoteProtocolError where it is not one.
+
+    The images of a large Piece are views into the frame, which lives as long as one of them.
+    """
     view, cls = _open(frame)
     if cls in QUESTION_BYTES:
         return _question(view, cls)
     limit = MAX_FRAME_BYTES if cls is Piece else MAX_CONTROL_BYTES
     if len(view) > limit:
         raise RemoteProtocolError(f"a {cls.__name__} frame of {len(view)} bytes: at most {limit}")
-    body = _unpack(view[1:], cls.__name__)
-    if cls is Piece:
-        body = _piece_arrays(body)
+    body = _piece_arrays(_unpack_piece(view[1:])) if cls is Piece else _unpack(view[1:], cls.__name__)
     message: Message = _build(cls, body)
     return message
 
@@ -228,33 +233,54 @@ def _unpack(view: memoryview, name: str) -> dict[str, Any]:
     return body
 
 
+def _unpack_piece(view: memoryview) -> dict[str, Any]:
+    """The body of a Piece. The images of a large one are found by their headers and not copied; to copy small ones is cheaper."""
+    found = find_images(view) if len(view) >= _LARGE_BYTES else None
+    if found is None:
+        return _unpack(view, Piece.__name__)
+    begin, end, images = found
+    body = _unpack(memoryview(b"".join((view[:begin], _NO_IMAGES, view[end:]))), Piece.__name__)
+    if body.get("images") != []:
+        raise RemoteProtocolError("a Piece frame has a repeated field images")
+    body["images"] = images
+    return body
+
+
 def _piece_arrays(body: dict[str, Any]) -> dict[str, Any]:
     shape = body.pop("action_shape", None)
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n <= 4096 for n in shape)):
         raise RemoteProtocolError(f"Piece.action_shape is {shape!r}: two whole numbers are expected")
+    sizes = {}  # values of each array
     for name, dtype in _PIECE_DTYPES.items():
         data = body.get(name)
         if not isinstance(data, bytes) or len(data) % dtype.itemsize:
             raise RemoteProtocolError(f"Piece.{name} is not a whole number of {dtype.name} values")
-        body[name] = np.frombuffer(data, dtype=dtype)
-    count = len(body["lengths"])
-    _expect_size(body, "keys", 3 * count)
-    body["keys"] = body["keys"].reshape(count, 3)
-    _expect_size(body, "actions", count * math.prod(shape))
-    body["actions"] = body["actions"].reshape(count, *shape)
-    width = body["auxiliary"].size // count if count else 0
-    _expect_size(body, "auxiliary", count * width)
+        sizes[name] = len(data) // dtype.itemsize
+    count = sizes["lengths"]
+    lengths: NDArray[np.int32] = np.frombuffer(body["lengths"], _PIECE_DTYPES["lengths"])
+    width = sizes["auxiliary"] // count if count else 0
     if width > 4096:
         raise RemoteProtocolError(f"Piece.auxiliary holds {width} values a sample: at most 4096")
-    body["auxiliary"] = body["auxiliary"].reshape(count if width else 0, width)
-    lengths: NDArray[np.int32] = body["lengths"]
     if count > MAX_SAMPLES or (count and int(lengths.min()) < 0):
         raise RemoteProtocolError(f"a Piece of {count} samples: at most {MAX_SAMPLES}, with lengths of at least 0")
-    _check_rows(body["row_samples"], count)
     tokens = int(lengths.sum(dtype=np.int64))
-    _expect_size(body, "input_ids", tokens)
-    _expect_size(body, "supervised", tokens)
-    _expect_size(body, "image_counts", count)
+    due = {
+        "keys": 3 * count,
+        "actions": count * math.prod(shape),
+        "auxiliary": count * width,
+        "input_ids": tokens,
+        "supervised": tokens,
+        "image_counts": count,
+    }
+    for name, size in due.items():
+        if sizes[name] != size:
+            raise RemoteProtocolError(f"Piece.{name} holds {sizes[name]} values: {size} are expected")
+    for name, dtype in _PIECE_DTYPES.items():
+        body[name] = np.frombuffer(body[name], dtype)
+    body["keys"] = body["keys"].reshape(count, 3)
+    body["actions"] = body["actions"].reshape(count, *shape)
+    body["auxiliary"] = body["auxiliary"].reshape(count if width else 0, width)
+    _check_rows(body["row_samples"], count)
     images = body.get("images")
     if not isinstance(images, list) or len(images) != int(body["image_counts"].sum(dtype=np.int64)):
         raise RemoteProtocolError("Piece.images does not hold as many images as Piece.image_counts says")
@@ -270,13 +296,8 @@ def _check_rows(row_samples: NDArray[np.uint16], num_samples: int) -> None:
         raise RemoteProtocolError(f"Piece.row_samples does not add up to the {num_samples} samples of Piece.lengths")
 
 
-def _expect_size(body: dict[str, Any], name: str, size: int) -> None:
-    if body[name].size != size:
-        raise RemoteProtocolError(f"Piece.{name} holds {body[name].size} values: {size} are expected")
-
-
 def _build(cls: type[Any], body: dict[str, Any]) -> Any:
-    names = {name for name, _, _ in _FIELDS[cls]}
+    names = _NAMES[cls]
     if body.keys() != names:
         odd = ", ".join(shown(name) for name in heapq.nsmallest(8, body.keys() ^ names, key=str))
         raise RemoteProtocolError(f"a {cls.__name__} frame has missing or unknown fields: {odd}")
@@ -322,7 +343,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "dict[int, list[int]]": lambda value: _is_map(value, _is_int, lambda v: _is_list(v, _is_int)),
     "list[list[str]]": lambda value: _is_list(value, lambda v: _is_list(v, _is_str)),
     "bytes": lambda value: isinstance(value, bytes),
-    "list[bytes]": lambda value: _is_list(value, lambda v: isinstance(v, bytes)),
+    "list[bytes | memoryview]": lambda value: isinstance(value, list) and set(map(type, value)) <= {bytes, memoryview},
     "NDArray[np.int64]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.int32]": lambda value: isinstance(value, np.ndarray),
     "NDArray[np.uint8]": lambda value: isinstance(value, np.ndarray),
@@ -334,6 +355,7 @@ _FIELDS: dict[type[Any], list[tuple[str, str, Callable[[Any], bool]]]] = {
     cls: [(item.name, str(item.type), _CHECKS[str(item.type)]) for item in fields(cls)] for cls in KINDS.values()
 }
 """Name, type and check of each message's fields, looked up once."""
+_NAMES = {cls: frozenset(name for name, _, _ in of_class) for cls, of_class in _FIELDS.items()}
 
 
 def peek_ticket(frame: bytes | memoryview) -> int:

@@ -123,7 +123,7 @@ class Piece:
     input_ids: NDArray[np.int32]  # [S], sample after sample
     supervised: NDArray[np.uint8]  # [S]: 1 where the token is a label
     image_counts: NDArray[np.uint8]  # [Q]: images of each sample
-    images: list[bytes]  # [I]: what `data.image.transport` says
+    images: list[bytes | memoryview]  # [I]: what `data.image.transport` says; views into the frame where this is large
     actions: NDArray[np.float32]  # [Q, K, D] in action units; [Q, 0, 0] where the source has none
     skipped: dict[int, str] = field(default_factory=dict)
     """sample -> why it has no labels (policy `skip`)."""

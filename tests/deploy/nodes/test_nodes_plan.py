@@ -75,7 +75,7 @@ def test_ranks_meet_on_the_node_of_rank_0_and_ask_the_loaders_of_all_nodes(
         config = load_config(config_file, [command[-1]])
         assert config.cluster.loader_addresses == (*READY[0]["loaders"], *READY[1]["loaders"])
     environment = plans[1].trainer_environment("eth7")
-    assert (environment["OMP_NUM_THREADS"], environment["DS_ACCELERATOR"]) == ("8", "cpu")
+    assert (environment["OMP_NUM_THREADS"], environment["DS_ACCELERATOR"]) == ("6", "cpu")
     assert environment["GLOO_SOCKET_IFNAME"] == "eth7"
 
 

@@ -202,7 +202,7 @@ def test_what_a_class_returns_wrongly_is_one_bad_record_with_its_place(kind: str
     assert str(outcomes[0]).startswith(f"{data.train_data_paths[0]}: {reason}")
 
 
-@pytest.mark.parametrize("name", ["encode_image", "encode", "codec"])
+@pytest.mark.parametrize("name", ["encode_image", "encode_actions", "codec"])
 def test_a_bug_of_ours_is_no_bad_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `skip` it would cost samples in silence. Raised, it ends the worker, whose tickets get FAILURE `died`."""
     config = robot_config(tmp_path)

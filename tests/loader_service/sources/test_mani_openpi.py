@@ -306,6 +306,22 @@ def test_a_missing_or_broken_npz_is_named(write_demo: Write, make_mani: Make) ->
     assert f"{path}: record {shard}:1: there is no such file" in refusal(make_mani(), shard)
 
 
+def test_a_deflated_array_is_checked_when_its_frames_were_read(write_demo: Write, make_mani: Make) -> None:
+    shard = write_demo(arrays={"rgb": frames(4)})
+    path = shard.parent / "traj_000000" / "obs.npz"
+    content = bytearray(path.read_bytes())
+    for mark, field in ((b"PK\x01\x02", 16), (b"PK\x03\x04", 14)):  # the CRC-32 in the directory, and before the data
+        content[content.index(mark) + field] ^= 1
+    path.write_bytes(content)
+    dataset = make_mani()
+    (record,) = dataset.scan(shard)
+    read = dataset.read(shard, record.offset, record.size)
+    for _ in range(4):
+        next(read)
+    with pytest.raises(DataError, match=r"field rgb: its CRC-32 is .* bits have flipped"):
+        next(read)
+
+
 def test_verify_finds_a_flipped_bit_in_stored_frames(write_demo: Write, make_mani: Make) -> None:
     rgb = frames(4)
     shard = write_demo(arrays={"rgb": rgb}, stored=True)

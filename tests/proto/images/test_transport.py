@@ -3,6 +3,8 @@
 import base64
 import dataclasses
 import hashlib
+import logging
+import re
 import threading
 from typing import Any
 
@@ -18,6 +20,7 @@ from stoker_proto.images.augment import crop_box, jitter
 from stoker_proto.images.resize import pillow_resize
 from stoker_proto.images.spec import ImageSpec
 from stoker_proto.images.transport import ImageCoder, depth_to_rgb
+from stoker_proto.images.transport_cost import log_choice, measure
 
 SPEC = ImageSpec(
     family="llava",
@@ -55,6 +58,24 @@ def test_round_trip(transport: str) -> None:
         assert simplejpeg.decode_jpeg_header(jpeg) == (64, 64, "YCbCr", "420")
         assert np.array_equal(out, simplejpeg.decode_jpeg(jpeg))
         assert np.abs(out.astype(int) - pixels).mean() < 2
+
+
+def test_auto_is_jpeg_and_says_what_each_costs(caplog: pytest.LogCaptureFixture) -> None:
+    assert coder("auto").encode(FRAME, None) == coder("jpeg").encode(FRAME, None)
+    out, same = np.empty((2, 64, 64, 3), np.uint8)
+    coder("auto").decode(coder("auto").encode(FRAME, None), out)
+    coder("base64").decode(coder("base64").encode(FRAME, None), same)
+    assert np.array_equal(out, same)
+    with caplog.at_level("INFO"):
+        log_choice(logging.getLogger("stoker"), ImageConfig(transport="base64"), SPEC)
+        assert not caplog.messages
+        log_choice(logging.getLogger("stoker"), ImageConfig(transport="auto"), SPEC)
+    (line,) = caplog.messages
+    assert line.startswith("data.image.transport: auto is jpeg, the cheapest that trains the same pixels as base64.")
+    assert re.search(r"base64 \d.+ KB; jpeg \d.+ KB; pixels \d.+ ms, 12 KB", line)
+    costs = measure(ImageConfig(), SPEC)
+    assert costs["pixels"][2] == 64 * 64 * 3
+    assert costs["base64"][2] == -(-costs["jpeg"][2] // 3) * 4
 
 
 def test_quality_is_the_configs() -> None:

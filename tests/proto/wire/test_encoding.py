@@ -121,6 +121,46 @@ def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits:
     assert type(message) in encoding.KINDS.values()
 
 
+@settings(max_examples=300, deadline=None)
+@given(piece=pieces(), edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
+def test_a_large_piece_is_read_as_a_small_one_but_its_images_are_views(
+    piece: Piece, edits: list[tuple[int, int]]
+) -> None:
+    frame = bytearray(encoding.encode(piece))
+    for position, value in edits:
+        frame[1 + position % (len(frame) - 1)] = value
+    read = []
+    for large in (0, 1 << 30):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoding, "_LARGE_BYTES", large)
+            try:
+                read.append(encoding.decode(bytes(frame)))
+            except RemoteProtocolError:
+                read.append(None)
+    views, copies = read
+    if isinstance(copies, Piece) and isinstance(views, Piece):
+        assert piece_payload(views) == piece_payload(copies)
+        if not edits and piece.ticket >= 0:
+            assert {type(image) for image in views.images} <= {memoryview}
+        assert {type(image) for image in copies.images} <= {bytes}
+    else:
+        assert views is copies is None
+
+
+def test_images_named_twice_and_too_many_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_LARGE_BYTES", 0)
+    fields = ["ticket", 7, "images", [b"ab"], "images", [b"cd"]]
+    frame = b"P\x83" + b"".join(map(msgpack.packb, fields))
+    with pytest.raises(RemoteProtocolError, match="a Piece frame has a repeated field images"):
+        encoding.decode(frame)
+    many = b"\x81\xa6images\xdd" + (1 << 24).to_bytes(4, "big") + b"\xc4\0" * (1 << 24)
+    tracemalloc.start()
+    with pytest.raises(RemoteProtocolError, match="a Piece frame is not msgpack"):
+        encoding.decode(memoryview(b"P" + many))
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+
+
 TICKET = {"ticket": 7, "split": "train", "epoch": 0, "lane": 3, "start": 16, "count": 8, "rows": b""}
 
 

@@ -50,7 +50,7 @@ class StandInDecoder:
 
     image = Size()
 
-    def decode_image(self, data: bytes, out: NDArray[np.uint8]) -> None:
+    def decode_image(self, data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
         out[:] = data[0]
 
 

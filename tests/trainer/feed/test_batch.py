@@ -124,7 +124,7 @@ def test_images_for_a_model_without_any_are_refused() -> None:
     class TextOnly:
         pad_id, image = 0, None
 
-        def decode_image(self, data: bytes, out: object) -> None:
+        def decode_image(self, data: bytes | memoryview, out: object) -> None:
             raise AssertionError
 
     with pytest.raises(RemoteProtocolError, match="the model takes none"):

@@ -12,6 +12,8 @@ replayed from a list. Time is an argument: seconds of a monotonic clock.
 from __future__ import annotations
 
 from stoker_proto.errors import DeadlineError, RefusedError, StokerError
+from stoker_proto.order.lanes import Order
+from stoker_proto.order.mixture import MixedOrder
 from stoker_proto.wire.messages import Drain, Failure, Lanes, Message, Piece, Pong, Refuse, Shards, Welcome
 from trainer.feed.client import explain
 from trainer.feed.client.commands import Command, Deliver, Fail, Send, Warn
@@ -40,6 +42,7 @@ class Core:
         self._warned = False
         self._begun = False  # a loader that differs ends the run before this, and is left out after it
         self._position: SlicePosition | None = None
+        self._schedule: Schedule | None = None  # of the position's epoch
         self._opening: int | None = None  # the epoch that the consumer waits for
         self._untaken = 0  # micro-batches asked for and not taken by the consumer
         self._waiting_since: float | None = None
@@ -288,15 +291,7 @@ class Core:
             if order is None:
                 self.fleet.open(position.epoch, now)
                 return
-            options = self.options
-            schedule = Schedule(
-                order,
-                epoch=position.epoch,
-                global_batch_size=options.global_batch_size,
-                micro_batch_size=options.micro_batch_size,
-                world_size=options.world_size,
-                rank=options.rank,
-            )
+            schedule = self._schedule_of(order, position.epoch)
             steps = schedule.num_steps(position.first)
             if 2 * position.step >= steps and position.epoch + 1 < position.num_epochs:
                 self.fleet.open(position.epoch + 1, now)  # early, as a loader needs time to prepare an epoch
@@ -314,6 +309,20 @@ class Core:
             self._untaken += 1
             position.index = (position.index + 1) % schedule.passes
             position.step += position.index == 0
+
+    def _schedule_of(self, order: Order | MixedOrder, epoch: int) -> Schedule:
+        """The schedule of the epoch: one object as long as the epoch's order stays the same."""
+        known, options = self._schedule, self.options
+        if known is None or known.order is not order or known.epoch != epoch:
+            known = self._schedule = Schedule(
+                order,
+                epoch=epoch,
+                global_batch_size=options.global_batch_size,
+                micro_batch_size=options.micro_batch_size,
+                world_size=options.world_size,
+                rank=options.rank,
+            )
+        return known
 
     def _deliver(self, now: float) -> bool:
         done, error = self.tickets.deliver()

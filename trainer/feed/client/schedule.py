@@ -13,13 +13,18 @@ so the concatenation over (a, r) has the same rows for every world size and micr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from stoker_proto.config import check_batch_arithmetic
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.order.lanes import LaneRun, Order
 from stoker_proto.order.mixture import MixedOrder
 from stoker_proto.order.stream import Share
+
+_AHEAD = 4096
+"""Stream positions that are computed together: a bisection over time costs as much as 500 cells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +64,34 @@ def num_steps(num_samples: int, first: int, global_batch_size: int) -> int:
     return -(-max(num_samples - first, 0) // global_batch_size)
 
 
+class RunsAhead:
+    """Runs of an epoch's stream, computed for many positions at once and then given out in parts."""
+
+    def __init__(self, order: Order | MixedOrder) -> None:
+        self._order = order
+        self._first = self._last = 0  # stream positions that are known
+        self._runs: list[LaneRun] = []
+        self._ends: list[int] = []  # stream position behind each run
+
+    def runs(self, start: int, stop: int) -> list[LaneRun]:
+        """As `Order.runs`."""
+        if not self._first <= start <= stop <= self._last:
+            last = max(stop, min(start + _AHEAD, self._order.total))
+            self._runs = self._order.runs(start, last)
+            self._first, self._last = start, last
+            self._ends = list(accumulate((run.count for run in self._runs), initial=start))[1:]
+        found: list[LaneRun] = []
+        position, number = start, bisect.bisect_right(self._ends, start)
+        while position < stop:
+            run, end = self._runs[number], self._ends[number]
+            count, skipped = min(stop, end) - position, position - (end - run.count)
+            found.append(run if count == run.count else replace(run, start=run.start + skipped, count=count))
+            position, number = position + count, number + 1
+        return found
+
+
 class Schedule:
-    """The slices of one rank in one epoch."""
+    """The slices of one rank in one epoch. Not thread-safe."""
 
     def __init__(
         self,
@@ -76,7 +107,7 @@ class Schedule:
         if not 0 <= rank < world_size:
             raise LocalProtocolError(f"rank {rank} of {world_size} ranks: ranks are 0 to {world_size - 1}")
         self.passes = check_batch_arithmetic(global_batch_size, micro_batch_size, world_size)
-        self.order, self.epoch = order, epoch
+        self.order, self.epoch, self._ahead = order, epoch, RunsAhead(order)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.world_size, self.rank = world_size, rank
 
@@ -99,5 +130,5 @@ class Schedule:
             index=index,
             start=start,
             num_rows=stop - start,
-            runs=tuple(self.order.runs(start, stop)),
+            runs=tuple(self._ahead.runs(start, stop)),
         )

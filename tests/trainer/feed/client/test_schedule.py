@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from stoker_proto.errors import ConfigError, LocalProtocolError
 from stoker_proto.order.lanes import Order
-from trainer.feed.client.schedule import Schedule, num_steps
+from stoker_proto.order.mixture import MixedOrder, PassRange
+from trainer.feed.client import schedule as schedule_module
+from trainer.feed.client.schedule import RunsAhead, Schedule, num_steps
 
 
 def positions(order: Order, first: int, step: int, **sizes: int) -> list[list[tuple[int, int]]]:
@@ -48,6 +50,38 @@ def test_global_batches_do_not_depend_on_ranks_or_micro_batches(
     whole = [(run.lane, run.start + i) for run in order.runs(first, order.total) for i in range(run.count)]
     assert streams[0] == streams[1]
     assert [row for step in streams[0] for row in step] == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 90), min_size=1, max_size=4),
+    cells=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    ahead=st.integers(1, 50),
+    asked=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), min_size=1, max_size=8),
+)
+def test_runs_computed_ahead_are_those_of_the_order(
+    lengths: list[int], cells: tuple[int, int], ahead: int, asked: list[tuple[int, int]]
+) -> None:
+    sources = [[PassRange(0, Order([length], cells[0]), 0, length)] for length in lengths]
+    order = MixedOrder(sources, [[number] for number in range(len(lengths))], cells[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_module, "_AHEAD", ahead)
+        runs = RunsAhead(order)
+        for start, count in asked:
+            start = min(start, order.total)
+            stop = min(start + count, order.total)
+            assert runs.runs(start, stop) == order.runs(start, stop)
+
+
+def test_runs_are_computed_once_for_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order([4096] * 4, 8)
+    calls: list[tuple[int, int]] = []
+    computed = Order.runs
+    monkeypatch.setattr(Order, "runs", lambda self, a, b: calls.append((a, b)) or computed(self, a, b))
+    schedule = Schedule(order, epoch=0, global_batch_size=32, micro_batch_size=32, world_size=1, rank=0)
+    slices = [schedule.slice(64, step, 0) for step in range(200)]
+    assert [slice_.start for slice_ in slices[:3]] == [64, 96, 128]
+    assert calls == [(64, 4160), (4160, 8256)]
 
 
 def test_the_last_step_is_padded_not_dropped() -> None:
