@@ -71,7 +71,7 @@ class Rebuilder:
     def batch(self, step: RunStep, rank: int, index: int) -> RebuiltBatch:
         """One micro-batch of one rank. Raises DataError for a bad record."""
         runs = self._stream.micro_batch(step.lines[rank], rank, index)
-        rows = [row for run in runs for row in self._run(run)]
+        rows = [row for run in runs for row in self._run(run, step.record.digest_rule)]
         return RebuiltBatch(
             rank=rank,
             index=index,
@@ -81,7 +81,7 @@ class Rebuilder:
             ),
         )
 
-    def _run(self, run: LaneRun) -> Iterator[tuple[InspectedRow, bytes]]:
+    def _run(self, run: LaneRun, rule: int) -> Iterator[tuple[InspectedRow, bytes]]:
         """The rows of a run, each with its digest."""
         entry, lane = self._stream.lane_of(run)
         manifest, plan = self._manifests[entry], self._stream.plan(run.epoch, entry)
@@ -89,7 +89,7 @@ class Rebuilder:
         records = {ref.record: self._record(manifest, ref.record, run.epoch) for ref in rows.samples}
         ticket = Ticket(ticket=0, split=SPLIT, epoch=run.epoch, lane=run.lane, start=run.start, count=run.count)
         piece = assemble_piece(ticket, "stoker-batch", entry, rows, records, self._filler)
-        for number, (refs, digest) in enumerate(zip(_by_row(rows), digests_of_rows(piece), strict=True)):
+        for number, (refs, digest) in enumerate(zip(_by_row(rows), digests_of_rows(piece, rule), strict=True)):
             samples = tuple(_inspected(manifest, ref, records[ref.record]) for ref in refs)
             place = f"pass {run.epoch}, lane {lane}, row {run.start + number} of {plan.lane_length(lane)}"
             yield InspectedRow(manifest, place, samples), digest

@@ -27,6 +27,7 @@ from stoker_proto.config.reader import apply_override, config_from_tree, config_
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.files import write_whole
+from stoker_proto.wire.digests import RULE
 
 FORMAT = 1
 FOLDER = "record"
@@ -47,6 +48,8 @@ class RunRecord:
     """Rows of one pass over each source."""
     processor: str
     """`Processor.to_json()`: with the codec that was fitted then."""
+    digest_rule: int = 1
+    """`stoker_proto.wire.digests.RULE` of the digests in the logs; records of earlier versions do not name it."""
 
     @classmethod
     def of(
@@ -71,6 +74,7 @@ class RunRecord:
             fingerprints=dict(fingerprints),
             pass_samples=tuple(pass_samples),
             processor=processor,
+            digest_rule=RULE,
         )
 
     def write(self, output_dir: Path) -> str:
@@ -92,6 +96,8 @@ class RunRecord:
             found = tree.pop("format")
             if found != FORMAT:
                 raise DataError(f"format {found}: this program reads {FORMAT}", file=str(path))
+            if not 1 <= (rule := tree.get("digest_rule", 1)) <= RULE:
+                raise DataError(f"digest_rule {rule}: this program knows 1 to {RULE}", file=str(path))
             return cls(**{**tree, "pass_samples": tuple(tree["pass_samples"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import numpy as np
 import xxhash
@@ -13,10 +14,13 @@ _LARGE_BYTES = 64 << 10
 """An image of at least this size is first hashed with XXH3-128 (20 GB/s), whose 16 bytes go into SHA-256 (1.8 GB/s). Frames that
 travel as pixels are that large; SHA-256 over them costs more than all other work of the rank."""
 
+RULE = 2
+"""1: images of any size go into SHA-256 as they are. Records of runs without a rule were made by it."""
 
-def digests_of_rows(piece: Piece) -> list[bytes]:
+
+def digests_of_rows(piece: Piece, rule: int = RULE) -> list[bytes]:
     """SHA-256 of each row: the digest of its only sample, or the hash over its samples' digests. Independent of piece borders."""
-    samples = digests_of_samples(piece)
+    samples = digests_of_samples(piece, rule)
     if not len(piece.row_samples):
         return samples
     ends = np.cumsum(piece.row_samples, dtype=np.int64).tolist()
@@ -24,8 +28,9 @@ def digests_of_rows(piece: Piece) -> list[bytes]:
     return [row[0] if len(row) == 1 else hashlib.sha256(b"".join(row)).digest() for row in rows]
 
 
-def digests_of_samples(piece: Piece) -> list[bytes]:
+def digests_of_samples(piece: Piece, rule: int = RULE) -> list[bytes]:
     """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as encoded on the wire."""
+    large_bytes = _LARGE_BYTES if rule > 1 else sys.maxsize
     count = len(piece.lengths)
     sizes = np.empty((count, 4), "<i8")  # tokens, timesteps, dimensions, images
     sizes[:, 0], sizes[:, 1:3], sizes[:, 3] = piece.lengths, piece.actions.shape[1:], piece.image_counts
@@ -46,7 +51,7 @@ def digests_of_samples(piece: Piece) -> list[bytes]:
         ]
         for image in piece.images[first_image:image_end]:
             parts.append(len(image).to_bytes(8, "little"))
-            parts.append(image if len(image) < _LARGE_BYTES else xxhash.xxh3_128_digest(image))
+            parts.append(image if len(image) < large_bytes else xxhash.xxh3_128_digest(image))
         digests.append(hashlib.sha256(b"".join(parts)).digest())
         first, first_image = end, image_end
     return digests

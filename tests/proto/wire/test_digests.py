@@ -48,3 +48,5 @@ def test_a_digest_is_the_hash_of_all_that_a_row_is_and_of_a_hash_of_its_large_im
     views = dataclasses.replace(PIECE, images=[memoryview(image) for image in PIECE.images])
     assert digests_of_rows(views) == expected
     assert digests_of_rows(PIECE)[0].hex()[:16] == "e59e47913fb692f3"
+    before = hashlib.sha256(b"".join([*second[:-1], bytes(1 << 16)])).digest()
+    assert digests_of_rows(PIECE, rule=1) == [expected[0], before], "runs that were recorded before are made again"
