@@ -17,6 +17,7 @@ from loader_service.top.view import import_rich, render
 from stoker_proto.errors import ConfigError
 from stoker_proto.fleet.metrics import import_client
 from stoker_proto.fleet.pages import parse_host_port
+from stoker_proto.host.files import write_whole
 
 _WINDOW_S = 30.0
 """Figures are of the last so many seconds: long enough for records of seconds."""
@@ -45,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rich is None:
             print(json.dumps(view.to_json()))
         else:
-            rich.console.Console().print(render(view, rich))
+            console = rich.console.Console(record=arguments.svg is not None)
+            console.print(render(view, rich))
+            if arguments.svg is not None:
+                write_whole(arguments.svg, console.export_svg(title="loader-top").encode())
         return 0 if view.loaders or view.trainers else 1
     moments: deque[list[Scrape]] = deque([before], maxlen=1 + max(1, round(_WINDOW_S / arguments.interval)))
     assert rich is not None  # --json without --once is rejected
@@ -101,9 +105,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--once", action="store_true", help="look twice, show what happened between, and end")
     parser.add_argument("--json", action="store_true", help="with --once: one line of JSON")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --once: write what is shown as a picture, too")
     arguments = parser.parse_args(argv)
-    if arguments.json and not arguments.once:
-        parser.error("--json goes with --once")
+    for name in ("json", "svg"):
+        if getattr(arguments, name) and not arguments.once:
+            parser.error(f"--{name} goes with --once")
+    if arguments.json and arguments.svg:
+        parser.error("--svg shows what --json does not: give one of them")
     return arguments
 
 
