@@ -75,7 +75,7 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 bench: $(INSTALLED)  ## loader CPU per sample against a hand-tuned pipeline and a plain DataLoader
 	$(BIN)/python tests/benchmarks/loader_cost.py
 
-bench-peers: $(INSTALLED)  ## Stoker beside torch, tf.data service, Ray Data, SPDL, Grain, LeRobot's loader (an hour, 6 GB; PEERS="--only stoker,torch")
+bench-peers: $(INSTALLED)  ## Stoker beside torch, tf.data service, Ray Data, SPDL, Grain, LeRobot's loader (half an hour, 12 GB; PEERS="--only stoker,torch")
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[bench]'
 	$(BIN)/python tests/benchmarks/peers/bench.py --json $(RESULTS)/peers.json --markdown $(RESULTS)/peers.md --plot $(RESULTS)/peers.png $(PEERS)
 

@@ -5,8 +5,8 @@
 Ours is the whole loop of a run: DeepSpeed's engine, figures, progress bar, digests. All begin with the same weights and train the
 same batches; the script ends with an error if their losses differ. The two plain loops are AdamW, the learning rate, clipped
 gradients and the loss of each step as a number, nothing else. `plain` computes logits where there are labels, as our trainer
-does; `all logits` everywhere, as most loops do. A pair is some steps of each, one after the other in one process; the order
-changes from pair to pair.
+does; `all logits` everywhere, as most loops do. A pair is some steps of each, in turns, in one process; its figure is the median
+of its steps, since other programs on the machine disturb some.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ class Pairs:
             loop.num_steps = self.num_steps
         self.loss_of_ours: Callable[[], float] = float
         self.losses: list[float] = []
-        self.times: dict[str, list[tuple[float, float]]] = {loop: [] for loop in LOOPS}
+        # (CPU ms, ms) of each step of each pair of each loop
+        self.times: dict[str, list[list[tuple[float, float]]]] = {
+            loop: [[] for _ in range(1 + arguments.pairs)] for loop in LOOPS
+        }
         self._profile = cProfile.Profile() if arguments.profile else None
 
     def begin(self) -> None:
@@ -156,21 +159,21 @@ class Pairs:
         """Not on a CPU."""
 
     def steps(self, epoch: int, first_sample: int) -> Iterator[StepBatch]:
-        """Steps of ours; around them, those of the plain loops. The first pair warms up."""
-        for pair in range(1 + self.arguments.pairs):
-            if pair % 2:
-                self._plain_steps(pair)
+        """Steps of ours; between them, those of the plain loops. The first pair warms up."""
+        for step in range(self.num_steps - 1):
+            pair = step // self.arguments.steps
+            if step % 2:
+                self._plain_steps(pair, step)
             began = clocks()
             if self._profile and pair:
                 self._profile.enable()
-            for step in range(pair * self.arguments.steps, (pair + 1) * self.arguments.steps):
-                yield self._numbered(step, epoch)
-                self.losses.append(self.loss_of_ours())
+            yield self._numbered(step, epoch)
             if self._profile:
                 self._profile.disable()
             self._add("ours", pair, began)
-            if not pair % 2:
-                self._plain_steps(pair)
+            self.losses.append(self.loss_of_ours())
+            if not step % 2:
+                self._plain_steps(pair, step)
         yield self._numbered(self.num_steps - 1, epoch)
 
     def _numbered(self, step: int, epoch: int) -> StepBatch:
@@ -185,17 +188,16 @@ class Pairs:
             next_sample=(step + 1) * rows,
         )
 
-    def _plain_steps(self, pair: int) -> None:
-        for name, loop in zip(LOOPS[1:], self.plain, strict=True):
+    def _plain_steps(self, pair: int, step: int) -> None:
+        loops = list(zip(LOOPS[1:], self.plain, strict=True))
+        for name, loop in loops if step % 4 < 2 else loops[::-1]:
             began = clocks()
-            for step in range(pair * self.arguments.steps, (pair + 1) * self.arguments.steps):
-                loop.step(self.batches[step % len(self.batches)])
+            loop.step(self.batches[step % len(self.batches)])
             self._add(name, pair, began)
 
     def _add(self, name: str, pair: int, began: tuple[float, float]) -> None:
-        if pair:
-            cpu, wall = (1e3 * (now - then) / self.arguments.steps for now, then in zip(clocks(), began, strict=True))
-            self.times[name].append((cpu, wall))
+        cpu, wall = (1e3 * (now - then) for now, then in zip(clocks(), began, strict=True))
+        self.times[name][pair].append((cpu, wall))
 
     def report(self) -> None:
         """Print; SystemExit if the loops did not train the same."""
@@ -206,7 +208,10 @@ class Pairs:
         sizes = f"{self.arguments.pairs} pairs of {self.arguments.steps} steps of {self.arguments.rows} rows"
         print(f"{sizes}, load {os.getloadavg()[0]:.1f}, losses equal within {apart:.1g}")
         for clock, unit in enumerate(("CPU", "wall")):
-            columns = {name: [times[clock] for times in several] for name, several in self.times.items()}
+            columns = {
+                name: [statistics.median(times[clock] for times in pair) for pair in several[1:]]
+                for name, several in self.times.items()
+            }
             print(f"{unit:5}" + "".join(f"{name}: {shown(times)} ms per step   " for name, times in columns.items()))
             for other in LOOPS[1:]:
                 ratios = [a / b for a, b in zip(columns["ours"], columns[other], strict=True)]

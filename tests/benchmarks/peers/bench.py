@@ -1,7 +1,7 @@
 """`make bench-peers`: what a sample costs Stoker and other loaders, on the same files, in interleaved rounds.
 
 Each loader runs in processes of its own, in its own virtual environment with pinned versions (requirements-*.txt; pip installs
-them below the work folder on the first run: about 6 GB for all). A round of a loader is three runs:
+them below the work folder on the first run: 12 GB for all). A round of a loader is three runs:
 
   1. a new process, two epochs:  CPU of the first epoch by kind of process, samples/s, first batch, memory; CPU of the second
   2. the same again, one epoch:  CPU of a second run
