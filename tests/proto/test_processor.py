@@ -76,6 +76,14 @@ def test_rows_are_prompt_answer_end(tmp_path: Path, codec: ActionCodec) -> None:
     assert words(processor, spoken.input_ids[spoken.supervised == 1]) == " it is red</s>"
 
 
+def test_a_transport_of_auto_is_jpeg_for_everybody(tmp_path: Path) -> None:
+    auto, jpeg, base64 = (
+        build(tmp_path, None, f"data.image.transport={name}").fingerprints()["image"]
+        for name in ("auto", "jpeg", "base64")
+    )
+    assert auto == jpeg != base64
+
+
 def test_rows_of_a_record_are_those_of_its_samples(tmp_path: Path, codec: ActionCodec) -> None:
     processor = build(tmp_path, codec)
     codes = np.stack([CODES, CODES[::-1], CODES // 2])
