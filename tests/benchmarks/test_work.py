@@ -55,7 +55,7 @@ def test_what_is_counted() -> None:
         count_work(lambda stop=stop: [twice(number) for number in range(1000, stop)], samples=1)["allocations_kept"]
         for stop in (1100, 1300)
     ]
-    assert kept[1] - kept[0] == 200  # one for each number
+    assert kept[1] - kept[0] == pytest.approx(200, abs=20)  # one for each number; other threads allocate, too
     more = count_work(lambda: [*work(), len("x")], samples=1)
     assert (more["python_calls"], more["library_calls"]) == (6, 1)
     assert more["bytecodes"] > found["bytecodes"] > 25
