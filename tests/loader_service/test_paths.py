@@ -31,6 +31,10 @@ def test_names_inside_are_resolved(root: Path) -> None:
     assert resolve("../sub/obs.npz", root / "sub", root) == expected
     (root / "link.npz").symlink_to(root / "sub" / "obs.npz")
     assert resolve("link.npz", root) == expected
+    (root / "folder").symlink_to(root / "sub")
+    assert resolve("folder/obs.npz", root) == expected
+    assert resolve(expected.removeprefix("/"), Path("/")) == expected
+    assert resolve("sub/none/obs.npz", root) == str(root / "sub" / "none" / "obs.npz")
 
 
 def test_the_root_may_be_a_link_or_everything(root: Path) -> None:
