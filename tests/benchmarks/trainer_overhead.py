@@ -217,7 +217,9 @@ class Pairs:
                 ratios = [a / b for a, b in zip(columns["ours"], columns[other], strict=True)]
                 print(f"      ours / {other}: {shown(ratios, 3)}")
         if self._profile:
-            pstats.Stats(self._profile).sort_stats("tottime").print_stats(45)
+            profile = pstats.Stats(self._profile)
+            profile.sort_stats("tottime").print_stats(25)
+            profile.sort_stats("cumtime").print_stats("(deepspeed/runtime|/trainer/|torch/optim|run_backward)", 45)
 
 
 def clocks() -> tuple[float, float]:
