@@ -33,6 +33,7 @@ from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate
 from trainer.engine.ranks import Ranks, gather_json, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
+from trainer.evals.example_sheet import draw_first
 from trainer.evals.interface import Moment, Outcome
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
@@ -108,7 +109,7 @@ class Trainer:
         self._profiler = StepProfiler(trainer.profile, self.output_dir, is_first=self.ranks.is_first)
         self.exit_code = 0
         """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
-        self._is_stopped = False
+        self._is_stopped = self._has_shown = False
         self._started = self._read_at = time.monotonic()
         self.reads_late = self.ranks.device.type != "cpu"
         """Read a step's figures when the next one has begun, so that a GPU never waits for the host."""
@@ -254,6 +255,11 @@ class Trainer:
         batch, result = begun.batch, begun.step.result()
         step_s, self._read_at = time.monotonic() - self._read_at, time.monotonic()
         self._advance(batch, result)
+        if not self._has_shown:
+            self._has_shown = True
+            if self.trackers.is_active:
+                media = draw_first(batch.micro_batches, self.processor, self.output_dir)
+                self.trackers.show(media, self.cursor.step)
         self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
         self._report(batch, result, begun.rate, step_s, bar)
         digests.add(self.cursor.step, batch, result.loss)

@@ -6,6 +6,10 @@ Each connection uses a descriptor, and ZeroMQ accepts connections until none is 
 may use half of the descriptors (a quarter where `relay` passes them on: it needs two for each). Beyond that the oldest stranger
 is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts
 sockets, of which a ROUTER is one, however many peers it has.)
+
+ZeroMQ gives all connections equal turns, those of peers that are gone included, as long as something of them is unread. So peers
+that flood, reset and come again would leave an honest rank one turn in thousands. A connection with many rejected messages is
+silenced: nothing more of it arrives, and heartbeats end it. While many of these are still read, new connections wait.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
+
+from loader_service.server.listening import silence
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +32,13 @@ EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 _EVENT = struct.Struct("=Hi")  # number, value: of these events a descriptor, or an errno
 _AT_ONCE = 1024
 _WARN_EVERY_S = 30.0
+_MOST_REJECTED = 64
+"""Messages of one connection; an honest rank of another version sends one or two."""
+_MOST_FLOODING = 16
+"""Silenced connections of which something is still read."""
+_STILL_READ_S = 0.5
+_FORGET_S = 60.0
+"""After the last message: heartbeats have ended the connection long before."""
 
 
 class Connections:
@@ -41,7 +54,11 @@ class Connections:
         self._admitted: dict[int, bytes] = {}  # descriptor -> address
         self._descriptor_of: dict[bytes, int] = {}  # the same, the other way round
         self._others: list[tuple[int, int]] = []  # that `admit` came across
-        self._next_warning = {"full": 0.0, "failed": 0.0}
+        self._rejected: dict[int, int] = {}  # descriptor -> messages
+        self._silenced: dict[bytes, float] = {}  # address -> when a message of it was last read
+        self._hold_back: Callable[[bool], None] | None = None
+        self._is_held_back = False
+        self._next_warning = {"full": 0.0, "failed": 0.0, "flood": 0.0}
         self.monitor = router.get_monitor_socket(EVENTS | more_events)
 
     def __len__(self) -> int:
@@ -87,6 +104,41 @@ class Connections:
             self._admitted.pop(descriptor, None)
             self._strangers[descriptor] = None
 
+    def hold_back_by(self, hold_back: Callable[[bool], None]) -> None:
+        """Silence connections that flood: only where the kernel lets this process filter packets. hold_back(True) has new ones
+        wait."""
+        self._hold_back = hold_back
+
+    def is_silenced(self, address: bytes) -> bool:
+        """Whether what this peer still had under way is not to be looked at."""
+        if address not in self._silenced:
+            return False
+        self._silenced[address] = time.monotonic()
+        return True
+
+    def rejected(self, address: bytes, descriptor: int) -> None:
+        """Note that a message of this connection was rejected."""
+        count = self._rejected[descriptor] = self._rejected.get(descriptor, 0) + 1
+        if self._hold_back is None or count < _MOST_REJECTED:
+            return
+        self._others += self.look()  # the descriptor may be that of a newer connection
+        if descriptor not in self._rejected:
+            return
+        self._warn("flood", f"a peer sent {count} messages that were rejected: nothing more is taken from it")
+        self._at(descriptor, silence)
+        self._silenced[address] = time.monotonic()
+        self.let_in()
+
+    def let_in(self) -> None:
+        """Accept new connections while few silenced ones are still read. Called a few times a second, too."""
+        before = time.monotonic() - _STILL_READ_S
+        for address in [address for address, last in self._silenced.items() if last < before - _FORGET_S]:
+            del self._silenced[address]
+        is_many = sum(last > before for last in self._silenced.values()) >= _MOST_FLOODING
+        if is_many != self._is_held_back and self._hold_back is not None:
+            self._is_held_back = is_many
+            self._hold_back(is_many)
+
     def close(self) -> None:
         """Stop watching."""
         self._router.disable_monitor()
@@ -102,6 +154,7 @@ class Connections:
             yield number, value
 
     def _gone(self, descriptor: int) -> None:
+        self._rejected.pop(descriptor, None)
         self._strangers.pop(descriptor, None)
         address = self._admitted.pop(descriptor, None)
         if address is not None:
@@ -115,13 +168,18 @@ class Connections:
             f"{self.most} connections are open, which is the share of the descriptors that ranks may have: the oldest that said "
             f"no HELLO is closed ({self.num_closed} so far); for more ranks raise the hard limit of descriptors (ulimit -Hn)",
         )
+        # Where messages wait, its input may stand still: libzmq does not bear that it is shut down then.
+        waits = self._hold_back is not None and descriptor in self._rejected
+        self._at(descriptor, silence if waits else lambda connection: connection.shutdown(socket.SHUT_RDWR))
+
+    def _at(self, descriptor: int, act: Callable[[socket.socket], object]) -> None:
         try:
             connection = socket.socket(fileno=descriptor)
         except OSError:  # closed, or no socket
             return
         try:
             if self._is_ours(connection):
-                connection.shutdown(socket.SHUT_RDWR)
+                act(connection)
         except OSError:  # it hung up this moment
             logger.debug("connection %d ended by itself", descriptor)
         finally:

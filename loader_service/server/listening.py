@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 import struct
+from collections.abc import Sequence
 
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.wire.shown import plain
@@ -29,6 +30,9 @@ _DROP_RESETS = (
     (0x06, 0, 0, 0xFFFFFFFF),  # no: keep all of it
 )
 """Classic BPF: code, jump if true, jump if false, operand. Connections inherit it from the listening socket."""
+_DROP_ALL = ((0x06, 0, 0, 0),)
+_RECEIVE_BYTES = 8 << 10
+"""Of each connection: questions are small. What a peer sent before it vanished is still read, so there must be little room."""
 
 
 def parse_bind(address: str) -> tuple[str, int]:
@@ -78,6 +82,7 @@ def listen(address: str) -> socket.socket:
         raise StokerError(f"--bind {address}: {error}; name an interface of this machine") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
         if can_drop_resets():
             _drop_resets(listener)
         listener.bind(place)
@@ -96,9 +101,21 @@ def bound_address(listener: socket.socket) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
+def hold_back(listener: socket.socket, *, held: bool) -> None:
+    """Have new connections wait (their first packets are dropped, and TCP sends them again), or accept them as usual."""
+    _attach(listener, _DROP_ALL if held else _DROP_RESETS)
+
+
+def silence(connection: socket.socket) -> None:
+    """Drop all that the peer sends from now on. Heartbeats end the connection then, which libzmq bears in every state."""
+    _attach(connection, _DROP_ALL)
+
+
 def _drop_resets(listener: socket.socket) -> None:
-    program = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_RESETS)
-    instructions = ctypes.create_string_buffer(program, len(program))
-    listener.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_DROP_RESETS), ctypes.addressof(instructions))
-    )
+    _attach(listener, _DROP_RESETS)
+
+
+def _attach(to: socket.socket, instructions: Sequence[tuple[int, int, int, int]]) -> None:
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+    content = ctypes.create_string_buffer(program, len(program))
+    to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(instructions), ctypes.addressof(content)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import bound_address, can_drop_resets, listen
+from loader_service.server.listening import bound_address, can_drop_resets, hold_back, listen
 from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
@@ -99,6 +100,8 @@ class LoaderServer:
         self._gate = Gate(context, self._socket, *keys) if keys else None
         self._run_dir, self._hears_resets = run_dir, not can_drop_resets()
         self._relay: RelayProcess | None = None
+        self._listener: socket.socket | None = None
+        """The descriptor that ZeroMQ has, once more."""
         # Half of the descriptors. The relay has the same limit, and two for each connection.
         most = raise_descriptor_limit() // (4 if self._hears_resets else 2)
         self._connections = Connections(self._socket, most, more_events=HANDSHAKE_EVENTS if keys else 0)
@@ -120,6 +123,8 @@ class LoaderServer:
             return self._address
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
+        own = self._listener = listener.dup()
+        self._connections.hold_back_by(lambda held: hold_back(own, held=held))
         listener.detach()  # ZeroMQ closes it
         return self._address
 
@@ -166,6 +171,7 @@ class LoaderServer:
             if time.monotonic() > next_look:
                 next_look = time.monotonic() + _LOOK_INTERVAL_MS / 1e3
                 self.on_look()
+                self._connections.let_in()
                 if self._relay is not None:
                     self._relay.check()
                 for worker in self._pool.replace_dead():
@@ -186,6 +192,8 @@ class LoaderServer:
             self._gate.close()
         self._connections.close()
         self._socket.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._relay is not None:
             self._relay.stop()
         os.close(self._wake_read)
@@ -247,6 +255,8 @@ class LoaderServer:
     def _from_client(self) -> None:
         sender, *more, received = self._socket.recv_multipart(copy=False)
         address, frame = sender.bytes, received.bytes
+        if self._connections.is_silenced(address):
+            return
         try:
             if more:
                 raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
@@ -255,6 +265,7 @@ class LoaderServer:
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
         except RemoteProtocolError as error:
+            self._connections.rejected(address, descriptor_of(received))
             self._tally.rejected += 1
             if self._tally.rejected < 20 or self._tally.rejected % 1000 == 0:  # a hostile peer must not fill the log
                 logger.warning("rejected message %d: %s", self._tally.rejected, error)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.errors import ConfigError
+from trainer.report.charts import CHARTS, RESULTS, hyper_parameters
 
 
 class Tracker(Protocol):
@@ -36,11 +38,20 @@ class Tracker(Protocol):
 class TensorBoardTracker:
     """Event files in a folder."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, config: Config) -> None:
         """first_step: figures of a lost run from there on are hidden."""
+        from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None)
+        self._writer.add_custom_scalars(CHARTS)
+        self._writer.add_text(
+            "config", f"```yaml\n{yaml.safe_dump(config_to_tree(config), sort_keys=False)}```", first_step
+        )
+        # Not `add_hparams`: it writes a run of its own, whose figures are not those of this one.
+        summaries: Any = hparams(hyper_parameters(config), dict.fromkeys(RESULTS, 0.0))  # type: ignore[no-untyped-call]
+        for summary in summaries:
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """One scalar each."""
@@ -126,7 +137,12 @@ class Trackers:
         if logger.wandb:
             self._trackers.append(WandbTracker(config, folder, is_resumed=first_step > 1))
         if logger.tensorboard:
-            self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step))
+            self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step, config))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is written."""
+        return bool(self._trackers)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """To all; what is not a number is left out."""

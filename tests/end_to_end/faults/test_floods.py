@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -107,6 +108,41 @@ def test_a_flood_of_messages(arena: Arena, crew: Crew, attack: Callable[[RawPeer
     assert pull(arena.config, crew.addresses).steps == arena.expected.steps
     assert crew.pid(0) == pid
     assert (max(rss) - before) / MIB < MOST_GROWTH_MIB
+
+
+def test_peers_that_flood_and_come_again_do_not_pile_up(arena: Arena, crew: Crew) -> None:
+    """ZeroMQ gives each connection of which something is unread a turn: an honest rank would get one in thousands."""
+    over, most, rounds = threading.Event(), [0], [0] * 8
+    descriptors = Path(f"/proc/{crew.pid(0)}/fd")
+
+    def come_again(number: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError):  # it has to wait
+                peer = RawPeer(crew.addresses[0])
+                try:
+                    peer.socket.settimeout(2)
+                    peer.shake_hands()
+                    peer.socket.sendall(frame(b"") * 30_000)
+                    rounds[number] += 1
+                finally:
+                    peer.vanish()
+
+    threads = [threading.Thread(target=come_again, args=(number,)) for number in range(len(rounds))]
+    for thread in threads:
+        thread.start()
+    try:
+        deadline = time.monotonic() + ATTACK_S
+        while time.monotonic() < deadline:
+            most.append(len(list(descriptors.iterdir())))
+            time.sleep(0.01)
+        assert pull(arena.config, crew.addresses).steps == arena.expected.steps
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    assert sum(rounds) > 8, rounds
+    assert max(most) < 1200  # 3,000 where nothing holds them back
 
 
 def test_a_peer_that_stops_reading_and_is_reset_later(arena: Arena, crew: Crew) -> None:

@@ -45,8 +45,8 @@ def test_a_run_shows_samples_of_its_validation(tiny_llava: Path, tmp_path: Path)
         assert example.frame is not None
         assert (example.frame.shape, example.frame.dtype) == ((64, 64, 3), np.uint8)
         assert example.instruction.startswith("push cube ")
-        assert example.predicted is not None
-        assert example.true.shape == example.predicted.shape == (1, 3)
+        assert example.found is not None
+        assert example.true.shape == example.found.shape == (1, 3)
     assert len({example.frame.tobytes() for example in first if example.frame is not None}) == 4, (
         "each has its own image"
     )
@@ -63,9 +63,9 @@ def test_a_run_shows_samples_of_its_validation(tiny_llava: Path, tmp_path: Path)
 
 def test_the_words_beside_a_picture() -> None:
     true, predicted = np.array([[0.125, -1.0]], np.float32), np.array([[0.5, 0.0]], np.float32)
-    example = Example(frame=None, instruction="push the cube", true=true, predicted=predicted)
+    example = Example(frame=None, instruction="push the cube", true=true, found=predicted)
     assert lines_of(example) == ["push the cube", "true        0.12 -1.00", "predicted   0.50  0.00"]
-    undecodable = Example(frame=None, instruction="word " * 100, true=true, predicted=None)
+    undecodable = Example(frame=None, instruction="word " * 100, true=true, found=None)
     lines = lines_of(undecodable)
     assert len(lines) == 3 + 2
     assert lines[2].endswith(" ...")

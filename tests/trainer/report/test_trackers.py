@@ -37,12 +37,23 @@ VAL = (
 @pytest.mark.process
 def test_every_figure_of_a_run_is_in_tensorboard_and_in_the_summary(tiny_llava: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     config = make_config(tiny_llava, tmp_path, logger=LoggerConfig(tensorboard=True), eval_interval=3, export=False)
     run_ranks(1, lambda rank: run(config))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     expected = {f"train/{name}" for name in TRAIN.split()} | {f"val/{name}" for name in VAL.split()}
     assert set(events.Tags()["scalars"]) == expected
+    assert events.Tags()["images"] == ["train/first_batch", "val/examples"]
+    assert {"custom_scalars__config__", "_hparams_/experiment", "_hparams_/session_start_info"} <= set(
+        events.summary_metadata
+    )
+    hparams = HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    ).session_start_info.hparams
+    assert (hparams["trainer.lr"].number_value, hparams["data.action.codec"].string_value) == (0.001, "bins")
+    (text,) = events.Tensors("config/text_summary")
+    assert "global_batch_size: 8" in text.tensor_proto.string_val[0].decode()
     losses = events.Scalars("train/loss")
     assert [scalar.step for scalar in losses] == [1, 2, 3, 4]
     assert losses[-1].value < losses[0].value
