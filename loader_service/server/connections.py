@@ -9,7 +9,7 @@ sockets, of which a ROUTER is one, however many peers it has.)
 
 ZeroMQ gives all connections equal turns, those of peers that are gone included, as long as something of them is unread. So peers
 that flood, reset and come again would leave an honest rank one turn in thousands. A connection with many rejected messages is
-silenced: nothing more of it arrives, and heartbeats end it. While many of these are still read, new connections wait.
+silenced: nothing more of it arrives, and heartbeats end it. While many of these are still read, a share of new ones is let in.
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 _EVENT = struct.Struct("=Hi")  # number, value: of these events a descriptor, or an errno
 _AT_ONCE = 1024
 _WARN_EVERY_S = 30.0
-_MOST_REJECTED = 64
-"""Messages of one connection; an honest rank of another version sends one or two."""
+_MOST_REJECTED = 256
+"""Messages of one connection, one after the other; an honest rank of another version sends one or two."""
+_MOST_COUNTED = 10_000
 _MOST_FLOODING = 16
 """Silenced connections of which something is still read."""
 _STILL_READ_S = 0.5
+_SHARE_OF_A_LEVEL, _MOST_LEVEL = 0.5, 2
+"""Of new connections, a quarter is let in at the least: an honest one gets in within seconds, too."""
+_MOST_REJECTED_AT_ONCE = 1000
+"""Messages of all connections between two calls of `let_in`."""
 _FORGET_S = 60.0
 """After the last message: heartbeats have ended the connection long before."""
 
@@ -54,10 +59,10 @@ class Connections:
         self._admitted: dict[int, bytes] = {}  # descriptor -> address
         self._descriptor_of: dict[bytes, int] = {}  # the same, the other way round
         self._others: list[tuple[int, int]] = []  # that `admit` came across
-        self._rejected: dict[int, int] = {}  # descriptor -> messages
+        self._rejected: dict[bytes, int] = {}  # address -> messages since the last good one
         self._silenced: dict[bytes, float] = {}  # address -> when a message of it was last read
-        self._hold_back: Callable[[bool], None] | None = None
-        self._is_held_back = False
+        self._let_in: Callable[[float], None] | None = None
+        self._level = self._rejected_since_look = 0
         self._next_warning = {"full": 0.0, "failed": 0.0, "flood": 0.0}
         self.monitor = router.get_monitor_socket(EVENTS | more_events)
 
@@ -104,40 +109,54 @@ class Connections:
             self._admitted.pop(descriptor, None)
             self._strangers[descriptor] = None
 
-    def hold_back_by(self, hold_back: Callable[[bool], None]) -> None:
-        """Silence connections that flood: only where the kernel lets this process filter packets. hold_back(True) has new ones
-        wait."""
-        self._hold_back = hold_back
+    def let_in_by(self, let_in: Callable[[float], None]) -> None:
+        """Silence connections that flood: only where the kernel lets this process filter packets. let_in(share): of new ones."""
+        self._let_in = let_in
 
     def is_silenced(self, address: bytes) -> bool:
         """Whether what this peer still had under way is not to be looked at."""
         if address not in self._silenced:
             return False
+        self._rejected_since_look += 1
         self._silenced[address] = time.monotonic()
         return True
 
+    def accepted(self, address: bytes) -> None:
+        """Note that a message of this peer was a good one."""
+        if self._rejected:
+            self._rejected.pop(address, None)
+
     def rejected(self, address: bytes, descriptor: int) -> None:
         """Note that a message of this connection was rejected."""
-        count = self._rejected[descriptor] = self._rejected.get(descriptor, 0) + 1
-        if self._hold_back is None or count < _MOST_REJECTED:
+        self._rejected_since_look += 1
+        if self._rejected_since_look == _MOST_REJECTED_AT_ONCE:
+            self._set_level(_MOST_LEVEL)
+        if len(self._rejected) > _MOST_COUNTED:
+            self._rejected.clear()
+        count = self._rejected[address] = self._rejected.get(address, 0) + 1
+        if self._let_in is None or count < _MOST_REJECTED:
             return
-        self._others += self.look()  # the descriptor may be that of a newer connection
-        if descriptor not in self._rejected:
+        self._others += self.look()
+        if descriptor not in self._strangers and descriptor not in self._admitted:  # it is gone
             return
         self._warn("flood", f"a peer sent {count} messages that were rejected: nothing more is taken from it")
         self._at(descriptor, silence)
         self._silenced[address] = time.monotonic()
-        self.let_in()
 
     def let_in(self) -> None:
-        """Accept new connections while few silenced ones are still read. Called a few times a second, too."""
+        """Let more or fewer new connections in, by how many silenced ones are still read. Called a few times a second."""
         before = time.monotonic() - _STILL_READ_S
         for address in [address for address, last in self._silenced.items() if last < before - _FORGET_S]:
             del self._silenced[address]
-        is_many = sum(last > before for last in self._silenced.values()) >= _MOST_FLOODING
-        if is_many != self._is_held_back and self._hold_back is not None:
-            self._is_held_back = is_many
-            self._hold_back(is_many)
+        num_read = sum(last > before for last in self._silenced.values())
+        is_flood = num_read >= _MOST_FLOODING or self._rejected_since_look > _MOST_REJECTED_AT_ONCE
+        self._rejected_since_look = 0
+        self._set_level(min(self._level + 1, _MOST_LEVEL) if is_flood else max(self._level - 1, 0))
+
+    def _set_level(self, level: int) -> None:
+        if level != self._level and self._let_in is not None:
+            self._level = level
+            self._let_in(_SHARE_OF_A_LEVEL**level)
 
     def close(self) -> None:
         """Stop watching."""
@@ -154,7 +173,6 @@ class Connections:
             yield number, value
 
     def _gone(self, descriptor: int) -> None:
-        self._rejected.pop(descriptor, None)
         self._strangers.pop(descriptor, None)
         address = self._admitted.pop(descriptor, None)
         if address is not None:
@@ -168,9 +186,7 @@ class Connections:
             f"{self.most} connections are open, which is the share of the descriptors that ranks may have: the oldest that said "
             f"no HELLO is closed ({self.num_closed} so far); for more ranks raise the hard limit of descriptors (ulimit -Hn)",
         )
-        # Where messages wait, its input may stand still: libzmq does not bear that it is shut down then.
-        waits = self._hold_back is not None and descriptor in self._rejected
-        self._at(descriptor, silence if waits else lambda connection: connection.shutdown(socket.SHUT_RDWR))
+        self._at(descriptor, lambda connection: connection.shutdown(socket.SHUT_RDWR))
 
     def _at(self, descriptor: int, act: Callable[[socket.socket], object]) -> None:
         try:

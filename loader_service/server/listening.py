@@ -23,14 +23,11 @@ from stoker_proto.wire.shown import plain
 _ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
 _BACKLOG = 100
 _SO_ATTACH_FILTER = 26  # Linux; Python has no name for it
-_DROP_RESETS = (
-    (0x30, 0, 0, 13),  # load the byte of the TCP header that holds the flags
-    (0x45, 0, 1, 4),  # is RST among them?
-    (0x06, 0, 0, 0),  # yes: drop the segment
-    (0x06, 0, 0, 0xFFFFFFFF),  # no: keep all of it
-)
+_DROP, _KEEP = (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)
+_LOAD_FLAGS = (0x30, 0, 0, 13)  # the byte of the TCP header that holds the flags
+_DROP_RESETS = (_LOAD_FLAGS, (0x45, 0, 1, 4), _DROP, _KEEP)  # is RST among them?
 """Classic BPF: code, jump if true, jump if false, operand. Connections inherit it from the listening socket."""
-_DROP_ALL = ((0x06, 0, 0, 0),)
+_DROP_ALL = (_DROP,)
 _RECEIVE_BYTES = 8 << 10
 """Of each connection: questions are small. What a peer sent before it vanished is still read, so there must be little room."""
 
@@ -101,9 +98,19 @@ def bound_address(listener: socket.socket) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def hold_back(listener: socket.socket, *, held: bool) -> None:
-    """Have new connections wait (their first packets are dropped, and TCP sends them again), or accept them as usual."""
-    _attach(listener, _DROP_ALL if held else _DROP_RESETS)
+def let_in(listener: socket.socket, share: float) -> None:
+    """Let this share of the attempts to connect in, by chance. TCP tries again after 1, 3, 7 s, for honest peers and others: so
+    all of them wait alike, and nobody comes again at once."""
+    dropping = (
+        _LOAD_FLAGS,
+        (0x45, 4, 0, 4),  # RST: to the last line
+        (0x45, 0, 2, 2),  # SYN, else keep it
+        (0x20, 0, 0, 0xFFFFF038),  # a random number
+        (0x25, 1, 0, int(share * 0xFFFFFFFF)),  # above it: to the last line
+        _KEEP,
+        _DROP,
+    )
+    _attach(listener, _DROP_RESETS if share >= 1 else dropping)
 
 
 def silence(connection: socket.socket) -> None:

@@ -20,7 +20,7 @@ from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
 from loader_service.server.handshake import Handshake
-from loader_service.server.listening import bound_address, can_drop_resets, hold_back, listen
+from loader_service.server.listening import bound_address, can_drop_resets, let_in, listen
 from loader_service.server.loop_calls import LoopCalls
 from loader_service.server.outbox import Outbox
 from loader_service.server.planner import Planner
@@ -124,7 +124,7 @@ class LoaderServer:
         self._socket.setsockopt(zmq.USE_FD, listener.fileno())
         self._socket.bind(address)
         own = self._listener = listener.dup()
-        self._connections.hold_back_by(lambda held: hold_back(own, held=held))
+        self._connections.let_in_by(lambda share: let_in(own, share))
         listener.detach()  # ZeroMQ closes it
         return self._address
 
@@ -262,6 +262,7 @@ class LoaderServer:
                 raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
             message = encoding.decode_question(frame)
             self._handle(address, message, frame)
+            self._connections.accepted(address)
             if isinstance(message, Hello) and self._clients.get(address):
                 self._connections.admit(address, descriptor_of(received))
         except RemoteProtocolError as error:

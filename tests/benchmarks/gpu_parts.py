@@ -40,7 +40,7 @@ from stoker_proto.processor import Processor
 from stoker_proto.wire.messages import Piece
 from tests.benchmarks.synthetic import write_trajectories
 from tests.trainer.support.memory import MemoryFeed, make_config, make_examples, make_processor
-from trainer.build import assemble, build_engine, build_stepper, build_trainer, pinned_memory
+from trainer.build import Connected, assemble, build_engine, build_stepper, build_trainer, pinned_memory
 from trainer.checkpoints.save import Checkpoints
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import deepspeed_settings, join_ranks, wrap
@@ -138,6 +138,9 @@ class CachedFeed:
 
 class Recorder:
     """Takes the trackers' place and keeps each step's figures."""
+
+    is_active = False
+    """No pictures."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -303,7 +306,8 @@ def assembled(config: Config, ranks: Ranks, processor: Processor, batches: Seque
     split = Split(feed=feed, num_samples=rows * steps, sources=ONE_SOURCE)
     checkpoints = Checkpoints(config, ranks)
     checkpoint = checkpoints.find()
-    return assemble(config, ranks, processor, {}, split, None, checkpoints, checkpoint)
+    connected = Connected(train=split, val=None, processor=processor, fingerprints={})
+    return assemble(config, ranks, connected, checkpoints, checkpoint)
 
 
 def profiled(trainer: Trainer, batches: Sequence[MicroBatch]) -> list[dict[str, Any]]:
