@@ -110,7 +110,7 @@ class SegmentWriter:
 
     def __init__(self, folder: Path, capacity: int) -> None:
         """Make both files and lock the segment. Raises OSError, also on a file system without locks."""
-        self.name = f"{time.time_ns() // 1_000_000:020d}-{secrets.token_hex(4)}"
+        self.name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         self._capacity = capacity
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._files = [folder / f"{self.name}{kind}" for kind in (RECORDS, INDEX)]

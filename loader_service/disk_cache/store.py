@@ -184,16 +184,19 @@ class DiskCache:
                 self._read_index(name, known)
 
     def _index_sizes(self) -> dict[str, int]:
-        """Name of each segment -> bytes of its index. Raises OSError."""
+        """Name of each segment that is whole -> bytes of its index. Raises OSError."""
         sizes: dict[str, int] = {}
+        records = set()
         try:
             for entry in os.scandir(self._folder):
-                if entry.name.endswith(INDEX):
+                if entry.name.endswith(RECORDS):
+                    records.add(entry.name.removesuffix(RECORDS))
+                elif entry.name.endswith(INDEX):
                     with suppress(FileNotFoundError):  # evicted at this moment
                         sizes[entry.name.removesuffix(INDEX)] = entry.stat(follow_symlinks=False).st_size
         except FileNotFoundError:  # nothing was ever kept, or somebody removed the folder
             return {}
-        return sizes
+        return {name: size for name, size in sizes.items() if name in records}
 
     def _read_index(self, name: str, known: _Known) -> None:
         try:

@@ -77,7 +77,7 @@ def test_success_is_played_beside_the_training_and_logged_at_the_step_that_was_e
     assert sorted(of("success_episodes")) == [(4, 2), (8, 2)]
     assert [value for _, value in of("success_once")] == [0, 0]
     assert {step for step, _ in of("reward")} == {4, 8}
-    assert events.Tags()["images"] == ["val/examples", "val/success_sheet"]
+    assert events.Tags()["images"] == ["train/first_batch", "val/examples", "val/success_sheet"]
     perplexities = {scalar.step: scalar.value for scalar in events.Scalars("train/perplexity")}
     losses = {scalar.step: scalar.value for scalar in events.Scalars("train/loss")}
     assert perplexities[8] == pytest.approx(math.exp(losses[8]), rel=1e-5)
