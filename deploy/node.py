@@ -100,7 +100,7 @@ def start_trainer(command: Sequence[str], environment: Mapping[str, str]) -> sub
 def check_left_over(group: int, code: int, grace_s: float, signals: Signals) -> int:
     """Exit code of a trainer; not 0 if it left processes behind.
 
-    DeepSpeed's runner exits 0 when its own child is killed, and leaves the ranks running: that is no success.
+    Ranks may run on when DeepSpeed's launcher is killed, and DeepSpeed's runner exits with 0 then: that is no success.
     """
     if signals.wait_for(lambda: not group_members(group), grace_s):
         return code

@@ -4,8 +4,7 @@
 
 Each connection uses a descriptor, and ZeroMQ accepts connections until none is left; then no file can be opened. So connections
 may use half of the descriptors (a quarter where `relay` passes them on: it needs two for each). Beyond that the oldest stranger
-is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts
-sockets, of which a ROUTER is one, however many peers it has.)
+is closed, never an admitted rank. (ZMQ_MAX_SOCKETS counts sockets, of which a ROUTER is one, however many peers it has.)
 
 ZeroMQ gives all connections equal turns, those of peers that are gone included, as long as something of them is unread. So peers
 that flood, reset and come again would leave an honest rank one turn in thousands. A connection with many rejected messages is
@@ -139,7 +138,11 @@ class Connections:
         self._others += self.look()
         if descriptor not in self._strangers and descriptor not in self._admitted:  # it is gone
             return
-        self._warn("flood", f"a peer sent {count} messages that were rejected: nothing more is taken from it")
+        self._warn(
+            "flood",
+            f"a peer sent {count} messages that were rejected: nothing more is taken from it; let only ranks reach this port, or "
+            "use keys (cluster.security)",
+        )
         self._at(descriptor, silence)
         self._silenced[address] = time.monotonic()
 

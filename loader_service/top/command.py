@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console = rich.console.Console(record=arguments.svg is not None)
             console.print(render(view, rich))
             if arguments.svg is not None:
-                write_whole(arguments.svg, console.export_svg(title="loader-top").encode())
+                _write_picture(arguments.svg, console.export_svg(title="loader-top"))
         return 0 if view.loaders or view.trainers else 1
     moments: deque[list[Scrape]] = deque([before], maxlen=1 + max(1, round(_WINDOW_S / arguments.interval)))
     assert rich is not None  # --json without --once is rejected
@@ -58,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(arguments.interval)
             moments.append(scrape_all(addresses_of(arguments)))
             live.update(render(_view(fleet, moments), rich), refresh=True)
+
+
+def _write_picture(file: Path, picture: str) -> None:
+    try:
+        write_whole(file, picture.encode())
+    except OSError as error:
+        raise ConfigError(f"--svg {file} cannot be written ({error}): name a file in a folder that is there") from error
 
 
 def _view(fleet: Fleet, moments: deque[list[Scrape]]) -> FleetView:

@@ -146,6 +146,8 @@ def test_what_does_not_answer_is_shown_and_not_fatal(paced: Path, tmp_path: Path
         assert main([f"127.0.0.1:{other}", "--once", "--svg", str(picture), "--interval", "0.2"]) == 0
         assert picture.read_text().startswith("<svg ")
         assert f"127.0.0.1:{other}" in picture.read_text()
+        with pytest.raises(ConfigError, match=r"--svg /nowhere/x.svg cannot be written \("):
+            main([f"127.0.0.1:{other}", "--once", "--svg", "/nowhere/x.svg", "--interval", "0.2"])
     done = run_cli("top", f"127.0.0.1:{gone}", "--once", "--json", "--interval", "0.2")
     assert (done.returncode, json.loads(done.stdout)["loaders"]) == (1, [])
     with pytest.raises(ConfigError, match=r"no address: name HOST:PORT"):
