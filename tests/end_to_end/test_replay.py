@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import yaml
 from loader_service.replay.command import main
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.run_record import read_worst
+from stoker_proto.wire import digests
 from tests.end_to_end.fleet import run_cli, serving, write_config, write_demonstrations
 from tests.end_to_end.recorded import change_pixel, record_steps, write_chats
 from tests.tiny_models import write_model_folder
+from trainer.feed import batch
 from trainer.report.worst import WARM_UP, WorstSteps
 
 LENGTHS = [5, 9, 1, 7, 12, 3, 8]  # 45 timesteps: six steps of 8 rows an epoch, the last of 5
@@ -58,6 +61,29 @@ def test_any_step_also_after_a_resume_at_another_world_size(robots: Path, capsys
     text = capsys.readouterr().out
     assert text.count("action of the tokens") == 1
     assert text.endswith("step 2: 8 rows of 2 ranks are those that were trained; epoch 0, first sample 8, loss 1.5\n")
+
+
+def test_a_run_whose_digests_were_made_by_the_former_rule(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record names no rule: images of any size went into SHA-256 as they are."""
+    monkeypatch.setattr(digests, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(batch, "digests_of_rows", partial(digests.digests_of_rows, rule=1))
+    config = write_config(tmp_path, model, [write_demonstrations(tmp_path / "demos", LENGTHS[:2])])
+    with serving(config) as loader:
+        record_steps(config, [loader.address], tmp_path / "run", ranks=1, first_step=1, stop_step=2)
+    (record,) = (tmp_path / "run" / "record").glob("*.json")
+    tree = json.loads(record.read_text())
+    assert tree["digest_rule"] == 2
+    with pytest.raises(DataError):
+        main(["--run", str(tmp_path / "run"), "--step", "1"])
+    capsys.readouterr()
+    del tree["digest_rule"]
+    record.write_text(json.dumps(tree))
+    assert len(rows(capsys, tmp_path / "run", 1)) == 8
+    record.write_text(json.dumps({**tree, "digest_rule": 3}))
+    with pytest.raises(DataError, match=r"digest_rule 3: this program knows 1 to 2"):
+        main(["--run", str(tmp_path / "run"), "--step", "1"])
 
 
 @pytest.mark.slow
