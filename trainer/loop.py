@@ -43,7 +43,7 @@ from trainer.report.fleet import FleetReport
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
-from trainer.report.verdict import Interval, line_of, peak_memory_gb, verdict_of
+from trainer.report.interval import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
