@@ -61,7 +61,7 @@ test-cluster: $(INSTALLED)  ## Ray nodes that are killed, two network namespaces
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[ray]'
 	$(BIN)/python -m pytest -m cluster
 
-test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them (root, buildah; minutes)
+test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them, the units under systemd (root; minutes)
 	$(BIN)/python -m pytest tests/deploy/images
 
 test-faults: $(INSTALLED)  ## every fault on real processes, the slow ones too (a DeepSpeed run that is killed; as root: pulled cables)
