@@ -37,8 +37,8 @@ success: $(VENV)/.installed-sim  ## demonstrations, training, closed-loop succes
 test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
 	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"
 
-test-fast: $(INSTALLED)  ## only tests that start no process: under a minute
-	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not process" --ignore=tests/deploy --ignore=tests/end_to_end
+test-fast: $(INSTALLED)  ## only tests that start no process and take a moment each: under a minute
+	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not (process or long)" --ignore=tests/deploy --ignore=tests/end_to_end
 
 test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot is skipped with the reason
 	$(BIN)/python -m pytest
