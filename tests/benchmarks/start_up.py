@@ -5,7 +5,7 @@ Processes are those below the launcher, by what they are: launcher, loaders, Dee
 line stands in the log of digests. `--against FOLDER` measures another checkout in turns with this one; each reads the config and
 what it names in its own folder. With `--unprepared` each run prepares its data first.
 
-    python tests/benchmarks/start_up.py --config deploy/configs/demo.yaml [--rounds 3] [--steps 40] [--against FOLDER] [--unprepared]
+    python tests/benchmarks/start_up.py --config deploy/configs/demo.yaml [--rounds 3] [--steps 40] [--unprepared]
 """
 
 from __future__ import annotations
