@@ -14,7 +14,6 @@ import argparse
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ if __name__ == "__main__":  # `python deploy/launch.py` puts deploy/ first on th
 from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
 from deploy.loaders import LoaderPlan  # noqa: E402
-from deploy.node import Plan, run_node  # noqa: E402
+from deploy.node import Plan, free_port, run_node  # noqa: E402
 from deploy.nodes.membership import add_arguments, find_membership  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
 from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
@@ -36,6 +35,8 @@ from stoker_proto.errors import ConfigError  # noqa: E402
 
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """One of these exists where torch can find a CUDA or ROCm device; asking torch itself costs seconds."""
+_START_MARGIN_S = 60.0
+"""How much longer ranks wait for the loaders than the launcher does, which ends the run then."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,9 +122,6 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
     devices = find_devices(environment, placement.trainer)
     base = python_environment(environment)
 
-    def trainer(addresses: Sequence[str]) -> list[str]:
-        return trainer_command(common, addresses or config.cluster.loader_addresses, len(placement.trainer), devices)
-
     reserved = loader_cores(config, num_loaders)
     ranks_environment = trainer_environment(base, len(placement.trainer), devices, reserved)
     return Plan(
@@ -136,7 +134,13 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
             ready_deadline_s=options.ready_deadline_s,
             max_restarts=options.loader_restarts,
         ),
-        trainer=trainer,
+        trainer=trainer_command(
+            common,
+            None if num_loaders else config.cluster.loader_addresses,
+            len(placement.trainer),
+            devices,
+            start_within_s=options.ready_deadline_s + _START_MARGIN_S,
+        ),
         trainer_environment=ranks_environment,
         completion_record=Path(config.trainer.output_dir) / "summary.json",
     )
@@ -158,23 +162,26 @@ def loader_command(
 
 def trainer_command(
     common: Sequence[str],
-    addresses: Sequence[str],
+    addresses: Sequence[str] | None,
     num_ranks: int,
     devices: Sequence[str] | None,
     script: Path = ROOT / "trainer" / "main.py",
+    *,
+    start_within_s: float = 600.0,
 ) -> list[str]:
     """DeepSpeed's launcher of one node; devices: what each rank gets, None on CPU.
 
+    addresses: of the loaders; None: the ranks are told on stdin, within `start_within_s` (`stoker_proto.host.start`).
     DeepSpeed's runner, which would start it, imports DeepSpeed for that: 2 CPU s more before the ranks begin.
     """
     numbers = list(range(num_ranks)) if devices is None else [int(device) for device in devices]
-    return [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", world_argument({"localhost": numbers})),
-        *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
-        str(script),
-        *common,
-        *("--set", f"cluster.loader_addresses={json.dumps(list(addresses))}"),
-    ]
+    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", world_argument({"localhost": numbers})]
+    command += ["--master_addr=127.0.0.1", "--log_level=warning"]  # its lines about itself would hide a loader's error
+    if addresses is None:
+        # The port comes on stdin too. Nobody can meet at port 0, should that be missed.
+        return [*command, "--master_port=0", str(script), *common, "--start-within-s", f"{start_within_s:g}"]
+    named = f"cluster.loader_addresses={json.dumps(list(addresses))}"
+    return [*command, f"--master_port={free_port()}", str(script), *common, "--set", named]
 
 
 def world_argument(world: Mapping[str, Sequence[int]]) -> str:
@@ -260,13 +267,6 @@ def _count_cuda_devices(environment: Mapping[str, str]) -> int:
         last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"torch cannot be imported to count the devices ({last}): install stoker[train]")
     return int(answer.stdout.split()[-1])
-
-
-def free_port() -> int:
-    """A free TCP port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _num_cores() -> int:

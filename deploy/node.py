@@ -1,12 +1,17 @@
-"""Runs one node: starts the loaders, then the trainer; when the trainer ends, the loaders drain."""
+"""Runs one node: starts loaders and trainer together; when the trainer ends, the loaders drain.
+
+Ranks import for seconds what they need. They do so while the loaders prepare, and wait for where these are.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +19,11 @@ from deploy.child import say, without_sigusr1
 from deploy.completion import CompletionRecord
 from deploy.keeper import Signals, as_exit_code, group_members, signal_catchers, signal_group, wait_group
 from deploy.loaders import LoaderPlan, Loaders
+from stoker_proto.host.start import Start, StartSender
 
 _ASK_AGAIN_S = 5.0
+_KILL_GRACE_S = 10.0
+"""How long SIGKILL may take to show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +31,8 @@ class Plan:
     """Everything to start, as command lines."""
 
     loaders: LoaderPlan
-    trainer: Callable[[Sequence[str]], Sequence[str]]
-    """Addresses of the started loaders -> the trainer's command."""
+    trainer: Sequence[str]
+    """The trainer's command. If there are loaders, its ranks wait on stdin for their addresses (`stoker_proto.host.start`)."""
     trainer_environment: Mapping[str, str]
     cores: str
     """How ranks and loaders share the cores, for the log."""
@@ -57,21 +65,50 @@ class SaveRequests:
 
 def run_node(plan: Plan, signals: Signals) -> int:
     """Start, watch and end all processes. Returns the exit code of the trainer, or of a loader that did not start."""
+    record = CompletionRecord(plan.completion_record)
     loaders = Loaders(plan.loaders)
     try:
-        code = loaders.wait_ready(signals, lambda: signals.saves > 0)
-        if signals.saves:
-            say("launch", "SIGUSR1 while the loaders were starting")
-            return os.EX_TEMPFAIL
-        return code or _run_trainer(plan, loaders, signals)
+        if not plan.loaders.commands:
+            trainer = start_trainer(plan.trainer, plan.trainer_environment)
+            return _watch_trainer(plan, record, trainer, loaders, signals)
+        with closing(StartSender()) as sender:
+            trainer = start_trainer(plan.trainer, plan.trainer_environment, sender.for_ranks.fileno())
+            if code := _wait_loaders(loaders, trainer, signals):
+                kill_trainer(trainer, signals)  # before the sender is closed, which ends the ranks with an error
+                return code
+            sender.send(Start(loader_addresses=tuple(loaders.addresses), master_port=free_port()))
+        return _watch_trainer(plan, record, trainer, loaders, signals)
     finally:
         loaders.end(signals)
 
 
-def _run_trainer(plan: Plan, loaders: Loaders, signals: Signals) -> int:
-    record = CompletionRecord(plan.completion_record)
-    command = plan.trainer(loaders.addresses)
-    trainer = start_trainer(command, plan.trainer_environment)
+def _wait_loaders(loaders: Loaders, trainer: subprocess.Popen[bytes], signals: Signals) -> int:
+    """0 when the trainer may begin, else the run's exit code after a message."""
+    code = loaders.wait_ready(signals, lambda: signals.saves > 0 or trainer.poll() is not None)
+    if signals.saves:
+        say("launch", "SIGUSR1 while the loaders were starting")
+        return os.EX_TEMPFAIL
+    if code == 0 or signals.received or trainer.poll() is None:
+        return code
+    # Ranks keep errors of their own until the loaders are ready.
+    code = as_exit_code(trainer.wait())
+    say(
+        "launch",
+        f"deepspeed ended with exit code {code} before the loaders were ready: its processes cannot start here, or were "
+        "killed, for memory perhaps (see the lines above and the kernel's log)",
+    )
+    return code or 1
+
+
+def kill_trainer(trainer: subprocess.Popen[bytes], signals: Signals) -> None:
+    """End ranks that have not begun: they have nothing to save, and nothing to say."""
+    signal_group(trainer.pid, signal.SIGKILL)
+    wait_group(trainer.pid, _KILL_GRACE_S, signals)
+
+
+def _watch_trainer(
+    plan: Plan, record: CompletionRecord, trainer: subprocess.Popen[bytes], loaders: Loaders, signals: Signals
+) -> int:
     saving = SaveRequests(signals)
     while trainer.poll() is None and not signals.received:
         signals.wait(0.5)
@@ -91,10 +128,15 @@ def _run_trainer(plan: Plan, loaders: Loaders, signals: Signals) -> int:
     return as_exit_code(trainer.wait()) or 128 + stop
 
 
-def start_trainer(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """DeepSpeed's launcher and the ranks, in a process group of their own; their output is this launcher's."""
+def start_trainer(
+    command: Sequence[str], environment: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """DeepSpeed's launcher and the ranks, in a process group of their own; their output is this launcher's.
+
+    stdin: descriptor on which ranks wait that start before the loaders are ready; by default their stdin is empty.
+    """
     with without_sigusr1():
-        return subprocess.Popen(list(command), env=dict(environment), stdin=subprocess.DEVNULL, process_group=0)
+        return subprocess.Popen(list(command), env=dict(environment), stdin=stdin, process_group=0)
 
 
 def check_left_over(group: int, code: int, grace_s: float, signals: Signals) -> int:
@@ -119,3 +161,10 @@ def check_complete(record: CompletionRecord) -> int:
         "processes were killed, for memory perhaps (see the kernel's log); start it again, it resumes from its newest checkpoint",
     )
     return 1
+
+
+def free_port() -> int:
+    """A free TCP port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -64,16 +64,7 @@ class Connected:
 
 def build_trainer(config: Config) -> Trainer:
     """The trainer, ready to run. Raises ConfigError, RefusedError, DeadlineError, DataError."""
-    model_config = read_model_config(
-        str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
-    )
-    family_of(model_config)  # rejects an impossible model before waiting for ranks or loaders
-    if config.model.lora is not None:
-        import_peft()
-    if config.trainer.logger.wandb:
-        import_wandb()
-    if config.trainer.logger.metrics is not None:
-        import_client()
+    check_model_and_packages(config)  # before waiting for ranks or loaders
     evals = plan_evals(config)  # raises ConfigError for wrong ones
     ranks = join_ranks(config.trainer.collective_timeout_s)
     lock_output_dir(Path(config.trainer.output_dir), ranks)
@@ -102,6 +93,20 @@ def build_trainer(config: Config) -> Trainer:
         for feed in feeds:
             feed.close()
         raise
+
+
+def check_model_and_packages(config: Config) -> None:
+    """Raises ConfigError for an impossible base model, and for a package that is not installed."""
+    model_config = read_model_config(
+        str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
+    )
+    family_of(model_config)
+    if config.model.lora is not None:
+        import_peft()
+    if config.trainer.logger.wandb:
+        import_wandb()
+    if config.trainer.logger.metrics is not None:
+        import_client()
 
 
 def open_split(

@@ -27,8 +27,8 @@ examples:
 A run resumes from the newest checkpoint of its trainer.output_dir; the model for transformers is in its folder `export`."""
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
-    """The checked config from `--config` and `--set`, and the other options. Raises ConfigError."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         prog="stoker-train" if Path(sys.argv[0]).name == "stoker-train" else "deepspeed trainer/main.py",
         description="Train a model on the samples that the loaders send (ZeRO), validate, save and export it.",
@@ -50,14 +50,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Config, arg
         help="train nothing: replay demonstrations in the simulator, as recorded and after a round trip through the action "
         "tokens; exit code 1 if they fail (also without loaders: python -m trainer.sim.replay)",
     )
+    parser.add_argument(
+        "--start-within-s", type=float, metavar="S", help=argparse.SUPPRESS
+    )  # deploy/launch.py names the loaders on stdin: see `stoker_proto.host.start`
     add_plan_arguments(parser)
-    known = parser.parse_args(arguments)
-    metrics = [] if known.metrics is None else [f"trainer.logger.metrics={known.metrics}"]
-    config = load_config(known.config, [*known.set, *metrics])
-    if not known.plan:
+    return parser.parse_args(arguments)
+
+
+def read_config(options: argparse.Namespace) -> Config:
+    """The checked config from `--config`, `--set` and `--metrics`. Raises ConfigError."""
+    metrics = [] if options.metrics is None else [f"trainer.logger.metrics={options.metrics}"]
+    config = load_config(options.config, [*options.set, *metrics])
+    if not options.plan:
         check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_model_path(config)
-    return config, known
+    return config
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:

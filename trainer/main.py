@@ -5,6 +5,9 @@ An installed package has the command `stoker-train`, which is the same for one r
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C; where the run was stopped before its end and saved: 143 by SIGTERM, 75 by SIGUSR1 or `trainer.max_time`."""
     from stoker_proto.errors import StokerError
     from stoker_proto.host.descriptors import raise_descriptor_limit
-    from trainer.cli import parse_arguments, report_error, set_up_logging
+    from trainer.cli import parse_arguments, read_config, report_error, set_up_logging
     from trainer.process.parents import DeepSpeedParents
     from trainer.process.signals import StopSignals
 
@@ -39,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:
-        config, options = parse_arguments(arguments)
+        options = parse_arguments(arguments)
+        if options.start_within_s is not None:
+            await_loaders(options)
+        config = read_config(options)
         if options.plan:
             from trainer.plan.command import print_plan
 
@@ -72,6 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     trainer.close()
     return trainer.exit_code
+
+
+def await_loaders(options: argparse.Namespace) -> None:
+    """Prepare what needs no data, wait for the launcher's word, then continue as if `--set` had named the loaders.
+
+    Raises ConfigError, DeadlineError.
+    """
+    from trainer.cli import read_config
+    from trainer.process.early import prepare_and_wait
+
+    def prepare() -> None:
+        config = read_config(options)
+        from trainer.build import check_model_and_packages  # imports all that a run needs, which is what takes the time
+
+        check_model_and_packages(config)
+
+    start = prepare_and_wait(prepare, options.start_within_s)
+    options.set.append(f"cluster.loader_addresses={json.dumps(start.loader_addresses)}")
+    os.environ["MASTER_PORT"] = str(start.master_port)
 
 
 if __name__ == "__main__":

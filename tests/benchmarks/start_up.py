@@ -3,9 +3,9 @@
 The run is `deploy/launch.py` with a config, `deploy/configs/demo.yaml` for example, whose model and data are made (`make demo`).
 Processes are those below the launcher, by what they are: launcher, loaders, DeepSpeed's, ranks. A rank has ended a step when its
 line stands in the log of digests. `--against FOLDER` measures another checkout in turns with this one; each reads the config and
-what it names in its own folder.
+what it names in its own folder. With `--unprepared` each run prepares its data first.
 
-    python tests/benchmarks/start_up.py --config deploy/configs/demo.yaml [--rounds 3] [--steps 40] [--against FOLDER]
+    python tests/benchmarks/start_up.py --config deploy/configs/demo.yaml [--rounds 3] [--steps 40] [--unprepared]
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=1, help="steps after which a run is stopped; default: %(default)s")
     parser.add_argument("--against", type=Path, help="another checkout, for a comparison")
+    parser.add_argument("--unprepared", action="store_true", help="an empty data.cache_dir for each run")
     arguments = parser.parse_args()
     trees = [ROOT, *([arguments.against.resolve()] if arguments.against else [])]
     found: dict[tuple[Path, int], list[dict[str, float]]] = {}
@@ -48,6 +49,7 @@ def main() -> None:
         for tree in trees:
             for step, figures in run(tree, arguments).items():
                 found.setdefault((tree, step), []).append(figures)
+                print(f"{tree} step {step}: {figures['wall']:.1f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     print(f"CPU s by kind of process, medians (ranges) of {arguments.rounds} rounds; {os.cpu_count()} cores")
     for (tree, step), rounds in found.items():
         cells = [f"{kind} {shown([one.get(kind, 0.0) for one in rounds])}" for kind in sorted(rounds[0])]
@@ -65,6 +67,8 @@ def run(tree: Path, arguments: argparse.Namespace) -> dict[int, dict[str, float]
         options = [part for value in arguments.set for part in ("--set", value)]
         command = [sys.executable, str(tree / "deploy" / "launch.py"), "--config", str(arguments.config), *options]
         command += ["--set", f"trainer.output_dir={folder}"]
+        if arguments.unprepared:
+            command += ["--set", f"data.cache_dir={folder}/manifests"]
         log, began = Path(folder) / "digests-rank0.jsonl", time.monotonic()
         environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'proto'}"}
         process = psutil.Popen(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL)

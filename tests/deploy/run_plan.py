@@ -1,6 +1,6 @@
 """Runs the plan given as JSON through the launcher's own code: `python run_plan.py '{"loaders": {"commands": ...}, ...}'`.
 
-The trainer's command is followed by the loaders' addresses.
+The trainer waits on stdin for the loaders' addresses, if there are loaders.
 """
 
 import json
@@ -20,7 +20,7 @@ def main() -> int:
     plan = Plan(
         **{**fields, "completion_record": Path(fields["completion_record"])},
         loaders=LoaderPlan(**loaders, commands=commands, environment=dict(os.environ)),
-        trainer=lambda addresses: [*trainer, *addresses],
+        trainer=trainer,
         trainer_environment=dict(os.environ),
         cores="shared",
     )

@@ -6,12 +6,15 @@ FOLDER also stands in every command line, so that a test can find processes that
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from stoker_proto.host.start import wait_start
 
 KIND, FOLDER, *ARGUMENTS = sys.argv[1:]
 FOREVER_S = 60.0
@@ -178,6 +181,31 @@ def leaves_ranks() -> None:
     note("trainer started")
 
 
+def late_loader() -> None:
+    """Is ready once a rank waits for it."""
+    signal.signal(signal.SIGTERM, on_stop)
+    wait_until(lambda: "rank waits" in events())
+    if "rank waits" not in events():
+        sys.exit("no rank runs while this loader prepares")
+    print(f"loader-serve ready {bound()}", flush=True)
+    time.sleep(FOREVER_S)
+
+
+def killed_early() -> None:
+    """A trainer whose processes are killed before it can be told anything."""
+
+
+def wait_to_begin() -> None:
+    """As ranks do: the launcher says where the loaders are. A launcher that has failed or died says nothing."""
+    if KIND == "killed_early":
+        os.kill(os.getpid(), signal.SIGKILL)
+    note("rank waits")
+    start = wait_start(FOREVER_S)
+    if start is None:
+        sys.exit(1)
+    ARGUMENTS.extend(start.loader_addresses)
+
+
 KINDS: dict[str, Callable[[], None]] = {
     "stubborn": stubborn,
     "stubborn_trainer": stubborn,
@@ -195,7 +223,11 @@ KINDS: dict[str, Callable[[], None]] = {
     "saves_late": saves_late,
     "launches": launches,
     "leaves_ranks": leaves_ranks,
+    "late_loader": late_loader,
+    "killed_early": killed_early,
 }
 
 if __name__ == "__main__":
+    if stat.S_ISSOCK(os.fstat(0).st_mode):
+        wait_to_begin()
     KINDS[KIND]()

@@ -18,7 +18,7 @@ from deploy.node import run_node
 
 script, *arguments = sys.argv[1:]
 plan = launch.make_plan(launch.parse_arguments(arguments), os.environ)
-plan = replace(plan, trainer=lambda addresses: [sys.executable, script, *arguments, *addresses])
+plan = replace(plan, trainer=[sys.executable, script, *arguments])
 sys.exit(run_kept(lambda signals: run_node(plan, signals)))
 """
 TRAINER = """
@@ -26,9 +26,11 @@ import json, os, signal, sys
 from pathlib import Path
 import psutil
 from stoker_proto.config.reader import load_config
+from stoker_proto.host.start import wait_start
 from trainer.feed.feed import Feed
 
-config = load_config(Path(sys.argv[2]), [*sys.argv[4:-1:2], f"cluster.loader_addresses=[{sys.argv[-1]}]"])
+(address,) = wait_start(120).loader_addresses
+config = load_config(Path(sys.argv[2]), [*sys.argv[4::2], f"cluster.loader_addresses=[{address}]"])
 me = psutil.Process()
 (loader,) = [child for child in me.parent().children() if child.pid != me.pid]
 num_rows = 0

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ def plan_for(file: Path, *overrides: str, environment: Mapping[str, str] | None 
     return launch.make_plan(argparse.Namespace(**fields), environment or {"DS_ACCELERATOR": "cpu"})
 
 
-def words_after(command: list[str] | tuple[str, ...], flag: str) -> list[str]:
+def words_after(command: Sequence[str], flag: str) -> list[str]:
     return [following for word, following in itertools.pairwise(command) if word == flag]
 
 
-def world_of(command: list[str]) -> dict[str, list[int]]:
+def world_of(command: Sequence[str]) -> dict[str, list[int]]:
     (world,) = [word.removeprefix("--world_info=") for word in command if word.startswith("--world_info=")]
     return dict(json.loads(base64.urlsafe_b64decode(world)))
 
@@ -74,12 +74,10 @@ def test_loaders_of_one_node_share_its_cores(config_file: Path, monkeypatch: pyt
     assert words_after(plan_for(config_file).loaders.commands[0], "--set") == ["loader.cores=4"]
 
 
-def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(config_file: Path) -> None:
-    plan = plan_for(config_file, "trainer.epochs=2")
-    command = list(plan.trainer(["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"]))
-    assert words_after(command, "--set")[0] == "trainer.epochs=2"
-    config = load_config(config_file, words_after(command, "--set"))
-    assert config.cluster.loader_addresses == ("tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002")
+def test_the_trainer_waits_for_the_launchers_own_loaders_somewhat_longer_than_the_launcher(config_file: Path) -> None:
+    command = list(plan_for(config_file, "trainer.epochs=2").trainer)
+    assert words_after(command, "--set") == ["trainer.epochs=2"]
+    assert words_after(command, "--start-within-s") == ["65"]
     assert words_after(command, "-m") == ["deepspeed.launcher.launch"]
     assert world_of(command) == {"localhost": [0, 1]}
     assert "--master_addr=127.0.0.1" in command
@@ -89,7 +87,8 @@ def test_the_trainer_is_told_where_the_loaders_are_after_all_other_overrides(con
 def test_without_loaders_of_its_own_the_configured_addresses_are_used(config_file: Path) -> None:
     plan = plan_for(config_file, no_loaders=True)
     assert plan.loaders.commands == ()
-    config = load_config(config_file, words_after(list(plan.trainer([])), "--set"))
+    assert words_after(plan.trainer, "--start-within-s") == []
+    config = load_config(config_file, words_after(plan.trainer, "--set"))
     assert config.cluster.loader_addresses == ("tcp://10.0.0.9:5555",)
 
 
@@ -124,7 +123,7 @@ def test_ranks_get_exactly_the_trainer_slots(
     monkeypatch.setattr(launch, "_count_cuda_devices", lambda environment: num_devices)
     environment = {"DS_ACCELERATOR": "cuda"} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     plan = plan_for(config_file, environment=environment)
-    assert world_of(list(plan.trainer(["tcp://127.0.0.1:1"]))) == {"localhost": expected}
+    assert world_of(plan.trainer) == {"localhost": expected}
     assert "CUDA_VISIBLE_DEVICES" not in plan.trainer_environment
     assert plan.trainer_environment["DS_ACCELERATOR"] == "cuda"
 

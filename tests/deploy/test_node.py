@@ -180,6 +180,35 @@ def test_sigkill_leaves_nothing_behind(run: Run, target: str) -> None:
         assert "trainer SIGTERM" in run.events(), "the keeper still stops in good order"
 
 
+def test_ranks_run_while_the_loaders_prepare_and_are_told_the_addresses(run: Run) -> None:
+    run.start(loaders=[["loader", "7001"], ["late_loader", "7002"]], trainer=["exit", "0"])
+    code, _, stderr = run.end()
+    assert code == 0, stderr
+    assert "trainer started tcp://127.0.0.1:7001 tcp://127.0.0.1:7002" in run.events()
+
+
+def test_ranks_that_are_killed_before_the_loaders_are_ready_end_the_run(run: Run) -> None:
+    run.start(loaders=[["slow_loader"]], trainer=["killed_early"])
+    code, _, stderr = run.end()
+    assert code == 128 + signal.SIGKILL
+    assert "deepspeed ended with exit code 137 before the loaders were ready: its processes cannot start here" in stderr
+    assert not run.left()
+
+
+def test_a_rank_that_waits_ends_with_its_launcher(run: Run) -> None:
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"])
+    run.wait_for("rank waits")
+    keeper = psutil.Process(run.pid).children()[0]
+    loader, rank = sorted(keeper.children(), key=lambda one: "exit" in one.cmdline())
+    for pid in (run.pid, keeper.pid):  # one of them would have ended the rest
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (run.pid, keeper.pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: run.left() == [loader.pid], f"rank {rank.pid} is gone")
+    loader.kill()
+    run.end()
+
+
 def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> None:
     run.start(loaders=[["loader", "7001"], ["broken_loader"]], trainer=["exit", "0"])
     code, stdout, stderr = run.end()
@@ -196,13 +225,19 @@ def test_a_loader_that_is_not_ready_in_time_is_named_with_the_way_out(run: Run) 
     assert code == 1
     assert "loader 0 was not ready within 0.5 s: run loader-prepare first" in stderr
     assert "[launch]     still reading shard 1\n" in stderr
+    assert not run.left()
 
 
 def test_a_signal_while_loaders_start_stops_them(run: Run) -> None:
     run.start(loaders=[["slow_loader"]], trainer=["exit", "0"])
-    wait_until(lambda: len(run.left()) == 1, "the loader runs")
+    wait_until(lambda: len(run.left()) == 2, "the loader and a rank run")
+    run.wait_for("rank waits")
     os.kill(run.pid, signal.SIGTERM)
-    assert run.end()[0] == 128 + signal.SIGTERM
+    code, stdout, stderr = run.end()
+    assert code == 128 + signal.SIGTERM
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "[launch] SIGTERM while the loaders were starting"
+    assert not run.left()
 
 
 def test_sigusr1_to_every_process_makes_ranks_save_and_ends_no_other(run: Run) -> None:
@@ -219,7 +254,7 @@ def test_sigusr1_to_every_process_makes_ranks_save_and_ends_no_other(run: Run) -
 
 def test_sigusr1_while_loaders_start_ends_the_run_as_one_to_be_repeated(run: Run) -> None:
     run.start(loaders=[["slow_loader"]], trainer=["exit", "0"])
-    wait_until(lambda: len(run.left()) == 1, "the loader runs")
+    wait_until(lambda: len(run.left()) == 2, "the loader and a rank run")
     os.kill(run.pid, signal.SIGUSR1)
     code, _, stderr = run.end()
     assert code == 75

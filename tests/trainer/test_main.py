@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from stoker_proto.host.start import Start, StartSender
 from trainer import main
+from trainer.cli import parse_arguments, read_config
 
 ROOT = Path(main.__file__).resolve().parents[1]
 CONFIG = """
@@ -136,3 +139,26 @@ def test_the_scripts_own_folder_leaves_the_path(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "path", [str(ROOT / "trainer"), "/somewhere/else"])
     main.use_source_roots()
     assert sys.path == [str(ROOT), str(ROOT / "proto"), "/somewhere/else"]
+
+
+def test_ranks_that_wait_for_the_loaders_get_the_config_that_set_would_have_given(
+    tiny_causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses, sender = ["tcp://127.0.0.1:7001", "tcp://127.0.0.1:7002"], StartSender()
+    (tmp_path / "config.yaml").write_text(CONFIG.format(model=tiny_causal, output=tmp_path / "out"))
+    common = ["--config", str(tmp_path / "config.yaml"), "--set", "cluster.loader_addresses=[tcp://10.0.0.1:1]"]
+    stdin = os.dup(0)
+    monkeypatch.setenv("MASTER_PORT", "0")
+    os.dup2(sender.for_ranks.fileno(), 0)
+    try:
+        sender.send(Start(loader_addresses=tuple(addresses), master_port=4242))
+        sender.close()
+        options = parse_arguments([*common, "--start-within-s", "60"])
+        main.await_loaders(options)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+    given = parse_arguments([*common, "--set", f"cluster.loader_addresses={json.dumps(addresses)}"])
+    assert read_config(options) == read_config(given)
+    assert read_config(options).cluster.loader_addresses == tuple(addresses)
+    assert os.environ["MASTER_PORT"] == "4242"

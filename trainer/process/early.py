@@ -1,0 +1,74 @@
+"""A rank that was started before the loaders were ready: it prepares what needs no data, then waits for the launcher's word.
+
+Until then it is silent. What goes wrong in the loaders is the launcher's to tell, and if they fail, nobody needs what ranks have
+printed. What it printed, and an error of its own, are shown when the launcher has told it to begin.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from stoker_proto.host.start import Start, wait_start
+
+_BLOCK_BYTES = 1 << 16
+
+
+class HeldOutput:
+    """Keeps what this process, also its libraries, writes to stdout and stderr in memory. Leaving the block drops what was not
+    released."""
+
+    def __enter__(self) -> Self:
+        self._held: list[tuple[int, int, int]] = []
+        """(1 or 2, a copy of the real one, the memory that stands in for it)."""
+        for number in (1, 2):
+            memory = os.memfd_create(f"held-output-{number}")
+            self._held.append((number, os.dup(number), memory))
+            os.dup2(memory, number)
+        return self
+
+    def release(self) -> None:
+        """Write what was kept; from now on output goes where it belongs."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, real, memory in self._held:
+            os.dup2(real, number)
+            os.lseek(memory, 0, os.SEEK_SET)
+            while block := os.read(memory, _BLOCK_BYTES):
+                while block:
+                    block = block[os.write(number, block) :]
+            os.close(real)
+            os.close(memory)
+        self._held = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, real, memory in self._held:
+            os.dup2(real, number)
+            os.close(real)
+            os.close(memory)
+        self._held = []
+
+
+def prepare_and_wait(prepare: Callable[[], None], deadline_s: float) -> Start:
+    """Call `prepare`, then wait for the launcher's message. Raises what `prepare` raised, but only after the message has come.
+
+    Raises DeadlineError, and SystemExit where the launcher gave up or died: it has said why.
+    """
+    failure: Exception | None = None
+    with HeldOutput() as output:
+        try:
+            prepare()
+        except Exception as error:  # noqa: BLE001  (raised below, when the loaders' own errors have had their turn)
+            failure = error
+        start = wait_start(deadline_s)
+        if start is None:
+            sys.exit(1)
+        output.release()
+    if failure is not None:
+        raise failure
+    return start
