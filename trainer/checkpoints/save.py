@@ -41,7 +41,7 @@ from trainer.checkpoints.background import (
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
 from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, max_over_ranks, wait_for_all_ranks
-from trainer.engine.universal import convert, group_values, repair_optimizer
+from trainer.engine.universal import convert, group_values, load_averages, repair_optimizer
 from trainer.engine.zero import Engine
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,8 @@ class Checkpoints:
 
     def convert(self, checkpoint: Checkpoint) -> None:
         """Make the universal form. Raises DataError, DeadlineError."""
-        convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks)
+        averages = bool(self.config.trainer.ema_decay)
+        convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks, averages=averages)
 
     def save(
         self,
@@ -277,6 +278,8 @@ class Checkpoints:
             raise DataError(
                 "DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(checkpoint.folder / tag)
             )
+        if tag == _UNIVERSAL and self.config.trainer.ema_decay:
+            load_averages(engine, checkpoint.folder / tag)
         repair_optimizer(engine, values)
         self.newest = checkpoint.folder
 
