@@ -142,11 +142,6 @@ def check_resumable(checkpoint: Checkpoint, config: Config, world_size: int, fin
             f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: start as many, or convert "
             "it with trainer.checkpoint.universal=true"
         )
-    if checkpoint.world_size != world_size and "lora" in fixed and fixed["zero_stage"] == 3:
-        raise ConfigError(
-            f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: adapters under "
-            "trainer.zero_stage 3 are not known to resume exactly there; start as many ranks"
-        )
 
 
 def _check_fingerprints(checkpoint: Checkpoint, ours: Mapping[str, str]) -> None:
