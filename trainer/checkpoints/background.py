@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from stoker_proto.errors import HostError
 from stoker_proto.host.files import sync
+from trainer.engine.memory import available_bytes
 from trainer.engine.ranks import Ranks
 from trainer.engine.universal import inner_optimizer
 from trainer.engine.zero import Engine
@@ -93,16 +93,19 @@ def _like(value: Mapping[Any, Any], copied: dict[Any, Any]) -> Any:
     return made
 
 
-def fits_in_memory(engine: Engine) -> bool:
-    """Whether half of this rank's share of the free host memory holds a copy of its part of a checkpoint."""
+def memory_of_copy(engine: Engine, *, adapters_only: bool = False) -> tuple[int, int]:
+    """(bytes that a copy of this rank's part of a checkpoint takes, most bytes that it may take).
+
+    It may take half of this rank's share of the memory that is left. adapters_only: frozen weights are not in the checkpoint.
+    """
     optimizer = inner_optimizer(engine)
     found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found += getattr(engine.optimizer, "fp32_partitioned_groups_flat", [])  # ZeRO-3 takes them out of the groups
     found += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    found += [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+    weights = [p for p in engine.module.parameters() if p.requires_grad or not adapters_only]
+    found += [getattr(parameter, "ds_tensor", parameter) for parameter in weights]
     needed: int = sum(tensor.nbytes for tensor in found)
-    free: int = psutil.virtual_memory().available
-    return needed <= _SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return needed, int(_SHARE * available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class BackgroundWriting:

@@ -94,7 +94,7 @@ def read_weights(folder: Path, *, adapters_only: bool, averages: bool = False) -
     """float32 weights by name, from DeepSpeed's files. averages: those of `trainer.ema_decay` instead. Raises DataError."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    from trainer.checkpoints.averages import averages_in_place_of_weights
+    from trainer.engine.averages import averages_in_place_of_weights
 
     chosen = averages_in_place_of_weights() if averages else contextlib.nullcontext()
     try:

@@ -33,15 +33,15 @@ from stoker_proto.processor import Processor
 from trainer.checkpoints.background import (
     BackgroundWriting,
     HeldFiles,
-    fits_in_memory,
     held_back,
     mark,
+    memory_of_copy,
     wait_for_marks,
 )
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
 from trainer.checkpoints.writing import writing
 from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, max_over_ranks, wait_for_all_ranks
-from trainer.engine.universal import convert, group_values, repair_optimizer
+from trainer.engine.universal import convert, group_values, load_averages, repair_optimizer
 from trainer.engine.zero import Engine
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ class Checkpoints:
         self.newest: Path | None = None
         """The checkpoint that this run wrote last, or resumed from."""
         self._writing: BackgroundWriting | None = None
+        self._fits: bool | None = None
+        """What `trainer.checkpoint.background: auto` decided last."""
 
     @property
     def resume_hint(self) -> str:
@@ -147,7 +149,8 @@ class Checkpoints:
 
     def convert(self, checkpoint: Checkpoint) -> None:
         """Make the universal form. Raises DataError, DeadlineError."""
-        convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks)
+        averages = bool(self.config.trainer.ema_decay)
+        convert(checkpoint.folder / _TAG, checkpoint.folder / _UNIVERSAL, self.ranks, averages=averages)
 
     def save(
         self,
@@ -215,12 +218,21 @@ class Checkpoints:
             log.warning("%s is not whole: %s", self._writing.target, error)
 
     def _may_write_behind(self, engine: Engine) -> bool:
-        """The same on all ranks: `auto` is true where each has the memory for a copy."""
+        """The same on all ranks: `auto` is true where each has the memory for a copy. Its decision is logged when it changes."""
         wanted = self.config.trainer.checkpoint.background
         if wanted != "auto":
             return wanted
-        [does_not_fit] = max_over_ranks([float(not fits_in_memory(engine))], self.ranks)
-        return not does_not_fit
+        needed, most = memory_of_copy(engine, adapters_only=self.config.model.lora is not None)
+        too_large, largest, least = max_over_ranks([float(needed > most), float(needed), -float(most)], self.ranks)
+        fits = not too_large
+        if fits != self._fits:
+            self._fits = fits
+            log.info(
+                "trainer.checkpoint.background=auto: checkpoints are written %s: the copy of a rank takes up to %.3f GB, and may "
+                "take %.3f GB, half of its share of the free host memory",
+                *("beside the training" if fits else "while the training waits", largest / 1e9, -least / 1e9),
+            )
+        return fits
 
     def _begin(self, target: Path) -> Path:
         """The unfinished folder, which all ranks may write to when this returns."""
@@ -277,6 +289,8 @@ class Checkpoints:
             raise DataError(
                 "DeepSpeed finds nothing to load: the checkpoint is damaged", file=str(checkpoint.folder / tag)
             )
+        if tag == _UNIVERSAL and self.config.trainer.ema_decay:
+            load_averages(engine, checkpoint.folder / tag)
         repair_optimizer(engine, values)
         self.newest = checkpoint.folder
 

@@ -142,11 +142,6 @@ def check_resumable(checkpoint: Checkpoint, config: Config, world_size: int, fin
             f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: start as many, or convert "
             "it with trainer.checkpoint.universal=true"
         )
-    if checkpoint.world_size != world_size and _OPTIONAL & fixed.keys() - {"freeze"}:
-        raise ConfigError(
-            f"{checkpoint.folder}: made by {checkpoint.world_size} ranks, this run has {world_size}: DeepSpeed's universal form "
-            "holds neither adapters alone, nor averages, nor several learning rates; start as many ranks"
-        )
 
 
 def _check_fingerprints(checkpoint: Checkpoint, ours: Mapping[str, str]) -> None:

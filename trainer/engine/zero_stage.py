@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
+from trainer.engine.memory import available_bytes
 from trainer.engine.ranks import Ranks, max_over_ranks
 
 log = logging.getLogger(__name__)
@@ -84,4 +84,4 @@ def _free_bytes(device: torch.device) -> float:
     """For one rank."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

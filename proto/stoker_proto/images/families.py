@@ -256,7 +256,11 @@ def _qwen_vl(reader: _Reader) -> ImageSpec:
     if reader.kind != "Qwen2VLImageProcessor":
         raise reader.error(f"image processor {reader.kind} in a Qwen-VL model is not known")
     side = int(reader.image["patch_size"]) * int(reader.image["merge_size"])
-    least, most = (int(reader.image["size"][name]) for name in ("shortest_edge", "longest_edge"))
+    limits = (
+        ("min_pixels", "shortest_edge"),
+        ("max_pixels", "longest_edge"),
+    )  # Qwen2.5-VL has the first names, Qwen3-VL these
+    least, most = (int(reader.image.get(name, reader.image["size"][edge])) for name, edge in limits)
     if reader.size is None:
         raise reader.error(
             f"a Qwen-VL model takes images of any size: set data.image.size to [height, width], both multiples of {side} pixels; "

@@ -21,6 +21,7 @@ from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run, digests, run, weights
 from trainer.checkpoints.command import main as export_command
+from trainer.checkpoints.command import read_weights
 
 CHECKPOINT = {"interval": 2, "keep": 10}
 LORA = LoraConfig(rank=4, alpha=8)
@@ -143,6 +144,76 @@ def test_averages_groups_and_frozen_weights_resume_exactly(tiny_llava: Path, tmp
         n for n in before if "vision_tower" in n
     }
     resumed(tmp_path / "killed", lambda folder: make_config(tiny_llava, folder, **KEYS, **OWN_RATES), straight)
+
+
+RESIZED: dict[str, dict[str, Any]] = {
+    "adapters": {"lora": LORA},
+    "averages": OWN_RATES,
+    "both": {"lora": LORA, "ema_decay": 0.5},
+}
+
+
+def resume(config: Config) -> dict[str, np.ndarray[Any, Any]]:
+    """Run to the end. Returns what the run began with, by name: the trained weights and their averages; on the first rank."""
+    from trainer.checkpoints.export import gather_average, gather_weights
+
+    trainer = build_run(config)
+    engine = trainer.stepper.engine
+    trained = {name for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    found = {name: tensor for name, tensor in gather_weights(engine).items() if name in trained}
+    found |= {f"average of {name}": tensor for name, tensor in gather_average(engine, trainer.ranks).items()}
+    begun = {name: tensor.detach().float().numpy().copy() for name, tensor in found.items()}
+    trainer.run()
+    return begun
+
+
+def saved(step: Path, keys: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The same, as DeepSpeed's own reader finds it in the checkpoint."""
+    found = read_weights(step, adapters_only="lora" in keys)
+    if "ema_decay" in keys:
+        averages = read_weights(step, adapters_only="lora" in keys, averages=True)
+        found |= {f"average of {name}": tensor for name, tensor in averages.items()}
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
+
+
+def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
+    """Step -> digests of its rows, micro-batch by micro-batch in global order."""
+    ranks = [{line["step"]: line["rows"] for line in digests(folder, rank)} for rank in range(world_size)]
+    return {
+        step: [rows for turn in zip(*(rank[step] for rank in ranks), strict=True) for rows in turn] for step in ranks[0]
+    }
+
+
+@pytest.mark.slow  # each case starts ranks twice
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "stage"),
+    [
+        ("adapters", 2, 1, 3), ("averages", 2, 1, 2), ("averages", 1, 2, 3), ("both", 2, 1, 2),
+    ],
+)  # fmt: skip
+def test_adapters_and_averages_resume_on_another_number_of_ranks(
+    kind: str, before: int, after: int, stage: int, tiny_llava: Path, tmp_path: Path
+) -> None:
+    """The run begins with what was saved, and trains and exports as the one that was not disturbed."""
+    keys = {**KEYS, **RESIZED[kind], "zero_stage": stage}
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    run_ranks(before, lambda rank: run(make_config(tiny_llava, straight, **keys)))
+    step = moved / "checkpoints" / "step-00000002"
+    shutil.copytree(straight / "checkpoints" / step.name, step)
+    config = make_config(tiny_llava, moved, **{**keys, "checkpoint": {**CHECKPOINT, "universal": True}})
+    begun, expected = run_ranks(after, lambda rank: resume(config))[0], saved(step, keys)
+    assert any(name.startswith("average of") for name in begun) == ("ema_decay" in keys)
+    assert [name for name, value in begun.items() if not np.array_equal(value, expected[name])] == []
+    rows = rows_of_steps(straight, before)
+    assert rows_of_steps(moved, after) == {step: rows[step] for step in (3, 4)}
+    assert len(rows[3]) == 4
+    lines, others = digests(moved), digests(straight)[2:]
+    assert [line["step"] for line in lines] == [line["step"] for line in others] == [3, 4]
+    for line, other in zip(lines, others, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    ours, theirs = weights(moved / "export"), weights(straight / "export")
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=name)
 
 
 def average_by_hand(config: Config, rank: int) -> Any:

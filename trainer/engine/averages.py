@@ -5,10 +5,13 @@ read: where AdamW's state has an average, it stands in the place of the weights.
 
     stage 1, 2   optimizer_state_dict: single_partition_of_fp32_groups [group], base_optimizer_state: state {group: {ema: ...}}
     stage 3      optimizer_state_dict: fp32_flat_groups [part],                 optimizer_state_dict: state {part: {ema: ...}}
+
+`python -m trainer.engine.averages ARGUMENTS` is DeepSpeed's `ds_to_universal` with averages in the place of weights.
 """
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,3 +59,8 @@ def _average_or(weights: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
     """float32, as long as `weights`: a partition's average has padding at its end. Before the first step there is none."""
     average: torch.Tensor = state.get(EMA, weights)
     return average.flatten()[: weights.numel()]
+
+
+if __name__ == "__main__":
+    with averages_in_place_of_weights():
+        runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
