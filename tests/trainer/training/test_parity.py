@@ -122,7 +122,7 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
         *("llava", "openvla"),
         *(
             pytest.param(family, marks=pytest.mark.slow)
-            for family in ("llava with adapters", "idefics3", "smolvlm", "paligemma", "qwen2_5_vl")
+            for family in ("llava with adapters", "idefics3", *VLMS)
         ),
     ],
 )
