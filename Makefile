@@ -37,8 +37,8 @@ success: $(VENV)/.installed-sim  ## demonstrations, training, closed-loop succes
 test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
 	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK)"
 
-test-fast: $(INSTALLED)  ## only tests that start no process: under a minute
-	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not process" --ignore=tests/deploy --ignore=tests/end_to_end
+test-fast: $(INSTALLED)  ## only tests that start no process and take a moment each: under a minute
+	$(BIN)/python -m pytest $(AT_ONCE) -m "$(QUICK) and not (process or long)" --ignore=tests/deploy --ignore=tests/end_to_end
 
 test-all: $(INSTALLED)  ## everything that this machine can run; what it cannot is skipped with the reason
 	$(BIN)/python -m pytest
@@ -61,7 +61,7 @@ test-cluster: $(INSTALLED)  ## Ray nodes that are killed, two network namespaces
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[ray]'
 	$(BIN)/python -m pytest -m cluster
 
-test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them (root, buildah; minutes)
+test-images: $(INSTALLED)  ## both images built without a daemon, the services of compose.yaml run in them, the units under systemd (root; minutes)
 	$(BIN)/python -m pytest tests/deploy/images
 
 test-faults: $(INSTALLED)  ## every fault on real processes, the slow ones too (a DeepSpeed run that is killed; as root: pulled cables)

@@ -40,10 +40,10 @@ from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
 from trainer.report.fleet import FleetReport
+from trainer.report.interval import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
-from trainer.report.verdict import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity

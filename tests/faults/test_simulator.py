@@ -27,6 +27,7 @@ shows itself only once the first is mended. The last three found wrong oracles: 
 is waited for, one blamed the fault for the start, one began the data deadline before there was a stream."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "first", [pytest.param(first, marks=[pytest.mark.slow] * (first >= QUICK)) for first in range(0, SEEDS, CHUNK)]
 )
@@ -42,6 +43,7 @@ def simulated(first: int) -> list[Outcome]:
     return [simulate(seed) for seed in range(first, first + CHUNK)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_was_found_stays_found(seed: int) -> None:
     assert simulate(seed).violation is None, f"replay it: {replay.command(seed)}"
@@ -75,6 +77,7 @@ def test_trainers_resume_in_other_sizes_and_give_up_when_the_data_is_gone() -> N
     assert sum(outcome.gave_up for outcome in outcomes) > 5
 
 
+@pytest.mark.long
 def test_a_seed_decides_everything() -> None:
     for seed in range(20):
         one, other = simulate(seed, keep_log=True), simulate(seed, keep_log=True)

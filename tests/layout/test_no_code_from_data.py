@@ -71,6 +71,7 @@ def _is_constant(node: ast.expr | None, value: object) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
+@pytest.mark.long
 def test_nothing_that_is_read_can_execute() -> None:
     found = [
         f"{file}:{line}: {reason}"
@@ -82,6 +83,7 @@ def test_nothing_that_is_read_can_execute() -> None:
     assert found == []
 
 
+@pytest.mark.long
 def test_only_its_own_format_imports_what_unpickles() -> None:
     importers = [
         (file.relative_to(ROOT).as_posix(), module)

@@ -148,6 +148,7 @@ def upward(edges: Mapping[str, set[str]], rooms: Sequence[str]) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", FOLDERS)
 def test_no_room_imports_one_above_it(package: str) -> None:
     assert upward(graph(package, FOLDERS[package], lazy=True), ROOMS[package]) == []

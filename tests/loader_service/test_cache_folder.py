@@ -60,6 +60,7 @@ def test_a_prepared_cache_is_only_read(make_config: MakeConfig, write_shard: Wri
     assert {path: path.stat().st_mtime_ns for path in (shard.parent / ".stoker").rglob("*")} == before
 
 
+@pytest.mark.long
 def test_a_second_loader_waits_and_finds_the_work_done(
     make_config: MakeConfig, write_shard: WriteShard, scanned: list[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_files_of_a_model_folder_are_bounded(tmp_path: Path, monkeypatch: pytest
         ModelFolder(tmp_path)
 
 
+@pytest.mark.long
 def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_DEADLINE_S", 0.5)
     loops = "".join(f"{{% for i{n} in range(800) %}}" for n in range(3)) + "{% endfor %}" * 3

@@ -25,6 +25,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_images", [1, 2])
 def test_prompts_equal_those_of_auto_processor(tiny: Path, num_images: int) -> None:
     theirs = transformers.AutoProcessor.from_pretrained(tiny)

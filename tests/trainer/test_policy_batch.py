@@ -29,6 +29,7 @@ def frames(count: int) -> list[np.ndarray[Any, Any]]:
     return list(np.random.default_rng(7).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["tiny_llava", "tiny_idefics3"])
 def test_a_batch_says_what_each_input_alone_says(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model: Path = request.getfixturevalue(family)

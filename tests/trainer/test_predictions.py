@@ -22,6 +22,7 @@ from trainer.policy import Policy
 DATA = Path(__file__).resolve().parents[1] / "data" / "pushcube" / "val.jsonl"
 
 
+@pytest.mark.long
 def test_recorded_and_predicted_actions_are_drawn_where_the_hand_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ It only answers GET of exactly these paths, one request per connection. A 17th c
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import threading
@@ -53,16 +54,27 @@ class Pages:
         self._server: _Server | None = None
 
     def start(self, address: str, flag: str) -> str:
-        """Listen. Returns HOST:PORT. Raises ConfigError where that cannot be; flag: named in the message."""
+        """Listen. Returns HOST:PORT. Raises ConfigError where that cannot be; flag: named in the message.
+
+        Beyond loopback a warning says who can read the pages."""
         host, port = parse_host_port(address, flag)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self._server = _Server(found[0][0], found[0][4], self._pages)
         except OSError as error:
             raise ConfigError(f"{flag} {address}: {error.strerror or error}: choose another host or port") from error
+        bound = self._server.server_address
+        if not ipaddress.ip_address(str(bound[0]).partition("%")[0]).is_loopback:
+            logger.warning(
+                "%s %s: any machine that reaches this port can read %s: these pages need no key and show no data; "
+                "127.0.0.1:%d would keep them on this machine",
+                flag,
+                address,
+                " and ".join(self._pages),
+                bound[1],
+            )
         thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="stoker-pages", daemon=True)
         thread.start()
-        bound = self._server.server_address
         return f"[{bound[0]!s}]:{bound[1]}" if ":" in str(bound[0]) else f"{bound[0]!s}:{bound[1]}"
 
     def close(self) -> None:

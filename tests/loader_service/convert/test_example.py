@@ -84,6 +84,7 @@ def test_every_cut_and_every_flipped_bit_is_an_error_or_a_value() -> None:
     assert {type(found) for found in flipped} == {int, str}
 
 
+@pytest.mark.long
 def test_images_of_a_claimed_size_are_refused_before_they_are_decoded() -> None:
     huge = b"\x89PNG\r\n\x1a\n" + bytes.fromhex("0000000d49484452000186a0000186a00802000000")
     huge += bytes.fromhex("00000000")  # 100,000 x 100,000

@@ -243,6 +243,7 @@ def test_episodes_of_less_than_a_second_and_a_sensor_that_is_stuck(
     assert len(of_check(findings, "short_episodes")) == len(of_check(findings, "published_statistics")) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lerobot_v3", "lerobot_v21"])
 def test_real_episodes_show_what_other_tools_show(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -115,6 +115,7 @@ def whole_epoch(config: Config, **options: bool | int) -> tuple[dict[int, Messag
         return found, encoder.turns
 
 
+@pytest.mark.long
 def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> None:
     config = chat_config(tmp_path, chats(tmp_path))
     alone, _ = whole_epoch(config)
@@ -127,6 +128,7 @@ def test_small_records_are_encoded_together_and_each_once(tmp_path: Path) -> Non
         assert 1 < max(map(len, turns)) <= 128
 
 
+@pytest.mark.long
 def test_large_ones_are_not_kept_waiting_for_each_other(tmp_path: Path) -> None:
     shard = chats(tmp_path, words=8000, num=30)  # 80 KB each
     _, turns = whole_epoch(chat_config(tmp_path, shard, max_seq_len=1 << 16))

@@ -84,6 +84,7 @@ def test_resizing_is_pillows_within_one_level(resample: Resample, size: tuple[in
     assert apart.mean() < 0.02
 
 
+@pytest.mark.long
 def test_weights_are_whole_numbers_whose_sums_float32_holds() -> None:
     for resample in ("bilinear", "bicubic", "lanczos"):
         for size, new_size in ((640, 224), (97, 224), (4096, 31), (5, 300)):

@@ -121,6 +121,7 @@ def task_table(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_each_setting_that_decides_bytes_has_records_of_its_own(config: Config, tmp_path: Path) -> None:
     encoded_in(config, tmp_path / "disk")
     prepared = prepare(config)

@@ -103,6 +103,7 @@ def test_scan_and_loader_count_the_same(max_seq_len: int, seed: int, model: Path
     assert problems == [] or "no label is left" in problems[0]
 
 
+@pytest.mark.long
 def test_it_is_counted_again_only_for_another_tokenizer_or_rule(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_bad_records_are_named_or_keep_their_place(model: Path, tmp_path: Path) 
     assert [len(samples) for samples in encode_all(config, prepared)] == [1, 0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("switch", ["packing", "options.validate"])
 @pytest.mark.parametrize("answer", ["", "far too long " * 60])
 def test_a_bad_dialogue_is_named_by_its_place_whoever_finds_it(

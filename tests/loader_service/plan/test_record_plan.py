@@ -127,6 +127,7 @@ def test_a_small_epoch_begins_all_its_lanes_by_its_middle() -> None:
     assert len({run.lane for run in order.runs(0, 32)}) == 4
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.just(0), st.integers(1, 3), st.integers(1, 100_000)), min_size=1, max_size=40).filter(any),

@@ -140,6 +140,7 @@ def test_records_are_first_used_where_the_windows_say(tokens: list[int], order: 
             assert sorted(found) == sorted(first)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(1, 24), max_size=5), min_size=1, max_size=40),

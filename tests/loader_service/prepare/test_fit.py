@@ -292,6 +292,7 @@ def test_the_scan_depends_on_the_chunk_only_for_codecs_of_chunks(
         assert (codec.name, codec.chunk) == (action["codec"], action.get("chunk", 1))
 
 
+@pytest.mark.long
 def test_fast_is_fitted_on_chunks_of_all_entries_the_same_in_any_order(
     make_config: MakeConfig, write_shard: WriteShard, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.long
 def test_records_are_episodes_and_the_fit_sees_their_actions(root: Path, make_config: MakeConfig) -> None:
     prepared = prepare(make_config(root, dataset_type="lerobot"))
     found = prepared.entries["train"][0]

@@ -155,6 +155,7 @@ def test_the_command_says_what_was_mended(
     assert len(list((tmp_path / "cache").rglob("plain"))) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packing", [False, True])
 def test_fields_that_nothing_reads_are_counted(packing: bool, tmp_path: Path, make_config: MakeConfig) -> None:
     model = write_model_folder(tmp_path / "model", "causal")

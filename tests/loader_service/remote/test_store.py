@@ -63,6 +63,7 @@ def test_two_processes_fetch_each_file_once(served: HttpFiles, make_store: MakeS
     assert served.gets == dict.fromkeys(names, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["500", "429", "short", "cut"])
 def test_what_fails_now_and_then_is_tried_again(
     served: HttpFiles, make_store: MakeStore, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -83,6 +84,7 @@ def test_a_server_without_ranges_gives_the_file_whole(
     assert served.gets["a.bin"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -100,6 +102,7 @@ def test_what_does_not_come_is_named(served: HttpFiles, make_store: MakeStore, f
     assert store.index.total_bytes() == 0
 
 
+@pytest.mark.long
 def test_a_server_that_hangs_is_given_up(served: HttpFiles, make_store: MakeStore) -> None:
     served.faults["a.bin"] = ["hang"] * 10
     with pytest.raises(FetchError, match=r"a\.bin: no answer in time"):
@@ -118,6 +121,7 @@ def test_a_missing_file_is_bad_data(served: HttpFiles, make_store: MakeStore) ->
     assert served.gets["no.bin"] == 1  # found missing, it is not asked for again
 
 
+@pytest.mark.long
 def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: MakeStore) -> None:
     """One slot for work: the thread that waits gives it away."""
     store, read = make_store(), threading.Event()
@@ -141,6 +145,7 @@ def test_a_hanging_fetch_holds_nobody_else_up(served: HttpFiles, make_store: Mak
     assert read.is_set()
 
 
+@pytest.mark.long
 def test_the_oldest_give_way_and_what_is_read_stays(
     served: HttpFiles, make_store: MakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +172,7 @@ def test_the_oldest_give_way_and_what_is_read_stays(
     assert {path.name: path.stat().st_size for path in store.folder.rglob("*.bin")}.get("d.bin") == 1
 
 
+@pytest.mark.long
 def test_what_was_used_longest_ago_goes_first(served: HttpFiles, make_store: MakeStore) -> None:
     store = make_store(cache_gb=2100e-9)
     for name in ("a.bin", "b.bin", "sub/c.bin"):
@@ -217,6 +223,7 @@ def test_a_changed_file_is_fetched_anew_when_it_is_looked_at_again(served: HttpF
     assert make_store(recheck_hours=0).local(str(path)) == str(path)
 
 
+@pytest.mark.long
 def test_a_fetch_that_fails_leaves_the_copy_from_before_under_no_version(
     served: HttpFiles, make_store: MakeStore
 ) -> None:
@@ -257,6 +264,7 @@ def test_a_shard_is_of_the_version_that_was_scanned_or_not_at_all(served: HttpFi
     assert not path.exists()
 
 
+@pytest.mark.long
 def test_a_run_is_never_given_a_shard_that_another_one_scanned_later(served: HttpFiles, make_store: MakeStore) -> None:
     """Two runs share the cache folder; the original changes between their scans."""
     old, old_worker, new = make_store(), make_store(), make_store(deadline_s=0.5)
@@ -362,6 +370,7 @@ def test_an_index_whose_maker_was_killed_counts_the_copies_too(served: HttpFiles
     assert make_store().index.total_bytes() == 1000
 
 
+@pytest.mark.long
 def test_all_that_open_a_fresh_folder_together_can(tmp_path: Path) -> None:
     """The change of a new SQLite file to a WAL fails at once where another connection makes it."""
     together, failures = threading.Barrier(5), []

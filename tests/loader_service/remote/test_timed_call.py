@@ -55,6 +55,7 @@ def test_the_import_of_a_file_system_does_not_count_against_its_deadline(
     assert imported == [True], "when the clock starts"
 
 
+@pytest.mark.long
 def test_a_file_system_that_hangs_is_given_up(make_store: MakeStore, tmp_path: Path, released: threading.Event) -> None:
     url = f"file://{tmp_path}/data"
     store = make_store(url, deadline_s=1)

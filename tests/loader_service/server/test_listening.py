@@ -78,6 +78,7 @@ def test_what_was_asked_for_is_bound() -> None:
             listen(f"tcp://127.0.0.1:{port}")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_drop_resets(), reason="the kernel lets only CAP_NET_ADMIN drop resets")
 def test_a_reset_does_not_arrive_and_an_orderly_end_does() -> None:
     with listen("tcp://127.0.0.1:*") as listener, contextlib.ExitStack() as stack:

@@ -34,6 +34,7 @@ def make_data(**order: int) -> DataConfig:
     )
 
 
+@pytest.mark.long
 def test_plans_come_with_the_next_epoch_and_old_ones_go(tmp_path: Path) -> None:
     woken = threading.Event()
     entries = {split: {0: Manifest(np.full(20, 3, np.uint32))} for split in ("train", "val")}
@@ -106,6 +107,7 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
     planner.close()
 
 
+@pytest.mark.long
 def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
     in_work = {PlanKey("train", 0, 0)}

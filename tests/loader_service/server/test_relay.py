@@ -65,6 +65,7 @@ def read_all(end: socket.socket) -> bytes:
     return bytes(found)
 
 
+@pytest.mark.long
 def test_both_directions_pass_whole_whatever_the_pace(ends: Ends) -> None:
     """32 MiB each way at once, more than all buffers between hold. The readers start when the writers stand still."""
     chance, found = random.Random(1), {}
@@ -112,6 +113,7 @@ def test_a_reset_arrives_as_an_orderly_end_and_what_is_still_written_is_dropped(
         assert another.recv(4) == b"next"
 
 
+@pytest.mark.long
 def test_a_reset_waits_until_what_came_before_it_is_read(ends: Ends) -> None:
     """As where ZeroMQ's input stands still."""
     outer, inner = ends.connect()
@@ -128,6 +130,7 @@ def test_a_reset_waits_until_what_came_before_it_is_read(ends: Ends) -> None:
     assert not any(found)
 
 
+@pytest.mark.long
 def test_no_connection_is_accepted_while_many_that_were_reset_are_still_read(ends: Ends) -> None:
     """Peers that flood, reset and come again do not fill ZeroMQ with what is left of them."""
     with contextlib.ExitStack() as open_ones:

@@ -265,6 +265,7 @@ def test_data_that_is_not_what_header_and_directory_say(tmp_path: Path, there: i
     assert said in refusal(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("shape", [(1, 9000, 9000, 3), (1, 1, 40_000, 3), (2, 40_000, 1, 3)])
 def test_absurd_frames_are_refused_before_they_are_inflated(

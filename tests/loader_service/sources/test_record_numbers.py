@@ -30,6 +30,7 @@ def rows() -> list[bytes]:
     return [json.dumps(bad if number % EVERY == EVERY - 1 else good).encode() for number in range(NUM_ROWS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_naming_bad_rows_reads_their_file_a_few_times(name: str, tmp_path: Path) -> None:
     shard = tmp_path / name
@@ -56,6 +57,7 @@ def test_naming_bad_rows_reads_their_file_a_few_times(name: str, tmp_path: Path)
     assert [error[: len(start)] for error, start in zip(errors, shown, strict=True)] == shown
 
 
+@pytest.mark.long
 def test_records_in_any_order_cost_a_mib_each(tmp_path: Path) -> None:
     """As loaders meet them: from a mark to the record."""
     random.seed(5)

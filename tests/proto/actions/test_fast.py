@@ -64,6 +64,7 @@ def test_a_chunk_worked_out_by_hand(summary):
     )
 
 
+@pytest.mark.long
 def test_it_says_less_than_bins_and_is_more_exact(chunks, codec, smooth_actions, summary):
     others = smooth_actions(5_000, seed=2).reshape(-1, CHUNK, 7)
     bins = fit_codec("bins", chunks.reshape(-1, 7), codec.statistics, chunk=CHUNK)

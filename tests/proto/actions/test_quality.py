@@ -46,6 +46,7 @@ def test_on_held_out_demonstrations(held_out, trajectories, summary):
     assert vq.max_abs_error[6] == 0.0
 
 
+@pytest.mark.long
 def test_on_smooth_actions_of_other_trajectories(smooth_actions, summary):
     vq, bins = reports(smooth_actions(20_000, seed=1), smooth_actions(5_000, seed=2), summary)
     assert vq.tokens_per_action <= 6
@@ -54,6 +55,7 @@ def test_on_smooth_actions_of_other_trajectories(smooth_actions, summary):
     assert vq.code_perplexity.min() > 150
 
 
+@pytest.mark.long
 def test_on_actions_without_any_structure(summary):
     """Uniform noise cannot be compressed: the same 7 tokens, and still not worse."""
     draws = (2 * uniform(70_000, seed=3) - 1).reshape(10_000, 7).astype(np.float32)

@@ -53,6 +53,7 @@ def test_sums_are_exact_where_float64_sums_lose_everything():
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.long
 @settings(deadline=None, database=None, max_examples=60)
 @given(
     st.lists(st.tuples(finite, finite), min_size=1, max_size=60), st.randoms(use_true_random=False), st.integers(1, 4)

@@ -104,6 +104,7 @@ def test_every_level_makes_the_error_smaller(codec, smooth_actions):
     assert all(later < 0.7 * earlier for earlier, later in pairwise(errors)), errors
 
 
+@pytest.mark.long
 @settings(deadline=None, database=None, max_examples=60)
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=7, max_size=7), min_size=1, max_size=8))
 def test_any_finite_action_encodes_and_decodes_inside_the_range_of_the_data(codec, rows):

@@ -46,6 +46,7 @@ def test_every_sample_once_and_lanes_in_their_order(lengths: list[int], cell: in
         assert [position for of, position in stream if of == lane] == list(range(length))
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(
     lanes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, TIME_END - 1)), max_size=8), cell=CELL, data=st.data()

@@ -48,6 +48,7 @@ def samples(order: MixedOrder, start: int, stop: int) -> list[Sample]:
 SOURCES = st.lists(st.lists(st.integers(0, 25), min_size=LANES, max_size=LANES).filter(any), min_size=1, max_size=4)
 
 
+@pytest.mark.long
 @given(lengths=SOURCES, data=st.data(), cell=st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_every_pass_of_every_source_is_trained_exactly_once(
@@ -75,6 +76,7 @@ def test_every_pass_of_every_source_is_trained_exactly_once(
         assert every <= seen.keys()
 
 
+@pytest.mark.long
 @given(lengths=SOURCES, data=st.data(), cell=st.integers(1, 9), epoch=st.integers(0, 2))
 @settings(max_examples=80, deadline=None)
 def test_any_prefix_is_mixed_as_asked_to_within_one_cell(
@@ -93,6 +95,7 @@ def test_any_prefix_is_mixed_as_asked_to_within_one_cell(
             assert abs(counts[number] - share * position) <= most, (number, position)
 
 
+@pytest.mark.long
 @given(lengths=SOURCES, data=st.data(), cell=st.integers(1, 9))
 @settings(max_examples=100, deadline=None)
 def test_any_position_is_found_without_those_before(lengths: list[list[int]], data: st.DataObject, cell: int) -> None:

@@ -30,6 +30,7 @@ def counts(processor: Processor, turns: list[Turn]) -> dict[str, int]:
     return {token: ids.count(processor._tokenizer.id_of(token) or -1) for token in ("<think>", "</think>", "<note>")}
 
 
+@pytest.mark.long
 def test_the_template_reads_what_the_assistant_wrote(tmp_path: Path) -> None:
     """It looks for </think>: marks around it would hide it, and an empty block would be learned before the letters."""
     processor = make(tmp_path, SPECIAL)
@@ -69,6 +70,7 @@ def test_a_text_that_cannot_be_told_from_the_templates_own_is_refused(tmp_path: 
         processor.encode_turns(turns)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
@@ -125,6 +127,7 @@ def test_notes_name_what_was_written_as_text(tmp_path: Path) -> None:
     assert notes.of_text(other)[-1].startswith("text that a chat template has written already (it holds '[/INST]')")
 
 
+@pytest.mark.long
 def test_letters_and_tokens_are_shown_differently(tmp_path: Path) -> None:
     processor = make(tmp_path, SPECIAL)
     turns = [

@@ -37,6 +37,7 @@ def exported(folder: Path, processor: Processor) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("family", ["causal", "llava"])
 def test_an_export_is_asked_as_it_was_trained(name: str, family: str, tmp_path: Path) -> None:
@@ -81,6 +82,7 @@ def test_an_export_sets_the_options_that_were_trained(tmp_path: Path) -> None:
     assert tokenizer.apply_chat_template(user, tokenize=False, brief=False).endswith("[long]")
 
 
+@pytest.mark.long
 def test_auto_is_the_models_own_template_or_ours(tmp_path: Path) -> None:
     def template(folder: Path, *overrides: str) -> str:
         processor = Processor.build(make_config(folder, "data.dialogue.template=auto", *overrides), None)

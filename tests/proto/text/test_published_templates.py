@@ -183,6 +183,7 @@ def as_lists(rows: list[EncodedRow]) -> list[tuple[list[int], list[int]]]:
     return [(row.input_ids.tolist(), row.supervised.tolist()) for row in rows]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fixed_day")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_ids_and_labels_are_those_of_transformers(name: str, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def pieces(draw: st.DrawFn) -> Piece:
     )
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(piece=pieces())
 def test_pieces_round_trip(piece: Piece) -> None:
@@ -60,6 +61,7 @@ def test_pieces_round_trip(piece: Piece) -> None:
         assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(
     message=st.one_of(
@@ -105,6 +107,7 @@ def test_no_bytes_do_anything_but_raise_a_protocol_error(frame: bytes) -> None:
     assert type(message) in encoding.KINDS.values()
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(
     name=st.sampled_from(sorted(MESSAGES)),
@@ -121,6 +124,7 @@ def test_damaged_frames_raise_a_protocol_error_or_are_messages(name: str, edits:
     assert type(message) in encoding.KINDS.values()
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(piece=pieces(), edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4))
 def test_a_large_piece_is_read_as_a_small_one_but_its_images_are_views(
@@ -250,6 +254,7 @@ def test_a_hello_holds_the_fingerprints_of_thousands_of_entries() -> None:
     assert len(hello.fingerprints) == 11_000
 
 
+@pytest.mark.long
 def test_small_frames_cannot_take_much_memory() -> None:
     frame = (
         b"W\x9f" + (b"\xdd\x00\x10\x00\x00" + b"\x80" * (1 << 20)) * 15

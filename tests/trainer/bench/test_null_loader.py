@@ -52,6 +52,7 @@ def rank(real: FakeLoader, request: pytest.FixtureRequest) -> Iterator[Rank]:
         rank.context.term()
 
 
+@pytest.mark.long
 def test_after_eight_pieces_the_real_loader_is_left_alone(real: FakeLoader, rank: Rank) -> None:
     numbers = [*range(20), 300, 70_000]  # in one, three and five bytes
     pieces = [rank.piece(number, count=3) for number in numbers]
@@ -63,6 +64,7 @@ def test_after_eight_pieces_the_real_loader_is_left_alone(real: FakeLoader, rank
     assert isinstance(rank.ask(Ping(nonce=9)), Pong)
 
 
+@pytest.mark.long
 def test_a_speed_is_an_upper_bound(real: FakeLoader) -> None:
     with NullLoader(real.address, rows_per_s=20.0) as null:
         rank = Rank(null.address)

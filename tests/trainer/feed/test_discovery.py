@@ -127,6 +127,7 @@ def test_a_loader_that_joins_takes_over_when_the_first_is_lost(driver: CoreDrive
     assert "tcp://loader0:5555" not in explain.describe(driver.core.fleet, driver.now)
 
 
+@pytest.mark.long
 def test_the_number_of_a_loader_that_left_is_used_again(driver: CoreDriver) -> None:
     """Nothing known of the last one counts against the next: pods come and go for weeks, each with an address of its own."""
     core = driver.core

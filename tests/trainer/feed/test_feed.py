@@ -111,6 +111,7 @@ def test_going_on_costs_nothing_and_going_elsewhere_starts_anew() -> None:
         assert rows(list(feed.steps(0, 60))) == []
 
 
+@pytest.mark.long
 def test_a_loader_killed_and_one_that_joins_alter_nothing() -> None:
     port = unused_port()
     with FakeLoader(name="a") as a, make_feed(a.address, f"tcp://127.0.0.1:{port}", ticket_deadline_s=1.0) as feed:
@@ -142,6 +143,7 @@ def test_a_restarted_loader_is_greeted_and_asked_again() -> None:
     assert rows(steps) == EXPECTED
 
 
+@pytest.mark.long
 def test_a_mute_loader_is_replaced_after_the_ticket_deadline() -> None:
     with FakeLoader(name="a") as a, FakeLoader(name="b") as b:
         with make_feed(a.address, b.address, ticket_deadline_s=0.2) as feed:
@@ -216,6 +218,7 @@ def test_missing_entry_is_named() -> None:
         feed.connect()
 
 
+@pytest.mark.long
 def test_all_gone_ends_with_names_after_the_data_deadline() -> None:
     with FakeLoader() as loader:
         feed = make_feed(loader.address, data_deadline_s=0.5)
@@ -287,6 +290,7 @@ def test_no_validation_data() -> None:
         Feed(config, "val", 0, 1)
 
 
+@pytest.mark.long
 def test_wait_is_the_time_that_the_consumer_was_blocked() -> None:
     with FakeLoader() as loader, make_feed(loader.address, ticket_deadline_s=0.2) as feed:
         feed.connect()

@@ -93,7 +93,7 @@ def test_ordinal_of_vq_by_hand() -> None:
 
 
 def test_ordinal_needs_codes_that_have_neighbours() -> None:
-    actions = np.random.default_rng(0).uniform(-1, 1, (256, 8, 2))
+    actions = np.random.default_rng(0).uniform(-1, 1, (32, 8, 2))
     codec = fit_codec("fast", actions.astype(np.float32), statistics_of(actions.reshape(-1, 2)), chunk=8)
     with pytest.raises(ConfigError, match=r"trainer\.loss\.type is ordinal with data\.action\.codec: fast.*bins or vq"):
         Ordinal(LossConfig(), robot(codec))

@@ -79,6 +79,7 @@ def batch_of(processor: Processor) -> MicroBatch:
     return BatchBuilder(decoder=processor, num_rows=4, max_tokens=96)([received])  # the fourth row is padding
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_rank")
 def test_the_objective_is_minimised_and_the_nll_reported(tmp_path: Path) -> None:
     build_tiny("robot", tmp_path / "robot", image_size=16, robot=SIZES)

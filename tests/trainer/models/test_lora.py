@@ -22,6 +22,7 @@ def load(folder: Path) -> transformers.PreTrainedModel:
     return family_of(read_model_config(str(folder))).auto_class.from_pretrained(folder, dtype=torch.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "prefix", "layers"),
     [
@@ -48,6 +49,7 @@ def test_targets_by_name_are_full_names_or_last_parts(tiny_causal: Path) -> None
         find_targets(model, ("q_proj", "query"))
 
 
+@pytest.mark.long
 def test_merged_weights_are_pefts_own(tiny_causal: Path) -> None:
     """And the merged model computes what the model with adapters computes."""
     import peft

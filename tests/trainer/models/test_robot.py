@@ -91,6 +91,7 @@ def rows_of(processor: Processor, instructions: list[str]) -> tuple[torch.Tensor
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
+@pytest.mark.long
 def test_each_number_of_the_state_is_one_token_and_is_read_back(processor: Processor, model: Any) -> None:
     state = np.array([-0.97, 0.0, 0.5], np.float32)
     ids = torch.from_numpy(processor.prompt("move 9 cm back and 12 up", 2, state).astype(np.int64))[None]
@@ -175,6 +176,7 @@ def test_zero3_loads_every_weight_of_it(model: Any, robot: Path, tmp_path: Path)
         np.testing.assert_array_equal(found[name], weight.numpy(), err_msg=name)
 
 
+@pytest.mark.long
 def test_a_policy_sees_the_views_and_a_few_steps_teach_it(processor: Processor, model: Any, robot: Path) -> None:
     family = family_of(read_model_config(str(robot)))
     policy = Policy(model, processor, family)

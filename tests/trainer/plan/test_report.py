@@ -60,7 +60,8 @@ def test_too_little_disk_is_said(
 ) -> None:
     usage = type("usage", (), {"free": 10_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert main.main(["--config", str(config_file), "--plan"]) == 0
+    no_loader_runs = ["--set", "trainer.feed.connect_deadline_s=0.3"]
+    assert main.main(["--config", str(config_file), "--plan", *no_loader_runs]) == 0
     text = capsys.readouterr().out
     assert "of the 10.0 MB that are free: TOO LITTLE\n" in text
     assert "run: steps are not known: pass --samples" in text
@@ -71,6 +72,7 @@ def test_a_number_below_one_is_refused(config_file: Path, capsys: pytest.Capture
     assert "error: --samples is 0: it must be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_seven_billion_parameters_need_no_weights(tmp_path: Path) -> None:
     shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32000, **shape}))

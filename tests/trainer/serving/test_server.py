@@ -123,6 +123,7 @@ def test_openpis_own_client() -> None:
     np.testing.assert_array_equal(policy.inputs[0].images[0], FRAME)
 
 
+@pytest.mark.long
 @needs_openpi
 @theirs
 def test_openpis_client_sends_state_and_measurements(tmp_path: Path) -> None:

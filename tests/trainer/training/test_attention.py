@@ -204,6 +204,7 @@ def test_packed_rows_reach_flash_attention_as_one_row(chunked: bool, tiny_causal
         torch.testing.assert_close(found[2][name], gradient, **close)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("flash_attention")
 def test_so_do_those_beside_rows_with_images(tiny_llava: Path, tmp_path: Path) -> None:
     processor = make_processor(make_config(tiny_llava, tmp_path))

@@ -105,6 +105,7 @@ def test_text_models(kind: str, tiny_causal: Path, tmp_path: Path) -> None:
 QUICK = ("llava", "openvla", "paligemma", "qwen3_vl")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in ("idefics3", *VLMS) if f not in QUICK)],
@@ -124,6 +125,7 @@ def test_models_that_see_images(family: str, tmp_path: Path, request: pytest.Fix
         check_equal(stepper_of(model, processor), batch_of(config, processor, images=images), config)
 
 
+@pytest.mark.long
 def test_adapters_on_the_head_and_soft_targets(tiny_causal: Path, tmp_path: Path) -> None:
     config = make_config(tiny_causal, tmp_path, loss=LossConfig(type="ordinal", chunk_labels=SIZE))
     processor = make_processor(config)
@@ -207,6 +209,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
+@pytest.mark.long
 def test_memory_is_that_of_one_chunk(tiny_causal: Path, tmp_path: Path) -> None:
     """160 labels of a vocabulary of 20,000: 12.8 MB of float32. At once it takes three such; in chunks of 16 less than one.
 

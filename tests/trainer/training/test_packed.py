@@ -157,6 +157,7 @@ def test_a_text_model_loses_and_learns_as_if_each_sample_were_alone(
     check_packing(stepper_of(model, processor), processor)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llava", "idefics3"])
 def test_so_does_the_language_model_of_a_model_that_sees_images(
     family: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -101,6 +101,7 @@ def test_what_is_learned_is_chosen(one: Callable[..., Sample]) -> None:
     }
 
 
+@pytest.mark.long
 def test_flags_of_messages_go_first(one: Callable[..., Sample]) -> None:
     def row(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -90,6 +90,7 @@ def test_a_video_that_is_none(new: Path, content: bytes) -> None:
     assert f"{video(new)}: record episode 0: the video cannot be read" in refusal(new)
 
 
+@pytest.mark.long
 def test_flipped_bytes_of_a_video_end_in_one_error(new: Path) -> None:
     """libav goes on after damage and paints over it; almost all of it is noticed."""
     file = video(new)
@@ -110,6 +111,7 @@ def test_flipped_bytes_of_a_video_end_in_one_error(new: Path) -> None:
     assert all(str(file) in text for text in caught)
 
 
+@pytest.mark.long
 def test_flipped_bytes_of_a_header_end_in_one_error_or_none(new: Path) -> None:
     file = video(new)
     whole = file.read_bytes()

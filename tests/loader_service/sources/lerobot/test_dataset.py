@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[4]
 CODECS = ("libx264", "libx265", "libsvtav1")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_frame_equals_a_whole_decode(tmp_path: Path, version: str, codec: str) -> None:
@@ -103,6 +104,7 @@ def real(name: str) -> Path:
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lerobot_v21", "lerobot_v3"])
 def test_real_episodes_equal_a_whole_decode(name: str) -> None:
     keys = ["observation.images.image_0", "observation.images.image_1"]
@@ -116,6 +118,7 @@ def assert_same_but_for_pixels(a: Sample, b: Sample) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+@pytest.mark.long
 def test_both_versions_of_the_real_episodes_are_the_same_samples() -> None:
     """Their videos were encoded apart, lossily: the frames are alike, and those of no other episode are."""
     old, new = (samples(real(name), chunk=4) for name in ("lerobot_v21", "lerobot_v3"))

@@ -92,6 +92,7 @@ def assert_right_or_refused(found: list[Any], expected: list[list[np.ndarray]]) 
     return read
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(20))
 def test_each_frame_is_that_of_a_full_decode_or_is_refused(tmp_path: Path, seed: int) -> None:
     root = tmp_path / "set"

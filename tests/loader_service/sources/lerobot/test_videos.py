@@ -87,6 +87,7 @@ def read_each(root: Path, **keys: Any) -> list[list[np.ndarray] | str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", [-0.25, 0.25, -0.2, 0.1])
 def test_joins_may_shift_the_time_stamps_if_from_timestamp_says_so(tmp_path: Path, shift: float) -> None:
     root = tmp_path / "set"
@@ -171,6 +172,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_files_of_other_writers(tmp_path: Path, writer: str, codec: str) -> None:
@@ -185,6 +187,7 @@ def test_files_of_other_writers(tmp_path: Path, writer: str, codec: str) -> None
     np.testing.assert_array_equal([sample.images[0] for sample in samples(root)], expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_of_a_long_file_without_an_edit_list_only_what_is_near_is_decoded(
     tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch

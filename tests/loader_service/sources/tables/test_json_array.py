@@ -34,6 +34,7 @@ def elements(path: Path, content: bytes, block_bytes: int) -> list[Any]:
     return [json.loads(content[offset : offset + size]) for offset, size in spans]
 
 
+@pytest.mark.long
 @MANY
 @given(
     array=ARRAYS,
@@ -51,6 +52,7 @@ def test_it_finds_what_json_loads_finds(
     assert elements(tmp_path / "a.json", content, block_bytes) == array
 
 
+@pytest.mark.long
 @MANY
 @given(array=ARRAYS, block_bytes=st.integers(1, 40), data=st.data())
 def test_every_cut_is_noticed(tmp_path: Path, array: list[Any], block_bytes: int, data: st.DataObject) -> None:

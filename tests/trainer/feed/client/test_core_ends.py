@@ -21,6 +21,7 @@ def until_it_ends(driver: CoreDriver, answer: Callable[[], None]) -> float:
     return driver.now - began
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_loaders", [1, 4, 12])
 def test_loaders_that_cannot_answer_end_the_run_at_the_data_deadline_and_not_before(num_loaders: int) -> None:
     """An object store that is gone for a minute: they all say so at once, and again whenever they are asked."""

@@ -28,6 +28,7 @@ def test_the_example_of_the_docstring() -> None:
     assert rows == [[[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10], [], []]]
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6),
@@ -52,6 +53,7 @@ def test_global_batches_do_not_depend_on_ranks_or_micro_batches(
     assert [row for step in streams[0] for row in step] == whole
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=4),

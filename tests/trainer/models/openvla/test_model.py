@@ -98,6 +98,7 @@ def test_importing_our_package_is_all_it_takes(order: str, loud: Path) -> None:
     assert "registration" not in found[2], "no trace of ours is left in their module"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_saved_is_what_was_loaded(dtype: torch.dtype, loud: Path, tmp_path: Path) -> None:
     """All names and bits, those of the tensors that are never used too."""
