@@ -136,7 +136,7 @@ def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
     if number == 0 and options.start is None:
         robot = [python, "-m", "trainer.models.tiny", "--family", "robot", "--image-size", "72", "--out", str(base)]
         if set(SAME_SCENE) <= set(options.task):  # the order of words alone tells these tasks apart
-            robot += ["--word-position-scale", "1"]
+            robot += ["--word-window", "5"]
         steps.append(Step("A small random policy", robot, base / ".done"))
         out = ["--codec-out", str(work / "codec.json"), "--state-out", str(work / "state.json")]
         prepare = [python, "-m", "loader_service.cli", "prepare", "--config", str(config), *out]

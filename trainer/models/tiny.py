@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = RobotSizes(
         num_views=options.num_views, state_width=options.state_width,
         auxiliary_width=options.auxiliary_width, answer_tokens=options.answer_tokens,
-        word_position_scale=options.word_position_scale,
+        word_window=options.word_window,
     )  # fmt: skip
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # never wait for a network
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would report on accelerators
@@ -282,8 +282,8 @@ def _add_robot_sizes(parser: argparse.ArgumentParser) -> None:
         help="most tokens of an answer, its end included (default %(default)s: one action of 7 numbers)",
     )  # fmt: skip
     group.add_argument(
-        "--word-position-scale", type=float, default=usual.word_position_scale, metavar="X",
-        help="strength of the words' positions; 1 where the order of words tells tasks apart (default %(default)s)",
+        "--word-window", type=int, default=usual.word_window, metavar="N",
+        help="tokens read together (odd), where the order of words alone tells tasks apart; 0: none (default %(default)s)",
     )  # fmt: skip
 
 

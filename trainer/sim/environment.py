@@ -158,16 +158,14 @@ class PrivilegedState:
     instruction says it, so rounded to whole centimetres (Pick)."""
     is_grasped: bool
     """Both fingers press on the cube."""
-    goal_is_first: bool = False
-    """Order in `objects`. Objects that look different keep their places there, whichever of them is to be moved."""
 
     def objects(self) -> npt.NDArray[np.float32]:
-        """float32[8], what training may predict beside the actions: cube and goal (m; of two cubes the red one first), then the
-        direction of the cube to be moved, as a point on a circle of 0.1 m that is passed once in a quarter turn, after which a
-        cube looks the same."""
+        """float32[8], what training may predict beside the actions: the cube to be moved and the goal (m), then the cube's
+        direction, as a point on a circle of 0.1 m that is passed once in a quarter turn, after which a cube looks the same.
+
+        Where the instruction says which of two cubes is to be moved, only a policy that reads it can predict these."""
         turn = 4 * self.cube_yaw
-        first, second = (self.goal, self.cube) if self.goal_is_first else (self.cube, self.goal)
-        return np.array([*first, *second, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
+        return np.array([*self.cube, *self.goal, 0.1 * np.sin(turn), 0.1 * np.cos(turn)], np.float32)
 
 
 class Environment:
@@ -241,7 +239,6 @@ class Environment:
             cube_yaw=_axis_yaw(cube.pose, 0),
             goal=goal,
             is_grasped=bool(self._raw.agent.is_grasping(cube).item()),
-            goal_is_first=self._spec.colours == ("green", "red"),
         )
 
     def outcome(self) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from stoker_proto.actions import StatisticsAccumulator, fit_codec
 from stoker_proto.config import Config, ImageConfig
+from stoker_proto.errors import ConfigError
 from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
@@ -253,19 +254,25 @@ print(type(model).__name__, sum(p.double().sum().item() for p in model.parameter
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in model.parameters()), abs=1e-6)
 
 
-def test_the_order_of_words_weighs_as_much_as_the_scale_of_their_positions_says(tmp_path: Path) -> None:
-    """Both instructions have the same words, so without positions they are the same."""
+def test_words_that_are_read_together_are_told_apart_by_their_order_from_the_start(tmp_path: Path) -> None:
+    """Both instructions have the same words; what a random model makes of them is what its training begins with."""
     texts = ["stack the red cube on the green cube", "stack the green cube on the red cube"]
     apart = {}
-    for scale in (0.0, 0.1, 1.0):
-        folder = tmp_path / str(scale)
-        build_tiny("robot", folder, image_size=16, robot=replace(SIZES, word_position_scale=scale))
+    for window in (0, 5):
+        folder = tmp_path / str(window)
+        build_tiny("robot", folder, image_size=16, robot=replace(SIZES, word_window=window))
         processor = processor_of(folder, tmp_path)
         model = family_of(read_model_config(str(folder))).auto_class.from_pretrained(folder)
         state = np.zeros(3, np.float32)
         ids = torch.from_numpy(np.stack([processor.prompt(text, 2, state) for text in texts]).astype(np.int64))
         with torch.no_grad():
             first, second = model._read_words(ids, ids != model.config.image_token_id)
-        apart[scale] = float((first - second).norm())
-    assert apart[0.0] < 1e-5
-    assert 0.001 < apart[0.1] < apart[1.0] / 3
+        apart[window] = float((first - second).norm() / first.norm())
+    assert apart[0] < 0.01
+    assert apart[5] > 0.03
+
+
+@pytest.mark.parametrize("window", [-1, 4])
+def test_a_window_has_a_middle(tmp_path: Path, window: int) -> None:
+    with pytest.raises(ConfigError, match=f"--word-window {window}: an odd number, or 0"):
+        build_tiny("robot", tmp_path, image_size=16, robot=replace(SIZES, word_window=window))

@@ -22,8 +22,8 @@ class RobotSizes:
     """A: numbers that training predicts beside the actions (`data.options.auxiliary_keys`); 0: none."""
     answer_tokens: int = 8
     """Most tokens of an answer, the end token included: actions of a chunk x numbers of an action + 1."""
-    word_position_scale: float = 0.1
-    """Of the words' positions beside the words; 1 for tasks that the order of words alone tells apart."""
+    word_window: int = 0
+    """Tokens of the instruction that are read together (odd), where the order of words tells tasks apart; 0: one by one."""
 
 
 def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any, Any]:
@@ -34,6 +34,8 @@ def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any
         raise ConfigError(
             f"--auxiliary-width {sizes.auxiliary_width}: the first six numbers are two positions in metres; take 0, or 6 and more"
         )
+    if sizes.word_window < 0 or (sizes.word_window and sizes.word_window % 2 == 0):
+        raise ConfigError(f"--word-window {sizes.word_window}: an odd number, or 0 for words that are read one by one")
     library = importlib.import_module("transformers")
     images = importlib.import_module("transformers.models.clip.image_processing_pil_clip")
     modeling = importlib.import_module("trainer.models.robot.modeling")
@@ -46,7 +48,7 @@ def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any
         raise ConfigError("the tokenizer does not have one token for each number of a state; build it with numbers")
     config = modeling.RobotConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
-        word_position_scale=sizes.word_position_scale,
+        word_window=sizes.word_window,
         image_size=image_size,
         num_views=sizes.num_views,
         state_width=sizes.state_width,

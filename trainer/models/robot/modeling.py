@@ -40,7 +40,7 @@ class RobotConfig(PretrainedConfig):  # type: ignore[misc]
         num_hidden_layers: int = 2,
         num_attention_heads: int = 4,
         word_size: int = 64,
-        word_position_scale: float = 0.1,
+        word_window: int = 0,
         image_size: int = 72,
         num_views: int = 2,
         tokens_per_view: int = 4,
@@ -60,13 +60,13 @@ class RobotConfig(PretrainedConfig):  # type: ignore[misc]
         """auxiliary_width: A, of which the first 3 x num_positions are positions in metres; 0: no auxiliary head.
 
         auxiliary_scale: the head computes in units of 1 / auxiliary_scale. number_ids: the tokens of " 0", " 1", ...
-        word_position_scale: of the words' positions beside the words themselves, which have a standard deviation of 1. The order
-        of words is learned late where it is small, and "red on green" and "green on red" are the same words.
+        word_window: tokens that are read together before the words' mean is taken (odd); 0: each by itself. Without it the order
+        of words is hardly learned, and "red on green" and "green on red" are the same words.
         half_precision_towers: convolutions compute in bfloat16, which a CPU with AMX does in half of the time.
         """
         self.vocab_size, self.hidden_size, self.word_size = vocab_size, hidden_size, word_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
-        self.word_position_scale = word_position_scale
+        self.word_window = word_window
         self.image_size, self.num_views, self.tokens_per_view = image_size, num_views, tokens_per_view
         self.channels, self.num_keypoints = list(channels), num_keypoints
         self.state_width, self.auxiliary_width, self.auxiliary_scale = state_width, auxiliary_width, auxiliary_scale
@@ -164,6 +164,8 @@ class RobotPolicy(PreTrainedModel):  # type: ignore[misc]
         self.towers = nn.ModuleList(Tower(config) for _ in range(config.num_views))
         self.views = nn.ModuleList(nn.Linear(features, config.tokens_per_view * width) for _ in range(config.num_views))
         self.words = nn.Embedding(config.vocab_size, words)
+        if config.word_window:
+            self.word_convolution = nn.Conv1d(words, words, config.word_window, padding=config.word_window // 2)
         self.word_layer = nn.TransformerEncoderLayer(
             words, 4, 2 * words, 0.0, "gelu", batch_first=True, norm_first=True
         )
@@ -269,10 +271,13 @@ class RobotPolicy(PreTrainedModel):  # type: ignore[misc]
     def _read_words(self, ids: Tensor, is_word: Tensor) -> Tensor:
         """float[B, D]: the mean of the words after one layer; rows without words give the mean of nothing, zero."""
         hidden = self.words(ids)
+        if self.config.word_window:
+            alone = hidden * is_word.to(hidden.dtype)[..., None]
+            hidden = functional.gelu(self.word_convolution(alone.mT)).mT
         places = torch.arange(ids.shape[1], device=ids.device, dtype=hidden.dtype)[:, None]
         rates = torch.exp(torch.arange(0, hidden.shape[2], 2, device=ids.device, dtype=hidden.dtype) * -0.15)
         angles = places * rates
-        hidden = hidden + self.config.word_position_scale * torch.cat([angles.sin(), angles.cos()], 1)
+        hidden = hidden + 0.1 * torch.cat([angles.sin(), angles.cos()], 1)
         padding = ~is_word
         padding = padding & is_word.any(1, keepdim=True)  # a row of padding alone would have no softmax
         hidden = self.word_layer(hidden, src_key_padding_mask=padding)
