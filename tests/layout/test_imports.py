@@ -72,6 +72,7 @@ def breaches(packages: Mapping[str, Path]) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_imports_keep_their_direction() -> None:
     for folder in PACKAGES.values():
         assert list(folder.rglob("*.py")), f"{folder} holds no code: is the layout another one now?"

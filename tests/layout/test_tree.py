@@ -111,6 +111,7 @@ def test_proto_is_no_package_and_carries_its_two_documents() -> None:
         assert (ROOT / "proto" / name).is_file(), f"proto/{name} is missing"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["trainer", "loader_service", "deploy"])
 def test_no_module_is_hidden_by_ours(name: str) -> None:
     taken = sys.stdlib_module_names | required_import_names(project_table()["project"])

@@ -24,6 +24,7 @@ MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]
 
 
+@pytest.mark.long
 def test_the_cache_lies_beside_the_data_or_where_it_is_told(
     make_config: MakeConfig, write_shard: WriteShard, tmp_path: Path
 ) -> None:

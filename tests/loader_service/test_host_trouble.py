@@ -169,6 +169,7 @@ def case(request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.T
     return Case(tmp_path_factory.mktemp("case"), model, request.param)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("operation", ["open", "read"])
 def test_no_errno_of_the_host_is_a_verdict_and_the_next_attempt_succeeds(case: Case, operation: str) -> None:
     for name in (*ERRNOS, "MemoryError"):
@@ -186,6 +187,7 @@ def test_no_errno_of_the_host_is_a_verdict_and_the_next_attempt_succeeds(case: C
         assert case.encode(encoder) == case.expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("operation", ["open", "read"])
 def test_a_scan_keeps_no_verdict_that_the_host_made(case: Case, operation: str) -> None:
     for name in ("EMFILE", "EIO", "MemoryError"):

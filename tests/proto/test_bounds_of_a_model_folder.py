@@ -54,6 +54,7 @@ def test_a_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch
         ChatTemplate(USER + loops, {})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("expression", ["9 ** 9 ** 9", "'a' * 10 ** 9", "'a' * 2000000", "[0] * 2000000"])
 def test_a_template_cannot_take_all_memory_in_one_step(expression: str) -> None:
     with pytest.raises(ConfigError, match=r"the model's chat template fails on one user's turn \(.* of large values"):
@@ -65,6 +66,7 @@ def test_small_products_of_templates_are_computed() -> None:
     assert template.prompt("hello", 0, "<image>") == "hello===42"
 
 
+@pytest.mark.long
 def test_a_regex_of_the_tokenizer_that_blows_up_is_an_error() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(([a-z]| )+)+\d$"), "isolated")

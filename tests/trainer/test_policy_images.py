@@ -31,6 +31,7 @@ def policy_of(model: Path, processor: Processor) -> Policy:
     return Policy(family.auto_class.from_pretrained(model, dtype=torch.float32), processor, family)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seen", "good", "bad", "expected"),
     [

@@ -215,5 +215,9 @@ def test_epochs_that_nobody_trains_do_not_pile_up(crew: Crew) -> None:
 
         ask(range(10_015, 10_000, -1))  # downwards: none of them is long past when the next one comes
         before = rss_bytes(crew.pid(0))
-        ask(range(9_000, 8_950, -1))
-        assert rss_bytes(crew.pid(0)) - before < 5 * MIB
+        grown = []
+        for first in range(9_000, 8_800, -50):
+            ask(range(first, first - 50, -1))
+            grown.append(rss_bytes(crew.pid(0)) - before)
+        # The allocator keeps and gives back some MiB. A pile of 150 epochs does not shrink.
+        assert min(grown[2:]) < 5 * MIB

@@ -177,6 +177,7 @@ def test_what_no_library_takes_is_one_bad_record_and_the_loader_lives_on(tmp_pat
     assert len(answers) == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -218,6 +219,7 @@ def test_a_bug_of_ours_is_no_bad_data(name: str, tmp_path: Path, monkeypatch: py
         encoder.encode_all([(prepared.entries["train"][0], 0)], 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["fail", "skip"])
 @pytest.mark.parametrize(
     ("what", "reason"),

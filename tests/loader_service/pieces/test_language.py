@@ -80,6 +80,7 @@ def encode_all(config: Config, prepared: Prepared) -> list[list[Any]]:
     return [list(encoder.encode(entry, record, 0).samples) for record in range(entry.num_records)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_seq_len", [24, 64, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scan_and_loader_count_the_same(max_seq_len: int, seed: int, model: Path, tmp_path: Path) -> None:
@@ -233,6 +234,7 @@ def write_states(path: Path, states: Any = STATES) -> Path:
     return write(path, [samples[i : i + 50] for i in range(0, len(samples), 50)])
 
 
+@pytest.mark.long
 def test_states_are_scaled_by_the_train_data(model: Path, tmp_path: Path) -> None:
     shard = write_states(tmp_path / "a.jsonl")
     config = config_of(model, shard, "data.state=text", kind="States")

@@ -69,6 +69,7 @@ def test_how_an_npz_is_compressed_does_not_matter(config: Config, tmp_path: Path
     assert identity(prepare(other)) == identity(here)
 
 
+@pytest.mark.long
 def test_an_npz_that_changes_after_the_scan_is_not_served(config: Config) -> None:
     prepared = prepare(config)
     before, manifest = identity(prepared), prepared.entries["train"][0]

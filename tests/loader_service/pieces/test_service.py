@@ -68,6 +68,7 @@ def answer(bench: PieceService, ticket: Ticket) -> Message:
     return encoding.decode(found[1])
 
 
+@pytest.mark.long
 def test_a_ticket_whose_plan_was_forgotten_is_asked_again(
     bench: PieceService, tmp_path: Path, config: Config, prepared: Prepared
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_part_tells_where_rows_are_and_sends_those_that_it_holds(
         bench.close()
 
 
+@pytest.mark.long
 def test_workers_expect_the_remote_shards_that_the_front_knows(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     assert worker.shards == front.shards
 
 
+@pytest.mark.long
 def test_plans_are_dropped_least_recently_used(
     bench: PieceService, tmp_path: Path, config: Config, prepared: Prepared
 ) -> None:

@@ -41,6 +41,7 @@ def prepare_part(config: Config, glob: str) -> Prepared:
     return prepare(config, held=held_shards(config, [glob]))
 
 
+@pytest.mark.long
 def test_the_manifest_is_that_of_the_whole(make_config: MakeConfig, whole: Path, scanned: list[str]) -> None:
     config = make_config(whole)
     expected = prepare(config)
@@ -81,6 +82,7 @@ def test_what_is_here_is_hashed_once(make_config: MakeConfig, whole: Path, monke
         assert hashed == ["train-1.jsonl", "train-2.jsonl", "train-3.jsonl"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [lambda text: text.replace("PushCube-v1", "PullCube-v1", 1), lambda text: text * 2])
 def test_another_shard_of_the_same_name_is_refused(
     make_config: MakeConfig, whole: Path, change: Callable[[str], str]
@@ -138,6 +140,7 @@ def test_findings_name_what_is_on_other_hosts(make_config: MakeConfig, whole: Pa
     assert f"of 2 of 8 trajectories: {part}/train-0.jsonl at offset {offset}, {part}/train-1.jsonl:2." in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_a_part_of_a_lerobot_data_set(make_config: MakeConfig, tmp_path: Path, version: str) -> None:
     """`meta/` names all data files, and is on every host."""

@@ -71,6 +71,7 @@ def test_other_processes_scan_the_same(root: Path, make_config: MakeConfig, monk
         assert (a.num_samples.tolist(), a.offsets.tolist()) == (b.num_samples.tolist(), b.offsets.tolist())
 
 
+@pytest.mark.long
 def test_splits_share_a_folder_and_no_episode(root: Path, make_config: MakeConfig) -> None:
     options = {"episodes": ["0-1", 4], "val_episodes": [2, 3]}
     prepared = prepare(make_config(root, val=[root], dataset_type="lerobot", options=options))
@@ -94,6 +95,7 @@ def test_published_statistics_are_those_of_the_action_key(root: Path, make_confi
     assert codec.statistics.q99.tolist() == [8] * dim
 
 
+@pytest.mark.long
 def test_a_codec_of_chunks_is_fitted_on_those_that_are_read(root: Path, make_config: MakeConfig) -> None:
     for deltas in (None, [-0.2, -0.1, 0, 0.2], [0.1, 0.2, 0.3, 0.4]):
         options: dict[str, Any] = {"image_keys": []} | ({} if deltas is None else {"action_delta_timestamps": deltas})
@@ -131,6 +133,7 @@ def swap_video_places(root: Path) -> None:
     change_info(root, video_path="elsewhere/{video_key}.mp4")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [change_tasks, change_fps, swap_video_places])
 def test_a_change_of_the_index_makes_another_scan(
     root: Path, make_config: MakeConfig, scans: list[str], change: Callable[[Path], None]

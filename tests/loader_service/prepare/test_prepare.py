@@ -200,6 +200,7 @@ def test_an_interrupted_scan_goes_on_where_it_was(
     assert scanned == ["c.jsonl"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["manifest.json", "offsets.npy", "actions.npz", "state.json", "parts", "codecs"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "other"])
 def test_a_damaged_cache_is_made_anew(make_config: MakeConfig, write_shard: WriteShard, file: str, damage: str) -> None:

@@ -51,6 +51,7 @@ def largest_error(codec: ActionCodec, rows: np.ndarray) -> list[float]:
     return np.abs(decoded - rows).max(axis=0).tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("low", "high", "mask"),
     [

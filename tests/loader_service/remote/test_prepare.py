@@ -73,6 +73,7 @@ def samples_of(config: Config, entry: EntryManifest, record: int) -> list[Sample
         return list(dataset.read(shard, int(entry.offsets[record]), int(entry.sizes[record])))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "below", ["demos", "demos/", "demos/*.jsonl", "demos/more.jsonl", "*/demos.jsonl", "**/*.jsonl"]
 )
@@ -148,6 +149,7 @@ def test_of_several_shards_only_the_changed_one_is_fetched(config: MakeConfig, b
     assert [Path(shard).exists() for shard in after.shards] == [False, True]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["../secret.npz", "/bucket/secret.npz", "memory://bucket/secret.npz", "a/../../secret.npz"]
 )

@@ -35,6 +35,7 @@ def demo_arrays(count: int = 4) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_sample_has_the_views_of_its_frame(write_demo: Write, make_mani: Make, tmp_path: Path, stored: bool) -> None:
     arrays = demo_arrays()

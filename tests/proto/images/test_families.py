@@ -70,6 +70,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_equal_the_models_own_processor(case: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
@@ -93,6 +94,7 @@ def test_pixels_equal_the_models_own_processor(case: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(ours, normal, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(64, 64), (64, 131), (224, 224), (97, 50)])
 def test_rust_and_pillow_agree(resample: Any, size: tuple[int, int]) -> None:

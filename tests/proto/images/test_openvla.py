@@ -156,6 +156,7 @@ def test_its_json_comes_back_and_that_of_others_is_as_it_was(processor: Processo
         ImageSpec.from_json({name: value for name, value in tree.items() if name != "resample"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("image", "config", "message"),
     [

@@ -54,6 +54,7 @@ def their_tokenizer(folder: Path, template: str) -> Any:
     return tokenizer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_ids_and_labels_are_those_of_transformers(name: str, chat_processor: Make, tmp_path: Path) -> None:
     """The oracle's template has generation blocks; ours has them in one case, and none in the other."""
@@ -71,6 +72,7 @@ def test_ids_and_labels_are_those_of_transformers(name: str, chat_processor: Mak
             assert row.supervised.tolist() == expected["assistant_masks"], turns
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_turns_that_are_not_learned_are_no_labels(name: str, chat_processor: Make) -> None:
     """Labels of single turns, one at a time, are together those of all of them."""

@@ -40,6 +40,7 @@ def by_offsets(tokenizer: TextTokenizer, text: str, start: int, end: int) -> lis
     return [int(max(a, start) < min(b, end)) for a, b in offsets]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", TEXTS)
 def test_labels_are_those_of_the_offsets(text: str) -> None:
     tokenizer, generator = byte_level(), random.Random(7)

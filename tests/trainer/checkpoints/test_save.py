@@ -60,6 +60,7 @@ def save(checkpoints: Checkpoints, step: int, processor: Processor, engine: Engi
     )
 
 
+@pytest.mark.long
 def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path, processor: Processor) -> None:
     checkpoints = Checkpoints(config_of(tmp_path, keep=2), RANKS)
     assert checkpoints.find() is None
@@ -72,6 +73,7 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path, processor: 
     assert Processor.load(found.folder / "processor").to_json() == processor.to_json()
 
 
+@pytest.mark.long
 def test_after_a_resume_from_an_older_one_the_abandoned_ones_are_older(tmp_path: Path, processor: Processor) -> None:
     checkpoints = Checkpoints(config_of(tmp_path, keep=2), RANKS)
     for step in (10, 20):
@@ -87,6 +89,7 @@ def test_after_a_resume_from_an_older_one_the_abandoned_ones_are_older(tmp_path:
     assert (found.cursor.step, found.state["serial"]) == (20, 4)
 
 
+@pytest.mark.long
 def test_a_half_written_one_is_never_picked_up(tmp_path: Path, processor: Processor) -> None:
     checkpoints = Checkpoints(config_of(tmp_path), RANKS)
     save(checkpoints, 5, processor)
@@ -119,6 +122,7 @@ def removal_that(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -
     monkeypatch.setattr("trainer.checkpoints.save.shutil.rmtree", rmtree)
 
 
+@pytest.mark.long
 def test_a_checkpoint_killed_while_it_removes_an_old_one_leaves_nothing_for_ever(
     tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +154,7 @@ def test_the_same_step_again_is_there_whole_before_the_old_one_is_removed(
     assert (found.cursor.step, found.serial) == (5, 2)
 
 
+@pytest.mark.long
 def test_an_old_one_that_cannot_be_removed_does_not_end_the_run(
     tmp_path: Path, processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,6 +241,7 @@ def test_the_way_back_is_said(resume: str | None, how: str, tmp_path: Path, proc
     assert checkpoints.resume_hint == f"the newest checkpoint is {folder}, and the same command{how} resumes from it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -253,6 +259,7 @@ def test_a_state_that_cannot_be_read(tmp_path: Path, processor: Processor, text:
             Checkpoints(config_of(tmp_path, resume=resume), RANKS).find()
 
 
+@pytest.mark.long
 def test_a_neighbour_that_is_damaged_during_the_run_does_not_end_it(
     tmp_path: Path, processor: Processor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,6 +273,7 @@ def test_a_neighbour_that_is_damaged_during_the_run_does_not_end_it(
     assert "step-00000005" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -293,6 +301,7 @@ def test_a_run_that_differs_is_refused_in_words(
         checkpoints.check(found, {"plan": "p"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "now", "change"),
     [
@@ -327,6 +336,7 @@ def test_what_changes_no_training_row_is_only_said(
     assert "image_libraries simplejpeg 1 -> simplejpeg 2, manifest/val/0 none -> v" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

@@ -60,6 +60,7 @@ def our_pixels(
     return processor, family.layout(normalise(torch.from_numpy(pixels)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "height", "width"), pixel_cases.cases())
 def test_pixels_are_those_of_the_fast_processors(
     family: str, height: int, width: int, models: dict[str, Path], golden: dict[str, Any], tmp_path: Path

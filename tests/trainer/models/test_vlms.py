@@ -71,6 +71,7 @@ def load(config: Config) -> Any:
     return family.auto_class.from_pretrained(config.model.base_model_path, dtype=torch.float32).train()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("family", VLMS)
 def test_pixels_are_those_of_the_models_own_processor(
@@ -116,6 +117,7 @@ def test_tokens_are_those_of_the_text_that_its_processor_makes(
     assert [id for id in batch.labels[0].tolist() if id != IGNORED] == answer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", VLMS)
 def test_the_loss_is_that_of_the_model_with_its_own_processors_pixels(
     family: str, models: dict[str, Path], tmp_path: Path
@@ -149,6 +151,7 @@ def test_the_loss_is_that_of_the_model_with_its_own_processors_pixels(
     assert (changed - logits[0]).abs().max() > 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", VLMS)
 def test_a_policy_decodes_with_a_cache_what_a_whole_row_predicts(
     family: str, models: dict[str, Path], tmp_path: Path

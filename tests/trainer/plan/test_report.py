@@ -30,6 +30,7 @@ def config_file(tiny_causal: Path, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_the_table_and_the_same_as_json(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", str(config_file), "--plan", "--samples", "100", "--samples-per-second", "500"]
     options += ["--loader-samples-per-second", "200"]
@@ -55,6 +56,7 @@ def test_the_table_and_the_same_as_json(config_file: Path, capsys: pytest.Captur
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_too_little_disk_is_said(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +84,7 @@ def test_seven_billion_parameters_need_no_weights(tmp_path: Path) -> None:
     assert plan["memory"][0]["activations"] > 32 * 2 * 96 * 4096 * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_activations_are_what_a_real_forward_keeps(
     attention: str, tiny_causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

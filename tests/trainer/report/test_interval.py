@@ -19,6 +19,7 @@ from trainer.report.interval import Interval, line_of, verdict_of
 from trainer.training.flops import peak_of
 
 
+@pytest.mark.long
 def test_the_verdict_says_by_how_much() -> None:
     assert verdict_of(0.0, 0.0).startswith("trainer-bound: 0.0% of the time is waiting")
     assert verdict_of(0.49, 10.0).startswith("trainer-bound: 4.9% of the time is waiting")

@@ -273,6 +273,7 @@ def test_the_command_serves_an_export_until_a_signal(number: int, tiny_llava: Pa
     assert "Traceback" not in errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

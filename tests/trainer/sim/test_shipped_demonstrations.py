@@ -25,6 +25,7 @@ def rows(split: str) -> list[Row]:
 ALL = [pytest.param(row, id=row["obs_path"]) for split in SPLITS for row in rows(split)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", ALL)
 def test_row_and_npz_agree(row: Row) -> None:
     assert list(row) == ["obs_path", "task", "instruction", "actions", "seed"]

@@ -54,6 +54,7 @@ def check_no_mask(stepper: Stepper, batch: Any) -> None:
         torch.testing.assert_close(learned[False][2][name], gradient, **close)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [*KINDS, "opt"])
 def test_padding_of_a_text_model_needs_no_mask(kind: str, tiny_causal: Path, tmp_path: Path) -> None:
     config = make_config(tiny_causal, tmp_path)
@@ -68,6 +69,7 @@ def test_padding_of_a_text_model_needs_no_mask(kind: str, tiny_causal: Path, tmp
 QUICK = ("llava", "openvla", "paligemma")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in ("idefics3", *VLMS) if f not in QUICK)],

@@ -91,6 +91,7 @@ def check_equal(stepper: Stepper, batch: MicroBatch, config: Config) -> None:
         assert stepper.logits(stepper.make_inputs(batch)).shape[2] > 100, "the head is as it was"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", TEXT)
 def test_text_models(kind: str, tiny_causal: Path, tmp_path: Path) -> None:
     config = make_config(tiny_causal, tmp_path, loss=IN_CHUNKS)

@@ -147,6 +147,7 @@ def check_equal(model: torch.nn.Module, processor: Processor) -> None:
         torch.testing.assert_close(learned[name], gradient, atol=1e-5 * max(1.0, float(gradient.abs().max())), rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_model_loses_and_learns_as_if_each_sample_were_alone(
     kind: str, tiny_causal: Path, tmp_path: Path

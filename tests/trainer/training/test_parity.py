@@ -120,10 +120,7 @@ def train_plain(config: Config) -> tuple[Figures, Weights]:
     "family",
     [
         *("llava", "openvla"),
-        *(
-            pytest.param(family, marks=pytest.mark.slow)
-            for family in ("llava with adapters", "idefics3", *VLMS)
-        ),
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("llava with adapters", "idefics3", *VLMS)),
     ],
 )
 def test_two_zero3_ranks_train_as_one_plain_process(

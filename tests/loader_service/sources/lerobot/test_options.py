@@ -60,6 +60,7 @@ def lerobot_query(t: int, length: int, deltas: Sequence[int]) -> tuple[list[int]
     return indices, [(t + delta < start) | (t + delta >= end) for delta in deltas]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("deltas", [None, [-2, 0, 1, 5], [3, 1, 2, 0]])
 def test_chunks_and_history_are_padded_by_lerobots_rule(tmp_path: Path, version: str, deltas: list[int] | None) -> None:

@@ -45,6 +45,7 @@ def root(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue("old" if request.param == "v2.1" else "new"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("state", "named"),
     [
@@ -62,6 +63,7 @@ def test_states_matter_only_where_they_are_read(root: Path, state: Callable[...,
     assert named in refusal(root, state="none", state_key=STATE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [[0], [5, 5], "five"])
 def test_a_state_that_is_described_wrongly_matters_only_where_it_is_read(root: Path, shape: Any) -> None:
     expected = samples(root)
@@ -70,6 +72,7 @@ def test_a_state_that_is_described_wrongly_matters_only_where_it_is_read(root: P
     assert f"features[{STATE}]" in refusal(root)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrong", ["missing", "empty", "nonsense"])
 def test_the_table_of_tasks_is_not_read_where_the_instruction_is_set(root: Path, wrong: str) -> None:
     file = next(root.glob("meta/tasks.*"))
@@ -83,6 +86,7 @@ def test_the_table_of_tasks_is_not_read_where_the_instruction_is_set(root: Path,
     assert "task" in refusal(root)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "feature",
     [
@@ -105,6 +109,7 @@ def test_features_that_nobody_asked_for(root: Path, feature: Any) -> None:
     assert "annotation" in refusal(root, action_key="annotation")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "feature", [{"dtype": "hologram", "shape": [64, 96, 3]}, {"dtype": "video", "shape": [0, 3]}, {"dtype": "video"}]
 )
@@ -123,6 +128,7 @@ def test_a_camera_that_cannot_be_read_is_left_out_only_by_name(root: Path, featu
         np.testing.assert_array_equal(image, right)
 
 
+@pytest.mark.long
 def test_whole_numbers_written_as_floating_point(root: Path) -> None:
     expected = samples(root)
     names = ("episode_index", "frame_index", "task_index")
@@ -144,6 +150,7 @@ def test_whole_numbers_written_as_floating_point(root: Path) -> None:
         np.testing.assert_array_equal(sample.images[0], other.images[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), 1e300])
 def test_numbers_that_are_not_whole_are_no_index(root: Path, value: float) -> None:
     every_data_file(root, frame_index=lambda rows: pa.array([value, *(float(row) for row in rows[1:])]))

@@ -127,6 +127,7 @@ def one_gop(root: Path) -> list[list[np.ndarray]]:
     return [decoded[7 * i : 7 * i + 7] for i in range(24)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("removed", [False, True])
 def test_a_drift_of_a_whole_frame_is_no_agreement(tmp_path: Path, removed: bool) -> None:
     """One keyframe. Episode 20 begins, by its from_timestamp, exactly at the next frame."""
@@ -154,6 +155,7 @@ def test_the_case_of_the_shared_data() -> None:
     assert len(samples(CASES, episodes=["0-5"])) == 42
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gop", ["2", "12", "250"])
 def test_match_frames_by_frame_index_ignores_clocks_that_drift(tmp_path: Path, gop: str) -> None:
     """The video and the table are stamped by clocks of their own."""

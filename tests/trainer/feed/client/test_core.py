@@ -230,6 +230,7 @@ def test_joining_loader_takes_its_share() -> None:
     assert driver.keys() == EXPECTED
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(40))
 def test_faults_in_any_order_alter_nothing(seed: int) -> None:
     """A small simulator: answers in any order, twice, never; loaders lost, back under another name; time passes."""

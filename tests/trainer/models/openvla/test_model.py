@@ -165,6 +165,7 @@ def test_an_image_without_a_row_is_refused(loud: Path) -> None:
         model(input_ids=ids, pixel_values=pixels[:1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [1, 2])
 def test_generation_with_a_cache_is_generation_without(rows: int, loud: Path) -> None:
     model = load(loud, dtype=torch.float32)
