@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import builtins
 import errno
+import gc
 import importlib.util
 import io
-import gc
 import os
 import resource
 from collections.abc import Callable, Iterator
