@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -62,4 +63,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Watch what tests start."""
+    platform.processor()  # starts `uname -p` once in a process, whichever library asks first
     config.pluginmanager.register(Started(), "started")
