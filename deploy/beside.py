@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deploy.child import run_command
+
 POLL_S = 1.0
 _COPY_TRIES = 10
 
@@ -35,21 +37,12 @@ def run_beside(
                 policy = _wait_for_policy(process, output_dir)
                 if policy is None:
                     break
-                code = _run(job(policy), cwd)
+                code = run_command(job(policy), cwd)
                 codes.append(code)
                 if code:
                     break
             return process.wait(), codes
         except BaseException:  # an interrupt: a terminal tells the training too, SIGTERM does not
-            process.terminate()
-            raise
-
-
-def _run(command: Sequence[str], cwd: Path) -> int:
-    with subprocess.Popen(command, cwd=cwd) as process:
-        try:
-            return process.wait()
-        except BaseException:
             process.terminate()
             raise
 

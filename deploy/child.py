@@ -12,12 +12,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 _LINE_END = re.compile(rb"(\r\n|[\r\n])")
 _MAX_LINE_BYTES = 65536
 _PROGRESS_INTERVAL_S = 2.0
 """A progress bar redraws itself ten times a second, after a carriage return; here one line in two seconds is enough."""
+_END_S = 120.0
+"""A launcher that is told to stop saves the run and drains its loaders before it ends."""
 _output_lock = threading.Lock()
 
 
@@ -42,6 +45,29 @@ def without_sigusr1() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def interrupt_on_sigterm() -> None:
+    """SIGTERM raises KeyboardInterrupt from now on, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def run_command(command: Sequence[str], cwd: Path) -> int:
+    """Exit code of a command that shares this terminal. An interrupt is raised once the command has ended, too."""
+    with subprocess.Popen(command, cwd=cwd) as process:
+        try:
+            return process.wait()
+        except BaseException:  # a terminal tells the command too, SIGTERM does not
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            if process.poll() is None:
+                process.kill()
+            raise
 
 
 class Child:

@@ -11,13 +11,17 @@ import importlib.util
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":  # `python deploy/demo.py` puts deploy/ first on the path; the source root belongs there
+    sys.path[0] = str(ROOT)
+
+from deploy.child import interrupt_on_sigterm, run_command  # noqa: E402  (the path must stand before)
+
 CONFIG = "deploy/configs/demo.yaml"
 MODEL = "build/demo/policy"
 OUTPUT = "outputs/demo"
@@ -46,6 +50,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     overrides = [part for override in arguments.set for part in ("--set", override)]
+    interrupt_on_sigterm()
     started = time.monotonic()
     shutil.rmtree(ROOT / OUTPUT, ignore_errors=True)  # the demo starts anew; a real run resumes
     python = sys.executable
@@ -68,7 +73,11 @@ def main() -> int:
     for number, (title, command) in enumerate(steps, 1):
         shown = shlex.join(part if "\n" not in part else "..." for part in ["python", *command[1:]])
         print(f"\n=== {number}/{len(steps)} {title}\n$ {shown}", flush=True)
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        try:
+            code = run_command(command, ROOT)
+        except KeyboardInterrupt:
+            print("demo: interrupted; it starts anew next time", file=sys.stderr)
+            return 130
         if code:
             print(f"demo: step {number} ended with code {code}", file=sys.stderr)
             return code

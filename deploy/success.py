@@ -17,8 +17,6 @@ import html
 import json
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,7 @@ if __name__ == "__main__":  # `python deploy/success.py` puts deploy/ first on t
     sys.path[0] = str(ROOT)
 
 from deploy.beside import run_beside  # noqa: E402  (the path must stand before)
+from deploy.child import interrupt_on_sigterm, run_command  # noqa: E402
 
 TASKS = {
     "PushCube-v1": 0.15,
@@ -91,16 +90,12 @@ NUMBERS = (
 def main() -> int:
     """Run all steps; returns the exit code."""
     options = parse()
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     try:
         return _run_all(options)
     except KeyboardInterrupt:
         print("success: interrupted; the same command resumes", file=sys.stderr)
         return 130
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _run_all(options: argparse.Namespace) -> int:
@@ -267,12 +262,7 @@ def run(step: Step) -> int:
         print(f"\n=== {step.title}: done before", flush=True)
         return 0
     print(f"\n=== {step.title}\n$ {shlex.join(['python', *step.command[1:]])}", flush=True)
-    with subprocess.Popen(step.command, cwd=ROOT) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # a terminal tells the step too, SIGTERM does not
-            process.terminate()
-            raise
+    code = run_command(step.command, ROOT)
     if code == 0 and step.done is not None:
         step.done.parent.mkdir(parents=True, exist_ok=True)
         step.done.touch()

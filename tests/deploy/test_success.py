@@ -63,13 +63,16 @@ def test_a_step_that_is_interrupted_ends_and_is_not_marked(tmp_path: Path) -> No
     started, ended = tmp_path / "started", tmp_path / "ended"
     waits = (
         "import pathlib, signal, sys, time\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path({str(ended)!r}).write_text('x') and 0))\n"
+        "def end(*_):\n"
+        "    time.sleep(2)  # saves its run\n"
+        f"    sys.exit(pathlib.Path({str(ended)!r}).write_text('x') and 0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
         f"pathlib.Path({str(started)!r}).touch()\n"
         "time.sleep(300)\n"
     )
     program = (
-        "import signal, sys; from pathlib import Path; from deploy import success\n"
-        "signal.signal(signal.SIGTERM, success._interrupt)\n"
+        "import sys; from pathlib import Path; from deploy import success; from deploy.child import interrupt_on_sigterm\n"
+        "interrupt_on_sigterm()\n"
         f"success.run(success.Step('waits', [sys.executable, '-c', {waits!r}], Path({str(tmp_path / '.done')!r})))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)

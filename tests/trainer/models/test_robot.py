@@ -26,6 +26,7 @@ from trainer.checkpoints.save import Checkpoints
 from trainer.engine.zero import join_ranks
 from trainer.models.families import family_of, read_model_config
 from trainer.models.robot.building import RobotSizes
+from trainer.models.robot.modeling import RobotConfig
 from trainer.models.tiny import build_tiny
 from trainer.policy import Policy
 from trainer.policy_io import PolicyInput
@@ -276,3 +277,9 @@ def test_words_that_are_read_together_are_told_apart_by_their_order_from_the_sta
 def test_a_window_has_a_middle(tmp_path: Path, window: int) -> None:
     with pytest.raises(ConfigError, match=f"--word-window {window}: an odd number, or 0"):
         build_tiny("robot", tmp_path, image_size=16, robot=replace(SIZES, word_window=window))
+
+
+def test_a_model_whose_words_would_be_read_differently_is_refused() -> None:
+    assert RobotConfig(word_position_scale=0.1).word_window == 0
+    with pytest.raises(ValueError, match="word_position_scale is gone"):
+        RobotConfig(word_position_scale=1.0)

@@ -80,6 +80,10 @@ class RobotConfig(PretrainedConfig):  # type: ignore[misc]
             "model_type": "stoker_robot_towers",
         }
         kwargs.pop("vision_config", None)
+        if kwargs.pop("word_position_scale", 0.1) != 0.1:
+            raise ValueError(
+                "word_position_scale is gone, so this model would read its words differently: build it anew"
+            )
         super().__init__(**kwargs)
 
 
