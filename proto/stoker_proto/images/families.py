@@ -256,10 +256,8 @@ def _qwen_vl(reader: _Reader) -> ImageSpec:
     if reader.kind != "Qwen2VLImageProcessor":
         raise reader.error(f"image processor {reader.kind} in a Qwen-VL model is not known")
     side = int(reader.image["patch_size"]) * int(reader.image["merge_size"])
-    limits = (
-        ("min_pixels", "shortest_edge"),
-        ("max_pixels", "longest_edge"),
-    )  # Qwen2.5-VL has the first names, Qwen3-VL these
+    # Qwen2.5-VL's names, Qwen3-VL's
+    limits = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
     least, most = (int(reader.image.get(name, reader.image["size"][edge])) for name, edge in limits)
     if reader.size is None:
         raise reader.error(

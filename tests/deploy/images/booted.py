@@ -109,9 +109,7 @@ def booted(folder: Path, files: Path) -> Iterator[Machine]:
             "boot",
             "basic.target",
         )
-        ldconfig = machine.run(
-            "/sbin/ldconfig"
-        )  # a Python of one's own has a libpython, whose path in it is hidden now
+        ldconfig = machine.run("/sbin/ldconfig")  # Python's own libpython has another path here
         assert ldconfig.returncode == 0, ldconfig.stderr
         yield machine
     finally:

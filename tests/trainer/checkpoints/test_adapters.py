@@ -189,6 +189,7 @@ def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
     ("kind", "before", "after", "stage"),
     [
         ("adapters", 2, 1, 3), ("averages", 2, 1, 2), ("averages", 1, 2, 3), ("both", 2, 1, 2),
+        ("both", 1, 2, 3), ("adapters", 1, 2, 1), ("averages", 2, 1, 1),
     ],
 )  # fmt: skip
 def test_adapters_and_averages_resume_on_another_number_of_ranks(
