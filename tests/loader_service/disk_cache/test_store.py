@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,12 @@ def found_in(cache: DiskCache, numbers: range) -> list[int]:
 
 
 def disk_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    """What the folder takes; other processes may remove files meanwhile."""
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 def age(file: Path, seconds: float) -> None:
