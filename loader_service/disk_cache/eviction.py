@@ -71,6 +71,7 @@ def make_room(folder: Path, limit_bytes: int, needed_bytes: int) -> bool:
 
 def _look(folder: Path, name: str) -> Segment | None:
     """None if it is removed at this moment."""
+    is_written = _is_locked(folder / f"{name}{RECORDS}")  # before its size: a segment that was closed grows no more
     size = used = 0
     for kind in (RECORDS, INDEX):
         with suppress(FileNotFoundError):  # half of a segment may be left by a process that was killed
@@ -78,7 +79,6 @@ def _look(folder: Path, name: str) -> Segment | None:
             size, used = size + status.st_size, max(used, status.st_mtime_ns)
     if not used:
         return None
-    is_written = _is_locked(folder / f"{name}{RECORDS}")
     if is_written:
         with suppress(FileNotFoundError):
             size = max(size, read_capacity(folder, name))
