@@ -39,12 +39,12 @@ from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
+from trainer.report.data_wait import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.fleet import FleetReport
-from trainer.report.interval import Interval, line_of, peak_memory_gb, verdict_of
+from trainer.report.loss_spikes import WorstSteps
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
-from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
 from trainer.training.split import Split

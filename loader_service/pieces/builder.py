@@ -27,7 +27,7 @@ from stoker_proto.host.stages import IDLE, PACK, READ, STAGES, StageClock, start
 from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Shards, Ticket
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 
 logger = logging.getLogger(__name__)
 

@@ -3,5 +3,5 @@
 In: the config and the shards of its entries. Out: `Prepared`: manifests, codec, statistics of the states.
 Read `command`, `run` (all entries), `entry` (one entry), `parts` (a part of a shard: hash and scan), `scan_pool` (processes),
 `actions_state` (actions seen by a scan), `fit` and `published` (statistics and codec), `first_records`, `verify`,
-`summary`, `tidy`.
+`summary`, `cleanup`.
 """

@@ -38,8 +38,8 @@ from loader_service.prepare.actions_state import (
     check_same_width,
     sampled_chunk,
 )
+from loader_service.prepare.cleanup import note_use
 from loader_service.prepare.parts import Part, PartResult, PartTask, RemotePart, load_part
-from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.errors import DataError, ManifestError

@@ -24,13 +24,13 @@ from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
-from loader_service.server.held import check_parts, held_shards
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.operator_pages import OperatorPages
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
+from loader_service.server.shard_selection import check_parts, held_shards
 from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config

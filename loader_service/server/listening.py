@@ -18,7 +18,7 @@ import struct
 from collections.abc import Sequence
 
 from stoker_proto.errors import ConfigError, StokerError
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 
 _ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
 _BACKLOG = 100

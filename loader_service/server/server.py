@@ -34,8 +34,8 @@ from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
-from stoker_proto.wire.rows import unpack_rows
-from stoker_proto.wire.shown import shown
+from stoker_proto.wire.peer_text import shown
+from stoker_proto.wire.row_bits import unpack_rows
 
 logger = logging.getLogger(__name__)
 

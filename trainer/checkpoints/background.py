@@ -22,7 +22,7 @@ import torch
 
 from stoker_proto.errors import HostError
 from stoker_proto.host.files import sync
-from trainer.engine.memory import available_bytes
+from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import Ranks
 from trainer.engine.universal import inner_optimizer
 from trainer.engine.zero import Engine

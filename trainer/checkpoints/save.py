@@ -39,7 +39,7 @@ from trainer.checkpoints.background import (
     wait_for_marks,
 )
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
-from trainer.checkpoints.writing import writing
+from trainer.checkpoints.write_errors import writing
 from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, max_over_ranks, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, load_averages, repair_optimizer
 from trainer.engine.zero import Engine

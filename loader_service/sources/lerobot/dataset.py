@@ -26,8 +26,8 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, RecordContent, Sample, ScannedRecord
 from loader_service.sources.extras import library
-from loader_service.sources.lerobot.alike import check_alike
 from loader_service.sources.lerobot.columns import integers
+from loader_service.sources.lerobot.compatibility import check_alike
 from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode, video_files
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH

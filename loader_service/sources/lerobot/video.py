@@ -1,7 +1,7 @@
 """An episode's frames in an mp4, in one pass: seek to a keyframe before the first of them, then decode on.
 
 A frame belongs to a row if its time is within `_TOLERANCE` of the row's. Time stamps of the table may be off by whole frames, so
-each frame is also counted (`shown_order`): it must have as many frames before it as the episodes before it have rows. With
+each frame is also counted (`presentation_order`): it must have as many frames before it as the episodes before it have rows. With
 `Begin.by_number`, frames are only counted, and all times are ignored.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.extras import library
-from loader_service.sources.lerobot.shown_order import ShownOrder
+from loader_service.sources.lerobot.presentation_order import ShownOrder
 from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
 from stoker_proto.host.stages import DECODE, switch

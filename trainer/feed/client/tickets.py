@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
 from stoker_proto.wire.messages import Failure, Piece, Shards, Ticket
-from stoker_proto.wire.rows import MAX_CHOSEN, pack_rows
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
+from stoker_proto.wire.row_bits import MAX_CHOSEN, pack_rows
 from trainer.feed.client.merge import merge_pieces
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import Attempt, Pace

@@ -44,7 +44,7 @@ _CODE = {loader_service: ("sources", "pieces", "paths.py"), stoker_proto: ("",)}
 """Where the code is that decides it."""
 
 
-class KeepingEncoder(RecordEncoder):
+class CachingEncoder(RecordEncoder):
     """Takes records from the cache, and keeps there what it had to encode."""
 
     def __init__(
