@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "--worst-loss",
         type=positive,
         metavar="K",
-        help="the K steps whose loss rose most, and their rows with the largest",
+        help="the K steps whose loss rose most, and their rows with the largest loss",
     )
     parser.add_argument(
         "--exclude-lines",

@@ -64,8 +64,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--shards",
         nargs="+",
         metavar="GLOB",
-        help="serve only the files of the data paths that match: whole entries, or parts of them whose other files other loaders "
-        "serve. Those need not be on this host if a copy of the .stoker folder of a host that has all of them is; default: all",
+        help="serve only the matching files of the data paths: whole entries, or parts of entries; other loaders serve the rest. "
+        "The other files may be missing here if the .stoker folder was copied from a host that has all files; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
@@ -83,7 +83,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
     parser.add_argument(
-        "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for open tickets after SIGTERM; default: %(default)s",
     )
     parser.add_argument(
         "--metrics",

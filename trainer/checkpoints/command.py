@@ -1,4 +1,4 @@
-"""`stoker-export --checkpoint DIR`: the export of a checkpoint, such as the best one, on one host and without ranks.
+"""Exports a checkpoint, such as the best one, as a model that transformers loads. Runs on one host, without ranks.
 
     stoker-export --checkpoint outputs/checkpoints/step-00000500 --out outputs/best
 
