@@ -81,7 +81,7 @@ class Counters:
         return Counters(*[*sums, [a + b for a, b in zip(self.stage_s, other.stage_s, strict=True)]])
 
     def without_gauges(self) -> Counters:
-        """Of a worker that is gone: what it did counts, what it held in memory is gone with it."""
+        """Counters of a worker that has ended: its work still counts, what it held in memory does not."""
         return dataclasses.replace(self, records_ahead=0, cache_bytes=0)
 
 

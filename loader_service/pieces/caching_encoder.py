@@ -101,7 +101,7 @@ class CachingEncoder(RecordEncoder):
         return outcome
 
     def _key(self, manifest: EntryManifest, number: int) -> bytes | None:
-        """16 bytes; None for a record that is not kept, or whose files are not those of the scan: encoding it says why."""
+        """16 bytes; None for a record that is not kept, or whose files differ from the scan: encoding it raises the error."""
         settings = self._settings_of(manifest)
         content = None if settings is None else self._content(manifest, number)
         if settings is None or content is None:

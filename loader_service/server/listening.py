@@ -1,9 +1,9 @@
 """The loader's listening socket: bound to what was checked, and deaf to resets.
 
-libzmq aborts its process when a connection whose input stands still (the ROUTER's high-water mark is reached) is reset, and then
-a heartbeat is due or a PING is answered on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops TCP
-segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such connections
-by a timer, which libzmq bears in every state.
+libzmq aborts its process if a connection is reset while libzmq has paused reading from it (at the ROUTER's high-water mark), and
+libzmq then sends a heartbeat or answers a PING on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops
+TCP segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such
+connections by a timer, which libzmq bears in every state.
 
 Newer kernels let only a process with CAP_NET_ADMIN filter a TCP socket. Without it `relay` keeps resets away from ZeroMQ.
 """

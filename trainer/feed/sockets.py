@@ -317,7 +317,7 @@ class SocketDriver:
             (
                 zmq.RCVHWM,
                 0,
-            ),  # libzmq aborts where an input stands still and heartbeats are sent; tickets bound what comes
+            ),  # libzmq aborts where reading has paused and heartbeats are sent; tickets bound what comes
             (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 1000),
             (zmq.CONNECT_TIMEOUT, 3000),

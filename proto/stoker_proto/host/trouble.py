@@ -4,8 +4,8 @@
     OSError(ENOENT), ArrowInvalid("Parquet magic bytes not found")    says something of the data
     DataError("the video cannot be read") from av's OSError(EIO)      trouble of the host, whatever wraps it
 
-Everything that reads data asks here before it says that data is bad: a verdict on data ends a run (`fail`) or costs samples
-(`skip`), is the same on every loader, and is kept by loader-prepare. Trouble of one host is none of these.
+Code that reads data asks here before it calls data bad. Bad data ends a run (`fail`) or costs samples (`skip`), on every loader
+alike, and loader-prepare remembers it. Trouble of one host is none of these.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class PendingTicket:
     needed: frozenset[int] = frozenset()
     """The different ones among them."""
     parts: list[PendingTicket] = field(default_factory=list)
-    """Of a divided ticket, which is itself asked no more."""
+    """Of a divided ticket, which is itself not sent any more."""
     whole: PendingTicket | None = None
     """Of a part: the ticket that was divided."""
     rows: NDArray[np.int64] | None = None
@@ -76,7 +76,7 @@ class PendingTicket:
 
     @property
     def asked(self) -> list[PendingTicket]:
-        """What is asked for it: itself, or its parts."""
+        """The tickets that are sent for it: itself, or its parts."""
         return self.parts or [self]
 
     def __str__(self) -> str:
