@@ -5,7 +5,7 @@ A record's key is a hash of all that decides its bytes:
     settings    what the fingerprints of a run are made of: processor, dataset, device; versions of libraries; Stoker's own code
     content     the row that names the record; name, size and CRC-32 of each array of its NPZ, the file's size and time of change
 
-What depends on the epoch is not kept (augmented frames), nor what its dataset class cannot name the content of.
+Not kept: records that depend on the epoch (augmented frames), and records whose dataset class cannot name their content.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class EntryJob:
         return self.load(state)
 
     def stamped(self, state: Mapping[str, Any]) -> list[tuple[str, Path, Stamp]]:
-        """(name, path, stamp) of each shard now. Of remote shards it is what their host reports, of absent ones what the cache
+        """(name, path, stamp) of each shard now. For remote shards it is what their host reports, for absent ones what the cache
         has."""
         names, paths = self.shards.names, self.shards.paths
         if self.shards.versions:

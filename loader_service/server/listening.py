@@ -29,7 +29,8 @@ _DROP_RESETS = (_LOAD_FLAGS, (0x45, 0, 1, 4), _DROP, _KEEP)  # is RST among them
 """Classic BPF: code, jump if true, jump if false, operand. Connections inherit it from the listening socket."""
 _DROP_ALL = (_DROP,)
 _RECEIVE_BYTES = 8 << 10
-"""Of each connection: questions are small. What a peer sent before it vanished is still read, so there must be little room."""
+"""Receive buffer of each connection: ranks' messages are small. Bytes that a peer sent before it vanished are still read, so
+there must be little room."""
 
 
 def parse_bind(address: str) -> tuple[str, int]:

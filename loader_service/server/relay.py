@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _TO_RANK_BYTES = 256 << 10
 """Read at once from ZeroMQ: answers are large."""
 _TO_LOADER_BYTES = 4 << 10
-"""Read at once from a rank, and the buffer of the Unix socket: questions are small. What lies in the socket when a rank is gone
-is still delivered, so a peer that floods and resets its connection again and again must find little room."""
+"""Read at once from a rank, and the buffer of the Unix socket: ranks' messages are small. Bytes in the socket of a rank that has
+gone are still delivered, so a peer that floods and resets its connection again and again must find little room."""
 _MOST_LEAVING = 16
 """Connections whose rank is gone and whose last bytes ZeroMQ still reads. Beyond this number no new connection is accepted: peers
 that flood, reset and reconnect would fill the loader with messages of dead connections."""

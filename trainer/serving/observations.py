@@ -1,4 +1,4 @@
-"""An observation, as clients of openpi and vla-eval write it -> what the policy is told.
+"""An observation, as clients of openpi and vla-eval write it -> the inputs of the policy.
 
     {"observation/image": uint8[H, W, 3], "observation/wrist_image": uint8[H, W, 3], "observation/state": float[8],
      "prompt": "push the cube"}                                                                               openpi

@@ -150,7 +150,7 @@ class LeRobotDataset(BaseSFTDataset):
     def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
         """The entry's content and the headers of the episode's videos.
 
-        Not known behind a URL, nor with images that may lie in files, nor of an episode that ends in another data file."""
+        None behind a URL, with images that may lie in files, and for an episode that ends in another data file."""
         if self._rows.files.is_remote(shard):
             return None
         folder = self._folder(shard)

@@ -192,8 +192,9 @@ class Load:
     """Load of all loaders of one rank: which loader is overloaded while another is idle.
 
     Latencies cannot tell. Where the trainer takes everything that comes, open tickets collect at the slowest loader, even if it
-    is only a tenth slower. Its latency is then many times that of the others. What tells is samples per second of the time with
-    open tickets, together with another loader that had none. No loader loses lanes while the trainer has enough data.
+    is only a tenth slower. Its latency is then many times that of the others. The evidence is a loader's samples per second over
+    the time with open tickets, together with another loader that had none. No loader loses lanes while the trainer has enough
+    data.
     """
 
     def __init__(self, options: CoreOptions, now: float) -> None:
