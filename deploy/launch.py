@@ -27,16 +27,19 @@ if __name__ == "__main__":  # `python deploy/launch.py` puts deploy/ first on th
 from deploy.child import say  # noqa: E402  (the path must stand before)
 from deploy.keeper import run_kept  # noqa: E402
 from deploy.loaders import LoaderPlan  # noqa: E402
-from deploy.node import Plan, free_port, run_node  # noqa: E402
+from deploy.node import Plan, run_node  # noqa: E402
 from deploy.nodes.membership import add_arguments, find_membership  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
 from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
 from stoker_proto.errors import ConfigError  # noqa: E402
+from stoker_proto.host.ports import free_port  # noqa: E402
 
 _DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """One of these exists where torch can find a CUDA or ROCm device; asking torch itself costs seconds."""
 _START_MARGIN_S = 60.0
 """How much longer ranks wait for the loaders than the launcher does, which ends the run then."""
+_KILL_MARGIN_S = 20.0
+"""How much longer the launcher waits for ranks that save than `trainer.checkpoint.stop_grace_s`, after which they end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,6 +146,7 @@ def make_plan(options: argparse.Namespace, environment: Mapping[str, str]) -> Pl
         ),
         trainer_environment=ranks_environment,
         completion_record=Path(config.trainer.output_dir) / "summary.json",
+        trainer_grace_s=config.trainer.checkpoint.stop_grace_s + _KILL_MARGIN_S,
     )
 
 

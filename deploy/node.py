@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,17 @@ from pathlib import Path
 
 from deploy.child import say, without_sigusr1
 from deploy.completion import CompletionRecord
-from deploy.keeper import Signals, as_exit_code, group_members, signal_catchers, signal_group, wait_group
+from deploy.keeper import (
+    Signals,
+    as_exit_code,
+    group_members,
+    signal_below_leader,
+    signal_catchers,
+    signal_group,
+    wait_group,
+)
 from deploy.loaders import LoaderPlan, Loaders
+from stoker_proto.host.ports import free_port
 from stoker_proto.host.start import Start, StartSender
 
 _ASK_AGAIN_S = 5.0
@@ -39,7 +47,7 @@ class Plan:
     completion_record: Path
     """JSON file that the trainer writes when its run is complete. Without it exit code 0 is no success."""
     trainer_grace_s: float = 45.0
-    """From the stop signal to SIGKILL; DeepSpeed's own launcher gives each rank 30 s."""
+    """From the stop signal to SIGKILL. It is longer than the ranks' own `trainer.checkpoint.stop_grace_s`."""
     left_over_s: float = 10.0
     """How long helper processes of the trainer (an uploader of a tracker, say) may run after it."""
 
@@ -121,8 +129,10 @@ def _watch_trainer(
         return code or check_complete(record)
     stop, num_known = signals.received[0], len(signals.received)
     say("launch", f"{stop.name}: passed on to the trainer, which has {plan.trainer_grace_s:g} s; once more kills it")
-    # Trainers handle SIGTERM; a closed terminal (SIGHUP) is passed on as SIGTERM.
-    signal_group(trainer.pid, signal.SIGTERM if stop == signal.SIGHUP else stop)
+    if stop == signal.SIGINT:
+        signal_group(trainer.pid, stop)
+    else:  # ranks save at SIGTERM; a closed terminal (SIGHUP) is the same. DeepSpeed's launcher would kill them after 30 s
+        signal_below_leader(trainer.pid, signal.SIGTERM)
     if not wait_group(trainer.pid, plan.trainer_grace_s, signals, num_known):
         say("launch", "the trainer did not end in time and was killed")
     return as_exit_code(trainer.wait()) or 128 + stop
@@ -161,10 +171,3 @@ def check_complete(record: CompletionRecord) -> int:
         "processes were killed, for memory perhaps (see the kernel's log); start it again, it resumes from its newest checkpoint",
     )
     return 1
-
-
-def free_port() -> int:
-    """A free TCP port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -17,6 +17,7 @@ from pathlib import Path
 from deploy.child import Child
 from deploy.completion import CompletionRecord
 from deploy.loaders import READY_LINE
+from stoker_proto.host.ports import free_port
 
 FOLDER = "{folder}"
 """Stands in commands for the agent's private folder."""
@@ -43,9 +44,7 @@ class Agent:
 
     def free_port(self) -> int:
         """A free TCP port of this host."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return int(probe.getsockname()[1])
+        return free_port("")
 
     def missing(self, paths: Sequence[str]) -> list[str]:
         """Those of the paths that do not exist here."""

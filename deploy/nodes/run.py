@@ -25,6 +25,7 @@ from deploy.nodes.plan import LocalPlan
 from deploy.nodes.ssh import OtherNodes
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.ports import free_port
 
 _LOOK_S = 0.5
 _DISCARD_PORT = 9  # nothing is sent there: asking for a route needs some port
@@ -297,10 +298,3 @@ def interface_of(address: str) -> str | None:
         if any(one.address == address for one in addresses):
             return name
     return None
-
-
-def free_port(address: str) -> int:
-    """A free TCP port of this node. Raises OSError."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])

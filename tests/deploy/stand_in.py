@@ -175,6 +175,29 @@ def launches() -> None:
     sys.exit(subprocess.run([sys.executable, __file__, "saves_late", FOLDER], check=False).returncode)
 
 
+def launches_ranks() -> None:
+    """As DeepSpeed's launcher: it passes SIGTERM on, and ends the other ranks once one has ended."""
+    ranks = [subprocess.Popen([sys.executable, __file__, "saving_rank", FOLDER, str(rank)]) for rank in range(2)]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        note(f"launcher {signal.Signals(number).name}")
+        for rank in ranks:
+            rank.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    codes = [rank.wait() for rank in ranks]
+    sys.exit(max(codes))
+
+
+def saving_rank() -> None:
+    """A rank that ends once both were told to."""
+    signal.signal(signal.SIGTERM, lambda number, frame: note(f"rank {ARGUMENTS[0]} {signal.Signals(number).name}"))
+    note(f"rank {ARGUMENTS[0]} started")
+    wait_until(lambda: {"rank 0 SIGTERM", "rank 1 SIGTERM"} <= set(events()))
+    time.sleep(0.3)  # what else comes is noted too
+    sys.exit(143)
+
+
 def leaves_ranks() -> None:
     """A trainer that ends and leaves a stubborn child."""
     start("stubborn")
@@ -209,6 +232,8 @@ def wait_to_begin() -> None:
 KINDS: dict[str, Callable[[], None]] = {
     "stubborn": stubborn,
     "stubborn_trainer": stubborn,
+    "launches_ranks": launches_ranks,
+    "saving_rank": saving_rank,
     "loader": loader,
     "broken_loader": broken_loader,
     "slow_loader": slow_loader,

@@ -24,9 +24,9 @@ from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
 from stoker_proto.fleet.pages import Page, Pages
 from stoker_proto.host.files import open_lock_file, try_lock
+from stoker_proto.host.ports import free_port
 from stoker_proto.host.systemd import Notifier
 from tests.end_to_end.fleet import ROOT, environment, wait_until
-from tests.end_to_end.test_metrics import free_port
 from tests.trainer.feed.fake_loader import make_config
 
 

@@ -18,6 +18,7 @@ import yaml
 import zmq
 
 from stoker_proto.fleet.metrics import METRICS, parse
+from stoker_proto.host.ports import free_port
 from tests.end_to_end.conftest import LENGTHS
 from tests.end_to_end.fleet import ROOT, environment, run_cli, serving, wait_until, write_config, write_demonstrations
 
@@ -26,13 +27,6 @@ needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
     reason="promtool is not installed (Debian: prometheus): rules and metrics are NOT checked",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def scrape(port: int) -> str:

@@ -21,9 +21,10 @@ from loader_service.top.fleet import FleetView, LoaderRow, TrainerRow
 from loader_service.top.view import import_rich, render
 from stoker_proto.errors import ConfigError
 from stoker_proto.fleet.verdict import Verdict
+from stoker_proto.host.ports import free_port
 from tests.end_to_end.fleet import ROOT, environment, run_cli, serving, wait_until, write_config
 from tests.end_to_end.paced_dataset import READ_S
-from tests.end_to_end.test_metrics import free_port, has_metrics
+from tests.end_to_end.test_metrics import has_metrics
 
 DATASET = "tests.end_to_end.paced_dataset:Paced"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stoker_proto.host.ports import free_port
 from stoker_proto.host.start import Start, StartSender
 from trainer import main
 from trainer.cli import parse_arguments, read_config
@@ -92,9 +93,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_no_loader_is_one_line_after_the_deadline(tiny_causal: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     code, lines = start(
         tmp_path, tiny_causal, f"cluster.loader_addresses=[{address}]", "trainer.feed.connect_deadline_s=0.5"
     )

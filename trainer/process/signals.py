@@ -5,7 +5,8 @@ or gloo, where no Python handler runs.
 
     SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual; nothing is saved
     SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `trainer.loop`
-    SIGTERM     the same, but the process ends after a grace time in any case. A second one, one before the first step, or one
+    SIGTERM     the same, but the process ends after a grace time in any case. More of them change nothing: DeepSpeed's launcher
+                sends one to each rank when it gets one itself, and when another rank has ended. Before the first step, or
                 after a SIGINT: log the line, unless that was done already, and end the process
 """
 
@@ -72,7 +73,7 @@ class StopSignals:
                 if number == signal.SIGTERM:
                     self._on_term()
                 elif number == signal.SIGUSR1 and self._grace_s is not None and not self.requested:
-                    self._ask(number, "SIGUSR1: a checkpoint is written after this step, then the run ends;")
+                    self._ask(number, "SIGUSR1: a checkpoint is written after this step, then the run ends")
                 elif number == signal.SIGINT:
                     self._log_once("interrupted by SIGINT")
             if self._ends_at is not None and time.monotonic() >= self._ends_at:
@@ -91,17 +92,19 @@ class StopSignals:
         self._grace_s = grace_s
 
     def _on_term(self) -> None:
-        """The first SIGTERM of a training asks the loop; any other ends the process."""
-        if self._grace_s is None or self._ends_at is not None or self._is_logged:
+        """The first SIGTERM of a training asks the loop, and starts the grace time. One outside a training ends the process."""
+        if self._ends_at is not None:
+            return
+        if self._grace_s is None or self._is_logged:
             self._end(128 + signal.SIGTERM, "interrupted by SIGTERM")
             return
         self._ends_at = time.monotonic() + self._grace_s
-        self._ask(signal.SIGTERM, "SIGTERM: a checkpoint is written after this step, then the run ends;")
+        self._ask(signal.SIGTERM, "SIGTERM: a checkpoint is written after this step, then the run ends")
 
     def _ask(self, number: int, why: str) -> None:
         self.requested = number
         if self._logs:
-            log.warning("%s %s", why, self.describe_run())
+            log.warning("%s", why)
 
     def _end(self, code: int, why: str) -> None:
         signal.alarm(_LOG_DEADLINE_S)

@@ -93,8 +93,8 @@ class CheckpointConfig:
     best: BestConfig | None = None
     """Write a checkpoint after each validation that is the best so far, and keep it beside the newest ones."""
     stop_grace_s: float = field(default=25.0, metadata=at_least(0))
-    """SIGTERM during training: a rank that has not saved and ended after this time ends without. DeepSpeed's launcher kills its
-    ranks after 30 s."""
+    """SIGTERM during training: a rank that has not saved and ended after this time ends without. `stoker-launch` waits 20 s
+    longer. DeepSpeed's launcher, where it gets the signal itself, kills its ranks after 30 s."""
     background: Literal[True, False, "auto"] = False
     """Write checkpoints beside the training: ranks copy their state to host memory, and threads write it. `auto`: where the
     copies take at most half of the free host memory. The last checkpoint of a run is always waited for."""

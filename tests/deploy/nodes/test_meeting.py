@@ -12,9 +12,9 @@ import zmq
 from deploy.nodes import meeting
 from deploy.nodes.coordinator import ENDED, FACTS
 from deploy.nodes.meeting import Guest, Host
-from deploy.nodes.run import free_port
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.ports import free_port
 from stoker_proto.wire.keys import write_pair
 from tests.end_to_end.fleet import wait_until
 

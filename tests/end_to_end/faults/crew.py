@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,22 +14,16 @@ from typing import Self
 
 import psutil
 
+from stoker_proto.host.ports import free_port
 from tests.end_to_end.fleet import ROOT, Loader, serving
 from tests.support.started import STARTED_BY
-
-
-def unused_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Crew:
     """Some loaders of one config. Closing ends them all, however they stand."""
 
     def __init__(self, config: Path, count: int, *arguments: str, log: Path | None = None) -> None:
-        self.addresses = [f"tcp://127.0.0.1:{unused_port()}" for _ in range(count)]
+        self.addresses = [f"tcp://127.0.0.1:{free_port()}" for _ in range(count)]
         self.config, self._arguments, self._log = config, arguments, log
         self._owner = {name: os.environ[name] for name in (STARTED_BY,) if name in os.environ}  # also of later starts
         self._running: dict[int, tuple[ExitStack, Loader]] = {}

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from stoker_proto.host.ports import free_port
 from stoker_proto.order.lanes import Order
 from stoker_proto.wire.digests import digests_of_samples
 from stoker_proto.wire.messages import Ticket
-from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, FakeLoader, StandInDecoder, make_piece, unused_port
+from tests.trainer.feed.fake_loader import CELL, LANES, LENGTHS, FakeLoader, StandInDecoder, make_piece
 from trainer.bench import command as bench
 from trainer.feed import feed
 
@@ -104,7 +105,7 @@ def test_the_help_says_where_it_connects(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_nobody_there_is_one_line(config: str) -> None:
-    address = f"tcp://127.0.0.1:{unused_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(SystemExit) as caught:
         bench.main(["--config", config, "--connect", address, "--set", "trainer.feed.connect_deadline_s=0.2"])
     assert str(caught.value).startswith(

@@ -228,12 +228,6 @@ class FakeLoader:
         }
 
 
-def unused_port() -> int:
-    """A port of the loopback that nobody listens on just now."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        return socket.bind_to_random_port("tcp://127.0.0.1")
-
-
 def wait_for(condition: object, deadline_s: float = 60.0) -> None:
     """Wait until the callable gives true; AssertionError after the deadline."""
     end = time.monotonic() + deadline_s

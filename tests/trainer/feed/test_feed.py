@@ -12,13 +12,13 @@ import pytest
 
 from stoker_proto.config import SourceConfig
 from stoker_proto.errors import ConfigError, DataError, DeadlineError, RefusedError
+from stoker_proto.host.ports import free_port
 from tests.trainer.feed.client.core_driver import EXPECTED
 from tests.trainer.feed.fake_loader import (
     LENGTHS,
     FakeLoader,
     StandInDecoder,
     make_config,
-    unused_port,
     wait_for,
 )
 from trainer.feed.batch import Decoding, MicroBatch, StepBatch
@@ -113,7 +113,7 @@ def test_going_on_costs_nothing_and_going_elsewhere_starts_anew() -> None:
 
 @pytest.mark.long
 def test_a_loader_killed_and_one_that_joins_alter_nothing() -> None:
-    port = unused_port()
+    port = free_port()
     with FakeLoader(name="a") as a, make_feed(a.address, f"tcp://127.0.0.1:{port}", ticket_deadline_s=1.0) as feed:
         feed.connect()
         stream = feed.steps(0, 0)
@@ -128,7 +128,7 @@ def test_a_loader_killed_and_one_that_joins_alter_nothing() -> None:
 
 
 def test_a_restarted_loader_is_greeted_and_asked_again() -> None:
-    port = unused_port()
+    port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     with make_feed(address) as feed:
         with FakeLoader(name="a", address=address) as first:
@@ -189,7 +189,7 @@ def test_bad_data_is_raised_where_it_lies() -> None:
 
 
 def test_nobody_there() -> None:
-    address = f"tcp://127.0.0.1:{unused_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     with make_feed(address, connect_deadline_s=0.3) as feed, pytest.raises(DeadlineError) as caught:
         feed.connect()
     assert f"{address} not connected (nothing listens there)" in str(caught.value)
@@ -243,7 +243,7 @@ def test_refusals_carry_the_difference() -> None:
 
 
 def test_a_stranger_in_mid_run_does_not_end_the_validation_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
-    port = unused_port()
+    port = free_port()
     other = f"tcp://127.0.0.1:{port}"
     with FakeLoader() as good:
         config = make_config([good.address, other])

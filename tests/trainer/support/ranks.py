@@ -6,13 +6,14 @@ import importlib
 import multiprocessing
 import os
 import queue
-import socket
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from stoker_proto.host.ports import free_port
 
 DEADLINE_S = 300.0
 
@@ -36,9 +37,7 @@ def run_ranks(world_size: int, work: Callable[[int], Any]) -> list[Any]:
     """What `work(rank)` gives in each of `world_size` processes that can meet. AssertionError with a rank's traceback."""
     assert torch.get_num_threads() == 1, "torch has threads that a fork loses: see tests/conftest.py"
     context = multiprocessing.get_context("fork")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     results: Any = context.Queue()
 
     def child(rank: int) -> None:
