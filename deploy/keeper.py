@@ -134,6 +134,14 @@ def signal_group(group: int, number: signal.Signals) -> None:
             os.killpg(group, number)
 
 
+def signal_below(group: int, number: signal.Signals) -> None:
+    """Send the signal to the members of a process group without its leader; to the leader if it is alone."""
+    members = group_members(group)
+    for process in [one for one in members if one.pid != group] or members:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended while we looked
+            process.send_signal(number)
+
+
 def signal_catchers(group: int, number: signal.Signals) -> None:
     """Send the signal to those members of a process group that handle it: others would end by it."""
     for process in group_members(group):

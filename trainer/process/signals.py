@@ -6,7 +6,8 @@ or gloo, where no Python handler runs.
     SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual; nothing is saved
     SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `trainer.loop`
     SIGTERM     the same, but the process ends after a grace time in any case. A second one, one before the first step, or one
-                after a SIGINT: log the line, unless that was done already, and end the process
+                after a SIGINT: log the line, unless that was done already, and end the process. DeepSpeed's launcher repeats the
+                SIGTERM that systemd, Slurm and `kill -- -GROUP` send to it and to the ranks: a repeat soon after changes nothing
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _INTERVAL_S = 1.0
 _LAUNCHER_GRACE_S = 15.0
 """A rank without its launcher ends after this time. It is longer than the 10 s after which deploy/launch.py looks for left-over
 processes: DeepSpeed's runner exits with 0 then, and only left-over ranks show that the run has failed."""
+_REPEAT_S = 10.0
+"""A SIGTERM that follows another one so soon, under DeepSpeed's launcher, is the launcher's repeat."""
 _LOG_DEADLINE_S = 5
 """For logging the line: a full stderr pipe without a reader must not keep a rank alive."""
 
@@ -53,6 +56,7 @@ class StopSignals:
         """Number of the signal that asked the loop to save and end; 0: none did."""
         self._grace_s: float | None = None
         self._ends_at: float | None = None
+        self._repeats_until = float("-inf")
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -91,11 +95,14 @@ class StopSignals:
         self._grace_s = grace_s
 
     def _on_term(self) -> None:
-        """The first SIGTERM of a training asks the loop; any other ends the process."""
+        """The first SIGTERM of a training asks the loop; any other ends the process, unless the launcher repeats the first."""
+        if self._parents is not None and time.monotonic() < self._repeats_until:
+            return
         if self._grace_s is None or self._ends_at is not None or self._is_logged:
             self._end(128 + signal.SIGTERM, "interrupted by SIGTERM")
             return
         self._ends_at = time.monotonic() + self._grace_s
+        self._repeats_until = time.monotonic() + _REPEAT_S
         self._ask(signal.SIGTERM, "SIGTERM: a checkpoint is written after this step, then the run ends;")
 
     def _ask(self, number: int, why: str) -> None:

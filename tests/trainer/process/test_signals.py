@@ -48,6 +48,8 @@ try:  # a SIGINT that comes before the wait below raises KeyboardInterrupt here
     (folder / "part" / name).rename(folder / name)
     while os.environ.get("SAVES") and not stop.requested:
         time.sleep(0.01)
+    while os.environ.get("SAVES") == "slowly" and not (folder / "may end").exists():
+        time.sleep(0.01)
     if stop.requested:
         sys.exit(stop.requested)
     lock(mutex)
@@ -159,6 +161,27 @@ def test_a_second_sigterm_ends_a_rank_at_once(script: Path, monkeypatch: pytest.
     process.terminate()
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors.endswith("interrupted by SIGTERM at step 7\n")) == (143, True)
+
+
+@pytest.mark.process
+def test_the_sigterm_that_deepspeeds_launcher_repeats_ends_no_rank_that_saves(
+    script: Path, stand_in: dict[str, str]
+) -> None:
+    """As systemd and Slurm send it: to the launcher too, which then sends it to the ranks once more."""
+    command = [sys.executable, "-m", "deepspeed.launcher.launch", str(script)]
+    environment = {**stand_in, "GRACE_S": "600", "SAVES": "slowly"}
+    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    _STARTED.append(launcher)
+    (rank,) = started(script)
+    rank.terminate()
+    assert launcher.stderr is not None
+    assert "a checkpoint is written after this step" in launcher.stderr.readline()
+    rank.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # without an end of the rank there is nothing to see
+        launcher.wait(1.0)
+    script.with_name("may end").touch()
+    _, errors = launcher.communicate(timeout=PATIENCE_S)
+    assert (launcher.returncode, errors) == (signal.SIGTERM, "")
 
 
 @pytest.mark.process
