@@ -1,10 +1,10 @@
-"""Commands that run beside a training: a policy of its newest checkpoint collects episodes while it goes on (DAgger).
+"""Commands that run beside a training: a policy of its newest checkpoint collects episodes meanwhile (DAgger).
 
     training   ---- step 500 ---------- step 1000 ---------- export
     collectors       `- task A, policy of step 500   `- task B, policy of step 1000
 
-Training never waits for a collector. What is collected beside a round is data of the next round: the loaders of a round have a
-fixed list of files, so a batch stays a function of its ticket, and the round resumes exactly.
+Training never waits for a collector. Episodes that are collected beside a round are data of the next round. The loaders of a
+round have a fixed list of files, so a batch stays a function of its ticket, and the round resumes exactly.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
+"""Starts a loader per `dataloader` slot, and DeepSpeed on exactly the `trainer` slots. No process outlives the launcher.
 
     python deploy/launch.py --config deploy/configs/demo.yaml --set trainer.epochs=1
     stoker-launch --config my.yaml                          # the same, where the package is installed
 
 The exit code is the trainer's, and 0 only if the trainer wrote summary.json in its output_dir. A loader that dies is restarted.
-Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second one kills. SIGUSR1: the run saves and ends with 75.
+Ctrl-C and SIGTERM go to the trainer, then the loaders drain; a second signal kills all. SIGUSR1: the run saves and ends with 75.
 Several nodes: the same command on each, or on node 0 with a hostfile (`deploy.nodes.membership`).
 """
 

@@ -53,7 +53,7 @@ IMAGE_SIZE = 256
 SIGMA_BINS = {"bins": 3, "vq": 0.5}
 """Codec -> `trainer.loss.sigma_bins`."""
 LEARNED = ("codec.json", "state.json")
-"""What belongs to the tokens that a model has learned, in the folder of a run."""
+"""Files in the folder of a run that decide the meaning of the tokens that its model has learned."""
 RENDERER = "STOKER_PYTHON=$(command -v python) sh trainer/sim/install_renderer.sh"
 
 

@@ -1,4 +1,5 @@
-"""Puts this folder into the wheel as the package `stoker_deploy`: in a user's environment `deploy` may be anybody's name.
+"""Puts this folder into the wheel as the package `stoker_deploy`: in a user's environment another package may have the name
+`deploy`.
 
 hatchling runs it (`tool.hatch.build.hooks.custom` in pyproject.toml).
 

@@ -1,7 +1,8 @@
 """A file name found inside a dataset -> a path that lies inside the data root, or an error.
 
-`os.path.join` lets an absolute name win and `startswith` takes `/data-private` for a child of `/data`: so the name is
-resolved first, links and `..` included, and then compared by folders. One call costs 6 us, and 20 us where there is a link.
+`os.path.join` lets an absolute name replace the root, and `startswith` takes `/data-private` for a child of `/data`. So the name
+is resolved first, links and `..` included, and then compared folder by folder. One call costs 6 us, and 20 us where there is a
+link.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from trainer.engine.zero_stage import with_zero_stage
 from trainer.evals.registry import Planned, plan_evals
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import Decoding
+from trainer.feed.buffers import reused_memory
 from trainer.feed.feed import Feed, FeedInfo
-from trainer.feed.memory import reused_memory
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import count_parameters, load_model, text_width

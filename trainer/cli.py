@@ -69,19 +69,19 @@ def read_config(options: argparse.Namespace) -> Config:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--plan` and its options."""
-    group = parser.add_argument_group("plan", "what the run would take; reads no weights, starts no rank")
+    group = parser.add_argument_group("plan", "estimates what the run needs; reads no weights, starts no rank")
     add = group.add_argument
     add(
         "--plan",
         action="store_true",
-        help="print memory of a rank, size of a checkpoint, steps, tokens, loaders; then end",
+        help="print memory of a rank, size of a checkpoint, steps, tokens, loaders; then exit",
     )
     add("--json", action="store_true", help="the plan as one line of JSON")
     add(
         "--samples",
         type=int,
         metavar="N",
-        help="training samples of an epoch; default: cluster.loader_addresses are asked",
+        help="training samples of an epoch; default: the loaders in cluster.loader_addresses report them",
     )
     add("--labels", type=int, metavar="N", help="labels of a row, for the memory of logits; default: data.max_seq_len")
     add("--samples-per-second", type=float, metavar="S", help="rate at which all ranks together would train")

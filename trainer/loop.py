@@ -39,12 +39,12 @@ from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.report.bad_samples import Skipped
+from trainer.report.data_wait import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.fleet import FleetReport
-from trainer.report.interval import Interval, line_of, peak_memory_gb, verdict_of
+from trainer.report.loss_spikes import WorstSteps
 from trainer.report.progress import ProgressBar, write_summary
 from trainer.report.step_profile import StepProfiler
 from trainer.report.trackers import Trackers
-from trainer.report.worst import WorstSteps
 from trainer.training.flops import FlopCounter
 from trainer.training.loss import perplexity
 from trainer.training.split import Split
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 _LAST_CHANCE_S = 30.0
 """After an error: for a checkpoint that is being written to become whole."""
 _TRY_AGAIN = 75
-"""Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command goes on."""
+"""Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command resumes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,7 +407,7 @@ class Trainer:
             self.trackers.show({f"val/{name}": path for name, path in outcome.media.items()}, outcome.step)
             if outcome.line:
                 log.info("step %d: %s", outcome.step, outcome.line)
-        # What is measured beside the training is of weights that are gone, and only the first rank hears of it.
+        # Evaluations beside the training measured earlier weights, and only the first rank has their results.
         now = [outcome.figures for outcome in outcomes if outcome.step == self.cursor.step]
         if now:
             self._validated_at = self.cursor.step

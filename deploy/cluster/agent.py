@@ -1,4 +1,4 @@
-"""Starts the processes of one node, and says how they stand. Runs as a Ray actor; knows nothing of Ray.
+"""Starts the processes of one node, and reports their state. Runs as a Ray actor; does not import Ray.
 
 Its private folder holds the keys of the run, and the file from which this node's ranks learn where the loaders are.
 """

@@ -115,7 +115,7 @@ def place(placement: Placement, num_nodes: int, per_node: int, *, has_gpus: bool
 
 
 def does_not_fit(needed: Sequence[Mapping[str, float]], nodes: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Error text: what was asked, each on a node of its own, and what is there.
+    """Error text: the resources that each node must have, and those that the cluster has.
 
     nodes: (address, resources) of each living node.
     """

@@ -19,7 +19,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from deploy.child import say
-from deploy.nodes.roll import Abort, Roll
+from deploy.nodes.coordinator import Abort, Coordinator
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.wire.keys import Key, loader_keys, rank_keys
@@ -154,7 +154,7 @@ class Host(Meeting):
     def __init__(self, address: str, port: int, num_nodes: int, lost_s: float, security: SecurityConfig) -> None:
         """Raises ConfigError where the port cannot be had, or for a bad key."""
         super().__init__(0)
-        self._roll = Roll(num_nodes, lost_s)
+        self._coordinator = Coordinator(num_nodes, lost_s)
         self._context: Context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 1000)
@@ -186,12 +186,12 @@ class Host(Meeting):
 
     def missing(self) -> str:
         with self._lock:
-            nodes = [node for node in self._roll.missing() if node != 0]
+            nodes = [node for node in self._coordinator.missing() if node != 0]
         return f"nodes {nodes} have not come: is the same command running there, with --node-rank, and do they reach this one?"
 
     def continue_without(self, nodes: frozenset[int]) -> None:
         with self._lock:
-            self._roll.dispensable = nodes
+            self._coordinator.dispensable = nodes
 
     def _run(self) -> None:
         end: float | None = None
@@ -202,7 +202,7 @@ class Host(Meeting):
                 self._look()
                 if self._is_closing.is_set():
                     end = end or time.monotonic() + _LEAVE_S
-                    if self._roll.all_have_left() or time.monotonic() > end:
+                    if self._coordinator.all_have_left() or time.monotonic() > end:
                         return
         finally:
             self._close_sockets()
@@ -214,7 +214,7 @@ class Host(Meeting):
             except zmq.Again:
                 return
             with self._lock:
-                answer = self._roll.hear(_decode(frames), time.monotonic())
+                answer = self._coordinator.hear(_decode(frames), time.monotonic())
             try:
                 self._router.send_multipart([peer, json.dumps(answer).encode()], zmq.NOBLOCK)
             except zmq.ZMQError:  # it takes no answers: it asks again, or is lost
@@ -223,11 +223,11 @@ class Host(Meeting):
     def _look(self) -> None:
         own = self._own_message()
         with self._lock:
-            now, num_lost = time.monotonic(), len(self._roll.lost)
-            self._roll.hear(own, now)
-            self._roll.look(now)
-            state = self._roll.state({})
-            lost = [self._roll.name(node) for node in self._roll.lost[num_lost:]]
+            now, num_lost = time.monotonic(), len(self._coordinator.lost)
+            self._coordinator.hear(own, now)
+            self._coordinator.look(now)
+            state = self._coordinator.state({})
+            lost = [self._coordinator.name(node) for node in self._coordinator.lost[num_lost:]]
         self._take(state)
         for name in lost:
             say("launch", f"{name} is gone; it has no ranks, so training continues with the loaders of the others")

@@ -58,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="node 0, as the other nodes reach it; default: MASTER_ADDR, or Slurm's first node",
     )
-    add("--port", type=int, metavar="P", help=f"of node 0, where the launchers meet (default: {DEFAULT_PORT})")
-    add("--node-address", metavar="IP", help="of this node, as the others reach it; default: the one towards node 0")
+    add("--port", type=int, metavar="P", help=f"port of node 0 where the launchers meet (default: {DEFAULT_PORT})")
+    add(
+        "--node-address",
+        metavar="IP",
+        help="address of this node, as the others reach it; default: the one towards node 0",
+    )
     add("--slots-per-node", type=int, metavar="N", help="default: the GPUs of a node, or the hostfile's slots")
     add("--ssh", default="ssh -o BatchMode=yes -o ConnectTimeout=10", metavar="COMMAND", help="default: %(default)s")
     add("--insecure", action="store_true", help="allow loaders and launchers beyond loopback without keys")
@@ -68,14 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=120.0,
         metavar="S",
-        help="all nodes must be there within (default: 120)",
+        help="seconds within which the launchers of all nodes must meet (default: 120)",
     )
     add(
         "--node-lost-s",
         type=float,
         default=30.0,
         metavar="S",
-        help="a node that is silent for longer ends the run (default: 30)",
+        help="a node that is silent for more seconds ends the run (default: 30)",
     )
 
 

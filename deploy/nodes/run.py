@@ -18,11 +18,11 @@ from deploy.completion import CompletionRecord
 from deploy.keeper import Signals, signal_group, wait_group
 from deploy.loaders import Loaders
 from deploy.node import SaveRequests, check_complete, check_left_over, start_trainer, stop_trainer, trainer_exit_code
+from deploy.nodes.coordinator import ENDED, FACTS, READY
 from deploy.nodes.meeting import Guest, Host, Meeting
 from deploy.nodes.membership import Membership
-from deploy.nodes.others import OtherNodes
 from deploy.nodes.plan import LocalPlan
-from deploy.nodes.roll import ENDED, FACTS, READY
+from deploy.nodes.ssh import OtherNodes
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.names import look_up_host

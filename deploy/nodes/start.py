@@ -14,9 +14,9 @@ from deploy.keeper import run_kept
 from deploy.launch import count_devices, python_environment
 from deploy.nodes.facts import config_values, versions
 from deploy.nodes.membership import Membership, own_arguments
-from deploy.nodes.others import ssh_command
 from deploy.nodes.plan import LocalPlan, RunOptions, make_local_plan
 from deploy.nodes.run import NodesPlan, run_nodes
+from deploy.nodes.ssh import ssh_command
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 

@@ -17,8 +17,8 @@ from stoker_proto.errors import ConfigError
 
 _DESCRIPTION = """\
 Turn recorded episodes into what `data.dataset_type: mani_openpi` reads: one JSON line per episode, its frames in an NPZ
-beside it. Done once, before training; loaders read only what comes out. Nothing is resized and no action is changed
-(leaving out timesteps that move nothing is the loader's: data.action.drop_noops).
+beside it. Done once, before training; loaders read only the output. Nothing is resized and no action is changed.
+(The loader can leave out timesteps without movement: data.action.drop_noops.)
 
 formats:
   rl4vla      one pickled dict per file (.npz, .npy) with PIL images or JPEG, as RL4VLA and SimplerEnv collect them
@@ -38,9 +38,8 @@ fewer files are another conversion: use another folder. `loader-convert FORMAT -
 exit codes: 0 all is written; 1 the data or the options are wrong; 2 the command line is wrong; 130 interrupted"""
 
 _TRUST = """\
-these files are Python pickles, and reading a pickle can run code that it brings along. loader-convert narrows what they may
-name to numpy arrays and images, but that is no guarantee: say --trust-pickle for files that you made yourself or whose origin
-you trust"""
+these files are Python pickles, and reading a pickle can run code that it contains. loader-convert accepts only numpy arrays and
+images in them, but that is no guarantee. Pass --trust-pickle only for files that you made yourself or whose origin you trust"""
 
 _SHOWN = 20
 """Bad episodes that are listed at most."""
@@ -116,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         formats.add_parser(
             "rl4vla",
             parents=[common],
-            help="pickled dicts (asks for --trust-pickle)",
+            help="pickled dicts (needs --trust-pickle)",
             formatter_class=shape,
             description=_TRUST,
         )
@@ -130,8 +129,20 @@ def _options_of_all() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders or globs (rlds: folders)")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="made if missing; one per conversion")
-    add("--name", type=_name, default="train.jsonl", metavar="FILE", help="of the JSONL in it (%(default)s)")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="output folder, made if missing; use one per conversion",
+    )
+    add(
+        "--name",
+        type=_name,
+        default="train.jsonl",
+        metavar="FILE",
+        help="name of the JSONL file in it (default: %(default)s)",
+    )
     add("--task", metavar="ID", help="task id of all rows; needed where episodes have no instruction")
     add("--jobs", type=not_negative, default=0, metavar="N", help="processes (default: one per core)")
     add("--limit", type=positive, metavar="N", help="only the first N episodes")
@@ -143,19 +154,18 @@ def _options_of_all() -> argparse.ArgumentParser:
     add(
         "--skip-bad",
         action="store_true",
-        help="leave out episodes that are bad, and say which (default: stop at the first); of a damaged file, what is behind the "
-        "damage counts as one",
+        help="leave out bad episodes, and name them (default: stop at the first); the rest of a damaged file counts as one",
     )
     return common
 
 
 def _add_rl4vla(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--trust-pickle", action="store_true", help="you know where these files come from")
+    add("--trust-pickle", action="store_true", help="read pickles: you trust the origin of these files")
     add(
         "--encoded-rgb",
         action="store_true",
-        help="JPEG images have their colours right (RL4VLA's collector swaps red and blue, which is undone by default)",
+        help="JPEG images are RGB (by default red and blue are swapped back: RL4VLA's collector swaps them)",
     )
 
 
@@ -166,7 +176,7 @@ def _add_maniskill(parser: argparse.ArgumentParser) -> None:
         type=_keys,
         default=(),
         metavar="NAME[,NAME...]",
-        help="which, where there are several; the first is written as `rgb`, others as `rgb_NAME` (data.options.camera_keys)",
+        help="cameras, where there are several; the first is written as `rgb`, others as `rgb_NAME` (data.options.camera_keys)",
     )
     add("--control-mode", metavar="MODE", help="leave out episodes of another mode; needed where there are several")
     add("--only-success", action="store_true", help="leave out episodes that did not succeed")
@@ -176,25 +186,25 @@ def _add_maniskill(parser: argparse.ArgumentParser) -> None:
 
 def _add_rlds(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--split", default="train", metavar="NAME", help="%(default)s")
+    add("--split", default="train", metavar="NAME", help="split to read (default: %(default)s)")
     add(
         "--image-key",
         type=_keys,
         default="steps/observation/image",
         metavar="KEY[,KEY...]",
-        help="%(default)s; the first is written as `rgb`, others as `rgb_` and the key's last part (data.options.camera_keys)",
+        help="default: %(default)s; the first is written as `rgb`, others as `rgb_LAST` (LAST: last part of the key)",
     )
     add(
         "--action-key",
         default="steps/action",
         metavar="KEY[,KEY...]",
-        help="%(default)s; several are put side by side, e.g. steps/action/world_vector,steps/action/rotation_delta",
+        help="default: %(default)s; several are put side by side, e.g. steps/action/world_vector,steps/action/rotation_delta",
     )
     add(
         "--instruction-key",
         default="steps/language_instruction",
         metavar="KEY",
-        help='%(default)s; "" where there is none, with --task',
+        help='default: %(default)s; "" where there is none, with --task',
     )
     add("--state-key", metavar="KEY[,KEY...]", help="write states too (data.state), e.g. steps/observation/state")
 

@@ -4,8 +4,9 @@
     SequenceExample { Features, FeatureLists { map<string, FeatureList { repeated Feature }> } }     fields 1 and 2
     Feature { BytesList 1 | FloatList 2 | Int64List 3 }, each a list in its field 1
 
-Nothing is decoded before it is asked for, every length is compared with what is there, and nothing nests deeper than the six
-levels above. Source: tensorflow `core/example/{example,feature}.proto`.
+Values are decoded only when they are requested. Every length is compared with the bytes that are there. Nothing nests deeper than
+the six levels above.
+Source: tensorflow `core/example/{example,feature}.proto`.
 """
 
 from __future__ import annotations

@@ -212,7 +212,8 @@ def _name(episode: Mapping[str, Any]) -> str:
 
 
 def _control_mode(tree: Mapping[str, Any], episode: Any, file: Any) -> str | None:
-    """Of the episode: as the JSON says of it, as the HDF5 group says of it, or as the JSON says of all."""
+    """The episode's control mode: from the JSON's entry for it, else from its HDF5 group, else from the JSON's entry for all
+    episodes."""
     if not isinstance(episode, dict):
         return None
     kwargs = tree["env_info"].get("env_kwargs")

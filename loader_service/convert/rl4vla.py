@@ -3,8 +3,8 @@
     {"is_image_encode": False, "image": [<PIL image>, ...], "instruction": "put the carrot on the plate",
      "action": [float32[7], ...], "info": [...]}
 
-With `is_image_encode` the images are JPEG bytes. Their collector gives RGB arrays to OpenCV, which takes them for BGR, and
-their reader undoes that by OpenCV again: so red and blue are swapped in the files, and are swapped back here.
+With `is_image_encode` the images are JPEG bytes. Their collector gives RGB arrays to OpenCV, which takes them for BGR, so red and
+blue are swapped in the files. Their reader, also with OpenCV, swaps them back. So does this one.
 Source: gen-robot/RL4VLA, its data collector and RLDS builder.
 """
 

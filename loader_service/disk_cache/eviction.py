@@ -1,7 +1,7 @@
 """Which segments are removed: whole ones, those used longest ago first, never one that a living process writes.
 
-Call `make_room` under `folder_lock`. A segment that is being written counts with its whole capacity, so a writer that was given
-room needs to ask no more, and all writers together stay within the limit.
+Call `make_room` under `folder_lock`. A segment that is being written counts with its whole capacity. So a writer asks for room
+once per segment, and all writers together stay within the limit.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ examples:
   loader-doctor --config my.yaml --records 200 --seconds 600    read more
   loader-doctor --config my.yaml --strict --json > report.json  in CI: warnings fail too
 
-A clean report says nothing of records that were not read: `loader-prepare --verify` reads every one.
+A clean report says nothing about records that were not read: `loader-prepare --verify` reads every one.
 Demonstrations with seeds can also be replayed in their simulator, as recorded and through the action tokens:
 `python -m trainer.sim.replay --config my.yaml`, or `python trainer/main.py --config my.yaml --check`.
 
@@ -94,14 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="stop reading records after this time; the scan is not counted (default: 60)",
     )
-    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of the sample (default: 0)")
+    parser.add_argument("--seed", type=not_negative, default=0, metavar="N", help="seed of the sample (default: 0)")
     parser.add_argument(
         "--round-trip-share",
         type=positive_share,
         default=0.05,
         metavar="X",
-        help="mean error of action tokens that is still good, as a share of the dimension's range; above five times as much "
-        "it is an error (default: 0.05)",
+        help="largest mean error of action tokens without a finding, as a share of the dimension's range; more than five "
+        "times this is an error (default: 0.05)",
     )
     parser.add_argument("--strict", action="store_true", help="exit with 2 if there are warnings")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and no progress bar")

@@ -134,7 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num", type=not_negative, default=3, metavar="N", help="rows of each entry (default: 3)")
     parser.add_argument(
-        "--epoch", type=not_negative, default=0, metavar="N", help="whose order and augmentation (default: 0)"
+        "--epoch",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="epoch whose order and augmentation are shown (default: 0)",
     )
     parser.add_argument("--tokens", action="store_true", help="one line for each token: number, id, text, label or not")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The images of a row as the model will see them: decoded from what travels, side by side in one PNG."""
+"""The images of a row as the model will see them: decoded from the bytes on the wire, side by side in one PNG."""
 
 from __future__ import annotations
 

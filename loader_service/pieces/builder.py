@@ -27,7 +27,7 @@ from stoker_proto.host.stages import IDLE, PACK, READ, STAGES, StageClock, start
 from stoker_proto.host.trouble import host_error
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Shards, Ticket
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Counters:
         return Counters(*[*sums, [a + b for a, b in zip(self.stage_s, other.stage_s, strict=True)]])
 
     def without_gauges(self) -> Counters:
-        """Of a worker that is gone: what it did counts, what it held in memory is gone with it."""
+        """Counters of a worker that has ended: its work still counts, what it held in memory does not."""
         return dataclasses.replace(self, records_ahead=0, cache_bytes=0)
 
 

@@ -69,7 +69,7 @@ class EncodedRecord:
 
 
 def filler_of(processor: Processor) -> EncodedSample:
-    """What stands in a row for a sample of a bad record: one token that is no label."""
+    """The replacement for a sample of a bad record: one token that is no label."""
     return EncodedSample(np.array([processor.end_id], np.int32), np.zeros(1, np.uint8), (), None, timestep=0)
 
 

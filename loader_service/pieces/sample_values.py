@@ -1,4 +1,4 @@
-"""What `read` of a dataset class returned, which may be anybody's: checked here, so that a wrong value is a bad sample.
+"""Checks what `read` of a dataset class returned: users write such classes, and a wrong value is a bad sample.
 
 All that comes later works on checked values. An exception there is a bug of Stoker's, and no verdict on data.
 """

@@ -18,12 +18,12 @@ from loader_service.disk_cache.folder import disk_cache_bytes, disk_cache_folder
 from loader_service.disk_cache.store import DiskCache
 from loader_service.manifest import EntryManifest, NamedEntry, load_manifest
 from loader_service.pieces.builder import Counters, PieceBuilder
+from loader_service.pieces.caching_encoder import CachingEncoder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.excluded import Excluded
-from loader_service.pieces.keeping import KeepingEncoder
 from loader_service.plan.lane_plan import LanePlan, PlanKey
 from loader_service.plan.plan_files import load_plan, plan_exists
-from loader_service.remote.opened import remote_store
+from loader_service.remote.shared_store import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
 from stoker_proto.errors import StokerError
@@ -187,7 +187,7 @@ def _encoder(config: Config, processor: Processor, excluded: Excluded) -> tuple[
     if folder is None:
         return RecordEncoder(config.data, processor, config.loader, excluded), None
     disk = DiskCache(folder, disk_cache_bytes(config))
-    return KeepingEncoder(config.data, processor, config.loader, excluded, disk), disk
+    return CachingEncoder(config.data, processor, config.loader, excluded, disk), disk
 
 
 def settle_process() -> None:

@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-dir",
         type=Path,
         metavar="FOLDER",
-        help="keep what is found here (data.cache_dir; default: beside the data)",
+        help="keep the results here (data.cache_dir; default: beside the data)",
     )
     parser.add_argument(
         "--processes",

@@ -38,8 +38,8 @@ from loader_service.prepare.actions_state import (
     check_same_width,
     sampled_chunk,
 )
+from loader_service.prepare.cleanup import note_use
 from loader_service.prepare.parts import Part, PartResult, PartTask, RemotePart, load_part
-from loader_service.prepare.tidy import note_use
 from loader_service.shards import EntryShards, Stamp
 from loader_service.sources.base import BaseSFTDataset
 from stoker_proto.errors import DataError, ManifestError
@@ -188,7 +188,7 @@ class EntryJob:
         return self.load(state)
 
     def stamped(self, state: Mapping[str, Any]) -> list[tuple[str, Path, Stamp]]:
-        """(name, path, stamp) of each shard now. Of remote shards it is what their host reports, of absent ones what the cache
+        """(name, path, stamp) of each shard now. For remote shards it is what their host reports, for absent ones what the cache
         has."""
         names, paths = self.shards.names, self.shards.paths
         if self.shards.versions:

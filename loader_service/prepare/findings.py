@@ -1,4 +1,4 @@
-"""What a scan finds that is no error, and that the user should know before training.
+"""Findings of a scan that are no errors, but that the user should know before training.
 
 val 0 (val.jsonl): 12 of its 40 records are train data too          the same file, or a copy of it
 train 0 (train.jsonl): 3 trajectories have no timestep left         data.action.drop_noops

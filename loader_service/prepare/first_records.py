@@ -125,7 +125,7 @@ def _check_entry(
             raise RowError(error.reason, file=str(shard), record=str(record)) from error
         except DataError as error:
             logger.info("a bad sample among the first of %s: %s", manifest.path, error)
-        except Exception:  # a dataset class may be anybody's: its failure is told when the record is asked for
+        except Exception:  # users write dataset classes: the error is reported when a rank requests the record
             logger.exception("dataset class %s failed on %s", type(dataset).__name__, shard)
     for finding in cut:
         logger.warning("%s: %s", manifest.path, finding)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from loader_service.cache_folder import LOCK_DEADLINE_S, locked, writable
 from loader_service.manifest import ACTIONS_FILE, FORMAT_VERSION, STATES_FILE, EntryManifest
 from loader_service.prepare.actions_state import SAMPLE_CAPACITY, GatheredActions, check_same_width, sampled_chunk
+from loader_service.prepare.cleanup import note_use
 from loader_service.prepare.mask import Names, check_in_range, derived_mask, named_mask
 from loader_service.prepare.published import published_mask, published_statistics
 from loader_service.prepare.statistics_check import check_clamped
-from loader_service.prepare.tidy import note_use
 from stoker_proto.actions import ActionCodec, ActionStatistics, fit_codec, load_codec, save_codec
 from stoker_proto.config import ActionConfig
 from stoker_proto.errors import ConfigError, DataError, ManifestError

@@ -13,14 +13,14 @@ from pathlib import Path
 from loader_service.cache_folder import LOCK_DEADLINE_S, cache_root, locked, writable
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.text_samples import Counting
-from loader_service.prepare.absent import confirm, with_absent
+from loader_service.prepare.absent_shards import confirm, with_absent
+from loader_service.prepare.cleanup import tidy, use
 from loader_service.prepare.entry import EntryJob
 from loader_service.prepare.findings import scan_findings
 from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_actions, train_states
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, PoolOptions, run_all
 from loader_service.prepare.statistics_check import check_clamped
-from loader_service.prepare.tidy import tidy, use
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 Held = Mapping[str, Collection[int] | Mapping[int, frozenset[str] | None]]
 """split -> numbers of the entries that a loader serves, or number -> paths of their shards that it serves (None: all of them). Of
-an entry with such paths, the others need not be here: see `absent`."""
+an entry with such paths, the others need not be here: see `absent_shards`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

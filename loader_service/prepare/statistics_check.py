@@ -26,7 +26,7 @@ _WIDER = 4.0
 def clamped_share(codec: ActionCodec, sample: NDArray[np.float32]) -> NDArray[np.float64]:
     """float64[D]: the share of each dimension's numbers that the codec clamps, of actions float32[M, D] or chunks [M, K, D].
 
-    Of so few actions that quantiles clamp a number at each end, these do not count.
+    If there are so few actions that quantiles always clamp one number at each end, these do not count.
     """
     if sample.ndim == 2:
         padding = np.repeat(sample[-1:], -len(sample) % codec.chunk, axis=0)

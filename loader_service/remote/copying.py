@@ -28,8 +28,8 @@ class Original:
 def copy_file(original: Original, key: str, part: Path, copies: Copies) -> None:
     """Fill the part, whose lock is held, and give it the name `key` below the folder of copies. Raises FetchError.
 
-    The index has the copy under no version from the first byte until it has its name: whatever interrupts this, an older copy
-    that is there is never taken for this one.
+    From the first byte until the rename, the index has no version for the copy. So after any interruption an older copy is never
+    taken for this one.
     """
     files, place, info = original.files, original.place, original.info
     folder, index = copies.folder, copies.index

@@ -25,7 +25,7 @@ from loader_service.remote.copying import Original, copy_file
 from loader_service.remote.eviction import Copies, remove_copy
 from loader_service.remote.filesystem import FileInfo, RemoteFiles, same_version
 from loader_service.remote.index import Index
-from loader_service.remote.part import locked_part, remove_left_parts
+from loader_service.remote.partial_file import locked_part, remove_left_parts
 from loader_service.remote.pins import Pins, pin
 from loader_service.remote.url import Place, parse_url
 from stoker_proto.config.remote import RemoteConfig

@@ -2,8 +2,8 @@
 
     s3://robots/bridge/train.jsonl  <->  {cache}/remote/s3-robots-5d0f3a61/bridge/train.jsonl
 
-A host's (or bucket's) files keep their paths, so that a file beside a shard is beside its copy too. The hash is of the
-protocol, the host and the options: the same bucket name at another endpoint is another bucket.
+A host's (or bucket's) files keep their paths. So the copy of a file beside a shard lies beside the shard's copy. The hash is of
+the protocol, the host and the options: the same bucket name at another endpoint is another bucket.
 """
 
 from __future__ import annotations

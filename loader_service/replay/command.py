@@ -18,9 +18,9 @@ from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.replay.compare import Comparison, changes_since
+from loader_service.replay.loss_spikes import worst_steps
 from loader_service.replay.rebuild import Rebuilder, RebuiltRow
 from loader_service.replay.step import SPLIT, RunStep, Stream
-from loader_service.replay.worst import worst_steps
 from loader_service.server.command import all_fingerprints
 from stoker_proto.arguments import not_negative, positive
 from stoker_proto.config import Config
@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "--worst-loss",
         type=positive,
         metavar="K",
-        help="the K steps whose loss rose most, and their rows with the largest",
+        help="the K steps whose loss rose most, and their rows with the largest loss",
     )
     parser.add_argument(
         "--exclude-lines",

@@ -1,4 +1,4 @@
-"""What was rebuilt, compared with the run's log: which rows differ, and what else is not as it was."""
+"""Compares rebuilt rows with the run's log: which rows differ, and what else has changed."""
 
 from __future__ import annotations
 

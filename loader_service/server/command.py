@@ -24,13 +24,13 @@ from loader_service.plan.record_plan import PLAN_VERSION
 from loader_service.plan.token_counts import check_token_counts
 from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
-from loader_service.server.held import check_parts, held_shards
 from loader_service.server.listening import is_loopback, parse_bind
 from loader_service.server.operator_pages import OperatorPages
 from loader_service.server.pool import InlinePool, Pool, WorkerPool
 from loader_service.server.run_directory import run_directory
 from loader_service.server.served import Served
 from loader_service.server.server import LoaderServer
+from loader_service.server.shard_selection import check_parts, held_shards
 from loader_service.sources.base import make_datasets
 from stoker_proto.config import Config, DataConfig
 from stoker_proto.config.reader import add_config_arguments, config_to_tree, load_config
@@ -64,8 +64,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--shards",
         nargs="+",
         metavar="GLOB",
-        help="serve only the files of the data paths that match: whole entries, or parts of them whose other files other loaders "
-        "serve. Those need not be on this host if a copy of the .stoker folder of a host that has all of them is; default: all",
+        help="serve only the matching files of the data paths: whole entries, or parts of entries; other loaders serve the rest. "
+        "The other files may be missing here if the .stoker folder was copied from a host that has all files; default: all",
     )
     parser.add_argument(
         "--bind", default="tcp://127.0.0.1:5555", metavar="ADDR", help="default: %(default)s; port * = any"
@@ -83,7 +83,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="validate config and data, build one batch, and exit")
     parser.add_argument(
-        "--drain-timeout", type=float, default=30.0, metavar="S", help="after SIGTERM; default: %(default)s s"
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for open tickets after SIGTERM; default: %(default)s",
     )
     parser.add_argument(
         "--metrics",

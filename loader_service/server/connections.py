@@ -38,7 +38,7 @@ _MOST_FLOODING = 16
 """Silenced connections of which something is still read."""
 _STILL_READ_S = 0.5
 _SHARE_OF_A_LEVEL, _MOST_LEVEL = 0.5, 2
-"""Of new connections, a quarter is let in at the least: an honest one gets in within seconds, too."""
+"""At least a quarter of new connections is let in: so an honest one gets in within seconds, too."""
 _MOST_REJECTED_AT_ONCE = 1000
 """Messages of all connections between two calls of `let_in`."""
 _FORGET_S = 60.0

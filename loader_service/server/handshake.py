@@ -10,7 +10,7 @@ from loader_service.manifest import EntryManifest
 from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """Whether a loader lives and is ready: one answer for `/livez`, `/readyz` and systemd.
 
     preparing  -> the data is read; nothing is served yet            live, not ready
-    serving    -> bound, and the loop comes round                    live and ready     READY=1, then WATCHDOG=1
+    serving    -> bound, and the loop runs                           live and ready     READY=1, then WATCHDOG=1
     draining   -> it answers what it has, and takes no new tickets   live, not ready    STOPPING=1
 
-A serving loop that has not come round for `stalled_s` is neither live nor ready, and feeds no watchdog.
+A serving loop without a turn for `stalled_s` is neither live nor ready, and feeds no watchdog.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stoker_proto.fleet.pages import Page
 from stoker_proto.host.systemd import Notifier
 
 STALLED_S = 30.0
-"""The loop comes round five times a second. A host without free CPU slows it down, but not as far."""
+"""The loop makes five turns a second. A host without free CPU slows it down, but not to this."""
 
 
 class Health:

@@ -19,7 +19,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="example: loader-keys --out keys --name loader; loader-keys --out keys --name rank",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the two files; made with mode 0700")
-    parser.add_argument("--name", default="loader", metavar="NAME", help="of the pair, for logs; default: %(default)s")
+    parser.add_argument(
+        "--name", default="loader", metavar="NAME", help="name of the pair, for logs; default: %(default)s"
+    )
     return parser.parse_args(argv)
 
 

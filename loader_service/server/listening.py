@@ -1,9 +1,9 @@
 """The loader's listening socket: bound to what was checked, and deaf to resets.
 
-libzmq aborts its process when a connection whose input stands still (the ROUTER's high-water mark is reached) is reset, and then
-a heartbeat is due or a PING is answered on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops TCP
-segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such connections
-by a timer, which libzmq bears in every state.
+libzmq aborts its process if a connection is reset while libzmq has paused reading from it (at the ROUTER's high-water mark), and
+libzmq then sends a heartbeat or answers a PING on it (zeromq/libzmq#4767). Any peer could bring that about. So the kernel drops
+TCP segments that reset a loader's connections: a peer that resets looks like one that fell silent. Heartbeats end such
+connections by a timer, which libzmq bears in every state.
 
 Newer kernels let only a process with CAP_NET_ADMIN filter a TCP socket. Without it `relay` keeps resets away from ZeroMQ.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from stoker_proto.errors import ConfigError, StokerError
 from stoker_proto.host.names import look_up_host
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 
 _ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
 _BACKLOG = 100
@@ -30,7 +30,8 @@ _DROP_RESETS = (_LOAD_FLAGS, (0x45, 0, 1, 4), _DROP, _KEEP)  # is RST among them
 """Classic BPF: code, jump if true, jump if false, operand. Connections inherit it from the listening socket."""
 _DROP_ALL = (_DROP,)
 _RECEIVE_BYTES = 8 << 10
-"""Of each connection: questions are small. What a peer sent before it vanished is still read, so there must be little room."""
+"""Receive buffer of each connection: ranks' messages are small. Bytes that a peer sent before it vanished are still read, so
+there must be little room."""
 
 
 def parse_bind(address: str) -> tuple[str, int]:

@@ -1,8 +1,8 @@
 """Sends answers and counts their unread bytes, so that ranks that do not read cannot fill the loader's memory.
 
-ZeroMQ's high-water mark counts messages, whatever their size, and it does not say what a connection has taken. But a message sent
-without copying says when it is done with, and a connection sends in order: one such message in every MiB (a *mark*) tells
-that all before it was taken too. Bytes up to the newest mark that are not known to be taken count as unread.
+ZeroMQ's high-water mark counts messages, whatever their size, and it does not say what a connection has taken. But libzmq reports
+when it no longer needs a message that it did not copy, and a connection sends in order. So one such message in every MiB (a
+*mark*) shows that all earlier ones were taken too. Bytes up to the newest mark that are not known to be taken count as unread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SMALL = 4096
 
 
 _MAX_ACCOUNTS = 32_768
-"""Connections end without a word; more accounts than this are kept only of those that leave something unread."""
+"""Connections end without notice. Beyond this number, accounts are kept only of connections with unread bytes."""
 
 
 @dataclass(slots=True)

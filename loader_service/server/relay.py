@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 _TO_RANK_BYTES = 256 << 10
 """Read at once from ZeroMQ: answers are large."""
 _TO_LOADER_BYTES = 4 << 10
-"""Read at once from a rank, and the buffer of the Unix socket: questions are small. What lies in the socket when a rank is gone
-is still delivered, so a peer that floods and resets its connection again and again must find little room."""
+"""Read at once from a rank, and the buffer of the Unix socket: ranks' messages are small. Bytes in the socket of a rank that has
+gone are still delivered, so a peer that floods and resets its connection again and again must find little room."""
 _MOST_LEAVING = 16
-"""Connections whose rank is gone and whose last bytes ZeroMQ still reads. Beyond that no new one is accepted: peers that flood,
-reset and come again would fill the loader with messages of the dead."""
+"""Connections whose rank is gone and whose last bytes ZeroMQ still reads. Beyond this number no new connection is accepted: peers
+that flood, reset and reconnect would fill the loader with messages of dead connections."""
 _LOOK_S = 1.0
 _WARN_EVERY_S = 30.0
 _LINGER_S = 10.0
@@ -86,7 +86,7 @@ class Relay:
         self._ends: dict[int, tuple[_Link, _Side]] = {}  # descriptor -> what it is
         self._links: set[_Link] = set()
         self._leaving: set[_Link] = set()
-        """Links whose rank is gone, and whose last bytes ZeroMQ has not read to the end."""
+        """Links of ranks that have gone, whose last bytes ZeroMQ has not read yet."""
         self._closed = False
         self._close_at = float("inf")
         self._accepts = False

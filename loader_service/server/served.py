@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loader_service.manifest import EntryManifest
 from loader_service.pieces.excluded import Excluded
-from loader_service.remote.opened import remote_store
+from loader_service.remote.shared_store import remote_store
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
 from stoker_proto.processor import Processor

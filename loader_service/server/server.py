@@ -34,8 +34,8 @@ from stoker_proto.host.descriptors import raise_descriptor_limit
 from stoker_proto.wire import encoding
 from stoker_proto.wire.keys import Key
 from stoker_proto.wire.messages import Drain, Epoch, Failure, Hello, Message, Ping, Pong, Ticket, Welcome
-from stoker_proto.wire.rows import unpack_rows
-from stoker_proto.wire.shown import shown
+from stoker_proto.wire.peer_text import shown
+from stoker_proto.wire.row_bits import unpack_rows
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class LoaderServer:
         self.calls = LoopCalls(self._wake)
         """For other threads that want to know something."""
         self.on_look: Callable[[], None] = lambda: None
-        """The loop calls it each time it comes round, five times a second."""
+        """The loop calls it in each turn, five times a second."""
         self._drain_deadline: float | None = None
         self._stopped = False
         self._socket = context.socket(zmq.ROUTER)
@@ -85,11 +85,11 @@ class LoaderServer:
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.MAXMSGSIZE, encoding.MAX_QUESTION_BYTES),  # of each frame
             (zmq.HANDSHAKE_IVL, 10_000),
-            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long an input may stand still.
+            # Safe only as no connection can be reset (`listening.py`). The time-out bounds how long reading may pause.
             (zmq.HEARTBEAT_IVL, 1000),
             (zmq.HEARTBEAT_TIMEOUT, 5000),
             # For peers of ZMTP 1 and 2, which know no heartbeats. It must come later than these: where it ends a connection,
-            # libzmq does not bear an input that stands still.
+            # libzmq does not bear that reading has paused.
             (zmq.TCP_KEEPALIVE, 1),
             (zmq.TCP_KEEPALIVE_IDLE, 10),
             (zmq.TCP_KEEPALIVE_INTVL, 3),

@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loader_service.remote.opened import remote_store
+from loader_service.remote.shared_store import remote_store
 from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards, locate_entry
 from loader_service.sources.indexed import IndexedShards, is_indexed

@@ -1,4 +1,4 @@
-"""What rows have beside the fields that are read: preferences are refused, all else is counted and named by loader-prepare.
+"""Fields of rows that nothing reads: preference rows are refused, other fields are counted and named by loader-prepare.
 
 {"messages": [{"role": "user", "content": "Hi", "name": "Ann"}, ...], "score": 3}
 not read: turn field 'name'

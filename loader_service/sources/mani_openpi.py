@@ -60,7 +60,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
             )
         self.tasks = load_task_table(config.task_table)
         self._first: tuple[Path, str] | None = None
-        """Of the entries located so far, of both splits: the first file with a control mode, and this mode."""
+        """The first file with a control mode among the entries located so far, of both splits, and this mode."""
 
     def scan_identity(self) -> dict[str, Any]:
         """Adds the states, if the scan reads them; and under policy `skip` the task table, because a task without an instruction
@@ -170,7 +170,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
         )
 
     def _scan_npz(self, row: dict[str, Any], shard: Path) -> tuple[NamedFiles, tuple[str, ...]]:
-        """What the directory of the record's NPZ says, and a note if it cannot be opened: then `read` gives the error."""
+        """The entries of the NPZ's directory, and a note if the file cannot be opened: `read` then raises the error."""
         try:
             with NpzFile(self._npz_path(row, shard)) as npz:
                 return npz.named_files, ()

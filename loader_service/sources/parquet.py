@@ -21,7 +21,7 @@ _MAX_FOOTERS = 64
 
 
 class Footer(NamedTuple):
-    """What the end of a parquet file says, as it was when it was read."""
+    """The footer of a parquet file, as it was when it was read."""
 
     path: Path
     stamp: tuple[int, int, int]  # size in bytes, time of the last change in ns, inode

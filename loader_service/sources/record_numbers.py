@@ -35,7 +35,7 @@ Walk = Callable[[Path, Mark, int], Iterator[Mark]]
 """(file, from, to) -> marks in ascending order, the last one at `to`. Reads the file from the mark `from` on."""
 
 _marks: OrderedDict[tuple[Path, Stamp], tuple[list[Mark], Mark]] = OrderedDict()
-"""Of each version of a file: the marks, a MiB apart, and where the last question ended."""
+"""For each version of a file: the marks, a MiB apart, and where the last lookup ended."""
 _lock = threading.Lock()
 
 

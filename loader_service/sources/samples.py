@@ -1,4 +1,4 @@
-"""What a dataset gives: the records that a scan found, and the samples of a record."""
+"""What a dataset returns: the records that a scan found, and the samples of a record."""
 
 from __future__ import annotations
 

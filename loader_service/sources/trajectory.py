@@ -6,7 +6,7 @@ A trajectory of 3 frames at 10 fps, moments 0 s and 0.1 s after each frame:
     positions   0, 1    1, 2    2, 2
     is_pad      -, -    -, -    -, pad
 
-What lies beyond the trajectory is clamped to its first or last frame, and marked: lerobot's rule, and `mani_openpi`'s too.
+Positions beyond the trajectory are clamped to its first or last frame, and marked: lerobot's rule, and `mani_openpi`'s too.
 
 Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions in a chunk (or moments), N samples.
 """

@@ -27,10 +27,10 @@ The addresses are those of loader-serve --metrics and of the trainer's trainer.l
 
 examples:
   loader-top loader-a:9100 loader-b:9100 trainer:9101
-  loader-top --file fleet.txt                                one HOST:PORT a line; read again at each look
+  loader-top --file fleet.txt                                one HOST:PORT a line; read again each time
   loader-top --file fleet.txt --once --json --interval 10    what happened within 10 seconds
 
-exit codes: 0; 1 --once, and nothing answers; 2 the command line is wrong"""
+exit codes: 0 all is well; 1 with --once: no address answers; 2 the command line is wrong"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,14 +105,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("addresses", nargs="*", metavar="HOST:PORT", help="of a /metrics page")
+    parser.add_argument("addresses", nargs="*", metavar="HOST:PORT", help="address of a /metrics page")
     parser.add_argument("--file", type=Path, metavar="FILE", help="more addresses, one a line")
     parser.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="S", help="between two looks; default: %(default)s s"
+        "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between two readings; default: %(default)s"
     )
-    parser.add_argument("--once", action="store_true", help="look twice, show what happened between, and end")
+    parser.add_argument("--once", action="store_true", help="read twice, show what happened in between, and exit")
     parser.add_argument("--json", action="store_true", help="with --once: one line of JSON")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --once: write what is shown as a picture, too")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="with --once: also write the table as a picture")
     arguments = parser.parse_args(argv)
     for name in ("json", "svg"):
         if getattr(arguments, name) and not arguments.once:

@@ -37,7 +37,7 @@ ROW_BYTES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What decides the rows of a step, beside the data: one start of a run."""
+    """All that decides the rows of a step beside the data, for one start of a run."""
 
     config: dict[str, Any]
     """The keys of `model`, `data` and `trainer` that decide rows."""

@@ -45,7 +45,7 @@ from trainer.checkpoints.save import Checkpoints
 from trainer.engine.ranks import Ranks
 from trainer.engine.zero import deepspeed_settings, join_ranks, wrap
 from trainer.feed.batch import BatchBuilder, MicroBatch, StepBatch
-from trainer.feed.memory import reused_memory
+from trainer.feed.buffers import reused_memory
 from trainer.loop import Trainer
 from trainer.models.loading import choose_trained, count_parameters
 from trainer.models.tiny import build_tiny

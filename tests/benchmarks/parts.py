@@ -12,9 +12,9 @@ from pathlib import Path
 
 from loader_service.disk_cache.store import DiskCache
 from loader_service.manifest import EntryManifest
+from loader_service.pieces.caching_encoder import CachingEncoder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.excluded import Excluded
-from loader_service.pieces.keeping import KeepingEncoder
 from loader_service.pieces.piece import EncodedRecord, assemble_piece
 from loader_service.pieces.sample_values import stacked
 from loader_service.pieces.text_samples import TextSample, rows_of
@@ -88,11 +88,11 @@ class Parts:
         encoder = RecordEncoder(self.config.data, self.processor)
         return {record: encoder.encode(self.manifest, record, 0) for record in range(self.manifest.num_records)}
 
-    def keeping(self, folder: Path) -> KeepingEncoder:
+    def keeping(self, folder: Path) -> CachingEncoder:
         """An encoder whose cache on disk holds every record."""
         config = self.config
         disk = DiskCache(folder, 1 << 30)
-        encoder = KeepingEncoder(config.data, self.processor, config.loader, Excluded.read(config.data), disk)
+        encoder = CachingEncoder(config.data, self.processor, config.loader, Excluded.read(config.data), disk)
         encoder.encode_all(self.places, 0)
         return encoder
 

@@ -15,7 +15,7 @@ from tests.end_to_end.fleet import run_cli, serving, write_config, write_demonst
 from tests.end_to_end.recorded import record_steps, write_chats
 from tests.tiny_models import write_model_folder
 from trainer.feed.feed import Feed
-from trainer.report.worst import WARM_UP, WorstSteps
+from trainer.report.loss_spikes import WARM_UP, WorstSteps
 
 Rows = list[tuple[tuple[int, int, int], bytes, bytes]]
 """(key of its sample, token ids, which of them are labels) of each row."""

@@ -19,7 +19,7 @@ from tests.end_to_end.fleet import run_cli, serving, write_config, write_demonst
 from tests.end_to_end.recorded import change_pixel, record_steps, write_chats
 from tests.tiny_models import write_model_folder
 from trainer.feed import batch
-from trainer.report.worst import WARM_UP, WorstSteps
+from trainer.report.loss_spikes import WARM_UP, WorstSteps
 
 LENGTHS = [5, 9, 1, 7, 12, 3, 8]  # 45 timesteps: six steps of 8 rows an epoch, the last of 5
 

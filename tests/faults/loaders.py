@@ -19,7 +19,7 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 from tests.faults.parts import missing_of, shards_of
 from tests.faults.reference import LANES, lanes_of, make_piece
 from tests.faults.scenario import TICK

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stoker_proto.wire.messages import Failure, Piece, Ticket
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 from tests.faults.parts import shards_of
 from tests.faults.reference import LANES, Violation
 from trainer.feed.client.epochs import Pass

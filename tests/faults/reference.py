@@ -13,7 +13,7 @@ import numpy as np
 from stoker_proto.order.lanes import LaneRun, Order
 from stoker_proto.order.mixture import MixedOrder, PassRange
 from stoker_proto.wire.messages import Piece, Ticket
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 
 LANES = 2
 """Lanes per entry."""

@@ -59,13 +59,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--start-sample", type=int, default=0, metavar="S", help="start the epoch at this sample, as a resume does"
     )
     parser.add_argument("--step-time-ms", type=float, default=0.0, metavar="X", help="sleep this long in each step")
-    parser.add_argument("--decode-threads", type=int, default=1, metavar="N", help="per rank; default: %(default)s")
+    parser.add_argument(
+        "--decode-threads", type=int, default=1, metavar="N", help="decode threads of each rank; default: %(default)s"
+    )
     parser.add_argument(
         "--metrics",
         metavar="HOST:PORT",
         help="serve the metrics of a trainer at http://HOST:PORT/metrics (needs the extra `metrics`)",
     )
-    parser.add_argument("--json", action="store_true", help="print all figures as a last line of JSON")
+    parser.add_argument("--json", action="store_true", help="print all figures as one last line of JSON")
     add_plan_arguments(parser)
     return parser.parse_args(argv)
 

@@ -28,10 +28,12 @@ Pull = Callable[[Config, argparse.Namespace], dict[str, Any]]
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `--plan`."""
     group = parser.add_argument_group(
-        "plan", "what runs of other sizes need, from a pull of some seconds at full speed"
+        "plan", "estimates what runs of other sizes need, from some seconds at full speed"
     )
     group.add_argument("--plan", action="store_true", help="print the plan; needs --rate")
-    group.add_argument("--gpus", default="8,64,512", metavar="N,...", help="sizes of runs; default: %(default)s")
+    group.add_argument(
+        "--gpus", default="8,64,512", metavar="N,...", help="sizes of runs, in GPUs; default: %(default)s"
+    )
     group.add_argument("--rate", type=float, metavar="R", help="samples per second that one GPU trains")
     group.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: %(default)s")
 

@@ -3,9 +3,9 @@
     rank 0   copy | train ... ; thread: write, sync, mark | wait for all marks, stoker.json, rename, prune
     rank 1   copy | train ... ; thread: write, sync, mark
 
-No rank waits for another one's disk. Ranks tell the first one through marks in the unfinished folder, not through a collective,
-which would have to be called at the same place of the training by all. The folder gets its name last, so a crash at any time
-leaves the former checkpoint.
+No rank waits for another one's disk. Ranks report to the first one through marks in the unfinished folder. A collective would
+need all ranks at the same point of the training. The folder gets its name last, so a crash at any time leaves the former
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from stoker_proto.errors import HostError
 from stoker_proto.host.files import sync
-from trainer.engine.memory import available_bytes
+from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import Ranks
 from trainer.engine.universal import inner_optimizer
 from trainer.engine.zero import Engine

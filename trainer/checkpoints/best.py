@@ -1,6 +1,6 @@
 """The best validation so far (`trainer.checkpoint.best`), and whether to stop early.
 
-A part of stoker.json, so that a resume goes on counting:
+A part of stoker.json, so that a resume continues to count:
 
     "best": {"metric": "val/perplexity", "value": 3.41, "step": 500, "waited": 2}
 """

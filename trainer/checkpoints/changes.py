@@ -1,4 +1,4 @@
-"""What of the config changed since a checkpoint was made, as lines for the log of a resume.
+"""Changes of the config since a checkpoint was made, as lines for the log of a resume.
 
 trainer.epochs: 3 -> 6
 the learning rate of step 901 is 0.000101, 24 times the one before (0.0000042): the schedule is that of the new settings

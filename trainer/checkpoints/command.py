@@ -1,10 +1,10 @@
-"""`stoker-export --checkpoint DIR`: the export of a checkpoint, such as the best one, on one host and without ranks.
+"""Exports a checkpoint, such as the best one, as a model that transformers loads. Runs on one host, without ranks.
 
     stoker-export --checkpoint outputs/checkpoints/step-00000500 --out outputs/best
 
-DeepSpeed's files hold the trained weights in float32, of all ranks. Of a run with `trainer.ema_decay` their averages are
-exported, as at the end of the run. Everything else is in the checkpoint: the config of its run and the processor. The base
-model's folder must be where the config says.
+DeepSpeed's files hold the trained weights in float32, of all ranks. For a run with `trainer.ema_decay` the averages of the
+weights are exported, as at the end of the run. Everything else is in the checkpoint: the config of its run and the processor. The
+base model's folder must be where the config says.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from stoker_proto.images.padding import padding_processor
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
 from trainer.checkpoints.card import TrainingFacts, model_card
-from trainer.checkpoints.writing import writing
+from trainer.checkpoints.write_errors import writing
 from trainer.engine.optimizer import EMA
 from trainer.engine.ranks import Ranks, wait_for_all_ranks
 from trainer.engine.universal import inner_optimizer

@@ -39,7 +39,7 @@ from trainer.checkpoints.background import (
     wait_for_marks,
 )
 from trainer.checkpoints.state import STATE_FILE, Checkpoint, Cursor, check_resumable, read_checkpoint, state_of_run
-from trainer.checkpoints.writing import writing
+from trainer.checkpoints.write_errors import writing
 from trainer.engine.ranks import Ranks, gather_json, json_of_first_rank, max_over_ranks, wait_for_all_ranks
 from trainer.engine.universal import convert, group_values, load_averages, repair_optimizer
 from trainer.engine.zero import Engine
@@ -90,8 +90,8 @@ class Checkpoints:
     def find(self) -> Checkpoint | None:
         """The checkpoint to resume from, by `trainer.checkpoint.resume`; every rank calls it. Raises ConfigError, DataError.
 
-        The first rank chooses it, and all ranks resume from that one: a stale listing of a network's file system, or disks of
-        their own, would have them mix steps. All raise the first one's error.
+        The first rank chooses it for all ranks. Otherwise a stale listing of a network file system, or separate disks, could make
+        ranks resume from different steps. All raise the first one's error.
         """
         answer: dict[str, Any] = {}
         if self.ranks.is_first:
@@ -213,7 +213,7 @@ class Checkpoints:
             log.info("training waited %.1f s for %s to be whole", waited_s, current.target)
 
     def wait_alone(self, timeout_s: float) -> None:
-        """After a failure of the run: give what is being written a chance to become whole, without the other ranks."""
+        """After a failure of the run: let the checkpoint that is being written finish, without the other ranks."""
         if self._writing is not None and (error := self._writing.wait(timeout_s)) is not None:
             log.warning("%s is not whole: %s", self._writing.target, error)
 

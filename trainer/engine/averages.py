@@ -1,7 +1,7 @@
 """The averages of the weights (`trainer.ema_decay`) out of DeepSpeed's files, without ranks.
 
-DeepSpeed's own reader puts the partitions of all ranks together, but knows only the weights. So each file is changed as it is
-read: where AdamW's state has an average, it stands in the place of the weights.
+DeepSpeed's own reader puts the partitions of all ranks together, but knows only the weights. So each file is changed while it is
+read: where AdamW's state has an average, it replaces the weights.
 
     stage 1, 2   optimizer_state_dict: single_partition_of_fp32_groups [group], base_optimizer_state: state {group: {ema: ...}}
     stage 3      optimizer_state_dict: fp32_flat_groups [part],                 optimizer_state_dict: state {part: {ema: ...}}

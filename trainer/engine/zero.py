@@ -1,7 +1,7 @@
 """DeepSpeed: where the ranks meet, its settings from our config, and the engine around a model.
 
-Everything that is peculiar to DeepSpeed's ways on a machine stands here (FACTS: a CPU rank that loads `deepspeed_shm_comm`
-compiles C++ for minutes; a plain `{"type": "AdamW"}` compiles `fused_adam`).
+What is peculiar to DeepSpeed is here. For example, a CPU rank that loads `deepspeed_shm_comm` compiles C++ for minutes, and a
+plain `{"type": "AdamW"}` compiles `fused_adam`.
 """
 
 from __future__ import annotations

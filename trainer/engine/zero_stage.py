@@ -21,7 +21,7 @@ import torch
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
-from trainer.engine.memory import available_bytes
+from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import Ranks, max_over_ranks
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@
             engine = moment.stepper.engine      # every rank calls it, so collectives are allowed
             return Outcome(step=moment.step, figures={"norms": ...})
 
-An evaluation that takes long starts a process of its own in `begin`, returns None, and hands over what it found in `finished`.
+An evaluation that takes long starts a process of its own in `begin`, returns None, and returns its result from `finished`.
 Figures are logged at the step of the outcome, however many steps the run is further.
 """
 

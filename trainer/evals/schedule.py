@@ -1,4 +1,4 @@
-"""When the evaluations of a run begin, and how what they find comes back.
+"""When the evaluations of a run begin, and how their results come back.
 
     after each step    what is ready is handed over; those that are due begin
     at the last step   those that have not evaluated it begin

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from stoker_proto.errors import RemoteProtocolError
 from stoker_proto.wire.digests import digests_of_rows
 from stoker_proto.wire.messages import Piece
-from trainer.feed.memory import reused_memory
+from trainer.feed.buffers import reused_memory
 
 IGNORED = -100
 """Label of a position that is not trained; torch's cross-entropy ignores this value."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from stoker_proto.config.cluster import parse_dns_entry, parse_file_entry
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.names import look_up_host
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from stoker_proto.order.lanes import order_fingerprint
 from stoker_proto.wire.keys import rank_keys
 from stoker_proto.wire.messages import Piece
 from trainer.feed.batch import BatchBuilder, Decoder, Decoding, MicroBatch, StepBatch
+from trainer.feed.buffers import keep_freed_frames
 from trainer.feed.client.core import Core
 from trainer.feed.client.fleet import State
 from trainer.feed.client.options import CoreOptions
@@ -33,7 +34,6 @@ from trainer.feed.client.pace import NO_LANES
 from trainer.feed.client.schedule import num_steps
 from trainer.feed.client.tickets import TicketCounters
 from trainer.feed.discovery import is_fixed
-from trainer.feed.memory import keep_freed_frames
 from trainer.feed.prefetch import Prefetcher
 from trainer.feed.sockets import SocketDriver
 

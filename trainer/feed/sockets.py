@@ -36,10 +36,11 @@ T = TypeVar("T")
 _FRAMES_PER_TURN = 32  # of one loader before the others have their turn
 _LONGEST_SLEEP_S = 1.0
 _STALL_S = 0.25
-"""What a turn takes longer than it meant to sleep and this was spent stopped or starved: it is not held against the loaders,
+"""A turn that takes this much longer than its sleep was stopped or starved. The extra time does not count against the loaders,
 whose answers may lie unread."""
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _TIME_TO_LIVE_MS = 500, 1500, 10_000
-"""The last: after what silence of ours a loader ends the connection, which it cannot learn otherwise while answers are stuck."""
+"""The last one: a loader ends the connection after this much silence of the rank; while answers are stuck it has no other sign.
+"""
 _REDIAL_S = 5.0
 """Where ZeroMQ gives an address up (keys that do not fit), it is dialled again: the loader there may be replaced."""
 
@@ -317,7 +318,7 @@ class SocketDriver:
             (
                 zmq.RCVHWM,
                 0,
-            ),  # libzmq aborts where an input stands still and heartbeats are sent; tickets bound what comes
+            ),  # libzmq aborts where reading has paused and heartbeats are sent; tickets bound what comes
             (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 1000),
             (zmq.CONNECT_TIMEOUT, 3000),

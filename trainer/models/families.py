@@ -47,8 +47,8 @@ def as_placed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def as_patches(pixels: torch.Tensor, patch: int, merge: int, repeats: int) -> dict[str, torch.Tensor]:
-    """pixels: float[I, 3, H, W]. Patches stand in the order in which the model merges them, merge x merge at a time, each image
-    `repeats` times as if it were a video that stands still.
+    """pixels: float[I, 3, H, W]. Patches are in the order in which the model merges them, merge x merge at a time. Each image
+    comes `repeats` times, like the frames of a still video.
 
     Source: transformers `models/qwen2_vl/image_processing_pil_qwen2_vl.py`, patchify.
     """

@@ -1,4 +1,4 @@
-"""Our models in transformers' Auto classes, as soon as transformers is there, and without importing it.
+"""Registers our models with transformers' Auto classes as soon as transformers is imported, without importing it.
 
     import trainer.models                                    # costs nothing
     from transformers import AutoModelForImageTextToText     # now OpenVLA is known

@@ -112,7 +112,7 @@ def checkpoint_bytes(shape: ModelShape, config: Config, *, stage: int) -> int:
 
 
 def logit_bytes(num_labels: int, vocabulary: int, precision: str) -> int:
-    """Of one micro-batch: logits, their copy in fp32, the softmax and the gradients of both."""
+    """Bytes of one micro-batch: logits, their copy in fp32, the softmax and the gradients of both."""
     each = 3 * _FLOAT if precision == "fp32" else 3 * _FLOAT + 2 * 2
     return num_labels * vocabulary * each
 

@@ -1,7 +1,7 @@
 """A rank that was started before the loaders were ready: it prepares what needs no data, then waits for the launcher's word.
 
-Until then it is silent. What goes wrong in the loaders is the launcher's to tell, and if they fail, nobody needs what ranks have
-printed. What it printed, and an error of its own, are shown when the launcher has told it to begin.
+Until then it is silent. The launcher reports errors of the loaders. If loaders fail, the output of the ranks is not needed. A
+rank's output, and an error of its own, are shown once the launcher has told it to begin.
 """
 
 from __future__ import annotations

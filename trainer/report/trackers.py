@@ -70,7 +70,7 @@ class TensorBoardTracker:
 
 
 RUN_ID_FILE = "wandb-run-id"
-"""In `output_dir`: a resumed run goes on in the same run of Weights & Biases."""
+"""In `output_dir`: a resumed run continues the same run of Weights & Biases."""
 
 
 def import_wandb() -> Any:

@@ -39,7 +39,7 @@ with --image if the client sends others too. The server resizes them as in train
 with pictures around the hand, needs these measurements too: observation/state; observation/tcp_pose, observation/intrinsic_cv and
 observation/extrinsic_cv. Actions are float32[K, D] in the units of the training data; vla-eval gets one of them for each
 observation. `outside_mass` is the probability of tokens that are no actions: a trained model is close to 0. On connect the server
-sends what the model takes and gives.
+sends the inputs and outputs of the model.
 
 GET /healthz answers 200 once the model is loaded. The connection is not encrypted. Beyond loopback clients need the key of
 --api-key-file; better, let clients in through an SSH tunnel. Needs: pip install 'stoker[train,serve]'.

@@ -1,10 +1,10 @@
-"""An observation, as clients of openpi and vla-eval write it -> what the policy is told.
+"""An observation, as clients of openpi and vla-eval write it -> the inputs of the policy.
 
     {"observation/image": uint8[H, W, 3], "observation/wrist_image": uint8[H, W, 3], "observation/state": float[8],
      "prompt": "push the cube"}                                                                               openpi
     {"images": {"base_camera": uint8[H, W, 3]}, "states": float[9], "task_description": "push the cube"}      vla-eval
 
-A model that was trained with pictures around the hand is also told `tcp_pose` float[7], `intrinsic_cv` float[3, 3] and
+A model that was trained with pictures around the hand also needs `tcp_pose` float[7], `intrinsic_cv` float[3, 3] and
 `extrinsic_cv` float[3, 4] under these names, or as `observation/tcp_pose`, `states/tcp_pose` and so on.
 
 Pictures are taken in the order of the message, or in that of the names that the server was given. A name of a nested map is

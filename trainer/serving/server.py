@@ -1,8 +1,8 @@
 """The sockets: WebSocket connections to sessions, and the answers to health checks.
 
 The model computes in one thread beside the event loop, one observation at a time, so that health checks and the closing of
-connections never wait for it. Bounds: the size of a message, the number of connections, and one frame in work per connection
-(the next ones stay in the kernel's buffers, so a client that sends faster is held up).
+connections never wait for it. Bounds: the size of a message, the number of connections, and one frame in work per connection (the
+next ones stay in the kernel's buffers, so a client that sends faster has to wait).
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from stoker_proto.arguments import not_negative, positive, share
 from stoker_proto.errors import ConfigError, StokerError
-from trainer.sim.acting import load_act
 from trainer.sim.demonstration import Job, Reason, play
 from trainer.sim.environment import TASKS, Environment
 from trainer.sim.options import add_processes, add_quiet, add_rendering
+from trainer.sim.policy_actor import load_act
 from trainer.sim.recording import COMPRESSIONS, Recorder, Trajectory
 from trainer.sim.workers import Interrupts, Workers
 

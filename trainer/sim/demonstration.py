@@ -1,7 +1,7 @@
 """One demonstration: who acts, what is labelled, which frames are rendered, and when an episode is thrown away.
 
-The label of a timestep is always the expert's action in that state. Executed is the expert's action, the same with noise, or
-(DAgger) a policy's action: then the frames show the states that the policy's own mistakes lead to.
+The label of a timestep is always the expert's action in that state. The executed action is the expert's, the expert's with noise,
+or (DAgger) a policy's. With a policy, the frames show the states that its own mistakes lead to.
 """
 
 from collections.abc import Callable

@@ -160,8 +160,9 @@ class PrivilegedState:
     """Both fingers press on the cube."""
 
     def objects(self) -> npt.NDArray[np.float32]:
-        """float32[8], what training may predict beside the actions: the cube to be moved and the goal (m), then the cube's
-        direction, as a point on a circle of 0.1 m that is passed once in a quarter turn, after which a cube looks the same.
+        """float32[8] that training may predict beside the actions: positions of the cube to be moved and of the goal (m), then
+        the cube's direction as a point on a circle of 0.1 m. A quarter turn goes once around the circle, because a cube then
+        looks the same.
 
         Where the instruction says which of two cubes is to be moved, only a policy that reads it can predict these."""
         turn = 4 * self.cube_yaw

@@ -1,8 +1,8 @@
 """Scripted experts: state -> action, one pure function per task.
 
-Each looks only at the privileged state of this moment, so it can be asked in any state (after noise, after a policy's
-mistake: DAgger) and always answers the same. The stages ("above it", "go down", "grip") are regions of the state, not
-a counter. An action is described in `trainer/sim/environment.py`; `(dx, dy, dz, droll, dpitch, dyaw, gripper)`.
+Each uses only the current privileged state. So it has an action for any state (after noise, or after a policy's mistake in
+DAgger), and always the same one. The stages ("above it", "go down", "grip") are regions of the state, not a counter. An action is
+described in `trainer/sim/environment.py`; `(dx, dy, dz, droll, dpitch, dyaw, gripper)`.
 """
 
 from collections.abc import Callable

@@ -11,8 +11,8 @@ before action t): `rgb` uint8[T, H, W, 3]; `depth` uint16[T, H, W] in mm and `wr
 float32[T, 3, 3] and `extrinsic_cv` float32[T, 3, 4], the camera's matrices; `objects` float32[T, 8], true positions
 (`trainer/sim/environment.py`).
 
-`actions` are the expert's, the labels. Where others were executed (noise, a policy), or not every timestep was rendered, the row
-has also `executed_actions` (of all timesteps, which replay the episode), `acted` (who: noisy expert, policy, expert) and, of
+`actions` are the expert's, the labels. If other actions were executed (noise, a policy), or not every timestep was rendered, the
+row also has `executed_actions` (of all timesteps, which replay the episode), `acted` (who: noisy expert, policy, expert) and, of
 partly rendered episodes, `timesteps` [T]: which ones are here. With `wrist_rgb` the row says which `robot` carries that camera.
 """
 

@@ -1,4 +1,4 @@
-"""The evaluation `success`: how often the model succeeds in a simulator, measured while the training goes on.
+"""The evaluation `success`: how often the model succeeds in a simulator, measured during the training.
 
     trainer.evals:
       - {type: success, tasks: [PushCube-v1, PickCube-v1], episodes: 20, interval: 500}

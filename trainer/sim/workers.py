@@ -41,8 +41,8 @@ class Interrupts:
     def held_back(self) -> Iterator[None]:
         """Raises the interrupt only after the block; processes started in it never see a Ctrl-C.
 
-        Both are needed: the mask is what a child inherits, but it does not keep Python's handler from running, since
-        the signal may arrive in another thread of this process (numpy and tqdm have some).
+        Both are needed. A child inherits the mask. But the mask does not keep Python's handler from running, because the signal
+        may arrive in another thread of this process (numpy and tqdm have some).
         """
         self._held = True
         # Started with the first process, it would unblock SIGINT in this thread again.

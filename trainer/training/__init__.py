@@ -2,6 +2,7 @@
 
 In: `feed.batch.StepBatch`. Out: `StepResult`.
 Read `inputs` (uint8 -> arguments of forward), `loss` (what is reported), `objective` (what is minimised), `chunks` (the same
-without the matrix of logits), `step`, then `source_table` (figures of each source), `packed` and `chunk_check` (may this model
-train packed rows, or in chunks?) and `flops` (MFU).
+without the matrix of logits), `step`, then `split` (one split of the data), `source_table` (figures of each source) and `flops`
+(MFU). Asked once at the start: `packed`, `chunk_check` and `mask_check` (may this model train packed rows, in chunks, without a
+mask?).
 """

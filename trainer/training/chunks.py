@@ -6,10 +6,10 @@
 One chunk of logits lives at a time; the whole would be N * V numbers, several times over (float32 copy, softmax, gradient). The
 second computation costs a third more of the head's arithmetic.
 
-The model runs as ever, but for this one forward its head returns losses instead of logits. So everything that DeepSpeed does
-around the head (ZeRO-3 gathers its weights before forward and before backward) happens once per micro-batch, with or without
-chunks: ranks may differ in that. What a model does to logits behind its head (Gemma caps them, Granite divides them) is found out
-at the start by a comparison of both.
+The model runs as ever, but for this one forward its head returns losses instead of logits. So all that DeepSpeed does around the
+head (ZeRO-3 gathers its weights before forward and before backward) happens once per micro-batch, with or without chunks. Some
+ranks may use chunks and others not. A model may change logits behind its head (Gemma caps them, Granite divides them). A
+comparison of both at the start finds this.
 
 Letters of shapes: B rows, P positions, N labels, n labels of a chunk, H width, V vocabulary.
 """

@@ -1,7 +1,7 @@
 """Does a model need a mask of the padding? Asked once at the start, on all ranks together.
 
-Rows are padded on the right. Where no token sees what stands behind it, the padding changes nothing, and without a mask PyTorch
-takes its fast causal kernel, makes no dense mask [B, 1, T, T], and reads none on the host.
+Rows are padded on the right. If no token attends to later ones, padding at the end changes nothing. Without a mask PyTorch takes
+its fast causal kernel. It makes no dense mask [B, 1, T, T] and reads none on the host.
 """
 
 from __future__ import annotations

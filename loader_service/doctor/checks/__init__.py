@@ -2,5 +2,5 @@
 
 In: `facts.Examined`. Out: findings. No check reads a sample again; `lerobot` alone opens files, for what samples
 do not hold.
-Read `model`, `actions`, `episodes`, `frames`, `text`, `mixture` and `lerobot`.
+Read `host` (what the config asks of this host), `model`, `actions`, `episodes`, `frames`, `text`, `mixture` and `lerobot`.
 """

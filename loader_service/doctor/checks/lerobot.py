@@ -1,4 +1,4 @@
-"""LeRobot data sets: what samples do not hold. Timestamps as they stand in the files, frames of a video, statistics.
+"""LeRobot data sets: what samples do not hold: timestamps in the files, frames of a video, statistics.
 
 A timestamp that would mean another frame is an error of the source itself, when it reads the episode.
 """

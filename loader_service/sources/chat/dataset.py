@@ -3,9 +3,9 @@
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
 `learn` selects the labels; a message's own flag (`weight`, `train`, `mask` ..., see `turn_fields`) overrides it. Broken
-dialogues are repaired by the rules of `mend`. `<image>` in the words of the user or of a tool is where an image belongs: the one
-that its part names, or else the next of the row's. A row with images and no such mark has them at the beginning of the user's
-first turn, one per line. In a row without images the mark is plain text; such rows are counted.
+dialogues are repaired by the rules of `repair`. `<image>` in the words of the user or of a tool is where an image belongs: the
+one that its part names, or else the next of the row's. A row with images and no such mark has them at the beginning of the
+user's first turn, one per line. In a row without images the mark is plain text; such rows are counted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from loader_service.sources.base import Sample, Turn
 from loader_service.sources.chat.formats import COLUMNS, FIELDS, FORMATS, NOT_SEEN, Conversation, Names, format_of
 from loader_service.sources.chat.frames import load_frame
 from loader_service.sources.chat.frames import preload as preload_images
-from loader_service.sources.chat.mend import mend
 from loader_service.sources.chat.message import ROLES, Message
+from loader_service.sources.chat.repair import mend
 from loader_service.sources.chat.turn_fields import HIDDEN, LEARNED, weight_of
 from loader_service.sources.fields import PREFERENCES, REASONED, refuse_preferences, unread
 from loader_service.sources.options import read_options

@@ -39,8 +39,8 @@ def numeric_columns(columns: Columns) -> list[str]:
 
 
 _TOLERANCE = 0.25
-"""Of a frame's duration, that a timestamp may be off: far from the half at which it would mean another frame, and enough for
-seconds written as float32 (half an ulp is 1 ms after 4 hours) and for clocks that jitter. lerobot's own 1e-4 s is not."""
+"""Largest error of a timestamp, as a share of a frame's duration. Half a frame would mean another frame. A quarter is enough for
+seconds written as float32 (half an ulp is 1 ms after 4 hours) and for clock jitter. lerobot's own 1e-4 s is not."""
 
 
 def parse_rows(table: Any, columns: Columns, episode: int, fps: float | None) -> EpisodeRows:

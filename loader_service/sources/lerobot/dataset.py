@@ -26,8 +26,8 @@ from loader_service.remote.url import is_url
 from loader_service.shards import EntryShards
 from loader_service.sources.base import BaseSFTDataset, RecordContent, Sample, ScannedRecord
 from loader_service.sources.extras import library
-from loader_service.sources.lerobot.alike import check_alike
 from loader_service.sources.lerobot.columns import integers
+from loader_service.sources.lerobot.compatibility import check_alike
 from loader_service.sources.lerobot.episode import Episode, LeRobotFolder, open_camera, read_episode, video_files
 from loader_service.sources.lerobot.files import Files
 from loader_service.sources.lerobot.info import INFO_PATH
@@ -150,7 +150,7 @@ class LeRobotDataset(BaseSFTDataset):
     def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
         """The entry's content and the headers of the episode's videos.
 
-        Not known behind a URL, nor with images that may lie in files, nor of an episode that ends in another data file."""
+        None behind a URL, with images that may lie in files, and for an episode that ends in another data file."""
         if self._rows.files.is_remote(shard):
             return None
         folder = self._folder(shard)

@@ -91,7 +91,7 @@ def _place_of(shard: Path, meta: Meta) -> tuple[int, int] | None:
 
 
 def _next_place(file: Path, place: tuple[int, int] | None, meta: Meta, reader: RowReader) -> tuple[int, int]:
-    """Of the data file after this one: the next number of its chunk, or the first of the next chunk."""
+    """Chunk and number of the data file after this one: the next number of its chunk, or the first of the next chunk."""
     if place is not None:
         chunk, number = place
         for follower in ((chunk, number + 1), (chunk + 1, 0)):

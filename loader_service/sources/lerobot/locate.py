@@ -37,7 +37,7 @@ def locate(path: str, wanted: Wanted, *, may_lack: bool = False) -> tuple[EntryS
         for name, rows in meta.rows_of.items():
             if not chosen[rows].any():
                 continue
-            # Not resolved further: in a download cache the files are links, and their folder is what names the data set.
+            # Not resolved further: in a download cache the files are links, and the folder of the links names the data set.
             file = real / name
             if not file.is_file():
                 if may_lack:

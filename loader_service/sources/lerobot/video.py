@@ -1,7 +1,7 @@
 """An episode's frames in an mp4, in one pass: seek to a keyframe before the first of them, then decode on.
 
 A frame belongs to a row if its time is within `_TOLERANCE` of the row's. Time stamps of the table may be off by whole frames, so
-each frame is also counted (`shown_order`): it must have as many frames before it as the episodes before it have rows. With
+each frame is also counted (`presentation_order`): it must have as many frames before it as the episodes before it have rows. With
 `Begin.by_number`, frames are only counted, and all times are ignored.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader_service.sources.extras import library
-from loader_service.sources.lerobot.shown_order import ShownOrder
+from loader_service.sources.lerobot.presentation_order import ShownOrder
 from loader_service.sources.lfs import refuse_pointer
 from stoker_proto.errors import DataError
 from stoker_proto.host.stages import DECODE, switch
@@ -27,8 +27,8 @@ _RATE_TOLERANCE = 0.01
 _TOLERANCE = 0.25
 """Largest error of a frame's time, in frames; the same as for timestamps of the table (`columns`)."""
 _STEPS_BACK = (0, 4, 16)
-"""Frames before the first at which a keyframe is looked for, one after another. An mp4 is sought by the time of decoding, which
-runs ahead of that of showing where there are B-frames: mostly by 1 to 3 frames, in h264 and hevc by 16 at most."""
+"""Frames before the first at which a keyframe is looked for, one after another. Seeking in an mp4 uses decoding times. With
+B-frames these run ahead of presentation times: mostly by 1 to 3 frames, in h264 and hevc by 16 at most."""
 _REMEDY = "write the episode's from_timestamp anew, from the time stamps in the video, or leave it out (data.options.episodes)"
 _BEGINNING = -(1 << 40)
 """Ticks: before every frame, times of decoding below zero included."""

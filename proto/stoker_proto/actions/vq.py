@@ -182,7 +182,7 @@ def _thinned(rows: Float32Array, limit: int) -> Float32Array:
 def _fewest_levels(codec: VectorQuantizer, rows: Float32Array) -> tuple[int, float]:
     """(the fewest levels whose error on actions float32[N, D] is below the limit, or all; their error divided by the limit).
 
-    The limit is the error of 256 bins minus a margin: actions of other trajectories have a slightly larger error than those of
+    The limit is the error of 256 bins minus a margin. Actions of other trajectories have a slightly larger error than those of
     the sample, and a comparison on few actions is inexact.
     """
     margin = 0.95 - 2.0 / float(np.sqrt(max(16, len(rows))))

@@ -1,4 +1,4 @@
-"""A dict of plain values -> a dataclass, strictly: an unknown name or a wrong value is an error that says what is possible.
+"""A dict of plain values -> a dataclass, strictly: an unknown name or a wrong value is an error that lists what is allowed.
 
 Shared by the YAML (`reader.py`) and by a dataset's own options (`loader_service.sources.options`). Each brings the function that
 reads one value of one type, because the YAML takes numbers written as text and `data.options` does not.

@@ -24,7 +24,7 @@ class LoggerConfig:
     wandb_project: str = "stoker"
     """Project name in Weights & Biases."""
     wandb_name: str | None = None
-    """Name of the run there; default: one that it makes up. A resumed run goes on in the same run."""
+    """Name of the run there; default: a generated name. A resumed run continues the same run."""
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run there."""
     metrics: str | None = field(
@@ -63,7 +63,7 @@ class FeedConfig:
     connect_deadline_s: float = field(default=60.0, metadata=above(0))
     """Within this time, loaders that together hold all the data must have answered."""
     discovery_s: float = field(default=5.0, metadata=at_least(0.1))
-    """Seconds between two looks at the names and files of `cluster.loader_addresses`."""
+    """Seconds between two readings of the names and files in `cluster.loader_addresses`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ def parse_host_port(address: str, flag: str) -> tuple[str, int]:
 
 
 class Pages:
-    """Serves pages from threads of its own, so a function may be called at any time and must be quick."""
+    """Serves pages from its own threads. So a page's function may be called at any time and must be quick."""
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]]) -> None:
         self._pages = dict(pages)

@@ -61,7 +61,8 @@ def whole_folder(path: Path, *, unfinished: Path | None = None) -> Iterator[Path
 
 
 def _temporary_name(path: Path) -> Path:
-    """Beside `path`, and of nobody else: processes in several containers that share the folder may have the same number."""
+    """A name beside `path` that no other process uses: processes in several containers that share the folder may have the same
+    number."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 

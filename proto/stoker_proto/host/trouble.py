@@ -1,11 +1,11 @@
-"""Whether an error is trouble of the host: no descriptors, no memory, no room, a disk or a network file system that fails.
+"""Whether an error comes from the host: no descriptors, no memory, no room, a disk or a network file system that fails.
 
     OSError(EMFILE)                                                   trouble of the host: the same read may succeed later
     OSError(ENOENT), ArrowInvalid("Parquet magic bytes not found")    says something of the data
     DataError("the video cannot be read") from av's OSError(EIO)      trouble of the host, whatever wraps it
 
-Everything that reads data asks here before it says that data is bad: a verdict on data ends a run (`fail`) or costs samples
-(`skip`), is the same on every loader, and is kept by loader-prepare. Trouble of one host is none of these.
+Code that reads data asks here before it calls data bad. Bad data ends a run (`fail`) or costs samples (`skip`), on every loader
+alike, and loader-prepare remembers it. Trouble of one host is none of these.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMES = (
     *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
 )
 HOST_ERRNOS = frozenset(number for name in _NAMES if (number := getattr(errno, name, None)) is not None)
-"""What else `open` and `read` say (no such file, no permission, a folder) is said of the data."""
+"""Other errors of `open` and `read` (no such file, no permission, a folder) count as errors of the data."""
 _STRERRORS = {os.strerror(number): number for number in HOST_ERRNOS}
 _WRITTEN_ERRNO = re.compile(r"\[errno (\d+)\]|\berrno = (\d+)\b", re.IGNORECASE)
 """As pyarrow, and as HDF5 write it into the text of what they wrap."""
@@ -37,7 +37,7 @@ _MOST_CAUSES = 32  # a chain of causes may be a circle
 def host_error(error: BaseException, what: str = "") -> HostError | None:
     """The error as a HostError, if it or one of its causes is trouble of the host; else None.
 
-    Of errors raised on purpose only a DataError is looked into: a ConfigError about a full disk says the way out already.
+    Among errors raised on purpose only a DataError is examined: a ConfigError about a full disk says the way out already.
 
     what: the file or the work that it happened to, where the error does not say so itself."""
     if isinstance(error, HostError):

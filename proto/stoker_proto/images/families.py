@@ -288,7 +288,7 @@ class ImageFamily:
     marks: Literal["", "image_places", "suffix"] = ""
     """What forward needs to know of each token: whether an image is there; whether it belongs to the learned end of the row."""
     causal: bool = True
-    """Whether no token of a row sees what stands behind it, so that padding at the end needs no mask."""
+    """Whether each token of a row attends only to earlier ones, so that padding at the end needs no mask."""
 
 
 # Qwen-VL is causal, but it counts positions from the mask.

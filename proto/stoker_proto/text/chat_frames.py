@@ -5,8 +5,8 @@
     learned                                                     from here   up to here
 
 Rendering every beginning of every dialogue takes longer than tokenising it. So this is done once per sequence of roles, for a
-dialogue of placeholders. Where the text of a dialogue is the same frames around its own turns (unchanged or stripped), its labels
-are in the same places. Any other dialogue is rendered in full: see `chat_spans`.
+dialogue of placeholders. If a dialogue's text consists of the same frames around its own turns (unchanged or stripped), its
+labels are in the same places. Any other dialogue is rendered in full: see `chat_spans`.
 """
 
 from __future__ import annotations

@@ -109,10 +109,11 @@ class DialogueRenderer:
         return self.writer.text(chat, number, opening=False).removesuffix(self.trailer)
 
     def asked(self, chat: Chat, number: int) -> str:
-        """The text of the first `number` turns, of which the last is the assistant's, as it is asked and answered.
+        """The text of the first `number` turns, the last of which is the assistant's: the prompt as the model gets it, then the
+        answer.
 
-        Some templates write the turns before otherwise once the answer is there. Then it is the prompt, and what follows the same
-        last turn and opening in the text with the answer. Raises DataError.
+        Some templates write earlier turns differently once the answer is there. The result is then the prompt, and the text that
+        follows the same last turn and opening where the answer is included. Raises DataError.
         """
         whole, prompt = self.writer.text(chat, number, opening=False), self.writer.text(chat, number - 1, opening=True)
         if number < 2 or whole.startswith(prompt):

@@ -1,8 +1,8 @@
 """Text from data cannot write control tokens, the tokens that give rows their structure.
 
 A user may type `<|im_end|>`, and a web page may contain `</s>`. Tokenised as they are, such strings would end a turn or forge
-one. So they are marked in text from data, before the template puts its own tokens around it, and marked strings are encoded as
-plain text: the rule of transformers' `apply_chat_template(sanitize_control_tokens=True)`.
+one. So they are marked in text from data, before the template puts its own tokens around it. Marked strings are encoded as plain
+text. This is the rule of transformers' `apply_chat_template(sanitize_control_tokens=True)`.
 
 Control tokens are all special tokens of the tokenizer, our action tokens, and other tokens that the template opens turns with.
 """

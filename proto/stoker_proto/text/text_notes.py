@@ -1,4 +1,4 @@
-"""What of a text is written otherwise than its author may have meant, in words that loader-prepare counts.
+"""Notes about text that is written differently than its author may have meant. loader-prepare counts them.
 
 '<|im_end|>' in a turn of the user was written as text, not as the token
 text that a chat template has written already (it holds '<|im_start|>assistant') is learned as letters: ...

@@ -35,8 +35,8 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
+from stoker_proto.wire.peer_text import shown
 from stoker_proto.wire.piece_images import find_images
-from stoker_proto.wire.shown import shown
 
 MAX_FRAME_BYTES = 256 << 20
 """Largest PIECE."""

@@ -10,8 +10,8 @@ import pytest
 import zmq
 
 from deploy.nodes import meeting
+from deploy.nodes.coordinator import ENDED, FACTS
 from deploy.nodes.meeting import Guest, Host
-from deploy.nodes.roll import ENDED, FACTS
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.ports import free_port

@@ -49,7 +49,7 @@ def test_rl4vla(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     code, said = run(capsys, "rl4vla", tmp_path / "in", "--out", out, "--task", "Plate-v3", "--jobs", 1)
     assert code == 1
-    assert "reading a pickle can run code that it brings along" in said
+    assert "reading a pickle can run code that it contains" in said
     assert not out.exists()
     code, said = run(
         capsys, "rl4vla", tmp_path / "in", "--out", out, "--task", "Plate-v3", "--jobs", 1, "--trust-pickle"

@@ -20,7 +20,7 @@ from loader_service.prepare.first_records import check_first_records
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.prepare.verify import verify
 from loader_service.sources.base import make_datasets
-from loader_service.sources.chat.mend import MERGED, TRAILING
+from loader_service.sources.chat.repair import MERGED, TRAILING
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, RowError
 from stoker_proto.processor import Processor

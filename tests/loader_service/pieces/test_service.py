@@ -15,8 +15,8 @@ from loader_service.pieces.service import PieceService
 from loader_service.plan.lane_plan import PlanKey
 from loader_service.plan.plan_files import make_plan
 from loader_service.prepare.run import Prepared, prepare
-from loader_service.remote import opened
-from loader_service.remote.opened import remote_store
+from loader_service.remote import shared_store
+from loader_service.remote.shared_store import remote_store
 from loader_service.remote.url import parse_url
 from loader_service.server.served import Served
 from stoker_proto.config import Config
@@ -25,7 +25,7 @@ from stoker_proto.config.remote import RemoteConfig
 from stoker_proto.processor import Processor
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Failure, Message, Piece, Shards, Ticket
-from stoker_proto.wire.rows import pack_rows
+from stoker_proto.wire.row_bits import pack_rows
 from tests.end_to_end.fleet import write_config, write_demonstrations
 from tests.tiny_models import write_model_folder
 
@@ -126,7 +126,7 @@ def test_workers_expect_the_remote_shards_that_the_front_knows(
     front = remote_store(config.data)
     assert front is not None
     assert list(front.shards) == [front.key_of(parse_url(url))]
-    monkeypatch.setattr(opened, "_stores", {})  # as in another process
+    monkeypatch.setattr(shared_store, "_stores", {})  # as in another process
     PieceService(tmp_path).close()
     worker = remote_store(config.data)
     assert worker is not None

@@ -22,7 +22,7 @@ from loader_service.manifest import EntryManifest
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.piece import EncodedRecord
 from loader_service.prepare.run import prepare
-from loader_service.remote.opened import remote_store
+from loader_service.remote.shared_store import remote_store
 from loader_service.sources.base import Sample, make_dataset
 from stoker_proto.config import ActionConfig, Config, DataConfig, ModelConfig, TrainerConfig
 from stoker_proto.config.remote import RemoteConfig

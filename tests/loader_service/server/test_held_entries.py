@@ -12,7 +12,7 @@ import pytest
 
 from loader_service.prepare.run import prepare
 from loader_service.server.handshake import missing_shards
-from loader_service.server.held import check_parts, held_shards
+from loader_service.server.shard_selection import check_parts, held_shards
 from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.config import Config, DataConfig, ModelConfig, TrainerConfig
 from stoker_proto.errors import ConfigError

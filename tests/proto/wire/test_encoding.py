@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stoker_proto.errors import LocalProtocolError, RemoteProtocolError
 from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Epoch, Failure, Hello, Lanes, Message, Piece, Pong, Shards, Ticket, piece_payload
-from stoker_proto.wire.shown import plain, shown
+from stoker_proto.wire.peer_text import plain, shown
 from tests.proto.wire.make_golden import MESSAGES
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)

@@ -43,6 +43,7 @@ def test_a_frame_by_hand() -> None:
 
 def test_the_prose_names_every_kind_and_field_and_no_other() -> None:
     assert f"Version {PROTOCOL_VERSION}" in PROSE
+    assert PROSE.count(f"| `protocol` | int | {PROTOCOL_VERSION} |") == 2, "HELLO and WELCOME state the version"
     for kind, cls in encoding.KINDS.items():
         section = re.search(rf"^### {cls.__name__.upper()} `{kind.decode()}`.*?(?=^##|\Z)", PROSE, re.M | re.S)
         assert section, f"PROTOCOL.md has no section `### {cls.__name__.upper()} `{kind.decode()}``"

@@ -32,7 +32,7 @@ from stoker_proto.wire.messages import (
     Ticket,
     Welcome,
 )
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 
 LANES, CELL = 4, 3
 LENGTHS = {0: [9, 14, 0, 7], 1: [5, 11, 8, 6]}  # entry -> samples of its lanes: 60 in all

@@ -17,7 +17,7 @@ from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.order.mixture import MixedOrder
 from stoker_proto.order.stream import Pass
 from stoker_proto.wire.messages import Epoch, Hello, Lanes, Message, Ping, Pong, Refuse, Welcome
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 from trainer.feed.client.commands import Command, Send
 from trainer.feed.client.epochs import Epochs
 from trainer.feed.client.holdings import Missing, holdings_of, holds, lacked_by_both, share_a_shard

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from stoker_proto.wire.messages import Welcome
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
 
 _SHOWN = 100  # characters of a shard's name
 

@@ -62,9 +62,9 @@ class Latency:
 class Latencies:
     """Latencies of all loaders of one rank, and the lanes that each loader has answered (it holds their windows).
 
-    The expected latency does not depend on the loader alone: a loader that hangs or slows down would then earn longer and longer
-    waits. It is the larger of this loader's median, which stays put while fewer than half of its recent answers are slow,
-    and the high quantile of the fastest other loader.
+    The expected latency does not depend on the loader alone: a loader that hangs or slows down would then get longer and longer
+    waits. It is the larger of two values: this loader's median, and the high quantile of the fastest other loader. The median
+    does not change while fewer than half of the recent answers are slow.
     """
 
     def __init__(self, options: CoreOptions) -> None:
@@ -163,7 +163,7 @@ _NEW = 0.5
 _BUSY, _IDLE = 0.8, 0.6
 """A loader with open tickets for a larger share of the time is busy, for a smaller share idle."""
 _MEASURED = 0.05
-"""Samples per second are computed over at least this share of a look's time, if need be over several looks."""
+"""Samples per second are computed over at least this share of the time between two looks, if needed over several looks."""
 _GRACE = 6
 """Looks after a loader's first ticket in which it cannot count as overloaded: it reads its first windows."""
 
@@ -191,9 +191,10 @@ class LoaderLoad:
 class Load:
     """Load of all loaders of one rank: which loader is overloaded while another is idle.
 
-    Latencies cannot tell. Where the trainer takes everything that comes, open tickets pile up at the slowest loader, even if it
-    is slower by a tenth only, and its latency is many times that of the others. What tells is samples per second of the time
-    with open tickets, together with another loader that had none. No loader loses lanes while the trainer has enough data.
+    Latencies cannot tell. Where the trainer takes everything that comes, open tickets collect at the slowest loader, even if it
+    is only a tenth slower. Its latency is then many times that of the others. The evidence is a loader's samples per second over
+    the time with open tickets, together with another loader that had none. No loader loses lanes while the trainer has enough
+    data.
     """
 
     def __init__(self, options: CoreOptions, now: float) -> None:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from stoker_proto.errors import DataError, DeadlineError, LocalProtocolError, StokerError
 from stoker_proto.wire.messages import Failure, Piece, Shards, Ticket
-from stoker_proto.wire.rows import MAX_CHOSEN, pack_rows
-from stoker_proto.wire.shown import plain
+from stoker_proto.wire.peer_text import plain
+from stoker_proto.wire.row_bits import MAX_CHOSEN, pack_rows
 from trainer.feed.client.merge import merge_pieces
 from trainer.feed.client.options import CoreOptions
 from trainer.feed.client.pace import Attempt, Pace
@@ -68,7 +68,7 @@ class PendingTicket:
     needed: frozenset[int] = frozenset()
     """The different ones among them."""
     parts: list[PendingTicket] = field(default_factory=list)
-    """Of a divided ticket, which is itself asked no more."""
+    """Of a divided ticket, which is itself not sent any more."""
     whole: PendingTicket | None = None
     """Of a part: the ticket that was divided."""
     rows: NDArray[np.int64] | None = None
@@ -76,7 +76,7 @@ class PendingTicket:
 
     @property
     def asked(self) -> list[PendingTicket]:
-        """What is asked for it: itself, or its parts."""
+        """The tickets that are sent for it: itself, or its parts."""
         return self.parts or [self]
 
     def __str__(self) -> str:

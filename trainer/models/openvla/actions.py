@@ -2,9 +2,9 @@
 
     id 31872   vocabulary 32000 - id = 128   bin 127 of 255   centre 0.0   unnormalised by q01 and q99 where the mask is true
 
-The published code reads any other token as about +1.0; here logits are masked to the action ids [31744, 32000), and how often
-the largest logit of all was none of them is counted in `model.num_violations`.
-Policies of Stoker's exports are `trainer.policy.Policy`; this is for published folders, which have no stoker_processor.json.
+The published code reads any other token as about +1.0; here logits are masked to the action ids [31744, 32000), and
+`model.num_violations` counts how often the largest of all logits was none of them. Policies of Stoker's exports are
+`trainer.policy.Policy`; this is for published folders, which have no stoker_processor.json.
 Source: openvla `prismatic/extern/hf/modeling_prismatic.py`, `prismatic/vla/action_tokenizer.py`.
 """
 

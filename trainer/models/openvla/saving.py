@@ -1,4 +1,4 @@
-"""What an OpenVLA's export holds beside weights and tokenizer, so that the published code reads it as one of its own.
+"""What an OpenVLA's export holds beside weights and tokenizer, so that the published code can load it.
 
     config.json               the base model's, key by key, with our statistics in `norm_stats` and the format of the weights
     dataset_statistics.json   our statistics alone: published evaluation scripts take their `unnorm_key` from it

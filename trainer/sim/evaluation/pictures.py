@@ -24,7 +24,7 @@ FRAMES_PER_SECOND = 10
 VIDEO_SIDE = 256
 """Smaller pictures are enlarged to about this many pixels, so that a player shows them sharply."""
 _COLUMNS, _TILE, _TITLE = 8, 128, 16
-"""Of the sheet: pictures in a row, the side of one, the height of a row's title; pixels."""
+"""Layout of the sheet: pictures in a row, then in pixels the side of one and the height of a row's title."""
 _KEPT_FRAMES = 2000
 """Frames of one episode that are kept; a longer one is cut."""
 _SHEET_ROWS = 64

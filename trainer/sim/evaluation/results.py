@@ -143,7 +143,7 @@ def fingerprint_of_export(folder: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what an episode looks like, as far as they are installed."""
+    """Versions of the packages that decide what an episode looks like, as far as they are installed."""
     found = {}
     for name in _SIMULATOR_PACKAGES:
         try:

@@ -15,7 +15,7 @@ from trainer.sim.evaluation.simulators import Began, Died, Facts, Simulators
 
 
 class Predictor(Interface):
-    """What acts: `trainer.policy.Policy`, or anything else that predicts chunks from what a policy is told."""
+    """The acting policy: `trainer.policy.Policy`, or any other object that predicts chunks from a policy's inputs."""
 
     def predict(self, inputs: Sequence[PolicyInput]) -> Sequence[Prediction]:
         """One prediction for each input, in their order."""

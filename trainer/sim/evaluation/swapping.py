@@ -4,8 +4,8 @@
     stack the red cube on the green cube              88             2       10
     stack the green cube on the red cube               3            85       12
 
-An outcome is that of the last step, so a scene has one of them, and a policy that ignores the words can follow one instruction
-only.
+The outcome is taken at the last step, so each scene has exactly one. A policy that ignores the instruction can follow only one of
+the two.
 """
 
 from __future__ import annotations

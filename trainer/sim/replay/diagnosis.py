@@ -1,4 +1,4 @@
-"""What a failed gate comes from: other actions are played, and those that succeed name the reason.
+"""Why a gate failed: other actions are played, and those that succeed show the reason.
 
 recorded actions fail      each is played with another sign of one dimension, another convention of the gripper (taken to be the
                            last dimension), another unit of the others

@@ -35,7 +35,7 @@ class Recording:
     place: str
     """File and line, for messages."""
     wrist_camera: bool = False
-    """Whether the robot carried a camera on its hand: that is another robot, which other actions move alike."""
+    """Whether the robot carried a camera on its hand. That is another robot: it needs other actions for the same movement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What the evaluator needs of an environment.
 
-A user's environment implements `TaskEnvironment` and registers itself (`registry.py`). A policy is told the `View` and the
-instruction, nothing else: an environment that put the true state into a view would be measured with it.
+A user's environment implements `TaskEnvironment` and registers itself (`registry.py`). A policy gets the `View` and the
+instruction, nothing else. If an environment put the true state into a view, the policy would be measured with it.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stoker_proto.wire.messages import Message, Shards, Ticket
-from stoker_proto.wire.rows import unpack_rows
+from stoker_proto.wire.row_bits import unpack_rows
 from tests.trainer.feed.client.core_driver import EXPECTED, CoreDriver, asked
 from tests.trainer.feed.fake_loader import make_piece
 from trainer.feed.client.holdings import Missing, holds, lacked_by_both, share_a_shard

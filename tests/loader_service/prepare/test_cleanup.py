@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loader_service.prepare import tidy
+from loader_service.prepare import cleanup
 from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
 
@@ -28,8 +28,8 @@ def held() -> Iterator[None]:
 
 
 def end_process() -> None:
-    while tidy._held:
-        os.close(tidy._held.popitem()[1])
+    while cleanup._held:
+        os.close(cleanup._held.popitem()[1])
 
 
 def age(root: Path, by_s: float = MONTH_S) -> None:
@@ -101,7 +101,7 @@ def test_nothing_is_removed_while_another_process_uses_the_folder(
     root = shard.parent / ".stoker"
     config = make_config(shard)
     prepare(config)
-    program = "import sys; from pathlib import Path; from loader_service.prepare.tidy import use\n"
+    program = "import sys; from pathlib import Path; from loader_service.prepare.cleanup import use\n"
     program += "use(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
     end_process()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -124,6 +124,6 @@ def test_nothing_is_removed_while_another_process_uses_the_folder(
 
 
 def test_a_folder_that_is_only_read_is_left_alone(tmp_path: Path) -> None:
-    tidy.use(tmp_path / "absent")
-    assert not tidy._held
-    tidy.note_use(tmp_path / "absent")
+    cleanup.use(tmp_path / "absent")
+    assert not cleanup._held
+    cleanup.note_use(tmp_path / "absent")

@@ -1,4 +1,5 @@
-"""Whether data sets that are trained together mean the same by image 0, by number 0 of an action, and by the next action.
+"""Whether data sets that are trained together agree on their cameras, on the numbers of an action, and on the time between
+actions.
 
     a: cameras front, wrist; action x, y, gripper; 10 fps       b: cameras wrist, front: refused, unless image_keys names an order
 

@@ -1,4 +1,4 @@
-"""What a peer said, as it may stand in a message or a log: on one line, short, and cheap to make however large it is."""
+"""A peer's text, made safe for messages and logs: one short line, cheap to make from text of any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shown(value: Any) -> str:
 
 
 def plain(text: str, limit: int = 200) -> str:
-    """A text without quotes around it: control, bidirectional and other unprintable characters are escaped, so that it cannot
+    """The text without quotes around it. Control, bidirectional and other unprintable characters are escaped, so that it cannot
     forge a line of a log or move a terminal's cursor. At most `limit` characters, the last three dots where it was cut."""
     cut = text[: limit + 1]
     escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut)

@@ -15,7 +15,7 @@ from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run
 from trainer import loop
-from trainer.report.interval import Interval, line_of, verdict_of
+from trainer.report.data_wait import Interval, line_of, verdict_of
 from trainer.training.flops import peak_of
 
 
@@ -41,7 +41,7 @@ def test_an_interval_forgets_the_one_before() -> None:
 
 def test_lines_have_half_a_minute_between_them_but_the_last_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("trainer.report.interval.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("trainer.report.data_wait.time.monotonic", lambda: now[0])
     interval = Interval()
     assert interval.is_line_due(is_last=False)
     now[0] = 129.0

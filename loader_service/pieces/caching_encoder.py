@@ -5,7 +5,7 @@ A record's key is a hash of all that decides its bytes:
     settings    what the fingerprints of a run are made of: processor, dataset, device; versions of libraries; Stoker's own code
     content     the row that names the record; name, size and CRC-32 of each array of its NPZ, the file's size and time of change
 
-What depends on the epoch is not kept (augmented frames), nor what its dataset class cannot name the content of.
+Not kept: records that depend on the epoch (augmented frames), and records whose dataset class cannot name their content.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CODE = {loader_service: ("sources", "pieces", "paths.py"), stoker_proto: ("",)}
 """Where the code is that decides it."""
 
 
-class KeepingEncoder(RecordEncoder):
+class CachingEncoder(RecordEncoder):
     """Takes records from the cache, and keeps there what it had to encode."""
 
     def __init__(
@@ -101,7 +101,7 @@ class KeepingEncoder(RecordEncoder):
         return outcome
 
     def _key(self, manifest: EntryManifest, number: int) -> bytes | None:
-        """16 bytes; None for a record that is not kept, or whose files are not those of the scan: encoding it says why."""
+        """16 bytes; None for a record that is not kept, or whose files differ from the scan: encoding it raises the error."""
         settings = self._settings_of(manifest)
         content = None if settings is None else self._content(manifest, number)
         if settings is None or content is None:

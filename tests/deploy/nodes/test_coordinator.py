@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.nodes.roll import ENDED, FACTS, READY, Roll
+from deploy.nodes.coordinator import ENDED, FACTS, READY, Coordinator
 
 LOST_S = 30.0
 
@@ -30,26 +30,26 @@ def ready(node: int) -> dict[str, Any]:
     return {FACTS: facts(node), READY: {"loaders": [f"tcp://10.0.0.{node + 1}:1"], "port": 1}}
 
 
-def three_ready(dispensable: frozenset[int] = frozenset()) -> Roll:
-    roll = Roll(3, LOST_S)
-    roll.dispensable = dispensable
+def three_ready(dispensable: frozenset[int] = frozenset()) -> Coordinator:
+    coordinator = Coordinator(3, LOST_S)
+    coordinator.dispensable = dispensable
     for node in range(3):
-        roll.hear(message(node, ready(node)), 0.0)
-    assert READY in roll.agreed
-    return roll
+        coordinator.hear(message(node, ready(node)), 0.0)
+    assert READY in coordinator.agreed
+    return coordinator
 
 
 def test_a_round_is_agreed_once_all_have_spoken_and_is_told_until_they_know() -> None:
-    roll = Roll(2, LOST_S)
-    assert roll.hear(message(1), 0.0)["agreed"] == {}
-    assert roll.missing() == [0]
-    roll.hear(message(0), 1.0)
-    answer = roll.hear(message(1), 2.0)
+    coordinator = Coordinator(2, LOST_S)
+    assert coordinator.hear(message(1), 0.0)["agreed"] == {}
+    assert coordinator.missing() == [0]
+    coordinator.hear(message(0), 1.0)
+    answer = coordinator.hear(message(1), 2.0)
     assert answer["agreed"] == {
         FACTS: [{"host": f"host-{node}", "address": f"10.0.0.{node + 1}", "devices": 0} for node in range(2)]
     }
-    roll.hear(message(0, ready(0)), 3.0)
-    answer = roll.hear(message(1, ready(1)), 3.0)
+    coordinator.hear(message(0, ready(0)), 3.0)
+    answer = coordinator.hear(message(1, ready(1)), 3.0)
     assert set(answer["agreed"]) == {READY}, "a node that speaks of loaders knows the facts"
     assert [one["loaders"] for one in answer["agreed"][READY]] == [["tcp://10.0.0.1:1"], ["tcp://10.0.0.2:1"]]
 
@@ -70,65 +70,67 @@ def test_a_round_is_agreed_once_all_have_spoken_and_is_told_until_they_know() ->
     ],
 )
 def test_nodes_that_differ_are_refused_with_the_difference(other: dict[str, Any], reason: str) -> None:
-    roll = Roll(2, LOST_S)
-    roll.hear(message(0), 0.0)
-    answer = roll.hear(message(1, {FACTS: other}), 0.0)
+    coordinator = Coordinator(2, LOST_S)
+    coordinator.hear(message(0), 0.0)
+    answer = coordinator.hear(message(1, {FACTS: other}), 0.0)
     assert answer["abort"] == {"reason": reason, "code": 1}
     assert answer["agreed"] == {}
 
 
 def test_a_node_that_only_loads_needs_no_torch() -> None:
-    roll = Roll(2, LOST_S)
-    roll.hear(message(0), 0.0)
-    assert FACTS in roll.hear(message(1, {FACTS: facts(1, torch="")}), 0.0)["agreed"]
+    coordinator = Coordinator(2, LOST_S)
+    coordinator.hear(message(0), 0.0)
+    assert FACTS in coordinator.hear(message(1, {FACTS: facts(1, torch="")}), 0.0)["agreed"]
 
 
 def test_a_silent_node_with_ranks_ends_the_run_and_one_without_does_not() -> None:
-    roll = three_ready(frozenset({2}))
-    roll.hear(message(0, ready(0)), 31.0)
-    roll.hear(message(1, ready(1)), 31.0)
-    roll.look(31.0)
-    assert (roll.abort, roll.lost) == (None, [2])
-    assert roll.hear(message(2, ready(2)), 32.0) == {
+    coordinator = three_ready(frozenset({2}))
+    coordinator.hear(message(0, ready(0)), 31.0)
+    coordinator.hear(message(1, ready(1)), 31.0)
+    coordinator.look(31.0)
+    assert (coordinator.abort, coordinator.lost) == (None, [2])
+    assert coordinator.hear(message(2, ready(2)), 32.0) == {
         "refused": "node 2 was silent for more than 30 s, and the run continued without it"
     }
     for node in range(2):
-        roll.hear(message(node, {ENDED: 0}), 33.0)
-    assert roll.agreed[ENDED] == [0, 0, 0], "the lost node is not waited for"
+        coordinator.hear(message(node, {ENDED: 0}), 33.0)
+    assert coordinator.agreed[ENDED] == [0, 0, 0], "the lost node is not waited for"
 
-    roll = three_ready(frozenset({2}))
-    roll.hear(message(0, ready(0)), 31.0)
-    roll.look(31.0)
-    assert roll.abort is not None
-    assert roll.abort["reason"].startswith("node 1 (host-1, 10.0.0.2) has not been heard of for 30 s (--node-lost-s)")
+    coordinator = three_ready(frozenset({2}))
+    coordinator.hear(message(0, ready(0)), 31.0)
+    coordinator.look(31.0)
+    assert coordinator.abort is not None
+    assert coordinator.abort["reason"].startswith(
+        "node 1 (host-1, 10.0.0.2) has not been heard of for 30 s (--node-lost-s)"
+    )
 
 
 def test_who_has_left_is_not_lost_and_node_0_waits_for_all_to_leave() -> None:
-    roll = three_ready()
-    roll.hear(message(1, {ENDED: 143}, left=True), 1.0)
+    coordinator = three_ready()
+    coordinator.hear(message(1, {ENDED: 143}, left=True), 1.0)
     for now in (20.0, 40.0, 60.0):
         for node in (0, 2):
-            roll.hear(message(node, {}), now)
-        roll.look(now)
-    assert roll.abort is None
-    assert roll.failed() == (1, 143)
-    assert not roll.all_have_left()
-    roll.hear(message(2, {ENDED: 143}, left=True), 61.0)
-    assert roll.all_have_left()
+            coordinator.hear(message(node, {}), now)
+        coordinator.look(now)
+    assert coordinator.abort is None
+    assert coordinator.failed() == (1, 143)
+    assert not coordinator.all_have_left()
+    coordinator.hear(message(2, {ENDED: 143}, left=True), 61.0)
+    assert coordinator.all_have_left()
 
 
 def test_a_stop_and_an_abort_reach_all() -> None:
-    roll = three_ready()
-    roll.hear(message(1, {}, stop=15, save=True), 1.0)
-    answer = roll.hear(message(2, {}, abort={"reason": "no disk", "code": 3}), 1.0)
+    coordinator = three_ready()
+    coordinator.hear(message(1, {}, stop=15, save=True), 1.0)
+    answer = coordinator.hear(message(2, {}, abort={"reason": "no disk", "code": 3}), 1.0)
     assert (answer["stop"], answer["save"], answer["abort"]) == (15, True, {"reason": "no disk", "code": 3})
-    assert roll.hear(message(1, {}, abort={"reason": "too late", "code": 4}), 1.0)["abort"]["code"] == 3
+    assert coordinator.hear(message(1, {}, abort={"reason": "too late", "code": 4}), 1.0)["abort"]["code"] == 3
 
 
 def test_two_launchers_with_one_number() -> None:
-    roll = Roll(2, LOST_S)
-    roll.hear(message(1), 0.0)
-    assert roll.hear(message(1, id="other"), 0.0) == {
+    coordinator = Coordinator(2, LOST_S)
+    coordinator.hear(message(1), 0.0)
+    assert coordinator.hear(message(1, id="other"), 0.0) == {
         "refused": "another launcher is node 1 already: give each node its own number"
     }
 
@@ -154,6 +156,6 @@ def test_two_launchers_with_one_number() -> None:
     ],
 )
 def test_a_message_that_is_none_changes_nothing(bad: Any) -> None:
-    roll = Roll(2, LOST_S)
-    assert "this is no message of a node of this run" in roll.hear(bad, 0.0)["refused"]
-    assert roll.members == {}
+    coordinator = Coordinator(2, LOST_S)
+    assert "this is no message of a node of this run" in coordinator.hear(bad, 0.0)["refused"]
+    assert coordinator.members == {}

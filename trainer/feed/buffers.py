@@ -65,7 +65,8 @@ def keep_freed_frames() -> None:
     """The C library keeps freed memory of up to 32 MiB apiece and 64 MiB in all, where it has glibc's `mallopt`.
 
     ZeroMQ allocates each frame, and another thread frees it a moment later. Frames of pixels are so large that their memory would
-    go back to the kernel each time, and come again filled with zeros. These are the limits that glibc itself may come to.
+    go back to the kernel each time, and the kernel would fill it with zeros again. glibc itself may raise its limits to these
+    values.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

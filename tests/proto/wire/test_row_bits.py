@@ -7,7 +7,7 @@ import pytest
 
 from stoker_proto.errors import LocalProtocolError
 from stoker_proto.wire.messages import Ticket
-from stoker_proto.wire.rows import pack_rows, unpack_rows
+from stoker_proto.wire.row_bits import pack_rows, unpack_rows
 
 
 def test_rows_are_bits() -> None:

@@ -15,10 +15,10 @@ import pytest
 from loader_service.disk_cache.folder import check_disk_cache, disk_cache_folder
 from loader_service.disk_cache.store import DiskCache
 from loader_service.manifest import EntryManifest
-from loader_service.pieces import keeping
+from loader_service.pieces import caching_encoder
+from loader_service.pieces.caching_encoder import CachingEncoder
 from loader_service.pieces.encoder import RecordEncoder
 from loader_service.pieces.excluded import Excluded
-from loader_service.pieces.keeping import KeepingEncoder
 from loader_service.pieces.piece import EncodedRecord, EncodedSample, Outcome
 from loader_service.pieces.stored_record import from_bytes, to_bytes
 from loader_service.prepare.run import Prepared, ScanOptions, prepare
@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Config:
     return load_config(write_config(tmp_path, write_model_folder(tmp_path / "model"), [demos]), [])
 
 
-class Counting(KeepingEncoder):
+class Counting(CachingEncoder):
     """Counts the records that it had to encode."""
 
     num_encoded = 0
@@ -152,17 +152,17 @@ def test_other_code_and_other_libraries_have_records_of_their_own(
 ) -> None:
     encoded_in(config, tmp_path / "disk")
     if what == "code":
-        monkeypatch.setattr(keeping, "code_fingerprint", lambda: "0" * 64)
+        monkeypatch.setattr(caching_encoder, "code_fingerprint", lambda: "0" * 64)
     else:
-        monkeypatch.setattr(keeping, "library_versions", lambda: iter([("tokenizers", "9.9")]))
+        monkeypatch.setattr(caching_encoder, "library_versions", lambda: iter([("tokenizers", "9.9")]))
     assert encoded_in(config, tmp_path / "disk")[1] == NUM
 
 
 def test_the_code_fingerprint_is_that_of_the_files_that_make_records(tmp_path: Path) -> None:
-    names = {file.name for root, file in keeping.code_files()}
+    names = {file.name for root, file in caching_encoder.code_files()}
     assert {"encoder.py", "mani_openpi.py", "npz.py", "processor.py", "transport.py", "bins.py", "paths.py"} <= names
     assert "server.py" not in names
-    assert len(keeping.code_fingerprint()) == 64
+    assert len(caching_encoder.code_fingerprint()) == 64
 
 
 def test_another_npz_is_refused_as_without_a_cache_and_a_touched_one_is_read_again(

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainer.engine.memory import available_bytes
+from trainer.engine.host_memory import available_bytes
 
 GB = 10**9
 

@@ -38,7 +38,7 @@ class _Member:
     """It has seen how the run ends."""
 
 
-class Roll:
+class Coordinator:
     """Call `hear` for each message and `look` now and then."""
 
     def __init__(self, num_nodes: int, lost_s: float) -> None:

@@ -1,4 +1,4 @@
-"""An export as the one who acts while demonstrations are collected (DAgger)."""
+"""A trained policy that acts while demonstrations are collected (DAgger)."""
 
 from functools import cache
 from typing import Any

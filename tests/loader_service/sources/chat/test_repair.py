@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loader_service.sources.chat.mend import EARLY, EMPTY, MERGED, TRAILING, mend
 from loader_service.sources.chat.message import Message
+from loader_service.sources.chat.repair import EARLY, EMPTY, MERGED, TRAILING, mend
 from stoker_proto.errors import DataError
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from loader_service.prepare.run import Prepared, prepare
-from loader_service.server.held import held_shards
+from loader_service.server.shard_selection import held_shards
 from loader_service.sources.base import make_dataset
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError, ManifestError
@@ -69,14 +69,14 @@ def test_what_is_here_is_hashed_once(make_config: MakeConfig, whole: Path, monke
     prepare(make_config(whole))
     part = part_of(whole, "part", "train-0.jsonl")
     hashed: list[str] = []
-    from loader_service.prepare import absent
+    from loader_service.prepare import absent_shards
     from loader_service.prepare.parts import PartTask, hash_part
 
     def spy(dataset: object, task: PartTask) -> str:
         hashed.append(Path(task.shard).name)
         return hash_part(dataset, task)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(absent, "hash_part", spy)
+    monkeypatch.setattr(absent_shards, "hash_part", spy)
     for _ in range(2):
         prepare_part(make_config(part), f"{part}/*.jsonl")
         assert hashed == ["train-1.jsonl", "train-2.jsonl", "train-3.jsonl"]

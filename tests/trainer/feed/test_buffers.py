@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.feed.memory import ReusedMemory
+from trainer.feed.buffers import ReusedMemory
 
 SHAPE = (8, 256, 256, 3)
 
@@ -47,7 +47,7 @@ def test_what_is_kept_is_bounded_and_small_arrays_are_not_kept() -> None:
 
 COUNT_FAULTS = """
 import ctypes, resource, sys
-from trainer.feed.memory import keep_freed_frames
+from trainer.feed.buffers import keep_freed_frames
 if sys.argv[1] == "keep":
     keep_freed_frames()
 libc = ctypes.CDLL(None)

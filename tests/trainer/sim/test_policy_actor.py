@@ -12,8 +12,8 @@ from tests.trainer.models.test_robot import MEASURED, SIZES, processor_of
 from trainer.models.tiny import build_tiny
 from trainer.policy import Policy
 from trainer.policy_io import PolicyInput
-from trainer.sim.acting import load_act
 from trainer.sim.environment import Observation
+from trainer.sim.policy_actor import load_act
 
 
 def test_the_policy_is_told_frame_state_and_camera(tmp_path: Path) -> None:
