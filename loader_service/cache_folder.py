@@ -6,7 +6,7 @@
       entries/{key}/state.json    the shards as they were seen last; names the folder of columns
       entries/{key}/{content}/    manifest.json, *.npy columns, actions.npz: one manifest, never changed
       codecs/{key}.json           fitted action codecs
-      in-use, tidied              see `prepare.tidy`: files that no run has used for a month are removed
+      in-use, tidied              see `prepare.cleanup`: files that no run has used for a month are removed
 
 Everything here can be computed again: deleting the folder costs a scan.
 """

@@ -68,7 +68,7 @@ class EntryJob:
     served: frozenset[str] | None = None
     """Paths of the shards that this loader serves; None: all."""
     absent: frozenset[str] = frozenset()
-    """Names of the shards that are not here, only in the cached manifest (`prepare.absent`)."""
+    """Names of the shards that are not here, only in the cached manifest (`prepare.absent_shards`)."""
 
     @property
     def scan_identity(self) -> str:
