@@ -134,8 +134,8 @@ def signal_group(group: int, number: signal.Signals) -> None:
             os.killpg(group, number)
 
 
-def signal_below_leader(group: int, number: signal.Signals) -> None:
-    """Send the signal to the members of a process group but its leader, which passes signals on; to the leader if it is alone."""
+def signal_below(group: int, number: signal.Signals) -> None:
+    """Send the signal to the members of a process group without its leader; to the leader if it is alone."""
     members = group_members(group)
     for process in [one for one in members if one.pid != group] or members:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended while we looked

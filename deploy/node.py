@@ -20,7 +20,7 @@ from deploy.keeper import (
     Signals,
     as_exit_code,
     group_members,
-    signal_below_leader,
+    signal_below,
     signal_catchers,
     signal_group,
     wait_group,
@@ -99,7 +99,7 @@ def _wait_loaders(loaders: Loaders, trainer: subprocess.Popen[bytes], signals: S
     if code == 0 or signals.received or trainer.poll() is None:
         return code
     # Ranks keep errors of their own until the loaders are ready.
-    code = as_exit_code(trainer.wait())
+    code = trainer_exit_code(trainer.wait())
     say(
         "launch",
         f"deepspeed ended with exit code {code} before the loaders were ready: its processes cannot start here, or were "
@@ -125,17 +125,33 @@ def _watch_trainer(
             saving.pass_on(trainer.pid)
     loaders.look_after(may_restart=False)
     if not signals.received:
-        code = check_left_over(trainer.pid, as_exit_code(trainer.wait()), plan.left_over_s, signals)
+        code = check_left_over(trainer.pid, trainer_exit_code(trainer.wait()), plan.left_over_s, signals)
         return code or check_complete(record)
     stop, num_known = signals.received[0], len(signals.received)
     say("launch", f"{stop.name}: passed on to the trainer, which has {plan.trainer_grace_s:g} s; once more kills it")
-    if stop == signal.SIGINT:
-        signal_group(trainer.pid, stop)
-    else:  # ranks save at SIGTERM; a closed terminal (SIGHUP) is the same. DeepSpeed's launcher would kill them after 30 s
-        signal_below_leader(trainer.pid, signal.SIGTERM)
+    stop_trainer(trainer.pid, stop)
     if not wait_group(trainer.pid, plan.trainer_grace_s, signals, num_known):
         say("launch", "the trainer did not end in time and was killed")
-    return as_exit_code(trainer.wait()) or 128 + stop
+    code = trainer_exit_code(trainer.wait())
+    is_deepspeeds = stop == signal.SIGINT and code == 1  # which it returns after SIGINT, whatever its ranks returned
+    return 128 + stop if code == 0 or is_deepspeeds else code
+
+
+def stop_trainer(group: int, stop: signal.Signals) -> None:
+    """Pass a stop signal on to the ranks. They handle SIGTERM; a closed terminal (SIGHUP) is passed on as SIGTERM.
+
+    DeepSpeed's launcher must not get SIGTERM: it would send each rank a second one, which ends the rank before it has saved, and
+    SIGKILL after 30 s. It ends by itself when a rank does.
+    """
+    if stop == signal.SIGINT:
+        signal_group(group, stop)  # its SIGTERM ends ranks that wait in a collective; nothing is saved after Ctrl-C
+    else:
+        signal_below(group, signal.SIGTERM)
+
+
+def trainer_exit_code(code: int) -> int:
+    """Exit code of DeepSpeed's launcher, as a shell returns it. Of a rank that signal n ended it returns 256 - n."""
+    return as_exit_code(code - 256 if 256 - signal.SIGSYS <= code <= 256 - signal.SIGINT else code)
 
 
 def start_trainer(

@@ -15,9 +15,9 @@ import psutil
 
 from deploy.child import say
 from deploy.completion import CompletionRecord
-from deploy.keeper import Signals, as_exit_code, signal_group, wait_group
+from deploy.keeper import Signals, signal_group, wait_group
 from deploy.loaders import Loaders
-from deploy.node import SaveRequests, check_complete, check_left_over, start_trainer
+from deploy.node import SaveRequests, check_complete, check_left_over, start_trainer, stop_trainer, trainer_exit_code
 from deploy.nodes.coordinator import ENDED, FACTS, READY
 from deploy.nodes.meeting import Guest, Host, Meeting
 from deploy.nodes.membership import Membership
@@ -25,6 +25,7 @@ from deploy.nodes.plan import LocalPlan
 from deploy.nodes.ssh import OtherNodes
 from stoker_proto.config.security import SecurityConfig
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.names import look_up_host
 from stoker_proto.host.ports import free_port
 
 _LOOK_S = 0.5
@@ -165,7 +166,7 @@ class _NodeRun:
                     signal_group(trainer.pid, signal.SIGKILL)
 
     def _code_of(self, trainer: subprocess.Popen[bytes], local: LocalPlan, record: CompletionRecord | None) -> int:
-        code = check_left_over(trainer.pid, as_exit_code(trainer.wait()), self._plan.left_over_s, self._signals)
+        code = check_left_over(trainer.pid, trainer_exit_code(trainer.wait()), self._plan.left_over_s, self._signals)
         if code == 0 and record is not None and self._node == local.first:
             return check_complete(record)
         return code
@@ -187,7 +188,7 @@ class _NodeRun:
             f"{stop.name}: passed on to the ranks of all nodes, which have {grace_s:g} s; once more kills them",
         )
         passed_on = signal.SIGTERM if stop == signal.SIGHUP else stop
-        signal_group(trainer.pid, passed_on)
+        stop_trainer(trainer.pid, stop)
         if not wait_group(trainer.pid, grace_s, self._signals, num_known):
             say("launch", "the ranks of this node did not end in time and were killed")
         trainer.wait()  # DeepSpeed's launcher ends with 1 after any signal
@@ -249,7 +250,7 @@ def find_own_address(plan: NodesPlan, signals: Signals) -> str:
     end = time.monotonic() + plan.nodes_deadline_s
     while True:
         try:
-            found = [info[4][0] for info in socket.getaddrinfo(master, None, type=socket.SOCK_DGRAM)]
+            found = [info[4][0] for info in look_up_host(master, None, type=socket.SOCK_DGRAM)]
             break
         except OSError as error:
             if signals.received or time.monotonic() > end:

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Sequence
 
 from stoker_proto.errors import ConfigError, StokerError
+from stoker_proto.host.names import look_up_host
 from stoker_proto.wire.peer_text import plain
 
 _ADDRESS = re.compile(r"tcp://(\*|[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(\*|[0-9]{1,5})")
@@ -69,7 +70,7 @@ def listen(address: str) -> socket.socket:
     """A listening socket at tcp://HOST:PORT. Raises ConfigError for another form, StokerError where it cannot be bound."""
     host, port = parse_bind(address)
     try:
-        family, kind, _, _, place = socket.getaddrinfo(
+        family, kind, _, _, place = look_up_host(
             "127.0.0.1" if host == "localhost" else host or "0.0.0.0",
             port,
             type=socket.SOCK_STREAM,

@@ -43,7 +43,7 @@ def is_training() -> bool:
 
 def on_stop(number: int, frame: FrameType | None) -> None:
     note(f"{KIND} {signal.Signals(number).name}")
-    sys.exit(0 if KIND == "loader" else 5)
+    sys.exit(0 if KIND == "loader" else int(ARGUMENTS[0]) if ARGUMENTS and ARGUMENTS[0].isdecimal() else 5)
 
 
 def start(kind: str, *arguments: str, new_session: bool = False) -> None:
@@ -122,7 +122,7 @@ def polite_loader() -> None:
 
 
 def trainer() -> None:
-    """Stops when told."""
+    """Stops when told, with the exit code that is its argument."""
     signal.signal(signal.SIGTERM, on_stop)
     signal.signal(signal.SIGINT, on_stop)
     note(f"trainer started {' '.join(ARGUMENTS)}")

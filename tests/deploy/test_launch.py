@@ -264,3 +264,43 @@ def test_deepspeed_whose_launcher_and_ranks_were_killed_is_no_success(tmp_path: 
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGKILL, stderr
+
+
+SAVING_SCRIPT = f"""
+import os, sys, time
+from pathlib import Path
+sys.path[:0] = {list(launch.SOURCE_ROOTS)!r}
+from trainer.process.parents import DeepSpeedParents
+from trainer.process.signals import StopSignals
+
+here, rank = Path(__file__).parent, os.environ["RANK"]
+stop = StopSignals(DeepSpeedParents.find())
+stop.begin_training(60.0)
+(here / f"rank{{rank}}").touch()
+while not stop.requested:
+    time.sleep(0.01)
+time.sleep(1.0)  # as writing a checkpoint takes
+(here / f"saved{{rank}}").touch()
+while not all((here / f"saved{{one}}").exists() for one in (0, 1)):  # as ranks leave together
+    time.sleep(0.01)
+sys.exit(128 + stop.requested)
+"""
+
+
+def test_sigterm_reaches_each_rank_once_so_that_all_save(tmp_path: Path) -> None:
+    """DeepSpeed's launcher repeats a SIGTERM that it gets itself, kills ranks after 30 s and ends with 1."""
+    script = tmp_path / "train.py"
+    script.write_text(SAVING_SCRIPT)
+    process = launched(two_ranks(script), tmp_path)
+    try:
+        files, end = [tmp_path / "rank0", tmp_path / "rank1"], time.monotonic() + 240
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        _, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"], stderr
+    assert process.returncode == 128 + signal.SIGTERM, stderr

@@ -125,14 +125,21 @@ def test_the_trainer_gets_the_addresses_and_its_exit_code_is_the_launchers(run: 
 
 
 @pytest.mark.parametrize(
-    ("sent", "received", "code"),
-    [("SIGTERM", "SIGTERM", 5), ("SIGINT", "SIGINT", 5), ("SIGHUP", "SIGTERM", 5)],
+    ("sent", "received", "trainers", "code"),
+    [
+        ("SIGTERM", "SIGTERM", 5, 5),
+        ("SIGINT", "SIGINT", 5, 5),
+        ("SIGHUP", "SIGTERM", 5, 5),
+        ("SIGINT", "SIGINT", 1, 130),  # DeepSpeed's launcher ends with 1, whatever its ranks ended with
+        ("SIGTERM", "SIGTERM", 1, 1),  # a rank could not save
+        ("SIGTERM", "SIGTERM", 241, 143),  # 256 - 15: a rank was still importing
+    ],
 )
 def test_a_stop_signal_reaches_the_trainer_first_and_then_the_loaders(
-    run: Run, sent: str, received: str, code: int
+    run: Run, sent: str, received: str, trainers: int, code: int
 ) -> None:
-    run.start(loaders=[["loader", "7001"]], trainer=["trainer"])
-    run.wait_for("loader started", "trainer started tcp://127.0.0.1:7001")
+    run.start(loaders=[["loader", "7001"]], trainer=["trainer", str(trainers)])
+    run.wait_for("loader started", f"trainer started {trainers} tcp://127.0.0.1:7001")
     os.kill(run.pid, signal.Signals[sent])
     assert run.end()[0] == code
     stops = [event for event in run.events() if "SIG" in event]
@@ -170,6 +177,12 @@ def test_a_trainer_that_does_not_stop_is_killed_at_the_second_signal(run: Run) -
     code, _, stderr = run.end()
     assert code == 128 + signal.SIGKILL
     assert "did not end in time and was killed" in stderr
+
+
+def test_a_rank_that_was_killed_shows_in_the_exit_code(run: Run) -> None:
+    """DeepSpeed's launcher ends with 256 - 9 then."""
+    run.start(loaders=[["loader", "7001"]], trainer=["exit", "247"])
+    assert run.end()[0] == 137
 
 
 def test_a_trainer_that_does_not_stop_is_killed_after_its_grace(run: Run) -> None:

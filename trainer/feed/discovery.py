@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stoker_proto.config.cluster import parse_dns_entry, parse_file_entry
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.names import look_up_host
 from stoker_proto.wire.peer_text import plain
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def look_up(entry: str) -> tuple[str, ...]:
 
 
 def _resolve(name: str, port: int) -> tuple[str, ...]:
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    found = look_up_host(name, port, type=socket.SOCK_STREAM)
     hosts = sorted({str(address[0]) for _, _, _, _, address in found})
     return tuple(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}" for host in hosts)
 

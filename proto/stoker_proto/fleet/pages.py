@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from stoker_proto.errors import ConfigError
+from stoker_proto.host.names import look_up_host
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Pages:
         Beyond loopback a warning says who can read the pages."""
         host, port = parse_host_port(address, flag)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = look_up_host(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self._server = _Server(found[0][0], found[0][4], self._pages)
         except OSError as error:
             raise ConfigError(f"{flag} {address}: {error.strerror or error}: choose another host or port") from error

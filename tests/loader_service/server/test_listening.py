@@ -59,6 +59,11 @@ def test_anything_else_is_refused(address: str) -> None:
         listen(address)
 
 
+def test_what_can_be_no_name_is_one_line() -> None:
+    with pytest.raises(StokerError, match=r"--bind tcp://a\.\.b:5555: .*'a\.\.b' is no name of a host"):
+        listen("tcp://a..b:5555")
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from stoker_proto.errors import ConfigError
 from stoker_proto.fleet.pages import Page, Pages
 
 
@@ -27,3 +28,8 @@ def test_pages_beyond_loopback_are_served_with_one_warning(caplog: pytest.LogCap
             f"show no data; 127.0.0.1:{port} would keep them on this machine",
         )
     ]
+
+
+def test_what_can_be_no_name_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"--metrics a\.\.b:9100: 'a\.\.b' is no name of a host: label empty"):
+        Pages({}).start("a..b:9100", "--metrics")

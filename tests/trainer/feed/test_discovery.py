@@ -44,6 +44,20 @@ def test_each_address_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look_up("dns://loaders:5555") == ("tcp://10.0.0.2:5555", "tcp://10.0.0.7:5555", "tcp://[fd00::3]:5555")
 
 
+def test_what_can_be_no_name_is_said_and_the_other_entries_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "loaders"
+    path.write_text("tcp://10.0.0.2:5555\n")
+    long = "a" * 64
+    discovery = Discovery(["dns://loader..svc:5555", f"dns://{long}:5555", f"file:{path}"], 5.0, lambda found: None)
+    assert discovery.look() == Found(
+        ("tcp://10.0.0.2:5555",),
+        {
+            "dns://loader..svc:5555": "[Errno -2] 'loader..svc' is no name of a host: label empty or too long",
+            f"dns://{long}:5555": f"[Errno -2] '{long}' is no name of a host: label too long",
+        },
+    )
+
+
 def test_the_lines_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "loaders"
     path.write_text("# the first rack\n\ntcp://10.0.0.2:5555\n  tcp://[fd00::3]:5556   # slow\n")
