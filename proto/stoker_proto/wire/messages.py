@@ -94,7 +94,7 @@ class Ticket:
     start: int
     count: int
     rows: bytes = b""
-    """Which of these rows are wanted, one bit each (`wire.rows`); empty: all of them."""
+    """Which of these rows are wanted, one bit each (`wire.row_bits`); empty: all of them."""
 
     @property
     def num_rows(self) -> int:
