@@ -33,7 +33,7 @@ from trainer.feed.feed import Feed, FeedInfo
 from trainer.feed.memory import reused_memory
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
-from trainer.models.loading import count_parameters, load_model, text_width
+from trainer.models.loading import check_new_tokens, count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
 from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
@@ -217,6 +217,7 @@ def build_engine(
     )
     torch.manual_seed(config.trainer.seed)  # for weights that the base model's folder lacks
     model = load_model(config, family, settings, processor.vocab_size_needed)
+    check_new_tokens(model, processor.vocabulary)
     trained = count_parameters(model, trained=True)
     log.info("%s: %d parameters, %d of them trained", type(model).__name__, count_parameters(model), trained)
     engine = wrap(model, config, settings)
