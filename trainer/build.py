@@ -173,7 +173,8 @@ def assemble(
         )
         for change in config_changes(checkpoint, config, train.num_samples):
             log.warning("since the checkpoint: %s", change)
-    model = engine.module
+    model, image = engine.module, processor.image
+    image_size = None if image is None else (image.height, image.width)
     stepper = build_stepper(engine, config, processor, ranks, train.sources)
     if ranks.device.type != "cpu":
         for split in (train, connected.val):
@@ -190,7 +191,7 @@ def assemble(
         fingerprints=connected.fingerprints,
         checkpoints=checkpoints,
         trackers=Trackers(config, is_first=ranks.is_first, first_step=cursor.step + 1),
-        flops=count_flops(model, model.config),
+        flops=count_flops(model, model.config, image_size),
         peak_flops=peak_flops(ranks.device),
         cursor=cursor,
         best=None if checkpoint is None else read_best(checkpoint.state, config.trainer.checkpoint.best),
