@@ -33,7 +33,7 @@ from trainer.feed.buffers import reused_memory
 from trainer.feed.feed import Feed, FeedInfo
 from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
-from trainer.models.loading import count_parameters, load_model, text_width
+from trainer.models.loading import check_new_tokens, count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
 from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
@@ -173,7 +173,8 @@ def assemble(
         )
         for change in config_changes(checkpoint, config, train.num_samples):
             log.warning("since the checkpoint: %s", change)
-    model = engine.module
+    model, image = engine.module, processor.image
+    image_size = None if image is None else (image.height, image.width)
     stepper = build_stepper(engine, config, processor, ranks, train.sources)
     if ranks.device.type != "cpu":
         for split in (train, connected.val):
@@ -190,7 +191,7 @@ def assemble(
         fingerprints=connected.fingerprints,
         checkpoints=checkpoints,
         trackers=Trackers(config, is_first=ranks.is_first, first_step=cursor.step + 1),
-        flops=count_flops(model, model.config),
+        flops=count_flops(model, model.config, image_size),
         peak_flops=peak_flops(ranks.device),
         cursor=cursor,
         best=None if checkpoint is None else read_best(checkpoint.state, config.trainer.checkpoint.best),
@@ -217,6 +218,7 @@ def build_engine(
     )
     torch.manual_seed(config.trainer.seed)  # for weights that the base model's folder lacks
     model = load_model(config, family, settings, processor.vocab_size_needed)
+    check_new_tokens(model, processor.vocabulary)
     trained = count_parameters(model, trained=True)
     log.info("%s: %d parameters, %d of them trained", type(model).__name__, count_parameters(model), trained)
     engine = wrap(model, config, settings)

@@ -31,7 +31,7 @@ from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate
-from trainer.engine.ranks import Ranks, gather_json, range_over_ranks, text_of_first_rank
+from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.example_sheet import draw_first
 from trainer.evals.interface import Moment, Outcome
@@ -104,6 +104,8 @@ class Trainer:
         self._validated_at = self._saved_at = -1
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
+        self._measured: dict[str, float] = {}
+        """Figures of all evaluations so far that were ready at once, for `trainer.checkpoint.best`."""
         self._wait_s = self._train_s = 0.0
         self._interval = Interval()
         self._profiler = StepProfiler(trainer.profile, self.output_dir, is_first=self.ranks.is_first)
@@ -143,6 +145,8 @@ class Trainer:
         if self._is_stopped:
             return self._end_early(first_step)
         self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
+        if self._is_stopped:  # during a validation
+            return self._end_early(first_step)
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
         folder = None
@@ -339,6 +343,12 @@ class Trainer:
             return signal.SIGALRM
         return number
 
+    def _is_told_to_stop(self) -> bool:
+        """Whether a signal reached a rank, asked between two steps; every rank calls it. The time limit waits for evaluations."""
+        [number] = max_over_ranks([float(self.stop_signal())], self.ranks)
+        self._stop_for(int(number))
+        return self._is_stopped
+
     def _stop_for(self, reason: int) -> None:
         """End after this step, as all ranks do."""
         if reason and not self._is_stopped:
@@ -396,6 +406,7 @@ class Trainer:
             processor=processor,
             ranks=self.ranks,
             val=self.val,
+            is_stopping=self._is_told_to_stop,
             export=export_to,
         )
 
@@ -416,10 +427,14 @@ class Trainer:
     def _keep_best(self, figures: dict[str, float]) -> None:
         """Save after the best validation so far (`trainer.checkpoint.best`); the same decision on all ranks."""
         config = self.config.trainer.checkpoint.best
-        if config is None or (
-            config.metric not in figures and self.evals.num_planned > 1
-        ):  # another evaluation's figure
+        if config is None:
             return
+        self._measured |= figures
+        if config.metric not in figures:
+            if config.metric in self._measured or not self.evals.have_all_begun:
+                return  # another evaluation's figure
+            self._save()  # the error that follows costs no work
+            figures = self._measured
         self.best = update(self.best, config, figures, self.cursor.step)
         if self.best.step == self.cursor.step:
             log.info("step %d: %s %.6g is the best so far", self.cursor.step, config.metric, self.best.value)

@@ -37,3 +37,17 @@ def tiny_causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_openvla(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OpenVLA of a million parameters, 16 patches per image of 64 x 64."""
     return _build("openvla", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tied_causal(tiny_causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model whose input and output embeddings are one matrix."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    config = transformers.AutoConfig.from_pretrained(tiny_causal, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_causal).save_pretrained(folder)
+    return folder

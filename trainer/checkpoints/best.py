@@ -43,7 +43,7 @@ def update(best: Best | None, config: BestConfig, figures: Mapping[str, float], 
     if config.metric not in figures:
         raise ConfigError(
             f"trainer.checkpoint.best.metric is {config.metric!r}, which validation does not measure here: it measures "
-            f"{', '.join(sorted(figures))}"
+            f"{', '.join(sorted(figures))}; an evaluation that runs beside the training, such as success, is too late"
         )
     value = figures[config.metric]
     is_better = best is None or (value < best.value if config.mode == "min" else value > best.value)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stoker_proto.config import Config
-from stoker_proto.host.hub_cache import is_hub_id
+from stoker_proto.host.hub_cache import hub_id_of
 from stoker_proto.images.padding import unpadded_by
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
@@ -55,8 +55,8 @@ def model_card(config: Config, processor: Processor, facts: TrainingFacts, *, ki
 
 def _front_matter(config: Config, processor: Processor, *, sees_images: bool) -> str:
     lines = ["---"]
-    if is_hub_id(config.model.base_model_path):
-        lines.append(f"base_model: {config.model.base_model_path}")
+    if (base := hub_id_of(config.model.base_model_path)) is not None:
+        lines.append(f"base_model: {base}")
     lines.append("library_name: transformers")
     lines.append(f"pipeline_tag: {_task(processor, sees_images=sees_images)}")
     lines.append("tags: [stoker]")
@@ -82,12 +82,17 @@ def _data(config: Config) -> str:
 
 def _training(config: Config, facts: TrainingFacts) -> str:
     trainer = config.trainer
-    base = config.model.base_model_path if is_hub_id(config.model.base_model_path) else ""
+    base, average = hub_id_of(config.model.base_model_path), ""
+    if trainer.ema_decay:
+        average = (
+            f"The weights here are the exponential average of the trained ones, with decay {trainer.ema_decay:g}; the scores are "
+            "those of the trained ones. "
+        )
     return (
         f"{f'Base model: `{base}`. ' if base else ''}{facts.steps} steps of {trainer.global_batch_size} rows, "
         f"{facts.samples} samples in all. AdamW, peak learning rate {trainer.lr:g} ({trainer.lr_schedule}), weight decay "
-        f"{trainer.weight_decay:g}, {config.model.precision}. `stoker_processor.json` holds all that turns observations into "
-        "tokens.\n"
+        f"{trainer.weight_decay:g}, {config.model.precision}. {average}`stoker_processor.json` holds all that turns observations "
+        "into tokens.\n"
     )
 
 

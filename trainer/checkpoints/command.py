@@ -21,7 +21,7 @@ from typing import Any
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
-from stoker_proto.errors import DataError, StokerError
+from stoker_proto.errors import ConfigError, DataError, StokerError
 from stoker_proto.host.hub_cache import find_model_folder
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export_checkpoint(folder: Path, target: Path, base_model: str | None = None) -> Path:
-    """Write the export `target` of the checkpoint in `folder`. Raises ConfigError, DataError, HostError."""
+    """Write the export `target` of the checkpoint in `folder`. Raises ConfigError, DataError, HostError.
+
+    An earlier export there is replaced.
+    """
     from stoker_proto.processor import Processor
     from trainer.checkpoints.card import TrainingFacts
     from trainer.checkpoints.export import write_export
     from trainer.checkpoints.state import read_checkpoint
 
+    check_target(target)
     checkpoint = read_checkpoint(folder)
     config = config_of(checkpoint.state, base_model)
     processor = Processor.load(folder / "processor")
@@ -69,6 +73,20 @@ def export_checkpoint(folder: Path, target: Path, base_model: str | None = None)
     facts = TrainingFacts(steps=cursor.step, samples=cursor.position, scores=checkpoint.state.get("scores", {}))
     write_export(target, model, state, config, processor, facts)
     return target
+
+
+def check_target(target: Path) -> None:
+    """Raises ConfigError for a folder that is no export: it would be replaced with all that it holds."""
+    from stoker_proto.processor import FILE
+
+    try:
+        is_free = not target.exists() or not any(target.iterdir()) or (target / FILE).is_file()
+    except OSError:  # a file
+        is_free = False
+    if not is_free or target.resolve() == Path.cwd():
+        raise ConfigError(
+            f"--out is {str(target)!r}, which is there and no export: name a folder that is not there yet"
+        )
 
 
 def config_of(state: dict[str, Any], base_model: str | None) -> Config:

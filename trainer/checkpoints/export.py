@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from stoker_proto.config import Config
 from stoker_proto.host.files import whole_folder
-from stoker_proto.host.hub_cache import find_model_folder, is_hub_id
+from stoker_proto.host.hub_cache import find_model_folder, hub_id_of
 from stoker_proto.images.padding import padding_processor
 from stoker_proto.model_folder import ModelFolder
 from stoker_proto.processor import Processor
@@ -77,7 +77,7 @@ def write_export(
 ) -> None:
     """Write the export folder `target` from the model's weights `state`, by name."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    weights = in_format(state, dtype)
     kind, lora = model.config.model_type, config.model.lora
     base = find_model_folder(config.model.base_model_path)
     with writing(target), whole_folder(target, unfinished=target.with_name(target.name + ".partial")) as folder:
@@ -101,9 +101,23 @@ def write_export(
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def in_format(state: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The weights with numbers of `dtype`. Names of one tensor stay names of one tensor: tied weights are written once."""
+    converted: dict[Any, torch.Tensor] = {}
+    found: dict[str, Any] = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+            if key not in converted:
+                converted[key] = tensor.to(dtype)
+            tensor = converted[key]
+        found[name] = tensor
+    return found
+
+
 def base_of_adapter(name: str) -> str:
     """Where loaders of an adapter find its base model: the hub's id, or a local folder's whole path."""
-    return name if is_hub_id(name) and not Path(name).exists() else str(Path(name).resolve())
+    return hub_id_of(name) or str(Path(name).resolve())
 
 
 def _share_weights(folder: Path) -> None:
@@ -124,16 +138,22 @@ def gather_weights(engine: Engine) -> dict[str, Any]:
 
 
 def gather_average(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """The averages of the trained weights (`trainer.ema_decay`) in float32, on the first rank; all ranks call it."""
+    """The averages of the trained weights (`trainer.ema_decay`) in float32, on the first rank; all ranks call it.
+
+    Tied weights have all of their names, each with the same tensor: the export must hold the average under whichever it keeps.
+    """
     state: dict[str, torch.Tensor] = {}
     if not any(EMA in values for values in inner_optimizer(engine).state.values()):
         return state  # no step was applied yet
     link_optimizer_states(engine)
-    for name, parameter in engine.module.named_parameters():
+    names: dict[torch.nn.Parameter, list[str]] = {}
+    for name, parameter in engine.module.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
-            whole = full_optimizer_state(parameter, EMA)
-            if ranks.is_first:
-                state[name] = whole.reshape(true_shape(parameter)).cpu()
+            names.setdefault(parameter, []).append(name)
+    for parameter, tied in names.items():
+        whole = full_optimizer_state(parameter, EMA)
+        if ranks.is_first:
+            state |= dict.fromkeys(tied, whole.reshape(true_shape(parameter)).cpu())
     return state
 
 

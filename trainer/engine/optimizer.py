@@ -70,11 +70,16 @@ def parameter_groups(
             number = next((n + 1 for n, config in enumerate(own) if matches(name, config.match)), 0)
             shape = getattr(parameter, "ds_shape", parameter.shape)
             groups[2 * number + (len(shape) < 2)]["params"].append(parameter)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for n, config in enumerate(own):
-        if not any(group["params"] for group in groups[2 * n + 2 : 2 * n + 4]):
+        empty = [pattern for pattern in config.match if not any(matches(name, (pattern,)) for name in trained)]
+        if empty or not any(group["params"] for group in groups[2 * n + 2 : 2 * n + 4]):
+            reason = (
+                f"{empty[0]!r} matches no trained parameter" if empty else "an earlier group has all that it matches"
+            )
             raise ConfigError(
-                f"trainer.parameter_groups[{n}].match is {list(config.match)}: no trained parameter that an earlier group leaves "
-                "matches; names are those of model.safetensors, and * stands for any part"
+                f"trainer.parameter_groups[{n}].match is {list(config.match)}: {reason}; names begin with "
+                f"{', '.join(beginnings(trained)[:12])}, and * stands for any part"
             )
     return [group for group in groups if group["params"]]
 
@@ -86,6 +91,11 @@ def _two_groups(weight_decay: float, lr_scale: float) -> list[dict[str, Any]]:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern, in which * stands for any part, is the whole name."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def beginnings(names: Sequence[str]) -> list[str]:
+    """The first two parts of dotted names, ascending, for messages."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})
 
 
 class AveragingAdamW(torch.optim.AdamW):

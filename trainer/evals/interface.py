@@ -52,6 +52,9 @@ class Moment:
     processor: Processor
     ranks: Ranks
     val: Split | None
+    is_stopping: Callable[[], bool]
+    """Whether a signal asked the run to save and end: an evaluation that takes long then returns None. Every rank calls it, at
+    the same place."""
     export: Callable[[Path], Path]
     """Writes the model of this moment to FOLDER/export, as the end of the run does, and returns it; every rank calls it."""
 

@@ -22,9 +22,9 @@ class EvalSchedule:
         self._planned = list(planned)
 
     @property
-    def num_planned(self) -> int:
-        """How many evaluations there are."""
-        return len(self._planned)
+    def have_all_begun(self) -> bool:
+        """Whether each evaluation has begun at least once."""
+        return all(one.begun_at >= 0 for one in self._planned)
 
     def is_due(self, step: int) -> bool:
         """Whether an evaluation begins after this step."""

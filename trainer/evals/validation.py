@@ -8,7 +8,7 @@ Without such an entry `trainer.eval_interval` and `trainer.eval_samples` are its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -67,23 +67,27 @@ class Perplexity(Eval):
         size = config.trainer.global_batch_size
         self._size, self._num_steps = size, None if samples is None else -(-samples // size)
 
-    def begin(self, moment: Moment) -> Outcome:
-        """Raises DataError if not every sample was seen exactly once."""
+    def begin(self, moment: Moment) -> Outcome | None:
+        """None if the run is told to end meanwhile. Raises DataError if not every sample was seen exactly once."""
         assert moment.val is not None, "checked when it was made"
         num_samples = moment.val.num_samples
         if self._num_steps is not None:
             num_samples = min(num_samples, self._num_steps * self._size)
         sheet = ExampleSheet(moment.processor, self._num_examples if moment.ranks.is_first else 0)
-        with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
-            figures = validate(
-                moment.stepper,
-                moment.processor,
-                islice(steps, self._num_steps),
-                num_samples,
-                moment.val.sources,
-                self._num_free,
-                sheet,
-            )
+        try:
+            with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
+                figures = validate(
+                    moment.stepper,
+                    moment.processor,
+                    _until_stopped(islice(steps, self._num_steps), moment.is_stopping),
+                    num_samples,
+                    moment.val.sources,
+                    self._num_free,
+                    sheet,
+                )
+        except _StoppedError:
+            log.info("step %d: the validation is left out, as the run is to end", moment.step)
+            return None
         shown = (
             "perplexity",
             "action_perplexity",
@@ -99,6 +103,18 @@ class Perplexity(Eval):
             media=_draw(sheet, moment.output_dir / "evals" / "examples" / f"step-{moment.step:08d}.png"),
             line=f"validation over {figures['samples']:.0f} samples: {line}",
         )
+
+
+class _StoppedError(Exception):
+    """The run is to end, and what it has trained must be saved first: a validation may take longer than the grace time."""
+
+
+def _until_stopped(steps: Iterator[StepBatch], is_stopping: Callable[[], bool]) -> Iterator[StepBatch]:
+    """Raises _StoppedError in front of the first step at which the run is to end."""
+    for step in steps:
+        if is_stopping():
+            raise _StoppedError
+        yield step
 
 
 def _draw(sheet: ExampleSheet, picture: Path) -> dict[str, Path]:

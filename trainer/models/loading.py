@@ -13,13 +13,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
+from stoker_proto.actions.vocabulary import ActionVocabulary
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
-from trainer.engine.optimizer import matches
+from trainer.engine.optimizer import beginnings, matches
 from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
 from trainer.models.lora import add_adapters
+from trainer.models.recomputing import recompute_layers
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading
@@ -48,9 +50,7 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
     check_forward(model, family, packing=config.data.packing)
     choose_trained(model, config, grown=old_size < true_shape(model.get_input_embeddings().weight)[0])
     if config.model.gradient_checkpointing:
-        # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        model.enable_input_require_grads()
+        recompute_layers(model)
     return model
 
 
@@ -90,14 +90,33 @@ def choose_trained(model: PreTrainedModel, config: Config, *, grown: bool) -> No
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
-            parts = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ConfigError(
-                f"model.freeze names {pattern!r}, which matches no parameter; names begin with {', '.join(parts[:12])}, and * "
-                "stands for any part"
+                f"model.freeze names {pattern!r}, which matches no parameter; names begin with "
+                f"{', '.join(beginnings(names)[:12])}, and * stands for any part"
             )
     for name, parameter in model.named_parameters():
         if matches(name, patterns):
             parameter.requires_grad_(False)
+    head = model.get_output_embeddings()
+    is_tied = head is not None and head.weight is model.get_input_embeddings().weight
+    if patterns and is_tied and not head.weight.requires_grad:
+        log.warning("model.freeze: the head is frozen, too, as its weights are the input embeddings")
+
+
+def check_new_tokens(model: PreTrainedModel, vocabulary: ActionVocabulary | None) -> None:
+    """Raises ConfigError for new action tokens (`data.action.vocabulary: added`) that would never be learned.
+
+    They may need no new rows: many published embeddings have some hundred more than the tokenizer has tokens.
+    """
+    if vocabulary is None or vocabulary.mode != "added":
+        return
+    layers = {"input embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    frozen = [name for name, layer in layers.items() if layer is not None and not layer.weight.requires_grad]
+    if frozen:
+        raise ConfigError(
+            f"data.action.vocabulary is added, and model.lora or model.freeze leaves the {' and the '.join(frozen)} as they are, "
+            "so the new tokens would never be learned: use data.action.vocabulary=reuse_last, or train the embeddings"
+        )
 
 
 def attention_options(config: Config) -> dict[str, str]:

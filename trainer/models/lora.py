@@ -46,6 +46,8 @@ def add_adapters(model: torch.nn.Module, config: LoraConfig, seed: int) -> None:
     """
     peft = import_peft()
     targets = find_targets(model, config.targets)
+    if config.export == "merged":
+        _check_mergeable(model, targets)
     torch.manual_seed(seed)
     peft.inject_adapter_in_model(peft_config(config, targets), model, adapter_name=ADAPTER)
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -81,6 +83,19 @@ def find_targets(model: torch.nn.Module, targets: tuple[str, ...]) -> list[str]:
             )
         chosen |= matching
     return sorted(chosen)
+
+
+def _check_mergeable(model: torch.nn.Module, targets: list[str]) -> None:
+    """Raises ConfigError for an adapter on a head whose weights are the input embeddings, too: merged, it would change both."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    if head is None or head.weight is not embeddings.weight:
+        return
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    if name in targets:
+        raise ConfigError(
+            f"model.lora.targets names {name}, whose weights are the input embeddings, too (tie_word_embeddings): an adapter "
+            "there cannot be merged into a model that ties them; leave it out, or set model.lora.export to adapter"
+        )
 
 
 def merge(state: Mapping[str, torch.Tensor], config: LoraConfig) -> dict[str, torch.Tensor]:

@@ -39,11 +39,11 @@ class TensorBoardTracker:
     """Event files in a folder."""
 
     def __init__(self, folder: Path, first_step: int, config: Config) -> None:
-        """first_step: figures of a lost run from there on are hidden."""
+        """first_step: figures of a lost run from there on are hidden; all of them where it had not saved yet."""
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step if first_step > 1 else None)
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
         self._writer.add_custom_scalars(CHARTS)
         self._writer.add_text(
             "config", f"```yaml\n{yaml.safe_dump(config_to_tree(config), sort_keys=False)}```", first_step
@@ -88,16 +88,22 @@ class WandbTracker:
     """A run at Weights & Biases; `WANDB_MODE=offline` keeps it in the folder."""
 
     def __init__(self, config: Config, folder: Path, *, is_resumed: bool) -> None:
-        """is_resumed: go on with the run whose id is in `output_dir`."""
+        """is_resumed: go on with the run whose id is in `output_dir`. Raises ConfigError where the run cannot begin."""
         wandb, logger = import_wandb(), config.trainer.logger
         file = Path(config.trainer.output_dir) / RUN_ID_FILE
         run_id = file.read_text(encoding="utf-8").strip() if is_resumed and file.is_file() else secrets.token_hex(4)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{run_id}\n", encoding="utf-8")
-        self._run: Any = wandb.init(
-            project=logger.wandb_project, name=logger.wandb_name, tags=list(logger.wandb_tags), id=run_id, resume="allow",
-            dir=str(folder), config=config_to_tree(config),
-        )  # fmt: skip
+        try:
+            self._run: Any = wandb.init(
+                project=logger.wandb_project, name=logger.wandb_name, tags=list(logger.wandb_tags), id=run_id, resume="allow",
+                dir=str(folder), config=config_to_tree(config),
+            )  # fmt: skip
+        except wandb.Error as error:  # nobody is logged in, say
+            raise ConfigError(
+                f"trainer.logger.wandb is true, and it cannot begin: {' '.join(str(error).split())}; call `wandb login` once "
+                "on the first rank's host, set WANDB_MODE=offline, or --set trainer.logger.wandb=false"
+            ) from error
         self._media: Any = {".mp4": wandb.Video, ".png": wandb.Image}
         # It drops rows of a step before its newest. So figures of evaluations have a step of their own as their axis.
         self._run.define_metric("val/step")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -55,8 +56,13 @@ class FlopCounter:
         return self.per_token * num_tokens + self.per_label * num_supervised + self.per_patch * patches
 
 
-def count_flops(model: torch.nn.Module, model_config: PretrainedConfig) -> FlopCounter:
-    """A counter from the model's parameters: all but the input embedding (a lookup), vision towers and head counted apart."""
+def count_flops(
+    model: torch.nn.Module, model_config: PretrainedConfig, image_size: tuple[int, int] | None = None
+) -> FlopCounter:
+    """A counter from the model's parameters: all but the input embedding (a lookup), vision towers and head counted apart.
+
+    image_size: height and width in pixels, for a model that takes images of any size; None: that of the model's config.
+    """
     lookup = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
     counted = {"vision": 0.0, "language": 0.0, "head": 0.0}
@@ -69,13 +75,11 @@ def count_flops(model: torch.nn.Module, model_config: PretrainedConfig) -> FlopC
             counted["vision"] += size * ((6 if parameter.requires_grad else 4) if any(sees) else 2)
         elif parameter is not lookup:
             counted["language"] += size * (6 if parameter.requires_grad else 4)
-    side = _patches_per_side(getattr(model_config, "vision_config", None))
-    patches = int(getattr(model_config, "num_patches", side * side))  # OpenVLA, which has no `vision_config`, says it
     return FlopCounter(
         per_token=counted["language"],
         per_label=counted["head"],
         per_patch=counted["vision"],
-        patches_per_image=patches,
+        patches_per_image=_patches(model_config, image_size),
     )
 
 
@@ -97,6 +101,17 @@ def peak_of(name: str) -> float | None:
     return next((peak for words, peak in PEAK_BF16_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
-def _patches_per_side(vision_config: PretrainedConfig | None) -> int:
-    size, patch = getattr(vision_config, "image_size", 0), getattr(vision_config, "patch_size", 0)
-    return int(size) // int(patch) if isinstance(size, int) and isinstance(patch, int) and patch else 0
+def _patches(model_config: PretrainedConfig, image_size: tuple[int, int] | None) -> int:
+    """Of one image; 0 for a model without a vision tower."""
+    if hasattr(model_config, "num_patches"):  # OpenVLA, which has no `vision_config`
+        return int(model_config.num_patches)
+    vision = getattr(model_config, "vision_config", None)
+    height, width = image_size or _pair(getattr(vision, "image_size", 0))
+    patch_height, patch_width = _pair(getattr(vision, "patch_size", 0))
+    return (height // patch_height) * (width // patch_width) if patch_height and patch_width else 0
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    """Configs have one number, or a list of two (InternVL)."""
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)

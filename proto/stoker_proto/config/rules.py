@@ -56,7 +56,7 @@ def both(first: Metadata, second: Metadata) -> Metadata:
 
 
 def check_ranges(section: Any, prefix: str = "") -> None:
-    """Check a dataclass and the dataclasses in its fields. Raises ConfigError with the key, its value and the rule.
+    """Check a dataclass, also those in its fields and tuples. Raises ConfigError with the key, its value and the rule.
 
     prefix: the keys in front, e.g. "data.order.".
     """
@@ -72,3 +72,7 @@ def _ranges(section: Any, prefix: str) -> Iterator[tuple[str, Any, Range]]:
             yield key, value, one
         if dataclasses.is_dataclass(value):
             yield from _ranges(value, f"{key}.")
+        elif isinstance(value, tuple):
+            for number, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    yield from _ranges(item, f"{key}[{number}].")

@@ -70,8 +70,11 @@ class FeedConfig:
 class BestConfig:
     """Which validation counts as the best."""
 
-    metric: str
-    """A figure of the validation, as it is logged: `val/perplexity`, `val/action_mae/mean`."""
+    metric: str = field(
+        metadata=allowed("write it as it is logged: val/perplexity", lambda metric: metric.startswith("val/"))
+    )
+    """A figure of the validation, as it is logged: `val/perplexity`, `val/action_mae/mean`. Not one of an evaluation that runs
+    beside the training (`success`): its weights are gone when it is known."""
     mode: Literal["min", "max"] = "min"
     """Whether smaller or larger is better."""
     patience: int | None = field(
@@ -172,7 +175,10 @@ class TrainerConfig:
     """Learning rate at the end of the cosine, as a share of lr."""
     weight_decay: float = field(default=0.0, metadata=at_least(0))
     """Weight decay of AdamW, on matrices only (not on biases and norms)."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = field(
+        default=(0.9, 0.95),
+        metadata=allowed("both must lie in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas)),
+    )
     """Betas of AdamW."""
     optimizer: Literal["adamw", "adamw_fused"] = "adamw"
     """`adamw_fused`: PyTorch's fused kernel, one pass over each parameter; its rounding differs in the last bits."""

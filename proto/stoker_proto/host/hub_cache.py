@@ -34,6 +34,11 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
+def hub_id_of(name: str) -> str | None:
+    """The hub id that `name` means by the rule of `find_model_folder`; None for a folder."""
+    return name if is_hub_id(name) and not Path(name).exists() else None
+
+
 def find_snapshot(hub_id: str) -> Path | None:
     """The downloaded snapshot of a model's main branch; None where it is not in the cache."""
     folder = hub_cache() / f"models--{hub_id.replace('/', '--')}"

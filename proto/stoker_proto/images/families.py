@@ -256,9 +256,9 @@ def _qwen_vl(reader: _Reader) -> ImageSpec:
     if reader.kind != "Qwen2VLImageProcessor":
         raise reader.error(f"image processor {reader.kind} in a Qwen-VL model is not known")
     side = int(reader.image["patch_size"]) * int(reader.image["merge_size"])
-    # Qwen2.5-VL's names, Qwen3-VL's
-    limits = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    least, most = (int(reader.image.get(name, reader.image["size"][edge])) for name, edge in limits)
+    least, most = (
+        _pixel_limit(reader, *names) for names in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    )
     if reader.size is None:
         raise reader.error(
             f"a Qwen-VL model takes images of any size: set data.image.size to [height, width], both multiples of {side} pixels; "
@@ -272,6 +272,17 @@ def _qwen_vl(reader: _Reader) -> ImageSpec:
     before, after = (reader.token_of(f"vision_{name}_token_id") for name in ("start", "end"))
     tokens = (height // side) * (width // side)
     return reader.spec("qwen_vl", [("fixed", height, width)], tokens, before=before, after=after)
+
+
+def _pixel_limit(reader: _Reader, name: str, edge: str) -> int:
+    """Qwen2.5-VL's files name it `min_pixels`, some of them in `size`; those of Qwen3-VL `shortest_edge` in `size`."""
+    image, size = reader.image, reader.image["size"] if isinstance(reader.image["size"], dict) else {}
+    found = next((value for value in (image.get(name), size.get(edge), size.get(name)) if value is not None), None)
+    if found is None:
+        raise reader.error(
+            f"its processor's JSON has no {name}, and its size {image['size']} neither {name} nor {edge}"
+        )
+    return int(found)
 
 
 Layout = Literal["batch", "one_row", "placed", "patches"]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from stoker_proto.errors import DataError
+
 Step = tuple[Literal["square", "letterbox", "shortest", "longest", "fixed", "crop", "centre"], int, int]
 """`square`: pad to a square; `shortest`, `longest`: scale this edge to a number of pixels; `fixed`, `crop`: height, width.
 As in torchvision, `letterbox` pads both sides alike, so the result is one pixel off a square where the difference is odd;
@@ -18,12 +20,17 @@ As in torchvision, `letterbox` pads both sides alike, so the result is one pixel
 Operation = tuple[Literal["resize", "pad", "crop"], int, int, int, int]
 """(name, top, left, height, width), in pixels."""
 
+MAX_PIXELS = 1 << 28
+"""That an operation may make, on the way to the model's size: a line of 1 x 65535 pixels would be padded to a square of 13 GB."""
 _MAX_EDGE = 4096  # the largest that Idefics3 scales to
 
 
 def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Operation, ...]:
-    """The operations that turn a frame of this size into the model's; none where it already fits."""
-    operations: list[Operation] = []
+    """The operations that turn a frame of this size into the model's; none where it already fits.
+
+    Raises DataError for a frame so long and narrow that one of them would make MAX_PIXELS of it.
+    """
+    operations, frame = list[Operation](), (height, width)
     for name, first, second in steps:
         if name == "square":
             side = max(height, width)
@@ -44,6 +51,12 @@ def operations_for(steps: Sequence[Step], height: int, width: int) -> tuple[Oper
             scaled = _scaled(name, first, second, height, width)
             _append(operations, ("resize", 0, 0, *scaled), height, width)
             height, width = scaled
+    for operation, _, _, *size in operations:
+        if size[0] * size[1] > MAX_PIXELS:
+            raise DataError(
+                f"an image of {frame[0]} x {frame[1]} pixels: the model's {operation} makes {size[0]} x {size[1]} of it, and at "
+                f"most {MAX_PIXELS} pixels are made; cut it to a more usual shape"
+            )
     return tuple(operations)
 
 

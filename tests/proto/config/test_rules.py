@@ -82,6 +82,15 @@ def test_the_arithmetic_divides_or_names_neighbours_that_do(global_batch: int, m
         ),
         ("trainer.feed.backoff_s=-1", "trainer.feed.backoff_s is -1.0: it must not be negative"),
         ("trainer.feed.ticket_deadline_s=0", "ticket_deadline_s is 0.0: it must be above 0"),
+        ("trainer.betas=[0.9, 95]", r"trainer.betas is \(0.9, 95.0\): both must lie in \[0, 1\)"),
+        (
+            "trainer.parameter_groups=[{match: a, lr: 1e-5}, {match: b, lr: -1e-5}]",
+            r"trainer.parameter_groups\[1\].lr is -1e-05: it must be above 0",
+        ),
+        (
+            "trainer.checkpoint.best={metric: perplexity}",
+            "best.metric is perplexity: write it as it is logged: val/perplexity",
+        ),
         ("trainer.eval_interval=-1", "trainer.eval_interval is -1: it must not be negative"),
         ("trainer.grad_clip=-1", "trainer.grad_clip is -1.0: it must not be negative"),
         ("trainer.max_steps=0", "trainer.max_steps is 0: at least 1, or null"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stoker_proto.errors import ConfigError
-from stoker_proto.host.hub_cache import explain_missing, find_model_folder, hub_cache, is_hub_id
+from stoker_proto.host.hub_cache import explain_missing, find_model_folder, hub_cache, hub_id_of, is_hub_id
 from stoker_proto.model_folder import ModelFolder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -37,8 +37,10 @@ def test_the_downloaded_snapshot_is_the_model(cache: Path) -> None:
 
 def test_a_folder_wins_over_a_hub_id(cache: Path) -> None:
     download(cache)
+    assert hub_id_of("owner/a-model") == "owner/a-model"
     Path("owner/a-model").mkdir(parents=True)
     assert find_model_folder("owner/a-model") == Path("owner/a-model")
+    assert hub_id_of("owner/a-model") is None
 
 
 @pytest.mark.parametrize("ref", ["../../../etc", "", "main", "f" * 40])

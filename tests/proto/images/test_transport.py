@@ -100,6 +100,24 @@ def test_padding_takes_its_colour() -> None:
     assert pixels[63, 63].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("steps", "made"),
+    [
+        ((("square", 0, 0), ("fixed", 64, 64)), "pad makes 65535 x 65535"),
+        ((("letterbox", 0, 0), ("fixed", 64, 64)), "pad makes 65535 x 65535"),
+        ((("shortest", 224, 0), ("crop", 64, 64)), "resize makes 224 x 14679840"),
+    ],
+)
+def test_a_line_of_pixels_is_refused_before_it_becomes_gigabytes(steps: Any, made: str) -> None:
+    """A JPEG of a few kilobytes may be one; the longest is 65535."""
+    narrow = ImageCoder(dataclasses.replace(SPEC, steps=steps), ImageConfig(), AugmentConfig())
+    with pytest.raises(
+        DataError, match=f"an image of 1 x 65535 pixels: the model's {made} of it, and at most 268435456"
+    ):
+        narrow.encode(np.zeros((1, 65535, 3), np.uint8), None)
+    assert narrow.pixels(np.zeros((8, 400, 3), np.uint8), None).shape == (64, 64, 3)
+
+
 def test_depth_is_grey_by_distance() -> None:
     depth = np.array([[0, 1000, 2000, 65535]], np.uint16)
     assert depth_to_rgb(depth, 2000).tolist() == [[[0, 0, 0], [128, 128, 128], [255, 255, 255], [255, 255, 255]]]

@@ -239,21 +239,29 @@ def average_by_hand(config: Config, rank: int) -> Any:
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_export_holds_the_average_of_the_weights(tiny_causal: Path, tmp_path: Path, stage: int) -> None:
-    config = make_config(tiny_causal, tmp_path, ema_decay=0.75, zero_stage=stage, **KEYS)
+def test_the_export_holds_the_average_of_the_weights(
+    tied_causal: Path, tmp_path: Path, stage: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model whose embeddings are tied: the head has the average, too, and stands in the file once, as in the base's."""
+    config = make_config(tied_causal, tmp_path, ema_decay=0.75, zero_stage=stage, **KEYS)
     expected, count = run_ranks(2, lambda rank: average_by_hand(config, rank))[0]
     assert count == 5
     found = weights(tmp_path / "export")
     for name, value in expected.items():
         if name in found:
             np.testing.assert_allclose(found[name].numpy(), value, rtol=0, atol=1e-6, err_msg=name)
-    assert set(found) <= set(expected)
+    assert set(found) == set(weights(tied_causal)) == set(expected) - {"lm_head.weight"}
     assert (
         export_command(
             ["--checkpoint", str(tmp_path / "checkpoints" / "step-00000004"), "--out", str(tmp_path / "own")]
         )
         == 0
     )
+    used = str(tmp_path / "checkpoints" / "step-00000004")
+    assert export_command(["--checkpoint", used, "--out", str(tmp_path)]) == 1, "the run's own folder"
+    error = capsys.readouterr().err
+    assert f"error: --out is {str(tmp_path)!r}, which is there and no export" in error
+    assert (tmp_path / "checkpoints" / "step-00000004" / "stoker.json").is_file()
     again = weights(tmp_path / "own")
     assert again.keys() == found.keys()
     assert [name for name in found if not torch.equal(again[name], found[name])] == []

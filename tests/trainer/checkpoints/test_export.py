@@ -20,6 +20,8 @@ from stoker_proto.processor import Processor
 from tests.trainer.support.memory import make_config, make_examples, make_piece, make_processor
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run
+from trainer.checkpoints.card import TrainingFacts, model_card
+from trainer.checkpoints.export import in_format
 from trainer.feed.batch import BatchBuilder
 from trainer.policy import Policy
 from trainer.training.inputs import InputMaker
@@ -77,19 +79,6 @@ def train_and_export(case: Case, rank: int) -> None:
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             Path(case.config.trainer.output_dir) / "inputs.safetensors",
         )
-
-
-@pytest.fixture(scope="module")
-def tied_causal(tiny_causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text model whose input and output embeddings are one matrix."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("tied") / "model"
-    config = transformers.AutoConfig.from_pretrained(tiny_causal, tie_word_embeddings=True)
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(tiny_causal).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +191,22 @@ def test_the_model_card_says_what_was_trained(cases: dict[str, Case]) -> None:
     assert "hf upload YOUR_NAME/YOUR_MODEL ." in card
 
 
+def test_the_model_card_of_a_folder_names_no_model_of_the_hub(
+    tiny_causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path of two folders looks like a hub id. And it says whose scores it has, where averages are exported."""
+    monkeypatch.chdir(tiny_causal.parent.parent)
+    config = make_config(Path(*tiny_causal.parts[-2:]), tmp_path, ema_decay=0.99)
+    facts = TrainingFacts(steps=1, samples=8, scores={"val/perplexity": 3.0})
+    card = model_card(config, make_processor(config), facts, kind="llama", sees_images=False)
+    assert "base_model:" not in card
+    assert "Base model" not in card
+    assert (
+        "the exponential average of the trained ones, with decay 0.99; the scores are those of the trained ones."
+        in card
+    )
+
+
 @pytest.mark.parametrize("name", ["llava", "causal"])
 def test_another_user_may_read_all_that_is_exported(name: str, cases: dict[str, Case]) -> None:
     folder = Path(cases[name].config.trainer.output_dir) / "export"
@@ -233,3 +238,12 @@ def test_the_policy_does_what_teacher_forcing_predicts(name: str, cases: dict[st
         forced = logits[: len(ids), vocabulary.first_id : vocabulary.end_id].argmax(-1) + vocabulary.first_id
         assert inputs.targets[0, : len(ids)].tolist() == ids.tolist()
         assert forced.tolist() == ids.tolist()
+
+
+def test_tied_weights_stay_tied_in_another_number_format() -> None:
+    """Otherwise the file has both, and the model a second matrix where it had one."""
+    tied = torch.arange(6.0).view(2, 3)
+    found = in_format({"embedding": tied, "head": tied.detach(), "row": tied[0]}, torch.bfloat16)
+    assert found["head"] is found["embedding"]
+    assert (found["head"].dtype, found["head"].tolist()) == (torch.bfloat16, [[0, 1, 2], [3, 4, 5]])
+    assert found["row"].tolist() == [0, 1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from trainer.checkpoints.changes import config_changes
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint
 from trainer.engine.zero import join_ranks
+from trainer.evals.interface import Eval, Moment, Outcome
+from trainer.feed.batch import StepBatch
 
 STATE = {
     "format": 2, "serial": 1, "world_size": 2, "global_batch_size": 8, "zero_stage": 3, "precision": "fp32", "seed": 0,
@@ -70,6 +73,63 @@ def test_the_time_limit_saves_and_ends_with_a_code_that_asks_for_more(tiny_causa
     assert run_ranks(1, lambda rank: limited(config)) == [({"steps": 1, "stopped": True}, 75)]
     assert names(tmp_path) == ["step-00000001"]
     assert seconds_of("26:01:05") == 93_665
+
+
+def stopped_in_validation(config: Config, rank: int) -> tuple[Any, int, list[int]]:
+    """A signal that only the second rank sees, in the first validation; also the steps of it that were read."""
+    found, seen = build_run(config, images=False), list[int]()
+    assert found.val is not None
+    steps = found.val.feed.steps
+
+    def watched(epoch: int, first_sample: int) -> Iterator[StepBatch]:
+        for step in steps(epoch, first_sample):
+            seen.append(step.step)
+            yield step
+
+    found.val.feed.steps = watched  # type: ignore[method-assign]
+    found.stop_signal = lambda: signal.SIGTERM if rank == 1 and seen else 0
+    return found.run(), found.exit_code, seen
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("interval", [2, 0], ids=["during the run", "after the last step"])
+def test_a_signal_during_a_validation_saves_at_once(tiny_causal: Path, tmp_path: Path, interval: int) -> None:
+    """A validation may take longer than the grace time, and its step may be that of the checkpoint."""
+    evals = ({"type": "perplexity", "interval": interval},)
+    config = make_config(tiny_causal, tmp_path, max_steps=2 + interval, evals=evals, checkpoint={"interval": 2})
+    found = run_ranks(2, lambda rank: stopped_in_validation(config, rank))
+    assert found == [({"steps": 2, "stopped": True}, 143, [0])] * 2
+    assert names(tmp_path) == ["step-00000002"]
+    assert not (tmp_path / "export").exists()
+
+
+class Quick(Eval):
+    """Measures `val/quick`."""
+
+    def __init__(self, options: Mapping[str, Any], config: Config) -> None:
+        """It has no options."""
+
+    def begin(self, moment: Moment) -> Outcome:
+        """A figure of no weights."""
+        return Outcome(step=moment.step, figures={"quick": 1.0})
+
+
+@pytest.mark.process
+def test_a_metric_that_no_evaluation_measures_is_refused_and_no_step_is_lost(tiny_causal: Path, tmp_path: Path) -> None:
+    """Also where there are several, of which another one might have measured it."""
+    best = BestConfig(metric="val/success_once", mode="max")
+    evals = ({"type": f"{__name__}:Quick", "interval": 2},)
+    keys: dict[str, Any] = {"evals": evals, "eval_interval": 1, "checkpoint": {"interval": 0, "best": best}}
+
+    def refused(rank: int) -> str:
+        with pytest.raises(ConfigError) as caught:
+            run(make_config(tiny_causal, tmp_path, **keys), images=False)
+        return str(caught.value)
+
+    message = run_ranks(1, refused)[0]
+    assert "metric is 'val/success_once', which validation does not measure here: it measures val/" in message
+    assert "val/perplexity, val/quick" in message
+    assert names(tmp_path) == ["step-00000002"]
 
 
 def scored(config: Config, values: list[float]) -> tuple[int, float]:

@@ -46,12 +46,16 @@ def test_a_group_has_its_own_peak_and_decay() -> None:
     optimizer = make_optimizer(model, replace(CONFIG, weight_decay=0.1, parameter_groups=own))
     found = [(g["lr_scale"], g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in optimizer.param_groups]
     assert found == [(0.25, 0.5, [(5, 4)]), (0.25, 0.0, [(5,)]), (2.0, 0.1, [(3, 4)]), (2.0, 0.0, [(5,), (5,)])]
+    again = ParameterGroupConfig(match=("1.weight",), lr=1.0)
     with pytest.raises(
-        ConfigError, match=r"trainer.parameter_groups\[1\].match is \['1.weight'\]: no trained parameter"
+        ConfigError, match=r"groups\[1\].match is \['1.weight'\]: an earlier group has all that it matches"
     ):
-        make_optimizer(
-            model, replace(CONFIG, parameter_groups=(own[0], ParameterGroupConfig(match=("1.weight",), lr=1.0)))
-        )
+        make_optimizer(model, replace(CONFIG, parameter_groups=(own[0], again)))
+    half = ParameterGroupConfig(match=("1.weight", "2.wieght"), lr=1.0)
+    with pytest.raises(
+        ConfigError, match=r"groups\[0\].*'2.wieght' matches no trained parameter; names begin with 0.w"
+    ):
+        make_optimizer(model, replace(CONFIG, parameter_groups=(half,)))
 
 
 def test_the_fused_kernel_is_used_where_asked_for() -> None:

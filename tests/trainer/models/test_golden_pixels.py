@@ -7,6 +7,7 @@ The settings are the published ones, the models are small and random.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,16 @@ def test_a_qwen_model_takes_as_many_pixels_as_its_file_says(models: dict[str, Pa
     assert processor.image.num_tokens == 36 * 37
     with pytest.raises(ConfigError, match=r"multiples of 28, and 3136 to 12845056 pixels in all"):
         our_pixels(models["qwen2_5_vl"], frame, (28, 84), tmp_path)
+    other = tmp_path / "saved by transformers 4.48"
+    shutil.copytree(models["qwen2_5_vl"], other)
+    settings = dict(pixel_cases.SETTINGS["qwen2_5_vl"])
+    limits = {name: settings.pop(name) for name in ("min_pixels", "max_pixels")}
+    (other / "preprocessor_config.json").write_text(json.dumps({**settings, "size": limits}), encoding="utf-8")
+    processor, _ = our_pixels(other, frame, (1008, 1036), tmp_path)
+    assert processor.image is not None
+    assert processor.image.num_tokens == 36 * 37
+    (other / "preprocessor_config.json").write_text(json.dumps({**settings, "size": {"height": 9}}), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"has no min_pixels, and its size {'height': 9} neither min_pixels nor shortest_edge"
+    ):
+        our_pixels(other, frame, (1008, 1036), tmp_path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stoker_proto.config import ActionConfig, LoraConfig
 from stoker_proto.errors import ConfigError
-from tests.trainer.support.memory import make_config
+from tests.trainer.support.memory import make_config, make_processor
 from trainer.models.families import family_of, read_model_config
-from trainer.models.loading import load_model
+from trainer.models.loading import check_new_tokens, load_model
 
 PLAIN = {"zero_optimization": {"stage": 0}}
 
@@ -41,3 +43,38 @@ def test_flash_attention_that_cannot_work_is_refused(
     config = make_config(tiny_causal, tmp_path, attention="flash", precision=precision)
     with pytest.raises(ConfigError, match=message):
         load_model(config, family_of(read_model_config(str(tiny_causal))), PLAIN, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "frozen"),
+    [
+        ({"lora": LoraConfig(rank=2)}, "input embeddings and the head"),
+        ({"freeze": ("*embed_tokens*",)}, "input embeddings"),
+        ({"freeze": ("lm_head.*",)}, "head"),
+        ({}, ""),
+    ],
+)
+def test_new_tokens_are_refused_where_their_rows_are_not_trained(
+    keys: dict[str, Any], frozen: str, tiny_causal: Path, tmp_path: Path
+) -> None:
+    """Also where the embeddings had room for them, so that nothing has to grow."""
+    action = ActionConfig(codec="bins", vocabulary="added", codec_options={"num_bins": 16})
+    config = make_config(tiny_causal, tmp_path, data={"action": action}, **keys)
+    model_config, processor = read_model_config(str(tiny_causal)), make_processor(config)
+    assert processor.vocab_size_needed <= model_config.vocab_size, "nothing grows"
+    model = load_model(config, family_of(model_config), PLAIN, processor.vocab_size_needed)
+    if not frozen:
+        return check_new_tokens(model, processor.vocabulary)
+    with pytest.raises(
+        ConfigError, match=rf"vocabulary is added, .* leaves the {frozen} as they are, so the new tokens"
+    ):
+        check_new_tokens(model, processor.vocabulary)
+    return check_new_tokens(model, make_processor(make_config(tiny_causal, tmp_path)).vocabulary)
+
+
+def test_a_frozen_head_is_named_where_its_weights_are_the_embeddings(
+    tied_causal: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tied_causal, tmp_path, freeze=("*embed_tokens*",))
+    load_model(config, family_of(read_model_config(str(tied_causal))), PLAIN, 0)
+    assert "the head is frozen, too, as its weights are the input embeddings" in caplog.text

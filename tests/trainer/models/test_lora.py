@@ -49,6 +49,17 @@ def test_targets_by_name_are_full_names_or_last_parts(tiny_causal: Path) -> None
         find_targets(model, ("q_proj", "query"))
 
 
+def test_an_adapter_on_a_tied_head_cannot_be_merged(tied_causal: Path) -> None:
+    """A program that ties the two on loading would drop it without a word."""
+    targets = ("lm_head", "q_proj")
+    with pytest.raises(ConfigError, match=r"model.lora.targets names lm_head, whose weights are the input embeddings"):
+        add_adapters(load(tied_causal), LoraConfig(rank=4, targets=targets), seed=0)
+    model = load(tied_causal)
+    with pytest.warns(UserWarning, match="tied layer is part of the adapter"):
+        add_adapters(model, LoraConfig(rank=4, targets=targets, export="adapter"), seed=0)
+    assert "lm_head.lora_A.default.weight" in dict(model.named_parameters())
+
+
 @pytest.mark.long
 def test_merged_weights_are_pefts_own(tiny_causal: Path) -> None:
     """And the merged model computes what the model with adapters computes."""

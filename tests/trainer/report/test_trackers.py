@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -139,11 +140,15 @@ class Recorder:
     """Stands in for the package: keeps the arguments of `init`."""
 
     Video = Image = None
+    Error = RuntimeError
+    is_logged_in = True
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
     def init(self, **arguments: Any) -> Recorder:
+        if not self.is_logged_in:
+            raise self.Error("No API key configured. Use `wandb login` to log in.")
         self.calls.append(arguments)
         return self
 
@@ -173,6 +178,16 @@ def test_a_resumed_run_goes_on_in_its_wandb_run_and_a_new_one_begins_another(
     }  # fmt: skip
 
 
+def test_wandb_where_nobody_is_logged_in_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    recorder.is_logged_in = False
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    config = make_config(Path("model"), tmp_path, logger=LoggerConfig(tensorboard=False, wandb=True))
+    message = "cannot begin: No API key configured. Use `wandb login` to log in.; call `wandb login` once on"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Trackers(config, is_first=True, first_step=1)
+
+
 def test_only_the_first_rank_tracks(tmp_path: Path) -> None:
     config = make_config(Path("model"), tmp_path / "none", logger=LoggerConfig(tensorboard=True))
     trackers = Trackers(config, is_first=False, first_step=1)
@@ -186,3 +201,17 @@ def test_wandb_that_is_not_installed_is_named_with_its_extra(tmp_path: Path, mon
     config = make_config(Path("model"), tmp_path, logger=LoggerConfig(tensorboard=False, wandb=True))
     with pytest.raises(ConfigError, match=r"pip install 'stoker\[wandb\]'"):
         Trackers(config, is_first=True, first_step=1)
+
+
+def test_tensorboard_hides_the_figures_of_steps_that_are_trained_again(tmp_path: Path) -> None:
+    """The first run is lost before it has saved anything, the second after it has saved its first step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = make_config(Path("model"), tmp_path, logger=LoggerConfig(tensorboard=True))
+    for run_loss, first_step, last_step in ((0.5, 1, 3), (0.25, 1, 2), (0.125, 2, 2)):
+        trackers = Trackers(config, is_first=True, first_step=first_step)
+        for step in range(first_step, last_step + 1):
+            trackers.log({"train/loss": run_loss}, step)
+        trackers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")] == [(1, 0.25), (2, 0.125)]

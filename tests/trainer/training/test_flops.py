@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from trainer.models.tiny import build_tiny
 from trainer.training.flops import FlopCounter, count_flops, peak_flops, peak_of
 
 
@@ -84,3 +85,14 @@ def test_patches_of_an_openvla_count(tiny_openvla: Path) -> None:
     vision = sum(parameter.numel() for parameter in model.vision_backbone.parameters())
     assert counter.per_patch == 6 * vision
     assert counter(0, 0, 3) == 6.0 * vision * 48
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("family", "size"), [("qwen2_5_vl", (96, 64)), ("internvl", None)])
+def test_patches_of_models_whose_config_has_no_plain_size_count(
+    family: str, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    """Qwen-VL takes images of any size, and InternVL's config has lists: [64, 64]. A patch is 8 x 8 pixels here."""
+    build_tiny(family, tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert count_flops(model, model.config, size).patches_per_image == (96 // 8 * 8 if size else 64)

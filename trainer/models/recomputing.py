@@ -1,0 +1,41 @@
+"""Gradient checkpointing: layers keep their inputs only, and compute the rest again in the backward pass.
+
+PyTorch's reentrant kind gives a layer's weights no gradient, and says nothing, unless one of the layer's inputs has one. Behind
+frozen embeddings (adapters, `model.freeze`) none has. transformers lets the embeddings' outputs have a gradient, which misses
+models that read the embedding's weight themselves (the vision tower of Qwen3-VL). So here the layer's own input gets one, where
+the layer is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Let the model's layers compute their activations again. Call it when it is decided what is trained."""
+    # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    for module in model.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        if checkpoint is not None:
+            is_trained = any(parameter.requires_grad for parameter in module.parameters())
+            module._gradient_checkpointing_func = _with_gradient(checkpoint, is_trained=is_trained)
+
+
+def _with_gradient(checkpoint: Callable[..., Any], *, is_trained: bool) -> Callable[..., Any]:
+    """`checkpoint` for a layer whose inputs may have no gradient."""
+
+    def call(function: Callable[..., Any], *inputs: Any) -> Any:
+        tensors = [value for value in inputs if torch.is_tensor(value)]
+        if not torch.is_grad_enabled() or any(tensor.requires_grad for tensor in tensors):
+            return checkpoint(function, *inputs)
+        if not is_trained:
+            return function(*inputs)  # nothing is kept for a backward pass
+        hidden, *rest = inputs
+        return checkpoint(function, hidden.detach().requires_grad_(), *rest)
+
+    return call
