@@ -30,7 +30,7 @@ from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
-from trainer.engine.optimizer import count_steps, learning_rate
+from trainer.engine.optimizer import count_steps, learning_rate, shortfall
 from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.example_sheet import draw_first
@@ -130,6 +130,8 @@ class Trainer:
             "training from step %d to %d: %d samples an epoch, %d ranks",
             first_step, self.total_steps, self.train.num_samples, self.ranks.world_size,
         )  # fmt: skip
+        if note := shortfall(trainer, self.train.num_samples):
+            log.warning("%s", note)
         if self.val is not None:
             self.val.feed.begin()  # its first ticket may follow hours later
         self._started = started = time.monotonic()

@@ -1,7 +1,8 @@
 """Folder -> model and processor of a policy: an export, or a checkpoint of a run.
 
     outputs/export                       what the trainer exported: weights in the model's number format
-    outputs/checkpoints/step-00000500    DeepSpeed's float32 weights of all ranks, put together and converted as an export's
+    outputs/checkpoints/step-00000500    DeepSpeed's float32 weights of all ranks, put together and converted as an export's; with
+                                         `trainer.ema_decay` their averages, with `model.lora` merged into the base model
 
 A checkpoint has no model files of its own, so it needs the base model's folder, which its stoker.json names. Reading it needs the
 memory of the whole model in float32, and DeepSpeed. Its weights are pickled, as `trainer/main.py` reads them on a resume: load
@@ -21,11 +22,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from stoker_proto.config import LoraConfig
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import FILE, Processor
 from trainer.checkpoints.state import STATE_FILE, read_checkpoint
 from trainer.models.families import Family, family_of, read_model_config
+from trainer.models.lora import merge
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,8 @@ def _unreadable(reason: str) -> str:
 def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Processor, Family]:
     from trainer.models.loading import grow_embeddings  # imports DeepSpeed, which an export does without
 
-    settings = read_checkpoint(folder).state.get("config", {}).get("model", {})
+    config = read_checkpoint(folder).state.get("config", {})
+    settings, lora = config.get("model", {}), config.get("model", {}).get("lora")
     name = str(settings.get("base_model_path"))
     base = str(find_model_folder(name))
     if not (Path(base) / "config.json").is_file():
@@ -83,17 +87,21 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
     processor = Processor.load(folder / "processor")
     trusted = bool(settings.get("trust_remote_code", False))
     family = family_of(read_model_config(base, trusted))
-    weights = _weights_of_all_ranks(folder)
+    averages = bool(config.get("trainer", {}).get("ema_decay"))
+    weights = _weights_of_all_ranks(folder, averages=averages, adapters_only=lora is not None)
+    exported = torch.bfloat16 if settings.get("precision") == "bf16" else torch.float32
     model: PreTrainedModel = family.auto_class.from_pretrained(
         base, dtype=torch.float32, trust_remote_code=trusted, local_files_only=True
     )
     grow_embeddings(model, processor.vocab_size_needed)
+    if lora is not None:
+        weights = _merged(model, weights, LoraConfig(rank=lora["rank"], alpha=lora["alpha"]), exported, base, folder)
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # another shape
         raise DataError(_not_of(base, _first_line(error)), file=str(folder)) from error
     # A tied parameter has two names, and DeepSpeed may write one of them; buffers are the base model's own.
-    own = {name for name, _ in model.named_parameters()}
+    own = {name for name, _ in model.named_parameters()} if lora is None else set()  # adapters change few
     lacking = sorted(own & set(missing))
     if lacking or unknown:
         raise DataError(
@@ -103,7 +111,6 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
             ),
             file=str(folder),
         )
-    exported = torch.bfloat16 if settings.get("precision") == "bf16" else torch.float32
     return model.to(dtype or exported), processor, family
 
 
@@ -111,17 +118,38 @@ def _not_of(base: str, reason: str) -> str:
     return f"its weights do not fit the base model {base} ({reason}); give the base model that the run was started from"
 
 
-def _weights_of_all_ranks(folder: Path) -> dict[str, Any]:
-    """Name -> float32 tensor, from the files of all ranks. Raises DataError."""
+def _merged(
+    model: PreTrainedModel, adapters: dict[str, Any], config: LoraConfig, dtype: torch.dtype, base: str, folder: Path
+) -> dict[str, torch.Tensor]:
+    """The base model's weights that have adapters, merged in the export's number format. Raises DataError."""
+    own = model.state_dict()
+    state = {name: tensor.to(dtype) for name, tensor in adapters.items()}
+    for layer in {name.partition(".lora_")[0] for name in adapters}:
+        if f"{layer}.weight" not in own:
+            raise DataError(_not_of(base, f"it has an adapter for {layer}"), file=str(folder))
+        state[f"{layer}.base_layer.weight"] = own[f"{layer}.weight"].to(dtype)
+    return merge(state, config)
+
+
+def _weights_of_all_ranks(folder: Path, *, averages: bool, adapters_only: bool) -> dict[str, Any]:
+    """Name -> float32 tensor of what was trained, from the files of all ranks. averages: those of `trainer.ema_decay` instead.
+
+    Raises DataError.
+    """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    from trainer.engine.averages import averages_in_place_of_weights
 
     for file in sorted((folder / _TAG).glob("*.pt")):
         if not zipfile.is_zipfile(file):  # torch.load would take other content for a format of its early days
             raise DataError("not a file of torch.save: it is damaged; take another checkpoint", file=str(file))
     said = io.StringIO()  # it reports on stdout, which belongs to the command's own output
     try:
-        with contextlib.redirect_stdout(said):
-            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+        chosen = averages_in_place_of_weights() if averages else contextlib.nullcontext()
+        with chosen, contextlib.redirect_stdout(said):
+            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+                str(folder), tag=_TAG, exclude_frozen_parameters=adapters_only
+            )
     except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
         raise DataError(
             f"its weights cannot be loaded: {_first_line(error)}; take another checkpoint, or the run's export",

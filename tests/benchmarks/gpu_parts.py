@@ -48,6 +48,7 @@ from trainer.feed.batch import BatchBuilder, MicroBatch, StepBatch
 from trainer.feed.buffers import reused_memory
 from trainer.loop import Trainer
 from trainer.models.loading import choose_trained, count_parameters
+from trainer.models.recomputing import recompute_layers
 from trainer.models.tiny import build_tiny
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.source_table import SourceTable
@@ -386,8 +387,7 @@ def in_memory(bench: Bench, name: str, **keys: Any) -> dict[str, Any]:
     forget_peak()
     model = make_weights(transformers.LlamaForCausalLM, llama(bench, 7))
     choose_trained(model, config, grown=False)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    model.enable_input_require_grads()
+    recompute_layers(model)
     flops = count_flops(model, model.config)
     figures = {"parameters": count_parameters(model), "trained": count_parameters(model, trained=True)}
     engine = wrap(model, config, deepspeed_settings(config, world_size=1, hidden_size=model.config.hidden_size))

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from stoker_proto.config import ActionConfig, Config
+from stoker_proto.config import ActionConfig, Config, LoraConfig
 from stoker_proto.errors import ConfigError, DataError
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
@@ -29,15 +30,21 @@ def train(config: Config, rank: int) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(3, "bf16"), pytest.param(1, "fp32", marks=pytest.mark.slow)], ids=["zero3", "zero1"]
+    ("stage", "precision", "keys"),
+    [
+        (3, "bf16", {"ema_decay": 0.5}),
+        (2, "bf16", {"lora": LoraConfig(rank=4)}),
+        pytest.param(1, "fp32", {}, marks=pytest.mark.slow),
+    ],
+    ids=["averages, zero3", "adapters, zero2", "zero1"],
 )
 def test_a_checkpoint_acts_as_the_export_of_the_same_step(
-    stage: int, precision: str, tiny_llava: Path, tmp_path: Path
+    stage: int, precision: str, keys: dict[str, Any], tiny_llava: Path, tmp_path: Path
 ) -> None:
-    """Two ranks; partitioned weights with tokens that the base model does not have, or neither."""
+    """Two ranks; partitioned averages of weights with tokens that the base model does not have; adapters; or neither."""
     data = {"action": ActionConfig(codec="bins", vocabulary="added")} if stage == 3 else {}
     config = make_config(
-        tiny_llava, tmp_path / "run", zero_stage=stage, precision=precision, max_steps=2, lr=0.05, data=data
+        tiny_llava, tmp_path / "run", zero_stage=stage, precision=precision, max_steps=2, lr=0.05, data=data, **keys
     )
     run_ranks(2, partial(train, config))
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -25,6 +25,17 @@ def count_steps(config: TrainerConfig, num_samples: int) -> int:
     return min(steps, config.max_steps or steps)
 
 
+def shortfall(config: TrainerConfig, num_samples: int) -> str:
+    """Text for the log where the epochs end before `max_steps`, which other trainers would repeat the data for; otherwise ""."""
+    steps = count_steps(config, num_samples)
+    if config.max_steps is None or steps >= config.max_steps:
+        return ""
+    return (
+        f"trainer.max_steps is {config.max_steps}, but trainer.epochs = {config.epochs} over {num_samples} samples end after "
+        f"{steps} steps; for more, set trainer.epochs to {-(-config.max_steps * config.epochs // steps)}"
+    )
+
+
 def learning_rate(config: TrainerConfig, step: int, total_steps: int) -> float:
     """Rate of optimizer step `step` (from 0) of `total_steps`.
 

@@ -75,6 +75,14 @@ class Sums:
         return found
 
 
+def add_rows(sums: Sums, rows: torch.Tensor) -> None:
+    """Add one micro-batch without actions. rows: float64[B, 3], as `row_sums` has them."""
+    nll, correct, tokens = rows.sum(dim=0).tolist()
+    sums.nll += nll
+    sums.correct += correct
+    sums.tokens += tokens
+
+
 def add_scores(
     sums: Sums, logits: torch.Tensor, targets: torch.Tensor, actions: NDArray[Any], processor: Processor
 ) -> None:

@@ -25,7 +25,7 @@ from trainer.evals.action_figures import ActionFigures
 from trainer.evals.example_sheet import ExampleSheet
 from trainer.evals.interface import Eval, Moment, Outcome
 from trainer.evals.registry import check_empty
-from trainer.evals.scores import Sums, add_scores
+from trainer.evals.scores import Sums, add_rows, add_scores
 from trainer.feed.batch import StepBatch
 from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
@@ -153,15 +153,17 @@ def validate(
                 free = step.first_sample < num_free
                 for batch in step.micro_batches:
                     inputs = stepper.make_inputs(batch)
-                    logits = stepper.logits(inputs)
-                    add_scores(sums, logits, inputs.targets, np.asarray(batch.actions), processor)
-                    if figures is not None:
-                        actions = np.asarray(batch.actions)
+                    if figures is None:  # what fits in training fits here: the loss may be computed in chunks
+                        rows = stepper.losses(inputs)[1]
+                        add_rows(sums, rows)
+                    else:
+                        logits, actions = stepper.logits(inputs), np.asarray(batch.actions)
+                        add_scores(sums, logits, inputs.targets, actions, processor)
                         figures.add(stepper, inputs, logits, actions, free=free)
-                    if sheet is not None:
-                        sheet.add(batch, inputs, logits)
+                        if sheet is not None:
+                            sheet.add(batch, inputs, logits)
+                        rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     sums.samples += batch.num_rows
-                    rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)
                     by_source.index_add_(0, numbers, rows)
     finally:

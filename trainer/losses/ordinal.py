@@ -25,8 +25,6 @@ from trainer.losses.interface import IGNORED
 class Ordinal:
     """A `TokenLoss` for codecs whose codes have neighbours."""
 
-    per_label = True
-
     def __init__(self, config: LossConfig, processor: Processor) -> None:
         """Raises ConfigError for actions whose codes have no order."""
         codec, vocabulary = processor.codec, processor.vocabulary
@@ -39,6 +37,8 @@ class Ordinal:
             )
         self._first, self._end = vocabulary.first_id, vocabulary.end_id
         self._levels = codec.levels if isinstance(codec, VectorQuantizer) else 1
+        self.per_label = self._levels == 1
+        """With residual levels, the labels before a label decide which level it is of."""
         gaussian = np.exp(-0.5 * (distances / config.sigma_bins) ** 2)
         codes = vocabulary.to_codes(np.arange(vocabulary.first_id, vocabulary.end_id))
         by_id = gaussian[codes][:, codes]

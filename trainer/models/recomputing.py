@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from stoker_proto.errors import ConfigError
+
 
 def recompute_layers(model: PreTrainedModel) -> None:
     """Let the model's layers compute their activations again. Call it when it is decided what is trained."""
@@ -22,20 +24,26 @@ def recompute_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         checkpoint = getattr(module, "_gradient_checkpointing_func", None)
         if checkpoint is not None:
-            is_trained = any(parameter.requires_grad for parameter in module.parameters())
-            module._gradient_checkpointing_func = _with_gradient(checkpoint, is_trained=is_trained)
+            module._gradient_checkpointing_func = _with_gradient(checkpoint, module)
 
 
-def _with_gradient(checkpoint: Callable[..., Any], *, is_trained: bool) -> Callable[..., Any]:
+def _with_gradient(checkpoint: Callable[..., Any], layer: torch.nn.Module) -> Callable[..., Any]:
     """`checkpoint` for a layer whose inputs may have no gradient."""
+    is_trained = any(parameter.requires_grad for parameter in layer.parameters())
 
     def call(function: Callable[..., Any], *inputs: Any) -> Any:
-        tensors = [value for value in inputs if torch.is_tensor(value)]
-        if not torch.is_grad_enabled() or any(tensor.requires_grad for tensor in tensors):
+        numbers = [n for n, value in enumerate(inputs) if torch.is_tensor(value) and value.is_floating_point()]
+        if not torch.is_grad_enabled() or any(inputs[n].requires_grad for n in numbers):
             return checkpoint(function, *inputs)
         if not is_trained:
             return function(*inputs)  # nothing is kept for a backward pass
-        hidden, *rest = inputs
-        return checkpoint(function, hidden.detach().requires_grad_(), *rest)
+        if not numbers:
+            raise ConfigError(
+                f"model.gradient_checkpointing is true, and {type(layer).__name__} gets its hidden states by name, so that its "
+                "weights would have no gradient: set it to false"
+            )
+        given = list(inputs)
+        given[numbers[0]] = given[numbers[0]].detach().requires_grad_()
+        return checkpoint(function, *given)
 
     return call

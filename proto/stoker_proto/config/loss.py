@@ -25,7 +25,7 @@ class LossConfig:
     chunk_labels: int = field(default=1024, metadata=at_least(0))
     """A micro-batch with more labels than this never holds all of their logits: they are computed for so many labels at a time,
     and again for the gradient, which costs a third more in the head. A chunk takes about 12 bytes x labels x vocabulary (1.9 GB
-    for 1024 and 152,000). Models whose logits are no plain product (and losses of your own that do not say `per_label = True`)
-    do without; the log says so. 0: never."""
+    for 1024 and 152,000). Models whose logits are no plain product, `ordinal` with vq, and losses of your own that do not say
+    `per_label = True` do without; the log says so. 0: never."""
     options: dict[str, Any] = field(default_factory=dict)
     """For a class of your own, which reads them from this section."""

@@ -18,7 +18,7 @@ class LoraConfig:
     """The adapter's product counts alpha / rank times."""
     dropout: float = field(default=0.0, metadata=allowed("it must lie in [0, 1)", lambda share: 0 <= share < 1))
     """Dropout in front of the adapters."""
-    targets: tuple[str, ...] = ("auto",)
+    targets: tuple[str, ...] = field(default=("auto",), metadata=allowed("name a layer at least, or auto", bool))
     """`auto`: all linear layers of the language model but its head. Or names of linear layers, or their last parts:
     `[q_proj, v_proj]`."""
     export: Literal["merged", "adapter"] = "merged"

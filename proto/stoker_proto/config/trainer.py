@@ -119,7 +119,7 @@ class ProfileConfig:
 class ParameterGroupConfig:
     """Parameters with a learning rate of their own."""
 
-    match: tuple[str, ...]
+    match: tuple[str, ...] = field(metadata=allowed("write a pattern at least", bool))
     """Patterns of their names: `["*projector*"]`. A parameter belongs to the first group that matches it."""
     lr: float = field(metadata=above(0))
     """Their peak learning rate; the schedule is that of all."""

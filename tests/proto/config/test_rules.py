@@ -82,6 +82,8 @@ def test_the_arithmetic_divides_or_names_neighbours_that_do(global_batch: int, m
         ),
         ("trainer.feed.backoff_s=-1", "trainer.feed.backoff_s is -1.0: it must not be negative"),
         ("trainer.feed.ticket_deadline_s=0", "ticket_deadline_s is 0.0: it must be above 0"),
+        ("model.lora={targets: []}", r"model.lora.targets is \(\): name a layer at least, or auto"),
+        ("trainer.parameter_groups=[{match: [], lr: 1}]", r"groups\[0\].match is \(\): write a pattern at least"),
         ("trainer.betas=[0.9, 95]", r"trainer.betas is \(0.9, 95.0\): both must lie in \[0, 1\)"),
         (
             "trainer.parameter_groups=[{match: a, lr: 1e-5}, {match: b, lr: -1e-5}]",

@@ -9,7 +9,15 @@ import torch
 
 from stoker_proto.config import ParameterGroupConfig, TrainerConfig
 from stoker_proto.errors import ConfigError
-from trainer.engine.optimizer import EMA, AveragingAdamW, learning_rate, make_optimizer, parameter_groups
+from trainer.engine.optimizer import (
+    EMA,
+    AveragingAdamW,
+    count_steps,
+    learning_rate,
+    make_optimizer,
+    parameter_groups,
+    shortfall,
+)
 
 CONFIG = TrainerConfig(micro_batch_size=1, global_batch_size=1, lr=8.0, warmup_ratio=0.4, min_lr_ratio=0.25)
 
@@ -30,6 +38,16 @@ def test_constant_stays_at_the_peak() -> None:
 def test_without_warm_up_the_first_step_is_already_on_the_way_down() -> None:
     config = replace(CONFIG, warmup_ratio=0.0, min_lr_ratio=0.0)
     assert [learning_rate(config, step, 2) for step in range(2)] == pytest.approx([4.0, 0.0])
+
+
+def test_more_steps_than_the_epochs_have_are_said() -> None:
+    config = replace(CONFIG, global_batch_size=8, epochs=2, max_steps=20)
+    assert [count_steps(config, samples) for samples in (29, 80, 81)] == [8, 20, 20]
+    assert shortfall(config, 80) == ""
+    assert shortfall(replace(config, max_steps=None), 29) == ""
+    assert shortfall(config, 29) == (
+        "trainer.max_steps is 20, but trainer.epochs = 2 over 29 samples end after 8 steps; for more, set trainer.epochs to 5"
+    )
 
 
 def test_only_matrices_decay() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from stoker_proto.config import Config
+from stoker_proto.config import Config, LossConfig
 from stoker_proto.errors import DataError
+from stoker_proto.processor import Processor
 from tests.trainer.support.memory import MemoryFeed, make_config, make_processor
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import NUM_VAL, build_run
@@ -59,6 +60,27 @@ def plain_perplexity(config: Config) -> tuple[float, float]:
             correct += int(logits[position - 1].argmax() == labels[position])
             tokens += 1
     return math.exp(nll / tokens), correct / tokens
+
+
+def validate_text(config: Config) -> tuple[dict[str, float], dict[str, float]]:
+    """As a run with actions validates, by the logits, and as one of text does."""
+    trainer = build_run(config, images=False)
+    assert trainer.stepper.chunks is not None
+
+    def once(processor: Processor) -> dict[str, float]:
+        assert trainer.val is not None
+        return validate(trainer.stepper, processor, trainer.val.feed.steps(0, 0), NUM_VAL, trainer.val.sources)
+
+    expected = once(trainer.processor)
+    trainer.stepper.logits = None  # type: ignore[method-assign, assignment]  # a call would fail
+    return expected, once(Processor.build(config, None))
+
+
+def test_validation_of_text_makes_no_logits_of_all_labels(tiny_causal: Path, tmp_path: Path) -> None:
+    """A packed row of 8k tokens and a vocabulary of 152k would take 15 GB, in a run that trains with 2."""
+    config = make_config(tiny_causal, tmp_path, loss=LossConfig(chunk_labels=7))
+    [(expected, found)] = run_ranks(1, lambda rank: validate_text(config))
+    assert found == pytest.approx({name: expected[name] for name in ("samples", "perplexity", "accuracy")}, rel=1e-6)
 
 
 def begin_and_fail(rank: int, config: Config) -> bool:

@@ -85,11 +85,17 @@ def test_ordinal_of_vq_by_hand() -> None:
     loss = Ordinal(LossConfig(sigma_bins=1.0), robot(two_groups()))
     # Ids 7, 6, 5, 4 are the codes 0, 1, 2, 3. The median distance to the nearest codeword of the group is 1: a bin.
     logits = torch.log(torch.tensor([0.05, 0.05, 0.05, 0.05, 0.4, 0.1, 0.2, 0.1]))[None, None].expand(1, 7, 8)
-    found = loss(logits, torch.tensor([[IGNORED, 6, 6, 4, 5, 2, IGNORED]]))
+    targets = torch.tensor([[IGNORED, 6, 6, 4, 5, 2, IGNORED]])
+    found = loss(logits, targets)
     near, far = math.exp(-0.5), math.exp(-0.5 * 4)  # code 1 is 1 away from code 0 and 2 away from code 2
     soft = -(near * math.log(0.1) + math.log(0.2) + far * math.log(0.1)) / (near + 1 + far)
     expected = [0.0, soft, -math.log(0.2), -math.log(0.4), -math.log(0.1), -math.log(0.05), 0.0]
     assert found[0].tolist() == [pytest.approx(value) for value in expected]
+    assert loss(logits[:, 2:], targets[:, 2:])[0, 0] == pytest.approx(soft), (
+        "cut there, a residual looks like a codeword"
+    )
+    assert not loss.per_label, "so it must not be computed for some labels at a time"
+    assert Ordinal(LossConfig(), ROBOT).per_label
 
 
 def test_ordinal_needs_codes_that_have_neighbours() -> None:
