@@ -145,10 +145,24 @@ def signal_below(group: int, number: signal.Signals) -> None:
 def signal_catchers(group: int, number: signal.Signals) -> None:
     """Send the signal to those members of a process group that handle it: others would end by it."""
     for process in group_members(group):
-        with contextlib.suppress(OSError, psutil.NoSuchProcess):  # ended while we looked
-            caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
-            if int(caught, 16) >> (number - 1) & 1:
+        with contextlib.suppress(OSError):  # ended while we looked
+            if _catches(process.pid, number):
                 os.kill(process.pid, number)
+
+
+def interrupt_group(group: int) -> None:
+    """Ctrl-C for the members of a process group.
+
+    Those that do not handle SIGTERM yet get that instead, and end: they have not begun, and SIGINT would print a traceback."""
+    for process in group_members(group):
+        with contextlib.suppress(OSError):  # ended while we looked
+            os.kill(process.pid, signal.SIGINT if _catches(process.pid, signal.SIGTERM) else signal.SIGTERM)
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler of the signal. Raises OSError."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def wait_group(group: int, grace_s: float, signals: Signals, num_known: int | None = None) -> bool:

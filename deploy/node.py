@@ -20,6 +20,7 @@ from deploy.keeper import (
     Signals,
     as_exit_code,
     group_members,
+    interrupt_group,
     signal_below,
     signal_catchers,
     signal_group,
@@ -81,16 +82,19 @@ def run_node(plan: Plan, signals: Signals) -> int:
             return _watch_trainer(plan, record, trainer, loaders, signals)
         with closing(StartSender()) as sender:
             trainer = start_trainer(plan.trainer, plan.trainer_environment, sender.for_ranks.fileno())
-            if code := _wait_loaders(loaders, trainer, signals):
+            if code := _wait_loaders(loaders, trainer, sender, signals):
                 kill_trainer(trainer, signals)  # before the sender is closed, which ends the ranks with an error
                 return code
             sender.send(Start(loader_addresses=tuple(loaders.addresses), master_port=free_port()))
-        return _watch_trainer(plan, record, trainer, loaders, signals)
+            code = _watch_trainer(plan, record, trainer, loaders, signals)
+            if code and not signals.received:
+                _show_held_output(sender)
+            return code
     finally:
         loaders.end(signals)
 
 
-def _wait_loaders(loaders: Loaders, trainer: subprocess.Popen[bytes], signals: Signals) -> int:
+def _wait_loaders(loaders: Loaders, trainer: subprocess.Popen[bytes], sender: StartSender, signals: Signals) -> int:
     """0 when the trainer may begin, else the run's exit code after a message."""
     code = loaders.wait_ready(signals, lambda: signals.saves > 0 or trainer.poll() is not None)
     if signals.saves:
@@ -98,14 +102,21 @@ def _wait_loaders(loaders: Loaders, trainer: subprocess.Popen[bytes], signals: S
         return os.EX_TEMPFAIL
     if code == 0 or signals.received or trainer.poll() is None:
         return code
-    # Ranks keep errors of their own until the loaders are ready.
     code = trainer_exit_code(trainer.wait())
+    _show_held_output(sender)
     say(
         "launch",
         f"deepspeed ended with exit code {code} before the loaders were ready: its processes cannot start here, or were "
         "killed, for memory perhaps (see the lines above and the kernel's log)",
     )
     return code or 1
+
+
+def _show_held_output(sender: StartSender) -> None:
+    """What ranks had printed that crashed before they showed it."""
+    for text in sender.held_output():
+        for line in text.decode("utf-8", "replace").splitlines():
+            say("rank", line)
 
 
 def kill_trainer(trainer: subprocess.Popen[bytes], signals: Signals) -> None:
@@ -133,8 +144,8 @@ def _watch_trainer(
     if not wait_group(trainer.pid, plan.trainer_grace_s, signals, num_known):
         say("launch", "the trainer did not end in time and was killed")
     code = trainer_exit_code(trainer.wait())
-    is_deepspeeds = stop == signal.SIGINT and code == 1  # which it returns after SIGINT, whatever its ranks returned
-    return 128 + stop if code == 0 or is_deepspeeds else code
+    # After SIGINT DeepSpeed's launcher returns 1, whatever its ranks returned; 143 where it had not begun.
+    return 128 + stop if code == 0 or (stop == signal.SIGINT and code in (1, 128 + signal.SIGTERM)) else code
 
 
 def stop_trainer(group: int, stop: signal.Signals) -> None:
@@ -144,7 +155,9 @@ def stop_trainer(group: int, stop: signal.Signals) -> None:
     SIGKILL after 30 s. It ends by itself when a rank does.
     """
     if stop == signal.SIGINT:
-        signal_group(group, stop)  # its SIGTERM ends ranks that wait in a collective; nothing is saved after Ctrl-C
+        interrupt_group(
+            group
+        )  # DeepSpeed's SIGTERM ends ranks that wait in a collective; nothing is saved after Ctrl-C
     else:
         signal_below(group, signal.SIGTERM)
 

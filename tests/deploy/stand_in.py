@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from stoker_proto.host.start import wait_start
+from trainer.process.early import HeldOutput
 
 KIND, FOLDER, *ARGUMENTS = sys.argv[1:]
 FOREVER_S = 60.0
@@ -221,7 +222,12 @@ def killed_early() -> None:
 def wait_to_begin() -> None:
     """As ranks do: the launcher says where the loaders are. A launcher that has failed or died says nothing."""
     if KIND == "killed_early":
-        os.kill(os.getpid(), signal.SIGKILL)
+        with HeldOutput():
+            print("no room for a library", flush=True)
+            note("rank waits")
+            if "late" in ARGUMENTS:
+                wait_start(FOREVER_S)
+            os.kill(os.getpid(), signal.SIGKILL)
     note("rank waits")
     start = wait_start(FOREVER_S)
     if start is None:

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from deploy import launch
@@ -285,6 +287,33 @@ while not all((here / f"saved{{one}}").exists() for one in (0, 1)):  # as ranks 
     time.sleep(0.01)
 sys.exit(128 + stop.requested)
 """
+
+
+def test_ctrl_c_while_deepspeed_is_still_imported_is_no_traceback(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("")
+    process = launched(two_ranks(script), tmp_path)
+    try:
+        end = time.monotonic() + 240
+        while not _imports(process.pid):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert stderr == "[launch] SIGINT: passed on to the trainer, which has 45 s; once more kills it\n"
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def _imports(launcher: int) -> bool:
+    """Whether DeepSpeed's launcher runs below and has read torch's libraries."""
+    for process in psutil.Process(launcher).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):
+            if "torch" in Path(f"/proc/{process.pid}/maps").read_text():
+                return True
+    return False
 
 
 def test_sigterm_reaches_each_rank_once_so_that_all_save(tmp_path: Path) -> None:

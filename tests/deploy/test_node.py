@@ -218,7 +218,15 @@ def test_ranks_that_are_killed_before_the_loaders_are_ready_end_the_run(run: Run
     code, _, stderr = run.end()
     assert code == 128 + signal.SIGKILL
     assert "deepspeed ended with exit code 137 before the loaders were ready: its processes cannot start here" in stderr
+    assert "[rank] no room for a library\n" in stderr
     assert not run.left()
+
+
+def test_what_a_rank_had_printed_is_shown_if_it_is_killed_before_it_begins(run: Run) -> None:
+    run.start(loaders=[["late_loader", "7001"]], trainer=["killed_early", "late"])
+    code, stdout, stderr = run.end()
+    assert (code, stdout) == (128 + signal.SIGKILL, "")
+    assert "[rank] no room for a library\n" in stderr
 
 
 def test_a_rank_that_waits_ends_with_its_launcher(run: Run) -> None:

@@ -6,7 +6,8 @@
 
 The stdin of all ranks of a node is one end of a socket; the launcher holds the other end. It sends one message. A rank looks at
 the message and leaves it there (MSG_PEEK), so every rank sees it. If the launcher gives up or dies first, ranks read an end
-of file: no rank waits for a launcher that is gone. Linux only. See unix(7), recv(2).
+of file: no rank waits for a launcher that is gone. What a silent rank has printed lies in memory of which the launcher gets a
+descriptor the other way, as a rank that crashes can show it no more. Linux only. See unix(7), recv(2).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import os
 import select
 import socket
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from stoker_proto.errors import DeadlineError
 
 _MOST_BYTES = 1 << 20
+_MOST_SHOWN_BYTES = 1 << 16
 _LONGEST_SLEEP_S = 60.0  # select takes no infinite time-out as a number
 
 
@@ -34,7 +38,7 @@ class Start:
 
 
 class StartSender:
-    """The launcher's end. Close it when the message is sent, or to give up."""
+    """The launcher's end. Close it to give up, or when ranks have nothing more to say."""
 
     def __init__(self) -> None:
         self._own, self.for_ranks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,10 +47,29 @@ class StartSender:
         """Let the ranks begin."""
         self._own.send(json.dumps(asdict(start)).encode())
 
+    def held_output(self) -> list[bytes]:
+        """The newest 64 KiB of what each rank has printed and nobody has seen yet; without the empty ones."""
+        found = []
+        while select.select([self._own], [], [], 0)[0]:
+            message, descriptors, _, _ = socket.recv_fds(self._own, 1, 16)
+            for descriptor in descriptors:
+                size = os.fstat(descriptor).st_size
+                found.append(os.pread(descriptor, _MOST_SHOWN_BYTES, max(0, size - _MOST_SHOWN_BYTES)))
+                os.close(descriptor)
+            if not message:  # no rank is left
+                break
+        return [text for text in found if text]
+
     def close(self) -> None:
         """Close both ends here; the ranks keep theirs. A message that was sent can still be read."""
         self._own.close()
         self.for_ranks.close()
+
+
+def share_output(descriptors: Sequence[int]) -> None:
+    """Let the launcher read the files that hold this rank's output. Call it before `wait_start`."""
+    with socket.socket(fileno=os.dup(0)) as to_launcher, suppress(ConnectionError):  # it is gone
+        socket.send_fds(to_launcher, [b"o"], descriptors)
 
 
 def wait_start(deadline_s: float) -> Start | None:
