@@ -1,8 +1,8 @@
 """A rank that was started before the loaders were ready: it prepares what needs no data, then waits for the launcher's word.
 
 Until then it is silent. The launcher reports errors of the loaders. If loaders fail, the output of the ranks is not needed. A
-rank's output is shown once the launcher has told it to begin. An error of its own is shown then too, but after 15 s at the latest:
-loaders may prepare for hours. If the process crashes, the launcher shows what it had printed.
+rank's output is shown once the launcher has told it to begin. An error of its own is shown then too, but after 15 s at the
+latest: loaders may prepare for hours. If the process crashes, the launcher shows what it had printed.
 """
 
 from __future__ import annotations
