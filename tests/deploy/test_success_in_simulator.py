@@ -83,7 +83,7 @@ def test_each_part_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     assert Run(work, log).end() == 0, log.read_text()
     found = re.search(r"training from step (\d+) to 12", log.read_text())
     assert found is not None
-    assert int(found[1]) in (4, 8, 12), "from a checkpoint"
+    assert 4 <= int(found[1]) <= 12, "from the checkpoint that SIGTERM asked for, or one after it"
     [episode] = json.loads((work / "evaluation" / "results.json").read_text())["episodes"]
     assert episode["seed"] == 1_000_000
     assert (work / "evaluation" / "index.html").is_file()
