@@ -42,6 +42,11 @@ def load_parts(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel
     Raises ConfigError for a folder that is neither an export nor a checkpoint, DataError for damaged files.
     """
     if (folder / FILE).is_file():
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{folder}: it holds adapters alone (model.lora.export: adapter), and a policy needs a whole model: take the "
+                "run's checkpoint, whose adapters are merged as it is read"
+            )
         processor = Processor.load(folder)
         family = family_of(read_model_config(str(folder)))
         return _load_export(family, folder, dtype), processor, family

@@ -86,6 +86,12 @@ def test_a_checkpoint_acts_as_the_export_of_the_same_step(
         ConfigError, match=r"no stoker_processor.json, .* and no stoker.json, .* such as outputs/export, or"
     ):
         Policy.load(checkpoint.parent)
+    (export / "config.json").unlink()
+    (export / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"it holds adapters alone .* take the run's checkpoint, whose adapters are merged"
+    ):
+        Policy.load(export)
 
 
 class Counting:

@@ -43,7 +43,7 @@ def _rate_jump(checkpoint: Checkpoint, config: Config, num_samples: int) -> list
     step = checkpoint.cursor.step
     old = learning_rate(before, step, count_steps(before, num_samples))
     new = learning_rate(config.trainer, step, count_steps(config.trainer, num_samples))
-    if old and 1 / _JUMP <= new / old <= _JUMP:
+    if old == new or (old and 1 / _JUMP <= new / old <= _JUMP):
         return []
     times = f"{new / old:.3g} times" if old else "instead of"
     return [

@@ -3,6 +3,8 @@
 bytes per parameter    weights  gradients  optimizer states, divided by the number of ranks
 bf16                   2        4          12 (float32 weights, two moments)
 fp32                   4        4          8  (two moments)
+
+With `model.lora` the base model's parameters have weights only, and the adapters all three.
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ def with_zero_stage(config: Config, ranks: Ranks, of_checkpoint: int | None) -> 
     """
     if config.trainer.zero_stage != "auto":
         return config
-    number = count_weights(find_model_folder(config.model.base_model_path))
-    needed = bytes_needed(number, config.model.precision, ranks.world_size)
+    folder, precision, lora = find_model_folder(config.model.base_model_path), config.model.precision, config.model.lora
+    number = count_weights(folder)
+    needed = bytes_needed(number, precision, ranks.world_size)
+    if lora is not None:
+        adapters = bytes_needed(most_adapters(folder, lora.rank), precision, ranks.world_size)
+        needed = adapters + number * (2 if precision == "bf16" else 4)
     free = _free_bytes(ranks.device)
     [does_not_fit] = max_over_ranks([float(needed > _SHARE * free)], ranks)
     stage: Literal[1, 2, 3] = 3 if does_not_fit else 1
@@ -60,22 +66,31 @@ def bytes_needed(num_weights: int, precision: str, world_size: int) -> float:
 
 def count_weights(folder: Path) -> int:
     """Numbers in the safetensors files of a model, from their headers. Raises ConfigError."""
+    return sum(map(math.prod, _shapes(folder)))
+
+
+def most_adapters(folder: Path, rank: int) -> int:
+    """Numbers in adapters of this rank if each matrix of a model had one. Raises ConfigError."""
+    return sum(rank * sum(shape) for shape in _shapes(folder) if len(shape) == 2)
+
+
+def _shapes(folder: Path) -> list[list[int]]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(
             f"{folder}: there are no *.safetensors, whose size decides about trainer.zero_stage auto: set 1, 2 or 3"
         )
-    return sum(_count(file) for file in files)
+    return [shape for file in files for shape in _shapes_in(file)]
 
 
-def _count(file: Path) -> int:
+def _shapes_in(file: Path) -> list[list[int]]:
     try:
         with file.open("rb") as content:
             (length,) = struct.unpack("<Q", content.read(8))
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(content.read(length))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        return [[int(size) for size in entry["shape"]] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ConfigError(f"{file}: not a safetensors file ({error}); download the model again") from error
 

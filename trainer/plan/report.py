@@ -98,14 +98,19 @@ def _labels(config: Config, known: Known) -> int:
     return min(known.labels or config.data.max_seq_len, config.data.max_seq_len)
 
 
+def _labels_at_a_time(shape: ModelShape, config: Config, known: Known) -> int:
+    """Labels of a micro-batch whose logits are there together; a model that cannot do with fewer says so when its run begins."""
+    labels, loss = config.trainer.micro_batch_size * _labels(config, known), config.trainer.loss
+    is_per_label = loss.type == "cross_entropy" or (loss.type == "ordinal" and config.data.action.codec == "bins")
+    return min(labels, loss.chunk_labels) if loss.chunk_labels and shape.has_linear_head and is_per_label else labels
+
+
 def _table(
     shape: ModelShape, config: Config, world_size: int, activations: int | None, known: Known
 ) -> list[dict[str, Any]]:
     """A row for each number of ranks and stage."""
     lora = config.model.lora
-    logits = logit_bytes(
-        config.trainer.micro_batch_size * _labels(config, known), shape.vocabulary, config.model.precision
-    )
+    logits = logit_bytes(_labels_at_a_time(shape, config, known), shape.vocabulary, config.model.precision)
     return [
         {"trains": "all" if lora is None else f"LoRA rank {lora.rank}", "ranks": ranks, "stage": stage}
         | memory_of_rank(

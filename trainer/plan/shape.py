@@ -13,6 +13,7 @@ from stoker_proto.errors import ConfigError
 from trainer.engine.optimizer import parameter_groups
 from trainer.models.families import family_of
 from trainer.models.loading import choose_trained, grow_embeddings, text_width
+from trainer.training.chunks import chunkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class ModelShape:
     """Of the language model's hidden states."""
     vocabulary: int
     """Tokens of which the head makes logits."""
+    has_linear_head: bool = True
+    """Whether the logits of some labels can be made at a time (`trainer.loss.chunk_labels`)."""
 
     @property
     def num_trained(self) -> int:
@@ -78,6 +81,7 @@ def shape_of(model: PreTrainedModel, config: Config) -> ModelShape:
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         width=text_width(model.config),
         vocabulary=len(head.weight if head is not None else model.get_input_embeddings().weight),
+        has_linear_head=chunkable(head),
     )
 
 

@@ -104,6 +104,8 @@ class Success(Eval):
         self._history = tuple(history or self._options.image_history or (0,))
         if not self._options.tasks:
             raise ConfigError(f"{_KEY}: tasks is empty: name at least one")
+        if config.model.lora is not None and config.model.lora.export == "adapter":
+            raise ConfigError(f"{_KEY}: it plays a whole model, and model.lora.export is adapter: set it to merged")
         load_modules(self._options.env_modules)
         for task in self._options.tasks:
             check_task(task)

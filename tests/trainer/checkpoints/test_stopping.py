@@ -190,6 +190,9 @@ def test_a_resume_says_what_changed_and_how_the_rate_jumps(tmp_path: Path) -> No
         "the learning rate of step 271 is 0.000576, 25.2 times the 2.29e-05 that it would have been: the schedule is that of "
         "the new settings",
     ]
+    done = Checkpoint(folder=tmp_path, state={**state, "cursor": {"step": 300, "source_samples": []}})
+    other = make_config(Path("m"), tmp_path / "b", epochs=3, weight_decay=0.1, **keys)
+    assert config_changes(done, other, 800) == ["trainer.weight_decay: 0.0 -> 0.1"], "the rate is 0 in both"
     del state["config"]["trainer"]["max_time"], state["config"]["model"]["precision"]  # as an older version wrote it
     assert config_changes(checkpoint, before, 800) == ["model.precision: absent -> fp32"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stoker_proto.config import LoraConfig
 from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config
 from trainer.engine import zero_stage
@@ -36,6 +37,11 @@ def test_the_stage_follows_the_memory_and_the_checkpoint(
 
     assert (stage(number * 32), stage(number * 32 - 1)) == (1, 3)  # half of it holds 16 bytes a parameter
     assert stage(number * 32, of_checkpoint=3) == 3
+    config = make_config(tiny_causal, tmp_path, zero_stage="auto", lora=LoraConfig(rank=2))
+    adapters = 2 * sum(sum(tensor.shape) for tensor in _weights(tiny_causal) if tensor.dim() == 2)
+    most = 2 * (4 * number + 16 * adapters)  # the base model has weights only
+    assert most < number * 20
+    assert (stage(most), stage(most - 1)) == (1, 3)
     fixed = make_config(tiny_causal, tmp_path, zero_stage=2)
     assert with_zero_stage(fixed, ONE, 3) is fixed
 

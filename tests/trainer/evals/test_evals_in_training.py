@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from stoker_proto.config import Config, LoggerConfig
+from stoker_proto.config import Config, LoggerConfig, LoraConfig
 from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
@@ -248,6 +249,13 @@ def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"two entries are called success, .* give one a name"):
         plan_evals(config_of(tmp_path, entry, entry))
     assert len(plan_evals(config_of(tmp_path, entry, entry | {"name": "again"}))) == 2
+
+
+def test_success_of_a_run_that_exports_adapters_alone_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"type": "success", "tasks": ["pushing"], **PUSHING})
+    adapters = replace(config, model=replace(config.model, lora=LoraConfig(export="adapter")))
+    with pytest.raises(ConfigError, match=r"plays a whole model, and model.lora.export is adapter: set it to merged"):
+        plan_evals(adapters)
 
 
 def test_a_shipped_task_without_the_simulator_names_what_to_install(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stoker_proto.config import LossConfig
 from tests.trainer.support.memory import make_config
 from trainer import main
 from trainer.plan import activations
@@ -82,6 +83,25 @@ def test_seven_billion_parameters_need_no_weights(tmp_path: Path) -> None:
     plan = make_plan(config, Known())
     assert plan["model"]["parameters"] == 6_738_415_616
     assert plan["memory"][0]["activations"] > 32 * 2 * 96 * 4096 * 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (LossConfig(chunk_labels=64), 64),
+        (LossConfig(chunk_labels=1024), 2 * 96),
+        (LossConfig(chunk_labels=0), 2 * 96),
+        (LossConfig(chunk_labels=64, type="my:Loss"), 2 * 96),
+    ],
+)
+def test_the_logits_of_a_chunk_are_planned_for(
+    loss: LossConfig, labels: int, tiny_causal: Path, tmp_path: Path
+) -> None:
+    """Two rows of 96 labels; bf16 logits, their float32 copy, the softmax, and two gradients: 16 bytes each."""
+    config = make_config(tiny_causal, tmp_path, precision="bf16", loss=loss)
+    vocabulary = AutoConfig.from_pretrained(tiny_causal).vocab_size
+    assert make_plan(config, Known())["memory"][0]["logits"] == labels * vocabulary * 16
 
 
 @pytest.mark.long
