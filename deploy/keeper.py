@@ -151,10 +151,10 @@ def signal_catchers(group: int, number: signal.Signals) -> None:
 
 
 def interrupt_group(group: int) -> None:
-    """Ctrl-C for the members of a process group.
+    """Ctrl-C for the members of a process group, its leader last: DeepSpeed's launcher sends the others SIGTERM then.
 
     Those that do not handle SIGTERM yet get that instead, and end: they have not begun, and SIGINT would print a traceback."""
-    for process in group_members(group):
+    for process in sorted(group_members(group), key=lambda one: one.pid == group):
         with contextlib.suppress(OSError):  # ended while we looked
             os.kill(process.pid, signal.SIGINT if _catches(process.pid, signal.SIGTERM) else signal.SIGTERM)
 

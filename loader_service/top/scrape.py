@@ -16,6 +16,9 @@ _DEADLINE_S = 5.0
 _MOST_BYTES = 8 << 20
 _AT_ONCE = 32
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A fleet's own addresses are no matter of a proxy, whatever `http_proxy` says; it would answer for them that it cannot."""
+
 Samples = Mapping[str, Mapping[tuple[str, ...], float]]
 
 
@@ -58,7 +61,7 @@ def scrape_all(addresses: Sequence[str]) -> list[Scrape]:
 def scrape(address: str) -> Scrape:
     """The page of HOST:PORT."""
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=_DEADLINE_S) as answer:
+        with _DIRECT.open(f"http://{address}/metrics", timeout=_DEADLINE_S) as answer:
             text = answer.read(_MOST_BYTES).decode()
         samples = parse(text)
     except urllib.error.HTTPError as error:

@@ -279,8 +279,11 @@ here, rank = Path(__file__).parent, os.environ["RANK"]
 stop = StopSignals(DeepSpeedParents.find())
 stop.begin_training(60.0)
 (here / f"rank{{rank}}").touch()
-while not stop.requested:
-    time.sleep(0.01)
+try:
+    while not stop.requested:
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    time.sleep(60)  # until DeepSpeed's SIGTERM
 time.sleep(1.0)  # as writing a checkpoint takes
 (here / f"saved{{rank}}").touch()
 while not all((here / f"saved{{one}}").exists() for one in (0, 1)):  # as ranks leave together
@@ -316,7 +319,16 @@ def _imports(launcher: int) -> bool:
     return False
 
 
-def test_sigterm_reaches_each_rank_once_so_that_all_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "saved", "line"),
+    [
+        (signal.SIGTERM, ["saved0", "saved1"], "SIGTERM: a checkpoint is written after this step, then the run ends;"),
+        (signal.SIGINT, [], "interrupted by SIGINT"),
+    ],
+)
+def test_a_stop_signal_reaches_each_rank_once(
+    tmp_path: Path, sent: signal.Signals, saved: list[str], line: str
+) -> None:
     """DeepSpeed's launcher repeats a SIGTERM that it gets itself, kills ranks after 30 s and ends with 1."""
     script = tmp_path / "train.py"
     script.write_text(SAVING_SCRIPT)
@@ -327,9 +339,10 @@ def test_sigterm_reaches_each_rank_once_so_that_all_save(tmp_path: Path) -> None
             assert time.monotonic() < end
             assert process.poll() is None
             time.sleep(0.02)
-        process.terminate()
+        process.send_signal(sent)
         _, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
-    assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"], stderr
-    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert sorted(file.name for file in tmp_path.glob("saved*")) == saved, stderr
+    assert process.returncode == 128 + sent, stderr
+    assert [one for one in stderr.splitlines() if "[launch]" not in one] == [f"{line} before its first step"]

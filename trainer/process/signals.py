@@ -69,7 +69,8 @@ class StopSignals:
         alone_since: float | None = None
         while True:
             ready, _, _ = select.select([self._read_end], [], [], _INTERVAL_S)
-            for number in os.read(self._read_end, 64) if ready else b"":
+            # Of signals that came together the kernel may run the last one's handler first: SIGINT is the lowest number.
+            for number in sorted(os.read(self._read_end, 64)) if ready else ():
                 if number == signal.SIGTERM:
                     self._on_term()
                 elif number == signal.SIGUSR1 and self._grace_s is not None and not self.requested:
