@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 
 from stoker_proto.host.start import wait_start
-from trainer.process.early import HeldOutput
 
 KIND, FOLDER, *ARGUMENTS = sys.argv[1:]
 FOREVER_S = 60.0
@@ -222,6 +221,8 @@ def killed_early() -> None:
 def wait_to_begin() -> None:
     """As ranks do: the launcher says where the loaders are. A launcher that has failed or died says nothing."""
     if KIND == "killed_early":
+        from trainer.process.early import HeldOutput
+
         with HeldOutput():
             print("no room for a library", flush=True)
             note("rank waits")

@@ -257,10 +257,10 @@ def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> 
 
 
 def test_a_loader_that_is_not_ready_in_time_is_named_with_the_way_out(run: Run) -> None:
-    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"], of_loaders={"ready_deadline_s": 0.5})
+    run.start(loaders=[["slow_loader"]], trainer=["exit", "0"], of_loaders={"ready_deadline_s": 2.0})
     code, _, stderr = run.end()
     assert code == 1
-    assert "loader 0 was not ready within 0.5 s: run loader-prepare first" in stderr
+    assert "loader 0 was not ready within 2 s: run loader-prepare first" in stderr
     assert "[launch]     still reading shard 1\n" in stderr
     assert not run.left()
 

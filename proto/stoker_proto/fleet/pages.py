@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -111,7 +112,10 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        logger.info("a request from %s failed", client_address, exc_info=True)
+        if isinstance(error := sys.exception(), ConnectionError):  # many load balancers end a health check with a reset
+            logger.debug("a connection from %s ended: %s", client_address, error)
+        else:
+            logger.info("a request from %s failed", client_address, exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
