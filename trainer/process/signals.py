@@ -5,8 +5,8 @@ or gloo, where no Python handler runs.
 
     SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual; nothing is saved
     SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `trainer.loop`
-    SIGTERM     the same, but the process ends after a grace time in any case. A second one, one before the first step, or one
-                after a SIGINT: log the line, unless that was done already, and end the process
+    SIGTERM     the same, but the process ends after a grace time in any case. A second one some seconds later, one before the
+                first step, or one after a SIGINT: log the line, unless that was done already, and end the process
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _INTERVAL_S = 1.0
 _LAUNCHER_GRACE_S = 15.0
 """A rank without its launcher ends after this time. It is longer than the 10 s after which deploy/launch.py looks for left-over
 processes: DeepSpeed's runner exits with 0 then, and only left-over ranks show that the run has failed."""
+_SAME_STOP_S = 5.0
+"""A SIGTERM so soon after another one belongs to the same stop: deploy/launch.py and Slurm tell a whole group of processes, in
+which DeepSpeed's launcher passes on to the ranks what it is told."""
 _LOG_DEADLINE_S = 5
 """For logging the line: a full stderr pipe without a reader must not keep a rank alive."""
 
@@ -52,6 +55,8 @@ class StopSignals:
         self.requested = 0
         """Number of the signal that asked the loop to save and end; 0: none did."""
         self._grace_s: float | None = None
+        self._asked_at = 0.0
+        """When the first SIGTERM of a training came."""
         self._ends_at: float | None = None
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
@@ -91,11 +96,14 @@ class StopSignals:
         self._grace_s = grace_s
 
     def _on_term(self) -> None:
-        """The first SIGTERM of a training asks the loop; any other ends the process."""
+        """The first SIGTERM of a training asks the loop; a later one ends the process."""
+        if self._ends_at is not None and time.monotonic() - self._asked_at < _SAME_STOP_S:
+            return
         if self._grace_s is None or self._ends_at is not None or self._is_logged:
             self._end(128 + signal.SIGTERM, "interrupted by SIGTERM")
             return
-        self._ends_at = time.monotonic() + self._grace_s
+        self._asked_at = time.monotonic()
+        self._ends_at = self._asked_at + self._grace_s
         self._ask(signal.SIGTERM, "SIGTERM: a checkpoint is written after this step, then the run ends;")
 
     def _ask(self, number: int, why: str) -> None:

@@ -33,6 +33,7 @@ signal.alarm(300)  # whatever happens
 set_up_logging()
 found = DeepSpeedParents.find()
 signals._LAUNCHER_GRACE_S = 0.5
+signals._SAME_STOP_S = float(os.environ.get("SAME_STOP_S", "600"))
 stop = signals.StopSignals(found)
 stop.describe_run = lambda: "at step 7"
 if os.environ.get("GRACE_S"):
@@ -46,7 +47,7 @@ lock = ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
 try:  # a SIGINT that comes before the wait below raises KeyboardInterrupt here
     (folder / "part" / name).rename(folder / name)
-    while os.environ.get("SAVES") and not stop.requested:
+    while os.environ.get("SAVES") and not (stop.requested and Path(os.environ["SAVES"]).exists()):
         time.sleep(0.01)
     if stop.requested:
         sys.exit(stop.requested)
@@ -126,7 +127,7 @@ def test_during_training_a_signal_asks_the_loop_to_save(
     script: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, name: str
 ) -> None:
     monkeypatch.setenv("GRACE_S", "600")
-    monkeypatch.setenv("SAVES", "1")
+    monkeypatch.setenv("SAVES", ".")
     process = start(script)
     started(script)
     process.send_signal(number)
@@ -149,7 +150,28 @@ def test_a_rank_that_cannot_save_in_time_ends_after_the_grace(script: Path, monk
 
 
 @pytest.mark.process
+def test_the_sigterm_that_deepspeed_passes_on_beside_the_groups_own_is_no_second_one(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = script.with_name("saved")
+    monkeypatch.setenv("GRACE_S", "600")
+    monkeypatch.setenv("SAVES", str(saved))
+    process = start(script)
+    started(script)
+    process.terminate()
+    assert process.stderr is not None
+    assert "a checkpoint is written after this step" in process.stderr.readline()
+    process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):  # it saves, however long that takes
+        process.wait(0.5)
+    saved.touch()
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, errors) == (signal.SIGTERM, "")
+
+
+@pytest.mark.process
 def test_a_second_sigterm_ends_a_rank_at_once(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAME_STOP_S", "0")
     monkeypatch.setenv("GRACE_S", "600")
     process = start(script)
     started(script)
