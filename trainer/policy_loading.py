@@ -143,15 +143,14 @@ def _weights_of_all_ranks(folder: Path, *, averages: bool, adapters_only: bool) 
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    from trainer.engine.averages import averages_in_place_of_weights
+    from trainer.engine.averages import readable_states
 
     for file in sorted((folder / _TAG).glob("*.pt")):
         if not zipfile.is_zipfile(file):  # torch.load would take other content for a format of its early days
             raise DataError("not a file of torch.save: it is damaged; take another checkpoint", file=str(file))
     said = io.StringIO()  # it reports on stdout, which belongs to the command's own output
     try:
-        chosen = averages_in_place_of_weights() if averages else contextlib.nullcontext()
-        with chosen, contextlib.redirect_stdout(said):
+        with readable_states(averages=averages), contextlib.redirect_stdout(said):
             found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
                 str(folder), tag=_TAG, exclude_frozen_parameters=adapters_only
             )

@@ -33,10 +33,10 @@ def train(config: Config, rank: int) -> None:
     ("stage", "precision", "keys"),
     [
         (3, "bf16", {"ema_decay": 0.5}),
-        (2, "bf16", {"lora": LoraConfig(rank=4)}),
+        (1, "bf16", {"lora": LoraConfig(rank=4)}),
         pytest.param(1, "fp32", {}, marks=pytest.mark.slow),
     ],
-    ids=["averages, zero3", "adapters, zero2", "zero1"],
+    ids=["averages, zero3", "adapters, zero1 in bf16", "zero1"],
 )
 def test_a_checkpoint_acts_as_the_export_of_the_same_step(
     stage: int, precision: str, keys: dict[str, Any], tiny_llava: Path, tmp_path: Path

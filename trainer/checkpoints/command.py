@@ -112,11 +112,13 @@ def read_weights(folder: Path, *, adapters_only: bool, averages: bool = False) -
     """float32 weights by name, from DeepSpeed's files. averages: those of `trainer.ema_decay` instead. Raises DataError."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    from trainer.engine.averages import averages_in_place_of_weights
+    from trainer.engine.averages import readable_states
 
-    chosen = averages_in_place_of_weights() if averages else contextlib.nullcontext()
     try:
-        with chosen, contextlib.redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder alone
+        with (
+            readable_states(averages=averages),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # it prints; the command's own output is the folder alone
             found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
                 str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
             )

@@ -41,6 +41,34 @@ def averages_in_place_of_weights() -> Iterator[None]:
         torch.load = real
 
 
+@contextmanager
+def readable_states(*, averages: bool) -> Iterator[None]:
+    """Inside, `torch.load` gives files of optimizer states as DeepSpeed's own reader needs them. For one thread.
+
+    averages: those of `trainer.ema_decay` in place of the weights.
+    """
+    real = torch.load
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        content = with_stage(real(*arguments, **options))
+        return with_averages(content) if averages else content
+
+    torch.load = load
+    try:
+        yield
+    finally:
+        torch.load = real
+
+
+def with_stage(content: Any) -> Any:
+    """The content of one of DeepSpeed's files, with its stage: the optimizer of stage 1 in bf16 leaves it out, and the reader
+    then takes the file for none of ZeRO."""
+    states = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+    if isinstance(states, dict) and _PLACES[0][0] in states:
+        states.setdefault("zero_stage", 1)
+    return content
+
+
 def with_averages(content: Any) -> Any:
     """The content of one of DeepSpeed's files, with averages for weights if it holds optimizer states."""
     states = content.get("optimizer_state_dict") if isinstance(content, dict) else None
