@@ -31,6 +31,7 @@ from loader_service.sources.tables.table import (
     PACKED_SUFFIXES,
     PARQUET_SUFFIX,
     TABLE_PATTERNS,
+    TOO_DEEP,
     Table,
     plain_suffix,
 )
@@ -189,6 +190,8 @@ class TableDataset(BaseSFTDataset):
             if error.file == str(plain):
                 error = DataError(error.reason, field=error.field)
             raise self._located(error, table, shard, offset) from error
+        except RecursionError as error:
+            raise self._located(DataError(TOO_DEEP), table, shard, offset) from error
         yield replace(sample, notes=(*others, *sample.notes)) if others else sample
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
@@ -215,7 +218,7 @@ class TableDataset(BaseSFTDataset):
                 continue
             try:
                 found = (*others, *self.unread(row, opened.kind))
-            except DataError:  # a bad row is told, or skipped, when it is read
+            except (DataError, RecursionError):  # a bad row is told, or skipped, when it is read
                 continue
             if found:
                 notes[offset] = tuple(f"{note}{_SOME}" for note in dict.fromkeys(found))
@@ -240,6 +243,8 @@ class TableDataset(BaseSFTDataset):
                 notes = (*others, *self.sample(row, shard, opened.kind).notes) if self.validate else ()
             except DataError as error:
                 yield self._bad(error, table, shard, offset, size)
+            except RecursionError:
+                yield self._bad(DataError(TOO_DEEP), table, shard, offset, size)
             else:
                 yield ScannedRecord(offset=offset, size=size, num_samples=1, notes=notes)
 

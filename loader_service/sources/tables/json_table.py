@@ -13,7 +13,7 @@ from loader_service.sources.half_characters import mark_halves
 from loader_service.sources.jsonl import cut_lines, iter_lines, line_number, parse_object, read_line
 from loader_service.sources.record_numbers import Mark, record_number
 from loader_service.sources.tables.json_array import iter_elements
-from loader_service.sources.tables.table import WEIGHTS, ScannedRow, Span, none_if_nan
+from loader_service.sources.tables.table import TOO_DEEP, WEIGHTS, ScannedRow, Span, none_if_nan
 from stoker_proto.errors import DataError
 
 _BRACES = (b"{"[0], b"}"[0])
@@ -105,7 +105,10 @@ def _parse_row(text: bytes) -> dict[str, Any]:
     try:
         row = orjson.loads(text)
     except ValueError:  # NaN, which pandas writes for what is missing, is null; half characters are marked
-        row = mark_halves(_without_nan(parse_object(text)))
+        try:
+            row = mark_halves(_without_nan(parse_object(text)))
+        except RecursionError as error:
+            raise DataError(TOO_DEEP) from error
     if not isinstance(row, dict):
         raise DataError(f"a JSON object is expected, not {type(row).__name__}")
     return row

@@ -21,6 +21,8 @@ TABLE_PATTERNS = tuple(
 WEIGHTS = ("weight", "loss_weight")
 """Fields in which NaN is not read as "missing": a turn without a weight is learned."""
 
+TOO_DEEP = "lists or objects are nested hundreds of levels deep: remove the row"
+
 
 class Span(NamedTuple):
     """Where a row lies, found without parsing it."""

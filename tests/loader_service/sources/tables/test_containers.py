@@ -188,6 +188,31 @@ def test_a_bad_row_is_named_and_keeps_its_place(
     assert [s.text for r in (records[0], records[2]) for s in dataset.read(shard, r.offset, r.size)] == ["x", "z"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"tools": [{"a": %s}], "messages": [%s]}',
+        b'{"x": NaN, "tools": [{"a": %s}], "messages": [%s]}',  # no JSON: read by another parser
+    ],
+)
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_row_that_is_nested_too_deeply_is_one_bad_row(
+    row: bytes, validate: bool, tmp_path: Path, make_tables: MakeTables
+) -> None:
+    """Parsers take a thousand levels; what walks through them takes fewer."""
+    turns = b'{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}'
+    shard = tmp_path / "a.jsonl"
+    shard.write_bytes(b'{"messages": [%s]}\n' % turns + row % (b"[" * 900 + b"1" + b"]" * 900, turns) + b"\n")
+    dataset = make_tables("chat", on_bad_sample="skip", validate=validate)
+    good, bad = dataset.scan(shard)
+    reason = f"{shard}:2: lists or objects are nested hundreds of levels deep: remove the row"
+    assert (good.error, bad.error) == (None, reason if validate else None)
+    assert len(list(dataset.read(shard, good.offset, good.size))) == 1
+    with pytest.raises(DataError) as caught:
+        list(dataset.read(shard, bad.offset, bad.size))
+    assert str(caught.value) == reason
+
+
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_unpacked_parquet_gives_the_same(
     packed: str, write_table: Callable[..., Path], make_tables: MakeTables, read_shard: ReadShard
