@@ -39,6 +39,7 @@ from deploy.keeper import STOP_SIGNALS, Signals, run_kept  # noqa: E402
 from stoker_proto.config import Config  # noqa: E402
 from stoker_proto.config.reader import add_config_arguments, load_config  # noqa: E402
 from stoker_proto.errors import ConfigError  # noqa: E402
+from stoker_proto.host.names import look_up_host  # noqa: E402
 from stoker_proto.wire.keys import write_pair  # noqa: E402
 
 _CONNECT_S = 10.0
@@ -140,6 +141,7 @@ def answers(where: str) -> None:
     """Ray itself tries for minutes where nothing listens. Raises OSError."""
     host, separator, port = where.rpartition(":")
     if separator and port.isdecimal():
+        look_up_host(host.strip("[]"), int(port))
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
 
 

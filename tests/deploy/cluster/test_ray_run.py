@@ -223,18 +223,19 @@ def test_what_does_not_fit_is_said(cluster: Any, config: Path) -> None:
     assert asked in result.stderr
 
 
-def test_no_cluster_there() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "a..b:6379"])
+def test_no_cluster_there(address: str) -> None:
     command = [
         sys.executable,
         "deploy/ray_launch.py",
         "--config",
         "deploy/configs/demo.yaml",
         "--address",
-        "127.0.0.1:1",
+        address,
     ]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=START_S)
     assert result.returncode == 1
-    assert "error: no Ray cluster answers at 127.0.0.1:1" in result.stderr
+    assert f"error: no Ray cluster answers at {address}" in result.stderr
 
 
 def test_nodes_that_die_change_no_batch(
