@@ -78,7 +78,7 @@ class Handshake:
             if self._key_name is not None and self._hung_up >= _HUNG_UP_OFTEN:
                 return Lost(
                     "it hangs up on our encrypted handshake: cluster.security.loader_key is not the public key of the loader "
-                    "there, or no loader is behind that port"
+                    "there, that loader uses no keys, or no loader is behind that port"
                 )
         elif event == zmq.EVENT_CLOSED:
             self._hung_up, self._denied = 0, ""
