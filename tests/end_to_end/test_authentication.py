@@ -97,8 +97,8 @@ def test_whoever_is_refused_is_told_why_and_the_loader_lives_on(config: Path, ke
 
 def test_a_rank_with_keys_does_not_talk_to_a_loader_without(config: Path, keys: Path) -> None:
     with serving(config) as loader:
-        # Where the loader's hang-up is seen before its greeting, as on a busy machine, only the hang-up is known.
-        with pytest.raises((RefusedError, DeadlineError), match="does not use CURVE|that loader uses no keys"):
+        # Where its hang-up is seen before its greeting, as on a busy machine, only the hang-up is known.
+        with pytest.raises((RefusedError, DeadlineError), match=r"does not use CURVE|that loader uses no keys"):
             pull_all(config, loader, *rank_side(keys))
         assert len(pull_all(config, loader).keys) == sum(LENGTHS)
 
