@@ -27,7 +27,7 @@ from stoker_proto.config.reader import apply_override, config_from_tree, config_
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.files import write_whole
-from stoker_proto.wire.digests import RULE
+from stoker_proto.wire.digests import RULE, RULES
 
 FORMAT = 1
 FOLDER = "record"
@@ -96,8 +96,10 @@ class RunRecord:
             found = tree.pop("format")
             if found != FORMAT:
                 raise DataError(f"format {found}: this program reads {FORMAT}", file=str(path))
-            if not 1 <= (rule := tree.get("digest_rule", 1)) <= RULE:
-                raise DataError(f"digest_rule {rule}: this program knows 1 to {RULE}", file=str(path))
+            if (rule := tree.get("digest_rule", 1)) not in RULES:
+                raise DataError(f"digest_rule {rule}: this program knows 1 to {RULES[-1]}", file=str(path))
+            if rule > RULE:
+                raise DataError(f"digest_rule {rule} needs the package xxhash: pip install xxhash", file=str(path))
             return cls(**{**tree, "pass_samples": tuple(tree["pass_samples"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(

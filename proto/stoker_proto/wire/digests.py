@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
+from types import ModuleType
 
 import numpy as np
-import xxhash
 
 from stoker_proto.wire.messages import Piece
 
@@ -14,8 +15,21 @@ _LARGE_BYTES = 64 << 10
 """An image of at least this size is first hashed with XXH3-128 (20 GB/s), whose 16 bytes go into SHA-256 (1.8 GB/s). Frames that
 travel as pixels are that large; SHA-256 over them costs more than all other work of the rank."""
 
-RULE = 2
-"""1: images of any size go into SHA-256 as they are. Records of runs without a rule were made by it."""
+RULES = (1, 2)
+"""2: as above. 1: images of any size go into SHA-256 as they are. Records of runs without a rule were made by rule 1."""
+
+
+def _xxhash() -> ModuleType | None:
+    """The package, which `pip install` brings along; None on a host that was given only some of the packages."""
+    try:
+        return importlib.import_module("xxhash")
+    except ModuleNotFoundError:
+        return None
+
+
+_XXHASH = _xxhash()
+RULE = 1 if _XXHASH is None else 2
+"""The rule of this program's own digests."""
 
 
 def digests_of_rows(piece: Piece, rule: int = RULE) -> list[bytes]:
@@ -29,7 +43,7 @@ def digests_of_rows(piece: Piece, rule: int = RULE) -> list[bytes]:
 
 
 def digests_of_samples(piece: Piece, rule: int = RULE) -> list[bytes]:
-    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, and images as encoded on the wire."""
+    """SHA-256 of each sample: key, sizes, tokens, labels, action chunk, images as encoded on the wire. Rule 2 needs xxhash."""
     large_bytes = _LARGE_BYTES if rule > 1 else sys.maxsize
     count = len(piece.lengths)
     sizes = np.empty((count, 4), "<i8")  # tokens, timesteps, dimensions, images
@@ -51,7 +65,13 @@ def digests_of_samples(piece: Piece, rule: int = RULE) -> list[bytes]:
         ]
         for image in piece.images[first_image:image_end]:
             parts.append(len(image).to_bytes(8, "little"))
-            parts.append(image if len(image) < large_bytes else xxhash.xxh3_128_digest(image))
+            parts.append(image if len(image) < large_bytes else _xxh3_128(image))
         digests.append(hashlib.sha256(b"".join(parts)).digest())
         first, first_image = end, image_end
     return digests
+
+
+def _xxh3_128(image: bytes | memoryview) -> bytes:
+    assert _XXHASH is not None, "rule 2 is used only where the package is"
+    digest: bytes = _XXHASH.xxh3_128_digest(image)
+    return digest

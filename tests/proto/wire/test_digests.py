@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 import xxhash
 
+from stoker_proto import run_record
+from stoker_proto.errors import DataError
+from stoker_proto.run_record import FOLDER, FORMAT, RunRecord
+from stoker_proto.wire import digests
 from stoker_proto.wire.digests import digests_of_rows
 from stoker_proto.wire.messages import Piece
 
@@ -50,3 +59,21 @@ def test_a_digest_is_the_hash_of_all_that_a_row_is_and_of_a_hash_of_its_large_im
     assert digests_of_rows(PIECE)[0].hex()[:16] == "e59e47913fb692f3"
     before = hashlib.sha256(b"".join([*second[:-1], bytes(1 << 16)])).digest()
     assert digests_of_rows(PIECE, rule=1) == [expected[0], before], "runs that were recorded before are made again"
+
+
+def test_a_host_without_xxhash_uses_the_rule_that_needs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where packages are copied to a host that reaches no index."""
+    by_rule_1 = digests_of_rows(PIECE, rule=1)
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    spec = importlib.util.spec_from_file_location("digests_there", digests.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    assert there.RULE == 1
+    assert there.digests_of_rows(PIECE, there.RULE) == by_rule_1
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "a.json").write_text(json.dumps({"format": FORMAT, "digest_rule": 2}))
+    monkeypatch.setattr(run_record, "RULE", there.RULE)
+    with pytest.raises(DataError, match="digest_rule 2 needs the package xxhash: pip install xxhash"):
+        RunRecord.read(tmp_path, "a")
