@@ -42,8 +42,10 @@ def rank_side(keys: Path, name: str = "rank", loader: str = "loader") -> list[st
 
 
 def pull_all(config: Path, loader: Loader, *overrides: str) -> Pulled:
-    """An epoch, with deadlines short enough for a test."""
-    return pull(config, [loader.address], "trainer.feed.connect_deadline_s=20", *overrides)
+    """An epoch, with deadlines short enough for a test.
+
+    libzmq tells the reason only where the rank reads the loader's greeting before its hang-up: not at each try of a busy machine."""
+    return pull(config, [loader.address], "trainer.feed.connect_deadline_s=60", *overrides)
 
 
 def said(log: Path, *words: str) -> None:
@@ -80,7 +82,9 @@ def test_whoever_is_refused_is_told_why_and_the_loader_lives_on(config: Path, ke
         said(log, "is not in cluster.security.allowed_ranks")
         assert "from 127.0.0.1: its public key" in log.read_text()
 
-        with pytest.raises(RefusedError, match="it uses CURVE keys and this rank has none") as none:
+        with pytest.raises(
+            (RefusedError, DeadlineError), match=r"it uses CURVE keys|does that loader use keys"
+        ) as none:
             pull_all(config, loader)
         said(log, "it brought no key", "hung up in the handshake")
 
@@ -97,7 +101,6 @@ def test_whoever_is_refused_is_told_why_and_the_loader_lives_on(config: Path, ke
 
 def test_a_rank_with_keys_does_not_talk_to_a_loader_without(config: Path, keys: Path) -> None:
     with serving(config) as loader:
-        # Where its hang-up is seen before its greeting, as on a busy machine, only the hang-up is known.
         with pytest.raises((RefusedError, DeadlineError), match=r"does not use CURVE|that loader uses no keys"):
             pull_all(config, loader, *rank_side(keys))
         assert len(pull_all(config, loader).keys) == sum(LENGTHS)

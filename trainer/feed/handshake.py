@@ -17,7 +17,8 @@ _REASONS: dict[int, str] = {
     zmq.EVENT_CONNECTED: "something listens there, but has not spoken ZeroMQ: is it a loader's port?",
     zmq.EVENT_DISCONNECTED: "the connection broke",
     zmq.EVENT_CLOSED: "nothing listens there",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "what listens there hung up on the ZeroMQ handshake: is it a loader's port?",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "what listens there hung up on the ZeroMQ handshake: is it a loader's port, "
+    "and does that loader use keys (cluster.security)?",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "what listens there does not speak ZeroMQ: is it a loader's port?",
 }
 EVENTS = sum(_REASONS) | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH

@@ -57,7 +57,14 @@ def test_one_hang_up_may_be_chance_three_with_a_key_are_the_key() -> None:
         play(handshake, CONNECTED, HUNG_UP, DISCONNECTED)[1],
         play(handshake, CONNECTED, HUNG_UP, DISCONNECTED),
     )
-    assert once == twice == Lost("what listens there hung up on the ZeroMQ handshake: is it a loader's port?")
+    assert (
+        once
+        == twice
+        == Lost(
+            "what listens there hung up on the ZeroMQ handshake: is it a loader's port, and does that loader use keys "
+            "(cluster.security)?"
+        )
+    )
     assert isinstance(thrice[1], Lost)
     assert "loader_key is not the public key of the loader there" in thrice[1].reason
     assert thrice[0] is thrice[2] is None  # the reason stays to be read
