@@ -44,7 +44,7 @@ def rank_side(keys: Path, name: str = "rank", loader: str = "loader") -> list[st
 def pull_all(config: Path, loader: Loader, *overrides: str) -> Pulled:
     """An epoch, with deadlines short enough for a test.
 
-    libzmq tells the reason only where the rank reads the loader's greeting before its hang-up: not at each try of a busy machine."""
+    libzmq tells the reason only where the rank reads the loader's greeting before its hang-up: not always, on a busy machine."""
     return pull(config, [loader.address], "trainer.feed.connect_deadline_s=60", *overrides)
 
 
