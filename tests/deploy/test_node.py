@@ -243,7 +243,7 @@ def test_a_rank_that_waits_ends_with_its_launcher(run: Run) -> None:
     with suppress(psutil.NoSuchProcess):  # a loader that had not printed yet has nobody who would read it
         loader.kill()
     run.end()
-    assert not run.left()
+    wait_until(lambda: not run.left(), "the loader is gone, too")
 
 
 def test_a_loader_that_does_not_start_is_shown_and_no_trainer_runs(run: Run) -> None:
