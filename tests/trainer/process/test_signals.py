@@ -22,7 +22,7 @@ from trainer.process.parents import DeepSpeedParents, _is_runner
 
 ROOT = Path(main.__file__).resolve().parents[1]
 RANK = f"""
-import ctypes, os, signal, sys, time
+import ctypes, logging, os, signal, sys, threading, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "proto")!r}]
 from pathlib import Path
 from trainer.process import signals
@@ -31,6 +31,10 @@ from trainer.process.parents import DeepSpeedParents
 
 signal.alarm(300)  # whatever happens
 set_up_logging()
+said = threading.Event()
+after = logging.Handler()  # the one that writes is called before
+after.emit = lambda record: said.set()
+logging.getLogger().addHandler(after)
 found = DeepSpeedParents.find()
 signals._LAUNCHER_GRACE_S = 0.5
 stop = signals.StopSignals(found)
@@ -49,6 +53,7 @@ try:  # a SIGINT that comes before the wait below raises KeyboardInterrupt here
     while os.environ.get("SAVES") and not stop.requested:
         time.sleep(0.01)
     if stop.requested:
+        said.wait(300)
         sys.exit(stop.requested)
     lock(mutex)
 except KeyboardInterrupt:
