@@ -151,13 +151,10 @@ def _watch_trainer(
 def stop_trainer(group: int, stop: signal.Signals) -> None:
     """Pass a stop signal on to the ranks. They handle SIGTERM; a closed terminal (SIGHUP) is passed on as SIGTERM.
 
-    DeepSpeed's launcher must not get SIGTERM: it would send each rank a second one, which ends the rank before it has saved, and
-    SIGKILL after 30 s. It ends by itself when a rank does.
+    DeepSpeed's launcher must not get SIGTERM: it would kill ranks that still save after 30 s. It ends by itself when a rank does.
     """
-    if stop == signal.SIGINT:
-        interrupt_group(
-            group
-        )  # DeepSpeed's SIGTERM ends ranks that wait in a collective; nothing is saved after Ctrl-C
+    if stop == signal.SIGINT:  # nothing is saved; DeepSpeed's launcher ends ranks that wait in a collective
+        interrupt_group(group)
     else:
         signal_below(group, signal.SIGTERM)
 

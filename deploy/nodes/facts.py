@@ -13,6 +13,7 @@ from typing import Any
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_to_tree
+from stoker_proto.wire.digests import RULE
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "pyzmq")
 _CODE = ("stoker_proto", "loader_service", "trainer")
@@ -31,7 +32,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a node that only runs loaders needs no torch
             found[name] = ""
-    return {**found, "the code of Stoker": code_digest()}
+    return {**found, "the rule of row digests (2 needs xxhash)": str(RULE), "the code of Stoker": code_digest()}
 
 
 def code_digest() -> str:

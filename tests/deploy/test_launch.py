@@ -249,17 +249,24 @@ time.sleep(60)
 """
 
 
+def started_ranks(process: subprocess.Popen[str], folder: Path) -> list[Path]:
+    """The files of both ranks, once they are there."""
+    files, end = [folder / "rank0", folder / "rank1"], time.monotonic() + 240
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.02)
+    return files
+
+
 def test_deepspeed_whose_launcher_and_ranks_were_killed_is_no_success(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SLEEPING_SCRIPT)
     process = launched(two_ranks(script), tmp_path)
     try:
-        files, end = [tmp_path / "rank0", tmp_path / "rank1"], time.monotonic() + 240
-        while not all(file.exists() for file in files):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.02)
-        ranks, parents = zip(*(map(int, file.read_text().split()) for file in files), strict=True)
+        ranks, parents = zip(
+            *(map(int, file.read_text().split()) for file in started_ranks(process, tmp_path)), strict=True
+        )
         for pid in (parents[0], *ranks):
             os.kill(pid, signal.SIGKILL)
         _, stderr = process.communicate(timeout=240)
@@ -334,11 +341,7 @@ def test_a_stop_signal_reaches_each_rank_once(
     script.write_text(SAVING_SCRIPT)
     process = launched(two_ranks(script), tmp_path)
     try:
-        files, end = [tmp_path / "rank0", tmp_path / "rank1"], time.monotonic() + 240
-        while not all(file.exists() for file in files):
-            assert time.monotonic() < end
-            assert process.poll() is None
-            time.sleep(0.02)
+        started_ranks(process, tmp_path)
         process.send_signal(sent)
         _, stderr = process.communicate(timeout=240)
     finally:

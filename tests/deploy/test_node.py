@@ -242,7 +242,7 @@ def test_a_rank_that_waits_ends_with_its_launcher(run: Run) -> None:
     wait_until(lambda: rank.pid not in run.left(), f"rank {rank.pid} is gone")
     with suppress(psutil.NoSuchProcess):  # a loader that had not printed yet has nobody who would read it
         loader.kill()
-    run.end()
+    assert run.end()[0] == -signal.SIGKILL
     wait_until(lambda: not run.left(), "the loader is gone, too")
 
 

@@ -27,21 +27,6 @@ _PLACES = (
 
 
 @contextmanager
-def averages_in_place_of_weights() -> Iterator[None]:
-    """Inside, `torch.load` gives files of optimizer states whose weights are the averages. For one thread."""
-    real = torch.load
-
-    def load(*arguments: Any, **options: Any) -> Any:
-        return with_averages(real(*arguments, **options))
-
-    torch.load = load
-    try:
-        yield
-    finally:
-        torch.load = real
-
-
-@contextmanager
 def readable_states(*, averages: bool) -> Iterator[None]:
     """Inside, `torch.load` gives files of optimizer states as DeepSpeed's own reader needs them. For one thread.
 
@@ -90,5 +75,5 @@ def _average_or(weights: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    with averages_in_place_of_weights():
+    with readable_states(averages=True):
         runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
