@@ -42,10 +42,20 @@ def rank_side(keys: Path, name: str = "rank", loader: str = "loader") -> list[st
 
 
 def pull_all(config: Path, loader: Loader, *overrides: str) -> Pulled:
-    """An epoch, with deadlines short enough for a test.
+    """An epoch, with deadlines short enough for a test."""
+    return pull(config, [loader.address], "trainer.feed.connect_deadline_s=20", *overrides)
 
-    libzmq tells the reason only where the rank reads the loader's greeting before its hang-up: not always, on a busy machine."""
-    return pull(config, [loader.address], "trainer.feed.connect_deadline_s=60", *overrides)
+
+def refusal(config: Path, loader: Loader, *overrides: str, otherwise: str) -> RefusedError:
+    """The loader's refusal. libzmq knows it only where the rank reads the loader's greeting before its hang-up, which a rank on a
+    busy machine may miss at each try of an epoch: then the error has the words `otherwise`."""
+    for _ in range(6):
+        with pytest.raises((RefusedError, DeadlineError)) as caught:
+            pull_all(config, loader, *overrides)
+        if isinstance(caught.value, RefusedError):
+            return caught.value
+        assert otherwise in str(caught.value)
+    raise AssertionError("nobody was refused")
 
 
 def said(log: Path, *words: str) -> None:
@@ -92,17 +102,17 @@ def test_whoever_is_refused_is_told_why_and_the_loader_lives_on(config: Path, ke
             pull_all(config, loader, *rank_side(keys, loader="stranger"), "trainer.feed.connect_deadline_s=3")
         said(log, "it was made for another loader's public key")
 
-        for error in (unknown, none, wrong):
-            assert loader.address in str(error.value)
-            assert "\n" not in str(error.value)
+        for error in (unknown.value, none, wrong.value):
+            assert loader.address in str(error)
+            assert "\n" not in str(error)
         assert len(pull_all(config, loader, *rank_side(keys)).keys) == sum(LENGTHS)
         assert loader.end() == 0
 
 
 def test_a_rank_with_keys_does_not_talk_to_a_loader_without(config: Path, keys: Path) -> None:
     with serving(config) as loader:
-        with pytest.raises((RefusedError, DeadlineError), match=r"does not use CURVE|that loader uses no keys"):
-            pull_all(config, loader, *rank_side(keys))
+        refused = refusal(config, loader, *rank_side(keys), otherwise="that loader uses no keys")
+        assert "does not use CURVE" in str(refused)
         assert len(pull_all(config, loader).keys) == sum(LENGTHS)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from deploy import launch
+from deploy.nodes import facts
 from deploy.nodes.plan import LocalPlan, RunOptions, make_local_plan
 from deploy.nodes.start import make_nodes_plan
 from stoker_proto.config.reader import load_config
@@ -153,3 +154,12 @@ def test_without_keys_nothing_is_started_over_a_network(config_file: Path, capfd
     error = capfd.readouterr().err
     assert "2 nodes talk over the network, and cluster.security names no keys: make them with loader-keys" in error
     assert error.count("\n") == 1
+
+
+def test_nodes_that_would_log_digests_by_different_rules_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without xxhash: its rows could not be compared with those of the others."""
+    here = facts.versions()
+    monkeypatch.setattr(facts, "RULE", 1)
+    found = facts.difference([("a", {"versions": here}), ("b", {"versions": facts.versions()})])
+    assert found is not None
+    assert "the rule of row digests (2 needs xxhash)" in found
