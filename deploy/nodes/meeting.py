@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -36,7 +37,7 @@ _MOST_REFUSALS_SHOWN = 20
 _DOMAIN = "stoker-nodes"
 
 
-class Meeting:
+class Meeting(ABC):
     """What the launchers of a run tell each other. Base of `Host` (node 0) and `Guest` (the others)."""
 
     def __init__(self, node: int) -> None:
@@ -103,10 +104,11 @@ class Meeting:
             found = self._state["failed"]
             return (found[0], found[1]) if found else None
 
+    @abstractmethod
     def missing(self) -> str:
         """What is missing while nodes come together, for a message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def continue_without(self, nodes: frozenset[int]) -> None:
         """Losing one of these nodes does not end the run."""
 
@@ -135,8 +137,9 @@ class Meeting:
             self.give_up(f"the launchers' meeting failed: {type(error).__name__}: {error}", 1)
             raise
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """The thread's work: to hear the others, and to tell them, until it closes."""
 
     def _own_message(self) -> dict[str, Any]:
         with self._lock:
@@ -288,6 +291,9 @@ class Guest(Meeting):
             return "node 0 waits for further nodes: its own message names them"
         keys = ", and does its cluster.security.allowed_ranks list our rank_secret's key" if self._has_keys else ""
         return f"node 0 does not answer at {self._master}: is the same command running there with --node-rank 0{keys}?"
+
+    def continue_without(self, nodes: frozenset[int]) -> None:
+        """Nothing: node 0 alone decides whether the run goes on."""
 
     def _run(self) -> None:
         asked_at, heard_at, end = 0.0, time.monotonic(), None
