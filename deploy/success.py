@@ -46,7 +46,10 @@ DEFAULT_TASKS = ("PushCube-v1", "PullCube-v1", "PickCube-v1", "StackCube-v1")
 """StackGreenOnRed-v1 has the scene of StackCube-v1 with the other instruction: trainer/sim/README.md."""
 SAME_SCENE = ("StackCube-v1", "StackGreenOnRed-v1")
 TRAIN_SEED, VAL_SEED, DAGGER_SEED = 10_000, 500_000, 600_000
-"""First seeds of the demonstrations; the evaluation's begin at 1,000,000."""
+"""First simulator seeds of the demonstrations with `--seed 0`; the evaluation's begin at 1,000,000."""
+SEEDS = range(10)
+"""What `--seed` may be. Each value moves the first seeds above by SEED_STRIDE, so that no range reaches the next one."""
+SEED_STRIDE = 1000
 PART = 50
 """Demonstrations that are collected by one command: at most so many are lost when it is stopped."""
 IMAGE_SIZE = 256
@@ -130,6 +133,7 @@ def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
     )
     if number == 0 and options.start is None:
         robot = [python, "-m", "trainer.models.tiny", "--family", "robot", "--image-size", "72", "--out", str(base)]
+        robot += ["--seed", str(options.seed)]
         if set(SAME_SCENE) <= set(options.task):  # the order of words alone tells these tasks apart
             robot += ["--word-window", "5"]
         steps.append(Step("A small random policy", robot, base / ".done"))
@@ -148,19 +152,19 @@ def steps_of_round(options: argparse.Namespace, number: int) -> list[Step]:
 def collecting(options: argparse.Namespace) -> list[Step]:
     """Demonstrations of each task in parts, and a few for validation."""
     steps = []
+    moved = SEED_STRIDE * options.seed
     for task in options.task:
         for first in range(0, options.demonstrations, PART):
-            part = Collection(
-                task, f"part-{first:05d}", TRAIN_SEED + 2 * first, min(PART, options.demonstrations - first)
-            )
+            num = min(PART, options.demonstrations - first)
+            part = Collection(task, f"part-{first:05d}", TRAIN_SEED + moved + 2 * first, num)
             steps.append(part.step(options))
-        steps.append(Collection(task, "val", VAL_SEED, options.validation).step(options))
+        steps.append(Collection(task, "val", VAL_SEED + moved, options.validation).step(options))
     return steps
 
 
 def dagger(options: argparse.Namespace, number: int) -> list[Collection]:
     """Episodes in which a policy of the round before acts."""
-    seed = DAGGER_SEED + 10_000 * number
+    seed = DAGGER_SEED + 10_000 * number + SEED_STRIDE * options.seed
     share = options.dagger_episodes / sum(TASKS[task] for task in options.task)
     return [Collection(task, f"dagger-{number}", seed, max(1, round(share * TASKS[task]))) for task in options.task]
 
@@ -233,6 +237,8 @@ def write_config(options: argparse.Namespace, number: int, base: Path, path: Pat
     tree["data"]["action"]["codec"] = options.codec
     tree["trainer"]["loss"]["sigma_bins"] = SIGMA_BINS[options.codec]
     tree["data"]["cache_dir"] = str(work / "manifests")
+    tree["data"]["order"] = {"seed": options.seed}
+    tree["trainer"]["seed"] = options.seed
     if number or options.start is not None:  # the tokens that the model has learned
         tree["data"]["action"]["codec_path"] = str(work / "codec.json")
         tree["data"]["state_path"] = str(work / "state.json")
@@ -350,6 +356,8 @@ def _parser() -> argparse.ArgumentParser:
     start = "train on from the model of another run (its --work), with its codec and scale of the state"
     add("--from", dest="start", type=Path, metavar="DIR", help=start)
     add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
+    seed = "another one gives other demonstrations, weights and orders; the evaluation plays the same episodes (default 0)"
+    add("--seed", type=int, default=0, choices=SEEDS, metavar="0-9", help=seed)
     add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
     for name, default, metavar, text in NUMBERS:
         add(name, type=_positive, default=default, metavar=metavar, help=f"{text} (default {default})")

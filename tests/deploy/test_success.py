@@ -47,6 +47,25 @@ def test_another_codec_has_soft_targets_of_its_own_width(tmp_path: Path) -> None
     )
 
 
+def test_another_seed_changes_all_but_the_evaluated_episodes(tmp_path: Path) -> None:
+    """Else a second run of the recipe would say nothing about its variance, or would be measured on other episodes."""
+
+    def commands(seed: str) -> tuple[list[str], list[str]]:
+        options = parse(["--work", str(tmp_path), "--task", "PushCube-v1", "--demonstrations", "60", "--seed", seed])
+        steps = [*steps_of_round(options, 0), *steps_of_round(options, 1)]
+        seeds = [step.command[step.command.index("--seed") + 1] for step in steps if "--seed" in step.command]
+        return seeds, list(steps[-1].command)
+
+    (first, evaluated), (other, evaluated_too) = commands("0"), commands("3")
+    assert first == ["10000", "10100", "500000", "0", "610000"]  # two parts, validation, the model, DAgger
+    assert other == ["13000", "13100", "503000", "3", "613000"]
+    assert evaluated == evaluated_too
+    config = load_config(tmp_path / "round-1.yaml")
+    assert (config.data.order.seed, config.trainer.seed) == (3, 3)
+    with pytest.raises(SystemExit):
+        parse(["--seed", "10"])  # DAgger's seeds would be those of the next round
+
+
 def test_finished_steps_are_left_out_and_failed_ones_are_not_marked(tmp_path: Path) -> None:
     count, done = tmp_path / "count", tmp_path / "folder" / ".done"
     program = f"open({str(count)!r}, 'a').write('x')"
