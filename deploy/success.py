@@ -356,7 +356,9 @@ def _parser() -> argparse.ArgumentParser:
     start = "train on from the model of another run (its --work), with its codec and scale of the state"
     add("--from", dest="start", type=Path, metavar="DIR", help=start)
     add("--codec", choices=list(SIGMA_BINS), default="bins", help="of the actions (default %(default)s)")
-    seed = "another one gives other demonstrations, weights and orders; the evaluation plays the same episodes (default 0)"
+    seed = (
+        "another one gives other demonstrations, weights and orders; the evaluation plays the same episodes (default 0)"
+    )
     add("--seed", type=int, default=0, choices=SEEDS, metavar="0-9", help=seed)
     add("--overlap", action="store_true", help="collect the episodes of DAgger while the round before still trains")
     for name, default, metavar, text in NUMBERS:

@@ -34,11 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from stoker_proto.errors import StokerError
     from stoker_proto.host.descriptors import raise_descriptor_limit
     from trainer.cli import parse_arguments, read_config, report_error, set_up_logging
+    from trainer.process.allocator import keep_freed_memory
     from trainer.process.parents import DeepSpeedParents
     from trainer.process.signals import StopSignals
 
     set_up_logging()
     raise_descriptor_limit()
+    keep_freed_memory()
     stop_signals = StopSignals(DeepSpeedParents.find())
     trainer = None
     try:

@@ -170,16 +170,18 @@ class PixelNormaliser:
     def __init__(self, image: ImageSpec, device: torch.device, dtype: torch.dtype) -> None:
         means, stds = (*image.mean, *(image.second_mean or ())), (*image.std, *(image.second_std or ()))
         mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (means, stds))
-        self._scale, self._shift = image.rescale / std, mean / std  # [C] each
+        scale, shift = image.rescale / std, mean / std  # [C] each
+        self._scale, self._shift = scale[:, None, None], shift[:, None, None]
         self._dtype = dtype
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Computed in float32, then converted to the model's number format."""
-        values = pixels.to(torch.float32)
         if len(self._scale) > 3:
-            values = torch.cat([values, values], dim=-1)
-        normal = values * self._scale - self._shift
-        return normal.permute(0, 3, 1, 2).to(self._dtype).contiguous()
+            pixels = torch.cat([pixels, pixels], dim=-1)
+        normal = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return (
+            normal.mul_(self._scale).sub_(self._shift).to(self._dtype)
+        )  # in place: fresh memory costs as much as the sums
 
 
 def first_labels(labels: np.ndarray[Any, np.dtype[np.int64]], num_rows: int, length: int) -> torch.Tensor:

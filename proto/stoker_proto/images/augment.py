@@ -72,6 +72,10 @@ def jitter(pixels: Pixels, config: AugmentConfig, key: int) -> Pixels:
     factors = jitter_factors(config, key)
     if factors.is_identity:
         return pixels
+    if not (factors.of_grey or factors.of_mean):  # brightness alone: each value has one result
+        table = (np.arange(256, dtype=np.int32) * factors.of_pixel + factors.half) >> factors.bits
+        changed = bytearray(pixels.tobytes()).translate(np.clip(table, 0, 255).astype(np.uint8).tobytes())
+        return np.frombuffer(changed, np.uint8).reshape(pixels.shape)
     grey = _RED * pixels[..., 0].astype(np.int32)  # int32[H, W], times 256
     grey += _GREEN * pixels[..., 1].astype(np.int32)
     grey += _BLUE * pixels[..., 2].astype(np.int32)

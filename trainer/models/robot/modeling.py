@@ -274,14 +274,17 @@ class RobotPolicy(PreTrainedModel):  # type: ignore[misc]
 
     def _read_words(self, ids: Tensor, is_word: Tensor) -> Tensor:
         """float[B, D]: the mean of the words after one layer; rows without words give the mean of nothing, zero."""
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        if not self.config.word_window:  # only the words, first: most of a prompt is pictures, state and padding
+            order = is_word.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(is_word.sum(1).max()))]
+            ids, is_word, places = (values.gather(1, order) for values in (ids, is_word, places))
         hidden = self.words(ids)
         if self.config.word_window:
             alone = hidden * is_word.to(hidden.dtype)[..., None]
             hidden = functional.gelu(self.word_convolution(alone.mT)).mT
-        places = torch.arange(ids.shape[1], device=ids.device, dtype=hidden.dtype)[:, None]
         rates = torch.exp(torch.arange(0, hidden.shape[2], 2, device=ids.device, dtype=hidden.dtype) * -0.15)
-        angles = places * rates
-        hidden = hidden + 0.1 * torch.cat([angles.sin(), angles.cos()], 1)
+        angles = places.to(hidden.dtype)[..., None] * rates
+        hidden = hidden + 0.1 * torch.cat([angles.sin(), angles.cos()], -1)
         padding = ~is_word
         padding = padding & is_word.any(1, keepdim=True)  # a row of padding alone would have no softmax
         hidden = self.word_layer(hidden, src_key_padding_mask=padding)
