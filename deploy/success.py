@@ -75,7 +75,7 @@ class Step:
 NUMBERS = (
     ("--demonstrations", 300, "N", "demonstrations of each task"),
     ("--validation", 10, "N", "demonstrations of each task that are held out"),
-    ("--samples", 300_000, "N", "samples to train on in each round"),
+    ("--samples", 300_000, "N", "samples to train on in the last round; each round before it takes two thirds"),
     ("--rounds", 2, "N", "rounds of training; from the second on with DAgger"),
     ("--dagger-episodes", 300, "N", "of each round, shared among the tasks as training is: the harder, the more"),
     (
@@ -243,7 +243,8 @@ def write_config(options: argparse.Namespace, number: int, base: Path, path: Pat
         tree["data"]["action"]["codec_path"] = str(work / "codec.json")
         tree["data"]["state_path"] = str(work / "state.json")
     tree["trainer"]["output_dir"] = str(work / f"round-{number}")
-    tree["trainer"]["max_steps"] = max(1, options.samples // tree["trainer"]["global_batch_size"])
+    samples = options.samples if number == options.rounds - 1 else options.samples * 2 // 3
+    tree["trainer"]["max_steps"] = max(1, samples // tree["trainer"]["global_batch_size"])
     tree["trainer"]["checkpoint"]["interval"] = options.checkpoint_interval
     tree["cluster"]["component_placement"] = {
         "trainer": f"0-{options.ranks - 1}",

@@ -23,13 +23,14 @@ def test_a_rounds_config_is_one_that_loaders_and_trainer_read(tmp_path: Path) ->
     assert config.data.weights == (0.15, 0.12, 0.28, 0.45)
     names = [Path(path).name for path in config.data.sources[0].paths]
     assert names == ["part-00000.jsonl", "part-00050.jsonl", "part-00100.jsonl"]
-    assert config.trainer.max_steps == 100
+    assert config.trainer.max_steps == 66  # two thirds: this round only teaches the policy that acts in DAgger
     assert (config.trainer.loss.type, config.trainer.micro_batch_size) == ("ordinal", 32)
     assert len(first) == 4 * (3 + 1) + 3  # parts and validation of each task; model, prepare, train
     later = load_config(tmp_path / "round-1.yaml")
     assert Path(later.data.sources[3].paths[-1]).name == "dagger-1.jsonl"
     assert later.model.base_model_path == str(tmp_path / "round-0" / "export")
     assert later.data.action.codec_path == str(tmp_path / "codec.json")
+    assert later.trainer.max_steps == 100
     assert "--policy" in second[0].command
     assert second[-1].title == "Closed loop on held-out seeds"
     one = parse(["--work", str(tmp_path), "--task", "PushCube-v1"])

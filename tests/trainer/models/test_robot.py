@@ -273,6 +273,23 @@ def test_words_that_are_read_together_are_told_apart_by_their_order_from_the_sta
     assert apart[5] > 0.03
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_words_mean_the_same_in_any_company(tmp_path: Path, window: int) -> None:
+    """A row's words, at the same places, whatever the row's other tokens are and whatever rows are in the batch."""
+    build_tiny("robot", tmp_path, image_size=16, robot=replace(SIZES, word_window=window))
+    model = family_of(read_model_config(str(tmp_path))).auto_class.from_pretrained(tmp_path)
+    ids = torch.tensor([[3, 900, 901, 40, 41, 42, 9, 9], [3, 900, 901, 50, 51, 52, 53, 54], [7] * 8])
+    is_word = torch.tensor([[1, 0, 0, 1, 1, 1, 0, 0], [1, 0, 0, 1, 1, 1, 1, 1], [0] * 8], dtype=torch.bool)
+    others = torch.where(is_word, ids, 17)
+    with torch.no_grad():
+        together, alone = model._read_words(ids, is_word), model._read_words(ids[:1], is_word[:1])
+        moved = model._read_words(ids[:1].roll(1, 1), is_word[:1].roll(1, 1))
+        torch.testing.assert_close(model._read_words(others, is_word), together, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(together[:1], alone, atol=1e-6, rtol=1e-5)
+    assert together.isfinite().all()
+    assert (moved - alone).abs().max() > 1e-4  # the place of a word counts
+
+
 @pytest.mark.parametrize("window", [-1, 4])
 def test_a_window_has_a_middle(tmp_path: Path, window: int) -> None:
     with pytest.raises(ConfigError, match=f"--word-window {window}: an odd number, or 0"):
