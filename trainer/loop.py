@@ -39,6 +39,7 @@ from trainer.evals.interface import Moment, Outcome
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
+from trainer.models.loading import count_parameters
 from trainer.report.bad_samples import Skipped
 from trainer.report.data_wait import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.fleet import FleetReport
@@ -181,7 +182,8 @@ class Trainer:
         """Write the export of the last weights, or of the best checkpoint; every rank calls it. Returns its folder."""
         target = self.output_dir / "export"
         if self.best is not None and self._step_to_export != self.cursor.step:
-            export_best(self.checkpoints, self.best, target, self._reason_of_export())
+            num_parameters = count_parameters(self.stepper.engine.module)
+            export_best(self.checkpoints, self.best, num_parameters, target, self._reason_of_export())
             return target
         processor, facts = self._processor_to_keep(), replace(self._facts(), choice=self._reason_of_export())
         return export(self.stepper.engine, self.config, processor, self.ranks, facts)

@@ -1,7 +1,7 @@
 """The export of a checkpoint instead of a running engine: for `stoker-export`, and for the best checkpoint at a run's end.
 
-One process does it, without collectives, so the checkpoint may be that of any number of ranks. It takes the memory of the whole
-model in float32 twice. Everything that is not in the checkpoint comes from the base model's folder.
+One process does it, without collectives, so the checkpoint may be that of any number of ranks. Everything that is not in the
+checkpoint comes from the base model's folder.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from trainer.checkpoints.export import write_export
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint, read_checkpoint
 from trainer.checkpoints.weights import read_weights
+from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import json_of_first_rank
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import load_model
 
 log = logging.getLogger(__name__)
+
+_BYTES = 10
+"""Host memory per parameter: the base model and the trained weights in float32, and what is written, in bf16 at least."""
 
 
 def export_checkpoint(checkpoint: Checkpoint, config: Config, target: Path, choice: str = "") -> None:
@@ -60,23 +64,25 @@ def build_model(config: Config, vocab_size_needed: int) -> Any:
     return load_model(replace(config, model=plain), family, {"zero_optimization": {"stage": 0}}, vocab_size_needed)
 
 
-def export_best(checkpoints: Checkpoints, best: Best, target: Path, choice: str) -> None:
+def export_best(checkpoints: Checkpoints, best: Best, num_parameters: int, target: Path, choice: str) -> None:
     """Export the checkpoint of the best validation to `target`; every rank calls it, the first one writes.
 
-    Raises DataError or HostError, the same on all ranks, with the commands that export a checkpoint by hand.
+    num_parameters: of the whole model. Raises DataError or HostError, the same on all ranks, with the command that exports a
+    checkpoint by hand.
     """
     checkpoints.finish()
     answer: dict[str, Any] = {}
     if checkpoints.ranks.is_first:
         try:
             checkpoint = find_best(checkpoints, best)
+            _check_memory(num_parameters)
             log.info("exporting %s, the best checkpoint", checkpoint.folder)
             export_checkpoint(checkpoint, checkpoints.config, target, choice)
-        except (StokerError, MemoryError) as error:
-            is_host = isinstance(error, HostError | MemoryError)
+        except StokerError as error:
+            is_host = isinstance(error, HostError)
             other = checkpoints.folder_of(best.step) if is_host else checkpoints.newest
             text = (
-                f"the best checkpoint, of step {best.step}, is not exported: {error or 'there is not enough memory'}. "
+                f"the best checkpoint, of step {best.step}, is not exported: {error}. "
                 f"Nothing was exported. This exports {'it' if is_host else 'the last one'}: stoker-export --checkpoint {other} "
                 f"--out {target}"
             )
@@ -84,6 +90,15 @@ def export_best(checkpoints: Checkpoints, best: Best, target: Path, choice: str)
     answer = json_of_first_rank(answer, checkpoints.ranks)
     if answer:
         raise (HostError if answer["is_host"] else DataError)(answer["text"])
+
+
+def _check_memory(num_parameters: int) -> None:
+    """Raises HostError where the host, or the job's limit, has too little left: the kernel would kill the run at its very end."""
+    needed, free = _BYTES * num_parameters, available_bytes()
+    if needed > free:
+        raise HostError(
+            f"this takes {needed / 1e9:.3g} GB of host memory ({_BYTES} bytes per parameter), and {free / 1e9:.3g} GB are free"
+        )
 
 
 def find_best(checkpoints: Checkpoints, best: Best) -> Checkpoint:

@@ -83,7 +83,7 @@ class BestConfig:
     """Training ends early after this many validations in a row that were no better than the best one. null: never."""
     export: bool = True
     """At the end, export the weights of the best validation. false: those after the last step. The log, `summary.json` and the
-    model card say which step it is. The first rank reads the checkpoint, with the memory of two whole models in float32."""
+    model card say which step it is. The first rank reads the checkpoint, which takes 10 bytes of host memory per parameter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stoker_proto.config import BestConfig, Config, LoraConfig
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, HostError
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run, weights
@@ -56,8 +56,9 @@ DAMAGES = {"cut": cut_second_rank, "gone": shutil.rmtree, "another's": of_anothe
 def config_of(model: Path, folder: Path, scores: list[float], damage: str | None = None, **keys: Any) -> Config:
     best = BestConfig(metric="val/score", mode="max", **keys.pop("best", {}))
     evals = ({"type": f"{__name__}:Exporting", "interval": 1, "scores": scores, "damage": damage},)
+    checkpoint = {"interval": 0, "keep": 1, "best": best, **keys.pop("checkpoint", {})}
     more = {"max_steps": len(scores), "lr": 1e-2, "lr_schedule": "constant", **keys}
-    return make_config(model, folder, evals=evals, checkpoint={"interval": 0, "keep": 1, "best": best}, **more)
+    return make_config(model, folder, evals=evals, checkpoint=checkpoint, **more)
 
 
 def outcome(config: Config) -> tuple[dict[str, Any], list[str]]:
@@ -73,8 +74,8 @@ def outcome(config: Config) -> tuple[dict[str, Any], list[str]]:
     trainer = build_run(config, images=False)
     try:
         return trainer.run(), lines
-    except DataError as error:
-        return {"error": str(error)}, lines
+    except (DataError, HostError) as error:
+        return {"error": str(error), "type": type(error).__name__}, lines
 
 
 def differing(first: Path, second: Path) -> list[str]:
@@ -86,11 +87,11 @@ def differing(first: Path, second: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("stage", "precision", "keys"),
     [
-        pytest.param(1, "bf16", {"lora": LoraConfig(rank=4)}, marks=pytest.mark.slow),
-        pytest.param(2, "fp32", {"ema_decay": 0.5}, marks=pytest.mark.slow),
+        pytest.param(1, "bf16", {"ema_decay": 0.5}, marks=pytest.mark.slow),
+        pytest.param(2, "fp32", {"lora": LoraConfig(rank=4)}, marks=pytest.mark.slow),
         (3, "bf16", {"lora": LoraConfig(rank=4), "ema_decay": 0.5}),
     ],
-    ids=["zero1 adapters", "zero2 averages", "zero3 adapters and averages"],
+    ids=["zero1 averages", "zero2 adapters", "zero3 adapters and averages"],
 )
 def test_the_export_holds_the_weights_of_the_best_step(
     stage: int, precision: str, keys: dict[str, Any], tiny_causal: Path, tmp_path: Path
@@ -149,3 +150,31 @@ def test_a_best_checkpoint_that_cannot_be_read_ends_the_run_with_the_command_for
     assert command == f"stoker-export --checkpoint {tmp_path}/checkpoints/step-00000003 --out {tmp_path}/export"
     assert export_command(command.split()[1:]) == 0
     assert differing(tmp_path / "export", tmp_path / "live" / "3" / "export") == []
+
+
+@pytest.mark.slow
+def test_the_best_step_may_be_that_of_other_ranks_in_another_folder(tiny_causal: Path, tmp_path: Path) -> None:
+    """Two ranks measure the best step; one rank resumes from their last checkpoint, by its name, and trains on."""
+    keys: dict[str, Any] = {"zero_stage": 1, "precision": "bf16"}
+    run_ranks(2, lambda rank: outcome(config_of(tiny_causal, tmp_path / "a", [0.5, 0.25], **keys)))
+    resume = str(tmp_path / "a" / "checkpoints" / "step-00000002")
+    keys["checkpoint"] = {"resume": resume, "universal": True}
+    config = config_of(tiny_causal, tmp_path / "b", [0.5, 0.25, 0.25], **keys)
+    [(summary, _)] = run_ranks(1, lambda rank: outcome(config))
+    assert (summary["steps"], summary["export_step"]) == (3, 1)
+    assert differing(tmp_path / "b" / "export", tmp_path / "a" / "live" / "1" / "export") == []
+
+
+def test_without_the_memory_for_it_the_run_ends_with_the_command(
+    tiny_causal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of being killed for memory, and again after each restart."""
+    monkeypatch.setattr("trainer.checkpoints.from_checkpoint.available_bytes", lambda: 1_000_000)
+    config = config_of(tiny_causal, tmp_path, [0.5, 0.25], zero_stage=1)
+    [(found, _)] = run_ranks(1, lambda rank: outcome(config))
+    assert re.match(
+        r"the best checkpoint, of step 1, is not exported: this takes 0\.\d+ GB of host memory \(10 bytes per parameter\), and "
+        r"0\.001 GB are free\. Nothing was exported\. This exports it: stoker-export --checkpoint \S+/step-00000001 --out ",
+        found["error"],
+    )
+    assert found["type"] == "HostError"
