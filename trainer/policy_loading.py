@@ -92,6 +92,7 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
     )
     grow_embeddings(model, processor.vocab_size_needed)
     if lora is not None:
+        _untie_trained_head(model, weights)
         weights = _merged(model, weights, LoraConfig(rank=lora["rank"], alpha=lora["alpha"]), exported, base, folder)
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
@@ -113,6 +114,16 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
 
 def _not_of(base: str, reason: str) -> str:
     return f"its weights do not fit the base model {base} ({reason}); give the base model that the run was started from"
+
+
+def _untie_trained_head(model: PreTrainedModel, adapters: dict[str, Any]) -> None:
+    """Give the head weights of its own where adapters were trained on it: those of the input embeddings stay as they are."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    name = next(name for name, module in model.named_modules() if module is head)
+    if any(adapter.startswith(f"{name}.lora_") for adapter in adapters):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _merged(
