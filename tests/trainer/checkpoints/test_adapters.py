@@ -218,6 +218,11 @@ def saved(step: Path, keys: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor.detach().numpy() for name, tensor in found.items()}
 
 
+def in_bf16(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    rounded: np.ndarray[Any, Any] = torch.from_numpy(value).to(torch.bfloat16).float().numpy()
+    return rounded
+
+
 def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
     """Step -> digests of its rows, micro-batch by micro-batch in global order."""
     ranks = [{line["step"]: line["rows"] for line in digests(folder, rank)} for rank in range(world_size)]
@@ -228,23 +233,29 @@ def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
 
 @pytest.mark.slow  # each case starts ranks twice
 @pytest.mark.parametrize(
-    ("kind", "before", "after", "stage"),
+    ("kind", "before", "after", "stage", "precision"),
     [
-        ("adapters", 2, 1, 3), ("averages", 2, 1, 2), ("averages", 1, 2, 3), ("both", 2, 1, 2),
-        ("both", 1, 2, 3), ("adapters", 1, 2, 1), ("averages", 2, 1, 1),
+        ("adapters", 2, 1, 3, "fp32"), ("averages", 2, 1, 2, "fp32"), ("averages", 1, 2, 3, "fp32"),
+        ("both", 2, 1, 2, "fp32"), ("both", 1, 2, 3, "fp32"), ("adapters", 1, 2, 1, "fp32"), ("averages", 2, 1, 1, "fp32"),
+        ("averages", 2, 1, 1, "bf16"), ("both", 1, 2, 1, "bf16"),
     ],
 )  # fmt: skip
 def test_adapters_and_averages_resume_on_another_number_of_ranks(
-    kind: str, before: int, after: int, stage: int, tiny_llava: Path, tmp_path: Path
+    kind: str, before: int, after: int, stage: int, precision: str, tiny_llava: Path, tmp_path: Path
 ) -> None:
-    """The run begins with what was saved, and trains and exports as the one that was not disturbed."""
-    keys = {**KEYS, **RESIZED[kind], "zero_stage": stage}
+    """The run begins with what was saved, and trains and exports as the one that was not disturbed.
+
+    ZeRO-1 in bf16 is another optimizer of DeepSpeed's. bf16 rounds a sum in another order to a neighbour now and then.
+    """
+    keys = {**KEYS, **RESIZED[kind], "zero_stage": stage, "precision": precision}
     straight, moved = tmp_path / "straight", tmp_path / "moved"
     run_ranks(before, lambda rank: run(make_config(tiny_llava, straight, **keys)))
     step = moved / "checkpoints" / "step-00000002"
     shutil.copytree(straight / "checkpoints" / step.name, step)
     config = make_config(tiny_llava, moved, **{**keys, "checkpoint": {**CHECKPOINT, "universal": True}})
     begun, expected = run_ranks(after, lambda rank: resume(config))[0], saved(step, keys)
+    if precision == "bf16":
+        expected |= {name: in_bf16(value) for name, value in expected.items() if not name.startswith("average of")}
     assert any(name.startswith("average of") for name in begun) == ("ema_decay" in keys)
     assert [name for name, value in begun.items() if not np.array_equal(value, expected[name])] == []
     rows = rows_of_steps(straight, before)
@@ -252,11 +263,16 @@ def test_adapters_and_averages_resume_on_another_number_of_ranks(
     assert len(rows[3]) == 4
     lines, others = digests(moved), digests(straight)[2:]
     assert [line["step"] for line in lines] == [line["step"] for line in others] == [3, 4]
-    for line, other in zip(lines, others, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
-    ours, theirs = weights(moved / "export"), weights(straight / "export")
-    for name, tensor in theirs.items():
-        np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=name)
+    close = {"fp32": 1e-5, "bf16": 2e-3}[precision]
+    assert lines[0]["loss"] == pytest.approx(others[0]["loss"], abs=1e-5)
+    assert lines[1]["loss"] == pytest.approx(others[1]["loss"], abs=close)
+    ours, theirs = (saved(folder / "checkpoints" / "step-00000004", keys) for folder in (moved, straight))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=close, err_msg=name)
+    if precision == "fp32":
+        exported, expected_export = weights(moved / "export"), weights(straight / "export")
+        for name, tensor in expected_export.items():
+            np.testing.assert_allclose(exported[name].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=name)
 
 
 def average_by_hand(config: Config, rank: int) -> Any:
