@@ -25,9 +25,10 @@ from stoker_proto.config.trainer import seconds_of
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from stoker_proto.run_record import RunRecord
-from trainer.checkpoints.best import Best, is_hopeless, update
+from trainer.checkpoints.best import Best, is_hopeless, reason_of_step, step_to_export, update
 from trainer.checkpoints.card import TrainingFacts
 from trainer.checkpoints.export import export
+from trainer.checkpoints.from_checkpoint import export_best
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate, shortfall
@@ -38,6 +39,7 @@ from trainer.evals.interface import Moment, Outcome
 from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
+from trainer.models.loading import count_parameters
 from trainer.report.bad_samples import Skipped
 from trainer.report.data_wait import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.fleet import FleetReport
@@ -151,10 +153,7 @@ class Trainer:
             return self._end_early(first_step)
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
-        folder = None
-        if trainer.export:
-            processor = self._processor_to_keep()
-            folder = export(self.stepper.engine, self.config, processor, self.ranks, self._facts())
+        folder = self._export() if trainer.export else None
         self.checkpoints.finish()
         skipped = self._say_skipped()
         if self.fleet is not None:
@@ -162,10 +161,13 @@ class Trainer:
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
         self._keep(self.evals.wait())
         summary = self._summarise(time.monotonic() - started, folder, skipped)
+        exported = f"{folder}, of step {summary['export_step']}" if folder else "none (trainer.export)"
         log.info(
             "training is over after %d steps; export: %s; newest checkpoint: %s",
-            self.cursor.step, folder or "none (trainer.export)", self.checkpoints.newest or "none",
+            self.cursor.step, exported, self.checkpoints.newest or "none",
         )  # fmt: skip
+        if folder and (reason := self._reason_of_export()):
+            log.info("%s: %s", folder, reason)
         return summary
 
     def _end_early(self, first_step: int) -> dict[str, Any]:
@@ -175,6 +177,23 @@ class Trainer:
         self.checkpoints.finish()
         log.info("stopped %s", self.describe_position())
         return {"steps": self.cursor.step, "stopped": True}
+
+    def _export(self) -> Path:
+        """Write the export of the last weights, or of the best checkpoint; every rank calls it. Returns its folder."""
+        target = self.output_dir / "export"
+        if self.best is not None and self._step_to_export != self.cursor.step:
+            num_parameters = count_parameters(self.stepper.engine.module)
+            export_best(self.checkpoints, self.best, num_parameters, target, self._reason_of_export())
+            return target
+        processor, facts = self._processor_to_keep(), replace(self._facts(), choice=self._reason_of_export())
+        return export(self.stepper.engine, self.config, processor, self.ranks, facts)
+
+    @property
+    def _step_to_export(self) -> int:
+        return step_to_export(self.best, self.config.trainer.checkpoint.best, self.cursor.step)
+
+    def _reason_of_export(self) -> str:
+        return reason_of_step(self.best, self.config.trainer.checkpoint.best, self.cursor.step)
 
     def _keep_record(self) -> str:
         """Write what decides the rows of this run's steps; every rank calls it. Returns the record's name."""
@@ -483,7 +502,9 @@ class Trainer:
             "verdict": verdict_of(self._wait_s, self._train_s),
             "train": {name.removeprefix("train/"): value for name, value in self._last.items()},
             "val": self._validation,
+            "best": None if self.best is None else self.best.to_json(),
             "export": str(exported) if exported else None,
+            "export_step": self._step_to_export if exported else None,
         }
         if self.ranks.is_first:
             write_summary(self.output_dir / "summary.json", summary)

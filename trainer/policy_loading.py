@@ -11,10 +11,6 @@ checkpoints of your own runs only.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +23,9 @@ from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.host.hub_cache import find_model_folder
 from stoker_proto.processor import FILE, Processor
 from trainer.checkpoints.state import STATE_FILE, read_checkpoint
+from trainer.checkpoints.weights import read_weights
 from trainer.models.families import Family, family_of, read_model_config
 from trainer.models.lora import merge
-
-log = logging.getLogger(__name__)
-
-_TAG = "deepspeed"
-"""Folder of a checkpoint in which DeepSpeed's files lie."""
 
 
 def load_parts(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, Processor, Family]:
@@ -93,13 +85,14 @@ def _load_checkpoint(folder: Path, dtype: torch.dtype | None) -> tuple[PreTraine
     trusted = bool(settings.get("trust_remote_code", False))
     family = family_of(read_model_config(base, trusted))
     averages = bool(config.get("trainer", {}).get("ema_decay"))
-    weights = _weights_of_all_ranks(folder, averages=averages, adapters_only=lora is not None)
+    weights = read_weights(folder, averages=averages, adapters_only=lora is not None)
     exported = torch.bfloat16 if settings.get("precision") == "bf16" else torch.float32
     model: PreTrainedModel = family.auto_class.from_pretrained(
         base, dtype=torch.float32, trust_remote_code=trusted, local_files_only=True
     )
     grow_embeddings(model, processor.vocab_size_needed)
     if lora is not None:
+        _untie_trained_head(model, weights)
         weights = _merged(model, weights, LoraConfig(rank=lora["rank"], alpha=lora["alpha"]), exported, base, folder)
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
@@ -123,6 +116,16 @@ def _not_of(base: str, reason: str) -> str:
     return f"its weights do not fit the base model {base} ({reason}); give the base model that the run was started from"
 
 
+def _untie_trained_head(model: PreTrainedModel, adapters: dict[str, Any]) -> None:
+    """Give the head weights of its own where adapters were trained on it: those of the input embeddings stay as they are."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    name = next(name for name, module in model.named_modules() if module is head)
+    if any(adapter.startswith(f"{name}.lora_") for adapter in adapters):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
 def _merged(
     model: PreTrainedModel, adapters: dict[str, Any], config: LoraConfig, dtype: torch.dtype, base: str, folder: Path
 ) -> dict[str, torch.Tensor]:
@@ -134,33 +137,6 @@ def _merged(
             raise DataError(_not_of(base, f"it has an adapter for {layer}"), file=str(folder))
         state[f"{layer}.base_layer.weight"] = own[f"{layer}.weight"].to(dtype)
     return merge(state, config)
-
-
-def _weights_of_all_ranks(folder: Path, *, averages: bool, adapters_only: bool) -> dict[str, Any]:
-    """Name -> float32 tensor of what was trained, from the files of all ranks. averages: those of `trainer.ema_decay` instead.
-
-    Raises DataError.
-    """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    from trainer.engine.averages import readable_states
-
-    for file in sorted((folder / _TAG).glob("*.pt")):
-        if not zipfile.is_zipfile(file):  # torch.load would take other content for a format of its early days
-            raise DataError("not a file of torch.save: it is damaged; take another checkpoint", file=str(file))
-    said = io.StringIO()  # it reports on stdout, which belongs to the command's own output
-    try:
-        with readable_states(averages=averages), contextlib.redirect_stdout(said):
-            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
-                str(folder), tag=_TAG, exclude_frozen_parameters=adapters_only
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
-        raise DataError(
-            f"its weights cannot be loaded: {_first_line(error)}; take another checkpoint, or the run's export",
-            file=str(folder),
-        ) from error
-    log.debug("%s", said.getvalue())
-    return found
 
 
 def _first_line(error: Exception) -> str:

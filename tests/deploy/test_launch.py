@@ -86,6 +86,10 @@ def test_the_trainer_waits_for_the_launchers_own_loaders_somewhat_longer_than_th
     assert str(ROOT / "trainer" / "main.py") in command
 
 
+def test_ranks_that_save_have_somewhat_more_time_than_they_take_themselves(config_file: Path) -> None:
+    assert plan_for(config_file, "trainer.checkpoint.stop_grace_s=100").trainer_grace_s == 120
+
+
 def test_without_loaders_of_its_own_the_configured_addresses_are_used(config_file: Path) -> None:
     plan = plan_for(config_file, no_loaders=True)
     assert plan.loaders.commands == ()

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.keeper import interrupt_group
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 WAIT_S = 60.0
@@ -155,6 +157,29 @@ def test_ranks_are_told_to_save_once_and_deepspeeds_launcher_is_not(run: Run, se
     os.kill(run.pid, sent)
     assert run.end()[0] == 143
     assert sorted(event for event in run.events() if "SIG" in event) == ["rank 0 SIGTERM", "rank 1 SIGTERM"]
+
+
+def test_ctrl_c_reaches_deepspeeds_launcher_last_and_as_sigterm_whoever_has_no_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The launcher, which leads the group, sends the others SIGTERM at once: they must have got SIGINT before."""
+    script = "trap 'exit 7' INT TERM; sleep 60 & sleep 60 & echo; wait"
+    with subprocess.Popen(["sh", "-c", script], process_group=0, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        below = psutil.Process(leader.pid).children()
+        wait_until(lambda: [one.name() for one in below] == ["sleep", "sleep"], "both have begun")
+        sent, kill = list[tuple[int, int]](), os.kill
+
+        def noted(pid: int, number: int) -> None:
+            sent.append((pid, number))
+            kill(pid, number)
+
+        monkeypatch.setattr(os, "kill", noted)
+        interrupt_group(leader.pid)
+        assert leader.wait(WAIT_S) == 7
+    assert sorted(sent[:-1]) == sorted((one.pid, signal.SIGTERM) for one in below)
+    assert sent[-1] == (leader.pid, signal.SIGINT)
 
 
 def test_under_nohup_a_hang_up_ends_nothing(run: Run) -> None:

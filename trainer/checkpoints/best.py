@@ -1,4 +1,4 @@
-"""The best validation so far (`trainer.checkpoint.best`), and whether to stop early.
+"""The best validation so far (`trainer.checkpoint.best`), whether to stop early, and which step's weights are exported.
 
 A part of stoker.json, so that a resume continues to count:
 
@@ -57,3 +57,27 @@ def update(best: Best | None, config: BestConfig, figures: Mapping[str, float], 
 def is_hopeless(best: Best | None, config: BestConfig | None) -> bool:
     """Whether training ends early."""
     return best is not None and config is not None and config.patience is not None and best.waited >= config.patience
+
+
+def step_to_export(best: Best | None, config: BestConfig | None, last: int) -> int:
+    """The step whose weights a run exports that ends after step `last`."""
+    if best is None or config is None or not config.export or best.step < 0:
+        return last
+    return best.step
+
+
+def reason_of_step(best: Best | None, config: BestConfig | None, last: int) -> str:
+    """A sentence about the weights of `step_to_export`, for the log and the model card; "" where there was no choice."""
+    if best is None or config is None:
+        return ""
+    if best.step < 0:
+        return f"These are the weights after the last step, {last}: no validation measured a number as {best.metric}."
+    figure = f"the best {best.metric} of all validations, {best.value:.6g}"
+    step = step_to_export(best, config, last)
+    if step != best.step:
+        return (
+            f"These are the weights after the last step, {last}; {figure}, was that after step {best.step} "
+            "(trainer.checkpoint.best.export is false)."
+        )
+    where = f"the last step, {last}" if step == last else f"step {step} of {last}"
+    return f"These are the weights after {where}, which had {figure}."

@@ -34,6 +34,8 @@ class TrainingFacts:
     """Samples trained, over all epochs."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Figures by name, `train/loss`, `val/perplexity`; empty where nothing was measured."""
+    choice: str = ""
+    """A sentence that says why these weights and not those of another step; "" where there was no choice."""
 
 
 def model_card(config: Config, processor: Processor, facts: TrainingFacts, *, kind: str, sees_images: bool) -> str:
@@ -88,9 +90,10 @@ def _training(config: Config, facts: TrainingFacts) -> str:
             f"The weights here are the exponential average of the trained ones, with decay {trainer.ema_decay:g}; the scores are "
             "those of the trained ones. "
         )
+    choice = f"{facts.choice} " if facts.choice else ""
     return (
         f"{f'Base model: `{base}`. ' if base else ''}{facts.steps} steps of {trainer.global_batch_size} rows, "
-        f"{facts.samples} samples in all. AdamW, peak learning rate {trainer.lr:g} ({trainer.lr_schedule}), weight decay "
+        f"{facts.samples} samples in all. {choice}AdamW, peak learning rate {trainer.lr:g} ({trainer.lr_schedule}), weight decay "
         f"{trainer.weight_decay:g}, {config.model.precision}. {average}`stoker_processor.json` holds all that turns observations "
         "into tokens.\n"
     )

@@ -10,7 +10,6 @@ base model's folder must be where the config says.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -21,10 +20,7 @@ from typing import Any
 
 from stoker_proto.config import Config
 from stoker_proto.config.reader import config_from_tree
-from stoker_proto.errors import ConfigError, DataError, StokerError
-from stoker_proto.host.hub_cache import find_model_folder
-
-log = logging.getLogger(__name__)
+from stoker_proto.errors import ConfigError, StokerError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed looks for accelerators
     try:
-        target = export_checkpoint(options.checkpoint, options.out or options.checkpoint / "export", options.base_model)
+        target = options.out or options.checkpoint / "export"
+        export_folder(options.checkpoint, target, options.base_model)
     except StokerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -45,34 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export_checkpoint(folder: Path, target: Path, base_model: str | None = None) -> Path:
+def export_folder(folder: Path, target: Path, base_model: str | None = None) -> None:
     """Write the export `target` of the checkpoint in `folder`. Raises ConfigError, DataError, HostError.
 
     An earlier export there is replaced.
     """
-    from stoker_proto.processor import Processor
-    from trainer.checkpoints.card import TrainingFacts
-    from trainer.checkpoints.export import write_export
+    from trainer.checkpoints.from_checkpoint import export_checkpoint  # imports torch and DeepSpeed
     from trainer.checkpoints.state import read_checkpoint
 
     check_target(target)
     checkpoint = read_checkpoint(folder)
-    config = config_of(checkpoint.state, base_model)
-    processor = Processor.load(folder / "processor")
-    model = build_model(config, processor.vocab_size_needed)
-    weights = read_weights(folder, adapters_only=config.model.lora is not None, averages=bool(config.trainer.ema_decay))
-    state = {**model.state_dict(), **weights}
-    unknown = sorted(set(weights) - set(model.state_dict()))
-    if unknown:
-        raise DataError(
-            f"it holds weights that the base model lacks ({', '.join(unknown[:3])}): name its own base model with "
-            "--base-model",
-            file=str(folder),
-        )
-    cursor = checkpoint.cursor
-    facts = TrainingFacts(steps=cursor.step, samples=cursor.position, scores=checkpoint.state.get("scores", {}))
-    write_export(target, model, state, config, processor, facts)
-    return target
+    export_checkpoint(checkpoint, config_of(checkpoint.state, base_model), target)
 
 
 def check_target(target: Path) -> None:
@@ -95,36 +75,6 @@ def config_of(state: dict[str, Any], base_model: str | None) -> Config:
     if base_model is not None:
         config = replace(config, model=replace(config.model, base_model_path=base_model))
     return config
-
-
-def build_model(config: Config, vocab_size_needed: int) -> Any:
-    """The base model with whatever training added to it, on the CPU in float32. Raises ConfigError."""
-    from trainer.models.families import family_of, read_model_config
-    from trainer.models.loading import load_model
-
-    folder = find_model_folder(config.model.base_model_path)
-    family = family_of(read_model_config(str(folder), config.model.trust_remote_code))
-    whole = replace(config, model=replace(config.model, precision="fp32", gradient_checkpointing=False, freeze=()))
-    return load_model(whole, family, {"zero_optimization": {"stage": 0}}, vocab_size_needed)
-
-
-def read_weights(folder: Path, *, adapters_only: bool, averages: bool = False) -> dict[str, Any]:
-    """float32 weights by name, from DeepSpeed's files. averages: those of `trainer.ema_decay` instead. Raises DataError."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    from trainer.engine.averages import readable_states
-
-    try:
-        with (
-            readable_states(averages=averages),
-            contextlib.redirect_stdout(sys.stderr),
-        ):  # it prints; the command's own output is the folder alone
-            found: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
-                str(folder), tag="deepspeed", exclude_frozen_parameters=adapters_only
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"DeepSpeed cannot read it ({error}): the checkpoint is damaged", file=str(folder)) from error
-    return found
 
 
 if __name__ == "__main__":

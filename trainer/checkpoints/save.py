@@ -73,6 +73,7 @@ class Checkpoints:
         self.folder = Path(config.trainer.output_dir) / "checkpoints"
         self.newest: Path | None = None
         """The checkpoint that this run wrote last, or resumed from."""
+        self._resumed: Path | None = None
         self._writing: BackgroundWriting | None = None
         self._fits: bool | None = None
         """What `trainer.checkpoint.background: auto` decided last."""
@@ -169,7 +170,7 @@ class Checkpoints:
         one that the former checkpoint met.
         """
         self.finish()
-        target = self.folder / f"step-{cursor.step:08d}"
+        target = self.folder / _name_of(cursor.step)
         contents = Contents(cursor=cursor, fingerprints=fingerprints, processor=processor, extra=extra or {})
         behind = background and self._may_write_behind(engine)
         with writing(target):
@@ -292,7 +293,15 @@ class Checkpoints:
         if tag == _UNIVERSAL and self.config.trainer.ema_decay:
             load_averages(engine, checkpoint.folder / tag)
         repair_optimizer(engine, values)
-        self.newest = checkpoint.folder
+        self.newest = self._resumed = checkpoint.folder
+
+    def folder_of(self, step: int) -> Path:
+        """Where this run's checkpoint of a step is, or should be: it may lie beside the one that the run resumed from."""
+        name = _name_of(step)
+        folders = [self.folder / name]
+        if self._resumed is not None:
+            folders.append(self._resumed.parent / name)
+        return next((folder for folder in folders if (folder / STATE_FILE).is_file()), folders[0])
 
     def _folders(self) -> list[Path]:
         folders = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
@@ -327,6 +336,10 @@ class Checkpoints:
         for suffix in (_PARTIAL, _DELETED):
             for left in self.folder.glob(f"step-*{suffix}"):
                 _remove(left)
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _hide(folder: Path) -> None:

@@ -83,10 +83,9 @@ def choose_trained(model: PreTrainedModel, config: Config, *, grown: bool) -> No
             )
         add_adapters(model, lora, config.trainer.seed)
         head = model.get_output_embeddings()
-        if hasattr(
-            head, "lora_A"
-        ):  # under ZeRO-3 the head's weights are then gathered together, as its loss in chunks needs
-            set_z3_leaf_module(head, True)
+        if hasattr(head, "lora_A") and config.trainer.zero_stage == 3:
+            set_z3_leaf_module(head, True)  # its weights are then gathered together, as its loss in chunks needs
+            head.register_forward_pre_hook(_with_gradient)
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not any(matches(name, (pattern,)) for name in names):
@@ -101,6 +100,17 @@ def choose_trained(model: PreTrainedModel, config: Config, *, grown: bool) -> No
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
     if patterns and is_tied and not head.weight.requires_grad:
         log.warning("model.freeze: the head is frozen, too, as its weights are the input embeddings")
+
+
+def _with_gradient(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    """The head's hidden states with a gradient, also above layers that are all frozen.
+
+    ZeRO-3 adds up the gradients of a module whose weights are gathered together when the gradient of its input is there. Without
+    one it does so before the module's own backward, and partitions weights that are still needed.
+    """
+    if not torch.is_grad_enabled() or inputs[0].requires_grad:
+        return None
+    return (inputs[0].detach().requires_grad_(), *inputs[1:])
 
 
 def check_new_tokens(model: PreTrainedModel, vocabulary: ActionVocabulary | None) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stoker_proto.config import Config, LoraConfig, ParameterGroupConfig
+from stoker_proto.config import Config, LoraConfig, LossConfig, ParameterGroupConfig
 from stoker_proto.errors import ConfigError
 from tests.end_to_end.fleet import ROOT, environment
 from tests.trainer.support.memory import make_config
 from tests.trainer.support.ranks import run_ranks
 from tests.trainer.support.runs import build_run, digests, run, weights
 from trainer.checkpoints.command import main as export_command
-from trainer.checkpoints.command import read_weights
+from trainer.checkpoints.from_checkpoint import build_model
+from trainer.checkpoints.weights import read_weights
+from trainer.policy_loading import load_parts
 
 CHECKPOINT = {"interval": 2, "keep": 10}
 LORA = LoraConfig(rank=4, alpha=8)
@@ -29,9 +32,9 @@ KEYS: dict[str, Any] = {"max_steps": 4, "lr": 1e-2, "lr_schedule": "constant", "
 pytestmark = pytest.mark.process
 
 
-def trained_logits(config: Config, rank: int) -> Any:
+def trained_logits(config: Config, rank: int, *, images: bool = True) -> Any:
     """Of the trained engine, for one micro-batch, with that micro-batch's arguments."""
-    trainer = build_run(config)
+    trainer = build_run(config, images=images)
     trainer.run()
     assert trainer.val is not None
     inputs = trainer.stepper.make_inputs(next(iter(trainer.val.feed.steps(0, 0))).micro_batches[0])
@@ -89,6 +92,45 @@ def test_an_adapter_export_is_the_trained_model(merged: tuple[Path, Any], tiny_l
     with torch.no_grad():
         found = model(**{n: torch.from_numpy(a) for n, a in given.items()}).logits.numpy()
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft, as above
+@pytest.mark.filterwarnings("ignore:.*tied layer is part of the adapter:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "num_ranks"),
+    [("own", 1), pytest.param("own", 2, marks=pytest.mark.slow), pytest.param("tied", 2, marks=pytest.mark.slow)],
+)
+def test_adapters_on_the_head_alone_are_trained_and_exported(
+    kind: str, num_ranks: int, tiny_causal: Path, tied_causal: Path, tmp_path: Path
+) -> None:
+    """Under ZeRO-3 as under ZeRO-1, with the loss in chunks, though no hidden state has a gradient. And beside a tied head."""
+    import peft
+    import transformers
+
+    base = tiny_causal if kind == "own" else tied_causal
+    lora = LoraConfig(rank=4, alpha=8, targets=("lm_head",), export="merged" if kind == "own" else "adapter")
+    found, losses = {}, {}
+    for stage in (3, 1):
+        loss, folder = LossConfig(chunk_labels=7), tmp_path / str(stage)
+        config = make_config(base, folder, lora=lora, zero_stage=stage, loss=loss, **KEYS)
+        found[stage] = run_ranks(num_ranks, partial(trained_logits, config, images=False))[0]
+        losses[stage] = [line["loss"] for line in digests(folder)]
+    assert losses[3] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[3][-1] < losses[3][0] - 0.1
+    given, logits = found[3]
+    np.testing.assert_allclose(logits, found[1][1], rtol=0, atol=1e-4)
+    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+    if kind == "own":
+        before, after = load_file(base / "model.safetensors"), weights(tmp_path / "3" / "export")
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {"lm_head.weight"}
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "3" / "export", dtype=torch.float32)
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = peft.PeftModel.from_pretrained(model, str(tmp_path / "3" / "export"))
+    policy, _, _ = load_parts(tmp_path / "3" / "checkpoints" / "step-00000004", torch.float32)
+    with torch.no_grad():
+        for one in (model, policy):
+            np.testing.assert_allclose(one(**tensors).logits.numpy(), logits, rtol=0, atol=1e-5)
 
 
 def resumed(folder: Path, make: Callable[[Path], Config], straight: Path) -> None:
@@ -176,6 +218,11 @@ def saved(step: Path, keys: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor.detach().numpy() for name, tensor in found.items()}
 
 
+def in_bf16(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    rounded: np.ndarray[Any, Any] = torch.from_numpy(value).to(torch.bfloat16).float().numpy()
+    return rounded
+
+
 def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
     """Step -> digests of its rows, micro-batch by micro-batch in global order."""
     ranks = [{line["step"]: line["rows"] for line in digests(folder, rank)} for rank in range(world_size)]
@@ -186,23 +233,29 @@ def rows_of_steps(folder: Path, world_size: int) -> dict[int, list[str]]:
 
 @pytest.mark.slow  # each case starts ranks twice
 @pytest.mark.parametrize(
-    ("kind", "before", "after", "stage"),
+    ("kind", "before", "after", "stage", "precision"),
     [
-        ("adapters", 2, 1, 3), ("averages", 2, 1, 2), ("averages", 1, 2, 3), ("both", 2, 1, 2),
-        ("both", 1, 2, 3), ("adapters", 1, 2, 1), ("averages", 2, 1, 1),
+        ("adapters", 2, 1, 3, "fp32"), ("averages", 2, 1, 2, "fp32"), ("averages", 1, 2, 3, "fp32"),
+        ("both", 2, 1, 2, "fp32"), ("both", 1, 2, 3, "fp32"), ("adapters", 1, 2, 1, "fp32"), ("averages", 2, 1, 1, "fp32"),
+        ("averages", 2, 1, 1, "bf16"), ("both", 1, 2, 1, "bf16"),
     ],
 )  # fmt: skip
 def test_adapters_and_averages_resume_on_another_number_of_ranks(
-    kind: str, before: int, after: int, stage: int, tiny_llava: Path, tmp_path: Path
+    kind: str, before: int, after: int, stage: int, precision: str, tiny_llava: Path, tmp_path: Path
 ) -> None:
-    """The run begins with what was saved, and trains and exports as the one that was not disturbed."""
-    keys = {**KEYS, **RESIZED[kind], "zero_stage": stage}
+    """The run begins with what was saved, and trains and exports as the one that was not disturbed.
+
+    ZeRO-1 in bf16 is another optimizer of DeepSpeed's. bf16 rounds a sum in another order to a neighbour now and then.
+    """
+    keys = {**KEYS, **RESIZED[kind], "zero_stage": stage, "precision": precision}
     straight, moved = tmp_path / "straight", tmp_path / "moved"
     run_ranks(before, lambda rank: run(make_config(tiny_llava, straight, **keys)))
     step = moved / "checkpoints" / "step-00000002"
     shutil.copytree(straight / "checkpoints" / step.name, step)
     config = make_config(tiny_llava, moved, **{**keys, "checkpoint": {**CHECKPOINT, "universal": True}})
     begun, expected = run_ranks(after, lambda rank: resume(config))[0], saved(step, keys)
+    if precision == "bf16":
+        expected |= {name: in_bf16(value) for name, value in expected.items() if not name.startswith("average of")}
     assert any(name.startswith("average of") for name in begun) == ("ema_decay" in keys)
     assert [name for name, value in begun.items() if not np.array_equal(value, expected[name])] == []
     rows = rows_of_steps(straight, before)
@@ -210,11 +263,16 @@ def test_adapters_and_averages_resume_on_another_number_of_ranks(
     assert len(rows[3]) == 4
     lines, others = digests(moved), digests(straight)[2:]
     assert [line["step"] for line in lines] == [line["step"] for line in others] == [3, 4]
-    for line, other in zip(lines, others, strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
-    ours, theirs = weights(moved / "export"), weights(straight / "export")
-    for name, tensor in theirs.items():
-        np.testing.assert_allclose(ours[name].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=name)
+    close = {"fp32": 1e-5, "bf16": 2e-3}[precision]
+    assert lines[0]["loss"] == pytest.approx(others[0]["loss"], abs=1e-5)
+    assert lines[1]["loss"] == pytest.approx(others[1]["loss"], abs=close)
+    ours, theirs = (saved(folder / "checkpoints" / "step-00000004", keys) for folder in (moved, straight))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=close, err_msg=name)
+    if precision == "fp32":
+        exported, expected_export = weights(moved / "export"), weights(straight / "export")
+        for name, tensor in expected_export.items():
+            np.testing.assert_allclose(exported[name].numpy(), tensor.numpy(), rtol=0, atol=1e-5, err_msg=name)
 
 
 def average_by_hand(config: Config, rank: int) -> Any:
@@ -324,6 +382,11 @@ def test_the_export_of_a_checkpoint_is_that_of_its_run(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert {file.name for file in out.iterdir()} == {file.name for file in (folder / "export").iterdir()}
+
+
+def test_a_host_without_a_gpu_exports_what_was_trained_with_flash_attention(tiny_causal: Path, tmp_path: Path) -> None:
+    model = build_model(make_config(tiny_causal, tmp_path, attention="flash", precision="bf16"), 0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

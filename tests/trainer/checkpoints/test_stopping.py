@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 from collections.abc import Iterator, Mapping
@@ -62,15 +63,28 @@ def test_a_signal_at_one_rank_stops_all_at_one_step_and_the_same_command_goes_on
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["steps"] == 4
 
 
-def limited(config: Config) -> tuple[Any, int]:
+def limited(config: Config) -> tuple[Any, int, list[str]]:
+    """Also what the loop warned of."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logging.getLogger("trainer.loop").addHandler(Lines(logging.WARNING))
     found = build_run(config, images=False)
-    return found.run(), found.exit_code
+    return found.run(), found.exit_code, lines
 
 
 @pytest.mark.process
 def test_the_time_limit_saves_and_ends_with_a_code_that_asks_for_more(tiny_causal: Path, tmp_path: Path) -> None:
-    config = make_config(tiny_causal, tmp_path, max_time="0:00:00", export=False)
-    assert run_ranks(1, lambda rank: limited(config)) == [({"steps": 1, "stopped": True}, 75)]
+    config = make_config(tiny_causal, tmp_path, max_time="0:00:00", max_steps=9, export=False)
+    too_many = (
+        "trainer.max_steps is 9, but trainer.epochs = 1 over 29 samples end after 4 steps; for more, set trainer."
+    )
+    [(summary, code, [line])] = run_ranks(1, lambda rank: limited(config))
+    assert (summary, code) == ({"steps": 1, "stopped": True}, 75)
+    assert line.startswith(too_many)
     assert names(tmp_path) == ["step-00000001"]
     assert seconds_of("26:01:05") == 93_665
 

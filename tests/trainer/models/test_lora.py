@@ -47,6 +47,8 @@ def test_targets_by_name_are_full_names_or_last_parts(tiny_causal: Path) -> None
     message = "model.lora.targets names 'query'.*down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     with pytest.raises(ConfigError, match=message):
         find_targets(model, ("q_proj", "query"))
+    with pytest.raises(ConfigError, match=r"model.lora.targets names 'embed_tokens': the model has no linear layer of"):
+        find_targets(model, ("lm_head", "embed_tokens"))
 
 
 def test_an_adapter_on_a_tied_head_cannot_be_merged(tied_causal: Path) -> None:

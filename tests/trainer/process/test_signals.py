@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.child import without_sigusr1
 from deploy.node import Plan
 from trainer import main
 from trainer.process import signals
@@ -48,6 +49,8 @@ name = "rank" + os.environ.get("RANK", "0")
 mutex = ctypes.create_string_buffer(64)
 lock = ctypes.CDLL(None).pthread_mutex_lock
 lock(mutex)
+if os.environ.get("TOGETHER"):
+    os.write(signal.set_wakeup_fd(-1), bytes([signal.SIGTERM, signal.SIGINT]))
 try:  # a SIGINT that comes before the wait below raises KeyboardInterrupt here
     (folder / "part" / name).rename(folder / name)
     while os.environ.get("SAVES") and not stop.requested:
@@ -132,7 +135,8 @@ def test_during_training_a_signal_asks_the_loop_to_save(
 ) -> None:
     monkeypatch.setenv("GRACE_S", "600")
     monkeypatch.setenv("SAVES", "1")
-    process = start(script)
+    with without_sigusr1():  # as deploy/launch.py starts ranks
+        process = start(script)
     started(script)
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE_S)
@@ -182,6 +186,15 @@ def test_ctrl_c_is_said_at_once_and_the_launchers_sigterm_adds_nothing(script: P
     process.terminate()
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (143, "")
+
+
+@pytest.mark.process
+def test_of_signals_that_came_together_ctrl_c_is_named(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in the pipe before the thread reads: the kernel runs the handler of the later one, DeepSpeed's SIGTERM, first."""
+    monkeypatch.setenv("TOGETHER", "1")
+    _, errors = start(script).communicate(timeout=PATIENCE_S)
+    assert errors.endswith("interrupted by SIGINT at step 7\n")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.process
