@@ -73,9 +73,7 @@ def marked_values(value: Any, mark: Mark, of_assistant: bool) -> Any:
     if isinstance(value, str):
         return mark(value, of_assistant)
     if isinstance(value, dict):
-        return {
-            mark(key, of_assistant): marked_values(item, mark, of_assistant) for key, item in value.items()
-        }
+        return {mark(key, of_assistant): marked_values(item, mark, of_assistant) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [marked_values(item, mark, of_assistant) for item in value]
     return value
