@@ -109,6 +109,10 @@ class BaseSFTDataset:
         Empty where the data has no names. They say whether the last dimension is a gripper (`data.action.unmasked`)."""
         return set()
 
+    def findings(self, shards: Sequence[Path]) -> Iterable[str]:
+        """What an index beside the shards says that is no error, and that the user should know before training."""
+        return ()
+
     def for_split(self, split: str) -> BaseSFTDataset:
         """The dataset for a split ("train", "val"); a different one if the options choose records by split."""
         return self

@@ -128,6 +128,17 @@ class LeRobotDataset(BaseSFTDataset):
         features = [self._meta(shard).info.features.get(self.action_key) for shard in shards]
         return {feature.names for feature in features if feature is not None and feature.names}
 
+    def findings(self, shards: Sequence[Path]) -> Iterator[str]:
+        """Data sets whose table of episodes is shorter than their info.json says: a part of `meta/` may be missing."""
+        metas = {} if self.options.episodes is not None else {id(meta): meta for meta in map(self._meta, shards)}
+        for meta in metas.values():
+            said, found = meta.info.tree.get("total_episodes"), len(meta.episodes.index)
+            if type(said) is int and said > found:
+                yield (
+                    f"{meta.info.file} says total_episodes {said}, and meta/ has {found} episodes, which are all that is read: "
+                    "fetch meta/ again, or correct the number"
+                )
+
     def preload(self, shards: Sequence[Path]) -> None:
         """pyarrow and PyAV, and Pillow's formats for frames in parquet files."""
         for name in ("pyarrow.parquet", "av", "av.video.reformatter"):
