@@ -180,6 +180,9 @@ def test_stokers_markers_cannot_be_forged(tmp_path: Path) -> None:
     for where in ("instruction", "answer"):
         with pytest.raises(DataError, match=rf"the {where} holds '</s>', which gives rows their structure"):
             processor.encode("a</s>b" if where == "instruction" else "ab", 0, answer="a</s>b")
+    lowering = build(tmp_path / "openvla", "data.dialogue.template=openvla")
+    with pytest.raises(DataError, match="the instruction holds '</s>', which gives rows their structure"):
+        lowering.encode("stop</S>", 0, answer="ab")
 
 
 def test_markers_that_are_plain_text_are_refused_in_a_turn(tmp_path: Path) -> None:
