@@ -16,7 +16,7 @@ Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from stoker_proto.hashing import fingerprint
 
 _MODE_KEY = b"control_mode"
 _LOOKED_AT = 1 << 20  # bytes of a shard, which are read at once anyway
+_SUCCESS = ("success", "is_success", "succeeded")
+_FAILED_NOTE = "its row says that it did not succeed, and it is trained: remove such lines if only successes are meant"
 _UNREADABLE_NOTE = "its NPZ cannot be opened: training will fail on it, or skip it"
 
 
@@ -75,6 +77,10 @@ class ManiOpenPIDataset(BaseSFTDataset):
     def read_identity(self) -> dict[str, Any]:
         """Adds the task table, which decides the instructions."""
         return {**super().read_identity(), "tasks": fingerprint(self.tasks)}
+
+    def beside(self, shards: Sequence[Path]) -> str:
+        """Of the task table."""
+        return fingerprint(self.tasks)
 
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
         """One pass over the lines. Of each local NPZ the directory is read. One behind a URL is opened only for states that are
@@ -159,6 +165,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 states = read_states(npz, self.options.state_keys, len(actions))
         if self.remote is None or not self.remote.holds(shard):  # each remote file would be fetched for it
             files, notes = self._scan_npz(row, shard)
+        if any(row.get(name) is False for name in _SUCCESS):
+            notes = (*notes, _FAILED_NOTE)
         states = None if states is None else states[: len(actions)]  # the state after the last action is in no sample
         if self.config.action.drop_noops:
             actions = actions[~is_noop(actions)]

@@ -39,6 +39,7 @@ from loader_service.sources.lerobot.scan import scan_shard
 from loader_service.sources.trajectory import Trajectory, frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, located
+from stoker_proto.hashing import fingerprint
 
 
 class LeRobotDataset(BaseSFTDataset):
@@ -127,6 +128,12 @@ class LeRobotDataset(BaseSFTDataset):
         """`names` of the feature that is the action, in each data set's info.json."""
         features = [self._meta(shard).info.features.get(self.action_key) for shard in shards]
         return {feature.names for feature in features if feature is not None and feature.names}
+
+    def beside(self, shards: Sequence[Path]) -> str:
+        """Of `meta/` of each data set. Copies of remote ones never change."""
+        if any(self._rows.files.is_remote(shard) for shard in shards):
+            return ""
+        return fingerprint(sorted({self._meta(shard).fingerprint for shard in shards}))
 
     def findings(self, shards: Sequence[Path]) -> Iterator[str]:
         """Data sets whose table of episodes is shorter than their info.json says: a part of `meta/` may be missing."""
