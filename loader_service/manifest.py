@@ -55,6 +55,7 @@ class NamedEntry:
     fingerprint: str
     stamps: tuple[tuple[int, int], ...] = ()
     held: frozenset[int] | None = None
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +184,8 @@ class EntryManifest:
     held: frozenset[int] | None = None
     """Numbers of the shards that this loader serves; None: all. The columns are those of the whole entry in any case, since the
     order of an epoch follows from them."""
+    beside: str = ""
+    """`BaseSFTDataset.beside` when the entry was located; empty: not known, or nothing lies beside the shards."""
 
     @property
     def num_records(self) -> int:
@@ -205,6 +208,7 @@ class EntryManifest:
             fingerprint=self.fingerprint,
             stamps=self.stamps,
             held=self.held,
+            beside=self.beside,
         )
 
     def holds(self, record: int) -> bool:
@@ -260,6 +264,7 @@ def load_manifest(folder: Path, named: NamedEntry) -> EntryManifest:
         folder=folder,
         stamps=named.stamps,
         held=named.held,
+        beside=named.beside,
         **_map_columns(folder, description),
     )
 

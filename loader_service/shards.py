@@ -58,6 +58,8 @@ class EntryShards:
     versions: tuple[tuple[int, int], ...] = ()
     """Remote shards: size in bytes, and a number that changes with the content, as the host of the files reports them. `paths`
     are then the places of the local copies (`BaseSFTDataset.local` fetches them). Empty for local files."""
+    broken: tuple[Path, ...] = ()
+    """Links in the entry's folders that would be shards, and whose targets are not here."""
 
 
 def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:
@@ -68,17 +70,17 @@ def expand_entry(path: str, patterns: Sequence[str]) -> list[Path]:
 def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
     """The entry's shards with their names. Raises ConfigError if there are none."""
     named = Path(path).expanduser()
-    pattern = ""
+    pattern, broken = "", list[Path]()
     if named.is_file():
         base, pattern, found = named.parent, named.name, [named]
     elif named.is_dir():
-        base, found = named, list(_in_folder(named, patterns))
+        base, found = named, list(_in_folder(named, patterns, broken))
     else:
         base = folder_without_wildcards(named)
         pattern = named.relative_to(base).as_posix()
         found = []
         for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
-            found.extend(_in_folder(match, patterns) if match.is_dir() else [match])
+            found.extend(_in_folder(match, patterns, broken) if match.is_dir() else [match])
     shards: dict[Path, tuple[str, Path]] = {}
     for file in sorted(set(found), key=lambda file: natural_key(file.relative_to(base).as_posix())):
         real = file.resolve()
@@ -91,7 +93,7 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
             f"matches (working folder: {Path.cwd()})"
         )
     names, paths = zip(*shards.values(), strict=True)
-    return EntryShards(base.resolve(), pattern, names, paths)
+    return EntryShards(base.resolve(), pattern, names, paths, broken=tuple(sorted(set(broken))))
 
 
 def _place(file: Path, real: Path) -> Path:
@@ -111,12 +113,31 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(digits) if digits else -1) for text, digits in pieces], name
 
 
-def _in_folder(folder: Path, patterns: Iterable[str]) -> Iterable[Path]:
+def _in_folder(folder: Path, patterns: Iterable[str], broken: list[Path]) -> Iterable[Path]:
+    """The files that match. Links to nothing are added to `broken`."""
     for pattern in patterns:
         for file in folder.glob(pattern):
-            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-            if file.is_file() and not hidden:
+            if any(part.startswith(".") for part in file.relative_to(folder).parts):
+                continue
+            if file.is_file():
                 yield file
+            elif is_broken_link(file):
+                broken.append(file)
+
+
+def is_broken_link(path: Path) -> bool:
+    """Whether it is a link whose target is not here."""
+    return path.is_symlink() and not path.exists()
+
+
+def refuse_broken(shards: EntryShards) -> None:
+    """Call it where the entry must be here as a whole. Raises ConfigError: what a link stands for would be missing in silence."""
+    if shards.broken:
+        link = shards.broken[0]
+        raise ConfigError(
+            f"{link} is a link to {link.readlink()}, which is not here ({len(shards.broken)} such links in the entry): mount or "
+            "copy what it points to, or remove the link"
+        )
 
 
 def folder_without_wildcards(path: Path) -> Path:

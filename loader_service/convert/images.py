@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loader_service.convert.episode import check_episode_size
+from loader_service.sources.pictures import refuse_deep_grey
 from stoker_proto.errors import DataError
 
 MAX_PIXELS = 64 << 20
@@ -52,6 +53,7 @@ def decode_image(data: bytes | memoryview) -> NDArray[np.uint8]:
             return frame
         with Image.open(io.BytesIO(data)) as image:
             check_pixels(*image.size)
+            refuse_deep_grey(image)
             return np.array(image.convert("RGB"))
     except (
         ValueError,

@@ -101,6 +101,7 @@ class RecordEncoder:
         self._excluded = Excluded.read(data) if excluded is None else excluded
         self._excluded_of: dict[tuple[str, int], dict[int, frozenset[int]]] = {}  # (split, entry): record: samples
         self._packed: dict[tuple[str, int], bool] = {}
+        self._beside: dict[tuple[str, int], str] = {}  # of each entry: why its records cannot be read; "": they can
         self._with_images: set[tuple[str, int]] = set()
         datasets = make_datasets(data)
         self._dataset_of: dict[tuple[str, int], BaseSFTDataset] = {
@@ -192,6 +193,7 @@ class RecordEncoder:
         hides_padding = not self.data.action.learn_padding and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
+        self._check_beside(manifest, dataset)
         shard, offset, size = manifest.place(number)
         switch(READ)  # a record that failed may have ended in another stage
         record = _Record(manifest, number, shard)
@@ -231,6 +233,28 @@ class RecordEncoder:
         except StokerError as error:
             raise _not_here(error) from error
         return record
+
+    def _check_beside(self, manifest: EntryManifest, dataset: BaseSFTDataset) -> None:
+        """Raises FetchError where an index or a table beside the shards is not that of which the loader told the ranks.
+
+        Once for each entry: a dataset keeps what it has read."""
+        key = manifest.split, manifest.entry
+        if not manifest.beside or self._beside.get(key) == "":
+            return
+        if key not in self._beside:
+            try:
+                changed = dataset.beside([Path(shard) for shard in manifest.shards]) != manifest.beside
+                reason = "it is another now" if changed else ""
+            except DataError as error:
+                check_host(error, manifest.path)
+                reason = str(error)
+            self._beside[key] = reason
+        if self._beside[key]:
+            raise FetchError(
+                f"{manifest.path}: what lies beside the data (meta/, data.task_table) changed while this loader was running "
+                f"({self._beside[key]}): put it back as it was, or start all loaders again; a run that began with the old one "
+                "refuses the new one"
+            )
 
     def _with_encoded_images(
         self, samples: Iterable[tuple[Sample, int | None]]

@@ -218,6 +218,7 @@ class EntryJob:
             fingerprint=read_fingerprint(content, self.dataset.read_identity()),
             stamps=() if self.shards.versions else tuple((stamp.size, stamp.mtime_ns) for stamp in stamps),
             held=self._held(),
+            beside=self.dataset.beside(self.shards.paths),
         )
         manifest = load_manifest(self._columns(content, files), named)
         if (manifest.content, manifest.files_fingerprint) != (content, files):

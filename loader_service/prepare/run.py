@@ -21,6 +21,7 @@ from loader_service.prepare.fit import fitted_codec, given_codec, given_states, 
 from loader_service.prepare.parts import run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, PoolOptions, run_all
 from loader_service.prepare.statistics_check import check_clamped
+from loader_service.shards import refuse_broken
 from loader_service.sources.base import BaseSFTDataset, make_datasets
 from stoker_proto.actions import ActionCodec, ActionStatistics
 from stoker_proto.config import Config, DataConfig
@@ -166,6 +167,8 @@ def _jobs(
             served = here[number] if isinstance(here, Mapping) else None
             try:
                 shards = dataset.locate(path) if served is None else dataset.locate_here(path)
+                if served is None:
+                    refuse_broken(shards)
             except ConfigError as error:
                 raise ConfigError(f"{data.path_key(split, number)}: {error}") from None
             root = cache_root(shards.base, cache_dir)

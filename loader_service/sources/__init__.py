@@ -5,5 +5,5 @@ Read `base` (the interface) with `samples` and `indexed` (classes of items by nu
 -> samples) with `actions` and `tasks` (task -> instruction). `mani_openpi` reads JSONL and NPZ, with `mani_options`, `jsonl`,
 `mani_arrays`, `npz`, `zip_directory`, `npy_header` and `named_files`. Then `lerobot`, and `tables` (rows of JSON, parquet, Arrow
 and text) with `chat`, `code` and `text`. Several of them use `token_rows` (ids with labels), `fields` (those that nothing reads),
-`record_numbers` (for messages), `half_characters`, `parquet`, `lfs` and `extras`.
+`record_numbers` (for messages), `half_characters`, `parquet`, `pictures`, `lfs` and `extras`.
 """

@@ -109,6 +109,16 @@ class BaseSFTDataset:
         Empty where the data has no names. They say whether the last dimension is a gripper (`data.action.unmasked`)."""
         return set()
 
+    def findings(self, shards: Sequence[Path]) -> Iterable[str]:
+        """What an index beside the shards says that is no error, and that the user should know before training."""
+        return ()
+
+    def beside(self, shards: Sequence[Path]) -> str:
+        """Fingerprint of what this object has read of files beside the shards (an index, a table), and keeps for its life.
+
+        Workers that start later compare theirs, and read nothing where it differs. Empty: there are no such files."""
+        return ""
+
     def for_split(self, split: str) -> BaseSFTDataset:
         """The dataset for a split ("train", "val"); a different one if the options choose records by split."""
         return self

@@ -16,7 +16,7 @@ Letters: T timesteps, D dimensions of an action, S numbers of a state, K actions
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError, located
 from stoker_proto.hashing import fingerprint
 
+_MODE_KEY = b"control_mode"
+_LOOKED_AT = 1 << 20  # bytes of a shard, which are read at once anyway
+_SUCCESS = ("success", "is_success", "succeeded")
+_FAILED_NOTE = "its row says that it did not succeed, and it is trained: remove such lines if only successes are meant"
 _UNREADABLE_NOTE = "its NPZ cannot be opened: training will fail on it, or skip it"
 
 
@@ -74,6 +78,10 @@ class ManiOpenPIDataset(BaseSFTDataset):
         """Adds the task table, which decides the instructions."""
         return {**super().read_identity(), "tasks": fingerprint(self.tasks)}
 
+    def beside(self, shards: Sequence[Path]) -> str:
+        """Of the task table."""
+        return fingerprint(self.tasks)
+
     def scan(self, shard: Path) -> Iterator[ScannedRecord]:
         """One pass over the lines. Of each local NPZ the directory is read. One behind a URL is opened only for states that are
         needed (`data.state: text`) and not in the row."""
@@ -100,7 +108,9 @@ class ManiOpenPIDataset(BaseSFTDataset):
         mode = _first_mode(shard)
         for offset, line in iter_lines(shard, start, stop):
             try:
-                yield self._scan_line(shard, offset, line, mode)
+                row = parse_object(line)
+                mode = mode or _mode_of(row)
+                yield self._scan_row(shard, offset, line, row, mode)
             except DataError as error:
                 located = self._located(error, shard, offset)
                 if self.config.on_bad_sample == "fail":
@@ -140,9 +150,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
             return DataError(error.reason, file=error.file, record=line, field=error.field)
         return DataError(error.reason, file=line, field=error.field)
 
-    def _scan_line(self, shard: Path, offset: int, line: bytes, mode: str | None) -> ScannedRecord:
-        row = parse_object(line)
-        _check_mode(_mode_of(row), mode, "the first line")
+    def _scan_row(self, shard: Path, offset: int, line: bytes, row: dict[str, Any], mode: str | None) -> ScannedRecord:
+        _check_mode(_mode_of(row), mode, "the first row that names one")
         if not isinstance(row.get("obs_path"), str):
             raise DataError(f"{row.get('obs_path')!r}: the path of an NPZ is expected", field="obs_path")
         actions = parse_actions(row.get("actions"), self.options.action_dim)
@@ -156,6 +165,8 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 states = read_states(npz, self.options.state_keys, len(actions))
         if self.remote is None or not self.remote.holds(shard):  # each remote file would be fetched for it
             files, notes = self._scan_npz(row, shard)
+        if any(row.get(name) is False for name in _SUCCESS):
+            notes = (*notes, _FAILED_NOTE)
         states = None if states is None else states[: len(actions)]  # the state after the last action is in no sample
         if self.config.action.drop_noops:
             actions = actions[~is_noop(actions)]
@@ -250,11 +261,14 @@ def _mode_of(row: dict[str, Any]) -> str | None:
 
 
 def _first_mode(shard: Path) -> str | None:
-    """Of the first line; None where it says nothing, or cannot be read (the scan then names what is wrong)."""
+    """Of the first row that names one; None where none does in the first MiB, or a line cannot be read (the scan says why)."""
     try:
-        return next((_mode_of(parse_object(line)) for _, line in iter_lines(shard)), None)
+        for _, line in iter_lines(shard, 0, _LOOKED_AT):
+            if _MODE_KEY in line and (mode := _mode_of(parse_object(line))) is not None:
+                return mode
     except DataError:
         return None
+    return None
 
 
 def _check_mode(mode: str | None, first: str | None, where: str, *, file: str = "") -> None:

@@ -71,6 +71,15 @@ def test_one_file_under_two_names_is_one_shard(demos: Path) -> None:
     assert expand_entry(str(demos), PATTERNS).count(demos / "part-2.jsonl") == 1
 
 
+def test_links_to_nothing_are_named(demos: Path) -> None:
+    (demos / "part-4.jsonl").symlink_to(demos.parent / "unmounted" / "part-4.jsonl")
+    (demos / ".#part-1.jsonl").symlink_to("somebody@host.123")  # an editor's lock
+    for path in (demos, f"{demos.parent}/dem*"):
+        found = locate_entry(str(path), PATTERNS)
+        assert found.broken == (demos / "part-4.jsonl",)
+        assert [name.rpartition("/")[2] for name in found.names] == ["part-1.jsonl", "part-2.jsonl", "part-10.jsonl"]
+
+
 @pytest.mark.parametrize("name", ["absent.jsonl", "deep/*.txt", "empty"])
 def test_nothing_found_is_an_error_with_the_working_folder(demos: Path, name: str) -> None:
     (demos / "empty").mkdir()

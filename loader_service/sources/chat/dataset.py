@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -75,7 +75,7 @@ class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
     one_row_each: ClassVar[bool] = True
-    version: ClassVar[int] = TableDataset.version + 1  # functions go to the chat template; null keys are not there
+    version: ClassVar[int] = TableDataset.version + 2  # images the right way up, by EXIF; no grey of 16 bits
     usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:
@@ -231,13 +231,9 @@ def _set_system(conversation: Conversation, system: str | None) -> None:
     if system is None:
         return
     messages = conversation.messages
-    has_own = bool(messages) and messages[0].role == "system"
-    if not system.strip():
-        del messages[:has_own]
-    elif has_own:
-        messages[0].text = system
-    else:
-        messages.insert(0, Message("system", system))
+    own = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))  # turns in front
+    first = replace(messages[0], text=system) if own else Message("system", system)
+    messages[:own] = [first] if system.strip() else []
 
 
 def _give_images(conversation: Conversation) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from loader_service.sources.chat.message import ROLES, Message, call_of, parse_json, role_of, text_of, tools_of
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
-from loader_service.sources.fields import says_something, unread
+from loader_service.sources.fields import says_something, unread, unread_note
 from loader_service.sources.half_characters import load_json, refuse_half
 from stoker_proto.errors import DataError
 from stoker_proto.text.turns import Call
@@ -202,11 +202,20 @@ def _conversation(row: dict[str, Any], messages: list[Message], notes: dict[str,
         if says_something(row.get(column)):
             raise DataError("only images are read: remove the row, or the field if it is not meant", field=column)
     system = text_of(row["system"], "system") if row.get("system") is not None else ""
-    if system.strip() and (not messages or messages[0].role != "system"):
-        messages.insert(0, Message("system", system, in_prompt=bool(messages) and messages[0].in_prompt))
+    notes = {} if notes is None else notes
+    if system.strip():
+        if not messages or messages[0].role != "system":
+            messages.insert(0, Message("system", system, in_prompt=bool(messages) and messages[0].in_prompt))
+        elif not messages[0].text.strip():
+            messages[0].text = system
+        elif messages[0].text.strip() != system.strip():
+            notes[unread_note("system")] = None
     name = "functions" if row.get("tools") is None else "tools"  # what OpenAI called them before
+    for used, other in (("tools", "functions"), ("images", "image")):
+        if says_something(row.get(used)) and says_something(row.get(other)):
+            notes[unread_note(other)] = None
     tools = tools_of(row[name], name) if row.get(name) is not None else ()
-    return Conversation(messages, _images(row), tools, notes or {})
+    return Conversation(messages, _images(row), tools, notes)
 
 
 def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Message], dict[str, None]]:
@@ -287,6 +296,8 @@ def _images(row: dict[str, Any]) -> list[Any]:
     """The row's `images`, or its `image`: a list, or the only one."""
     for name in ("images", "image"):
         value = row.get(name)
+        if value == "":  # of a row without an image, in a file of which other rows have one
+            continue
         if isinstance(value, str | bytes | dict):
             return [value]
         if images := _list(row, name):

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from loader_service.paths import resolve_inside
 from loader_service.sources.half_characters import refuse_half
+from loader_service.sources.pictures import orientation_of_jpeg, to_rgb, upright
 from stoker_proto.errors import DataError, located
 from stoker_proto.host.files import read_regular
 from stoker_proto.host.lfs import REASON, is_pointer
@@ -71,7 +72,9 @@ def preload() -> None:
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """uint8[H, W, 3] of an image file's bytes, of a size that was checked before memory was asked for. Raises DataError."""
+    """uint8[H, W, 3] of an image file's bytes, the right way up (EXIF), of a size that was checked before memory was asked for.
+
+    Raises DataError."""
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"an image of {len(data)} bytes: at most {MAX_FILE_BYTES} are read")
     try:
@@ -81,7 +84,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")  # its own limit is a warning, and lower than ours
             with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
                 _check_size(*picture.size)
-                return np.array(picture.convert("RGB"))
+                return to_rgb(picture)
     except (ValueError, OSError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         check_host(error, "an image")  # Pillow imports what decodes it
         reason = " ".join(str(error).split())[:200]
@@ -98,7 +101,8 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
-    return pixels
+    orientation = orientation_of_jpeg(data)
+    return pixels if orientation == 1 else upright(pixels, orientation)
 
 
 def _check_size(width: int, height: int) -> None:

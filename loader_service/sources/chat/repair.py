@@ -1,6 +1,6 @@
 """Repairs broken dialogues by these rules, in this order; each use is counted. A dialogue that stays broken is a bad record.
 
-1. a turn without words is dropped
+1. a turn without words is dropped, except the empty result of a function that was called
 2. turns before the first user turn (but the system's) are dropped
 3. two turns of the user in a row are merged with a blank line, and so are two of the assistant that are learned alike
 4. turns after the assistant's last one are dropped
@@ -25,7 +25,11 @@ def mend(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     notes: dict[str, None] = {}
     if not messages:
         raise DataError("a dialogue without a turn: remove it")
-    kept = [message for message in messages if message.text.strip() or message.reasoning or message.calls]
+    kept: list[Message] = []
+    for message in messages:
+        is_result = message.role == "tool" and bool(kept) and (bool(kept[-1].calls) or kept[-1].role == "tool")
+        if is_result or message.text.strip() or message.reasoning or message.calls:
+            kept.append(message)
     if len(kept) < len(messages):
         notes[EMPTY] = None
     first_user = next((i for i, message in enumerate(kept) if message.role == "user"), len(kept))

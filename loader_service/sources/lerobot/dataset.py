@@ -39,6 +39,7 @@ from loader_service.sources.lerobot.scan import scan_shard
 from loader_service.sources.trajectory import Trajectory, frame_offsets
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, located
+from stoker_proto.hashing import fingerprint
 
 
 class LeRobotDataset(BaseSFTDataset):
@@ -127,6 +128,23 @@ class LeRobotDataset(BaseSFTDataset):
         """`names` of the feature that is the action, in each data set's info.json."""
         features = [self._meta(shard).info.features.get(self.action_key) for shard in shards]
         return {feature.names for feature in features if feature is not None and feature.names}
+
+    def beside(self, shards: Sequence[Path]) -> str:
+        """Of `meta/` of each data set. Copies of remote ones never change."""
+        if any(self._rows.files.is_remote(shard) for shard in shards):
+            return ""
+        return fingerprint(sorted({self._meta(shard).fingerprint for shard in shards}))
+
+    def findings(self, shards: Sequence[Path]) -> Iterator[str]:
+        """Data sets whose table of episodes is shorter than their info.json says: a part of `meta/` may be missing."""
+        metas = {} if self.options.episodes is not None else {id(meta): meta for meta in map(self._meta, shards)}
+        for meta in metas.values():
+            said, found = meta.info.tree.get("total_episodes"), len(meta.episodes.index)
+            if type(said) is int and said > found:
+                yield (
+                    f"{meta.info.file} says total_episodes {said}, and meta/ has {found} episodes, which are all that is read: "
+                    "fetch meta/ again, or correct the number"
+                )
 
     def preload(self, shards: Sequence[Path]) -> None:
         """pyarrow and PyAV, and Pillow's formats for frames in parquet files."""

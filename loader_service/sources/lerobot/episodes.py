@@ -28,6 +28,8 @@ from stoker_proto.errors import DataError, located
 from stoker_proto.host.trouble import check_host
 
 _TASK_COLUMNS = ("task", "__index_level_0__")
+_LARGEST = 1 << 40
+"""Of an index, a length or a time in seconds; sums of some millions of them fit into int64."""
 _MAX_GAP = 1e9  # frames between two episodes of a video; more is a wrong from_timestamp
 
 
@@ -71,11 +73,11 @@ def load_episodes(info: Info, cameras: list[str]) -> EpisodeTable:
     _check(len(index) > 0, "no episode", file)
     for name, column in columns.items():
         least = 1 if name == "length" else 0
-        wrong = np.flatnonzero(~(column >= least))  # NaN is wrong too
+        wrong = np.flatnonzero(~((column >= least) & (column <= _LARGEST)))  # NaN is wrong too
         if len(wrong):
             row = wrong[0]
             raise DataError(
-                f"{column[row]}: at least {least} is expected", file=file, record=str(index[row]), field=name
+                f"{column[row]}: {least} to {_LARGEST} is expected", file=file, record=str(index[row]), field=name
             )
     twice = np.flatnonzero(index[1:] == index[:-1])
     _check(len(twice) == 0, "it stands there twice", file, record=str(index[twice[0]]) if len(twice) else "")

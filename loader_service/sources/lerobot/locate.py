@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from loader_service.remote.url import is_url, parse_url
-from loader_service.shards import EntryShards, folder_without_wildcards, natural_key
+from loader_service.shards import EntryShards, folder_without_wildcards, is_broken_link, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH
 from loader_service.sources.lerobot.meta import Meta, Wanted, load_meta, selected
 from stoker_proto.errors import ConfigError, DataError
@@ -26,7 +26,8 @@ def locate(path: str, wanted: Wanted, *, may_lack: bool = False) -> tuple[EntryS
 
     may_lack: leave out data files that are not here; some must be.
     """
-    base, pattern, roots = _roots(Path(path).expanduser())
+    named = Path(path).expanduser()
+    base, pattern, roots = _roots(named)
     metas: dict[Path, Meta] = {}
     shards: dict[str, Path] = {}
     for root in roots:
@@ -49,7 +50,15 @@ def locate(path: str, wanted: Wanted, *, may_lack: bool = False) -> tuple[EntryS
         raise ConfigError(f"{path!r}: none of the data files that meta/ names is here")
     names = sorted(shards, key=natural_key)
     identity = fingerprint([[root.relative_to(base).as_posix(), metas[root.resolve()].fingerprint] for root in roots])
-    return EntryShards(base.resolve(), pattern, tuple(names), tuple(shards[name] for name in names), identity), metas
+    found = EntryShards(
+        base.resolve(),
+        pattern,
+        tuple(names),
+        tuple(shards[name] for name in names),
+        identity,
+        broken=() if named in roots else _broken_links(named),
+    )
+    return found, metas
 
 
 def named_sets(path: str) -> set[str]:
@@ -85,6 +94,12 @@ def _roots(named: Path) -> tuple[Path, str, list[Path]]:
             f"{Path.cwd()})"
         )
     return base, pattern, sorted(roots, key=lambda root: natural_key(root.relative_to(base).as_posix()))
+
+
+def _broken_links(named: Path) -> tuple[Path, ...]:
+    """Links to folders that are not here, among those that the entry names: each may be a data set."""
+    matches = named.iterdir() if named.is_dir() else map(Path, glob.glob(str(named), recursive=True))  # noqa: PTH207
+    return tuple(sorted(match for match in matches if not match.name.startswith(".") and is_broken_link(match)))
 
 
 def _is_data_set(folder: Path) -> bool:

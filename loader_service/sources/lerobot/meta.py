@@ -64,19 +64,49 @@ def load_meta(root: Path, wanted: Wanted) -> Meta:
     columns = choose_columns(info, wanted)
     episodes = load_episodes(info, [camera.key for camera in columns.cameras if camera.dtype == "video"])
     tasks = load_tasks(info) if wanted.tasks else {}
-    places = np.stack([episodes.data_chunk, episodes.data_file], axis=1)
-    files, inverse = np.unique(places, axis=0, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    bounds = np.searchsorted(inverse.reshape(-1)[order], np.arange(len(files) + 1))
-    rows_of = {
-        info.data_file(int(chunk), int(number)): order[bounds[i] : bounds[i + 1]]
-        for i, (chunk, number) in enumerate(files.tolist())
-    }
+    rows_of = _rows_of(info, episodes)
+    _check_videos(info, episodes)
     tables: list[NDArray[Any]] = [episodes.index, episodes.length, episodes.data_chunk, episodes.data_file]
     for places_of_camera in episodes.videos.values():
         tables += [places_of_camera.chunk, places_of_camera.file, places_of_camera.from_timestamp]
     parts = [info.tree, sorted(tasks.items()), [table.tobytes().hex() for table in tables]]
     return Meta(info, columns, episodes, tasks, rows_of, fingerprint(parts))
+
+
+def _rows_of(info: Info, episodes: EpisodeTable) -> dict[str, NDArray[np.int64]]:
+    """`Meta.rows_of`."""
+    places = np.stack([episodes.data_chunk, episodes.data_file], axis=1)
+    files, inverse = np.unique(places, axis=0, return_inverse=True)
+    names = [info.data_file(int(chunk), int(number)) for chunk, number in files.tolist()]
+    # By name: a template without all of its fields gives several places the same file.
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    file_of = np.array([number_of[name] for name in names], np.int64)[inverse.reshape(-1)]
+    order = np.argsort(file_of, kind="stable")
+    bounds = np.searchsorted(file_of[order], np.arange(len(number_of) + 1))
+    return {name: order[bounds[i] : bounds[i + 1]] for name, i in number_of.items()}
+
+
+def _check_videos(info: Info, episodes: EpisodeTable) -> None:
+    """Raises DataError where `video_path` gives two cameras, or two files of a camera, the same name."""
+    needed = {"video_key", *(("chunk_index", "file_index") if info.is_v3 else ("episode_index",))}
+    if info.video_template is not None and needed <= info.video_template.fields:
+        return  # nearly always, and there may be 100,000 files
+    seen: dict[str, tuple[str, int, int]] = {}
+    for key, places in episodes.videos.items():
+        for chunk, number in np.unique(np.stack([places.chunk, places.file], axis=1), axis=0).tolist():
+            name = info.video_file(key, int(chunk), int(number))
+            other = seen.setdefault(name, (key, chunk, number))
+            if other != (key, chunk, number):
+                raise DataError(
+                    f"{info.tree.get('video_path')!r} gives {name} for {_place(info, *other)} and for "
+                    f"{_place(info, key, chunk, number)}: write all fields that tell them apart",
+                    file=info.file,
+                    field="video_path",
+                )
+
+
+def _place(info: Info, key: str, chunk: int, number: int) -> str:
+    return f"{key} chunk {chunk} file {number}" if info.is_v3 else f"{key} episode {number}"
 
 
 def find_root(shard: Path) -> Path:

@@ -62,18 +62,18 @@ def messages_of(
         elif turn.role == "tool":
             given = ids.get(turn.call_id) or next(iter(waiting), turn.call_id)
             if given:
-                message["tool_call_id"] = given
+                message["tool_call_id"] = mark(given, False)
                 waiting = [other for other in waiting if other != given]
         messages.append(message)
     return messages
 
 
 def marked_values(value: Any, mark: Mark, of_assistant: bool) -> Any:
-    """A JSON value whose texts, at any depth, went through `mark`. Keys stay as they are."""
+    """A JSON value whose texts and keys, at any depth, went through `mark`: a template writes both."""
     if isinstance(value, str):
         return mark(value, of_assistant)
     if isinstance(value, dict):
-        return {key: marked_values(item, mark, of_assistant) for key, item in value.items()}
+        return {mark(key, of_assistant): marked_values(item, mark, of_assistant) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [marked_values(item, mark, of_assistant) for item in value]
     return value
@@ -87,4 +87,5 @@ def _call(call: Call, given: str, mark: Mark, form: CallForm) -> dict[str, Any]:
     arguments = marked_values(call.arguments, mark, True)
     if form.arguments_as_text:
         arguments = json.dumps(arguments, ensure_ascii=False)
-    return {"type": "function", "id": given, "function": {"name": call.name, "arguments": arguments}}
+    function = {"name": mark(call.name, True), "arguments": arguments}
+    return {"type": "function", "id": mark(given, False), "function": function}

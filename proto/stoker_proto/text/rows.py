@@ -211,6 +211,8 @@ class RowWriter:
     def _write_prompt(self, instruction: str, num_images: int, state: str | None) -> Ids:
         image, dialogue = self._image, self._dialogue
         self._check_text("instruction", instruction)
+        if dialogue.template == "openvla":  # which writes it in lower case: </S> would become the token </s>
+            self._check_text("instruction", instruction.lower())
         if num_images and image is None:
             raise RowError(
                 f"a sample has {num_images} images, but the model takes text only; use a vision-language model or drop them"

@@ -39,6 +39,14 @@ def test_the_makers_make_what_they_say() -> None:
     assert decode_image(jpeg(16, 24)).shape == (16, 24, 3)
 
 
+def test_depth_of_16_bits_is_no_colour_frame() -> None:
+    """Pillow would make it white."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 1200, np.uint16)).save(buffer, "PNG")
+    with pytest.raises(DataError, match=r"grey of more than 8 bits \(mode I;16\)"):
+        decode_image(buffer.getvalue())
+
+
 @pytest.mark.parametrize("make", [jpeg, png])
 @pytest.mark.parametrize(("height", "width"), [(65_500, 65_500), (9_000, 9_000), (1_100, 65_000)])
 def test_absurd_sizes_are_refused(make: object, height: int, width: int) -> None:

@@ -15,9 +15,10 @@ from loader_service.prepare.run import Prepared, ScanOptions, prepare
 from loader_service.sources.named_files import video_content
 from stoker_proto.config import Config
 from stoker_proto.config.reader import load_config
-from stoker_proto.errors import DataError, FetchError
+from stoker_proto.errors import ConfigError, DataError, FetchError
 from stoker_proto.processor import Processor
 from tests.end_to_end.fleet import write_config, write_demonstrations
+from tests.loader_service.sources.lerobot.files import write_lerobot
 from tests.tiny_models import write_model_folder
 
 
@@ -110,6 +111,34 @@ def test_an_npz_that_cannot_be_opened_is_noted_by_the_scan(config: Config) -> No
     assert dict(manifest.notes) == {"its NPZ cannot be opened: training will fail on it, or skip it": 1}
     assert manifest.files.tolist()[2] == 1
     assert (manifest.total_samples, manifest.num_bad) == (12, 0)
+
+
+@pytest.mark.parametrize("kind", ["mani_openpi", "lerobot"])
+def test_a_table_or_an_index_that_changes_while_a_loader_runs_is_not_served(
+    kind: str, config: Config, tmp_path: Path
+) -> None:
+    """By a worker that starts then. Policy `skip` must not skip what may be sound."""
+    table = tmp_path / "tasks.yaml"
+    table.write_text("push: push the cube\n")
+    data = replace(config.data, task_table=str(table), on_bad_sample="skip")
+    if kind == "lerobot":
+        root = write_lerobot(tmp_path / "set", [4, 3], version="v2.1", videos=(), images=())
+        table = root / "meta/tasks.jsonl"
+        data = replace(data, dataset_type=kind, train_data_paths=(str(root),), val_data_paths=())
+    config = replace(config, data=data)
+    prepared = prepare(config)
+    manifest, before = prepared.entries["train"][0], table.read_text()
+    running = encoder_of(config, prepared)
+    assert len(running.encode(manifest, 0, 0).samples) == 4
+    for content in (before.replace("pu", "Pu"), "{"):
+        table.write_text(content)
+        assert len(running.encode(manifest, 0, 0).samples) == 4
+        with pytest.raises(
+            (FetchError, ConfigError), match=r"changed while this loader was running|task_table .* is not YAML"
+        ):
+            encoder_of(config, prepared).encode(manifest, 0, 0)
+    table.write_text(before)
+    assert len(encoder_of(config, prepared).encode(manifest, 0, 0).samples) == 4
 
 
 def test_what_is_compared_of_a_video(tmp_path: Path) -> None:

@@ -112,6 +112,17 @@ def test_an_entry_named_as_a_whole_is_what_is_here(make_config: MakeConfig, whol
     assert (again.held, len(again.shards)) == (None, 3)
 
 
+def test_a_link_to_nothing_is_another_hosts_shard_or_an_error(make_config: MakeConfig, whole: Path) -> None:
+    prepare(make_config(whole))
+    part = part_of(whole, "part", "train-3.jsonl")
+    (part / "train-3.jsonl").symlink_to(whole.parent / "unmounted/train-3.jsonl")
+    said = r"data\.train_data_paths\[0\]: .*/train-3\.jsonl is a link to .*/unmounted/train-3\.jsonl, which is not here"
+    with pytest.raises(ConfigError, match=said):
+        prepare(make_config(part))
+    [found] = prepare_part(make_config(part), f"{part}/train-[012].jsonl").entries["train"].values()
+    assert (found.held, found.total_samples) == ({0, 1, 2}, 34)
+
+
 def test_a_damaged_manifest_is_not_made_of_what_is_here(make_config: MakeConfig, whole: Path) -> None:
     folder = prepare(make_config(whole)).entries["train"][0].folder
     part = part_of(whole, "part", "train-0.jsonl")

@@ -16,7 +16,7 @@ from loader_service.prepare.run import prepare
 from stoker_proto.config import Config
 from stoker_proto.images.geometry import Step, visible_share
 from stoker_proto.images.spec import ImageSpec
-from tests.loader_service.sources.lerobot.files import write_lerobot
+from tests.loader_service.sources.lerobot.files import change_info, write_lerobot
 
 MakeConfig = Callable[..., Config]
 WriteShard = Callable[..., Path]
@@ -66,6 +66,64 @@ def test_a_split_of_episodes_is_none(tmp_path: Path, make_config: MakeConfig, ve
     copy = shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns(".stoker"))
     [line] = prepare(make_config(root, val=[copy], dataset_type="lerobot")).findings
     assert "4 of its 4 records are train data too" in line
+
+
+def test_data_that_two_train_entries_name(make_config: MakeConfig, write_shard: WriteShard) -> None:
+    first, second = write_shard("a/a.jsonl", [3, 4]), write_shard("a/b.jsonl", [3, 4, 5], seed=1)
+    assert prepare(make_config(first, second)).findings == ()
+    [line] = prepare(make_config(first, second.parent / "*.jsonl", second)).findings[:1]
+    assert line.startswith(
+        f"train 1 ({second.parent}/*.jsonl): 2 of its 5 records are in train 0 too, so each epoch trains"
+    )
+    assert (
+        prepare(make_config(first, second.parent / "*.jsonl", second))
+        .findings[1]
+        .startswith(f"train 2 ({second}): 3 of its 3 records are in train 1 too")
+    )
+
+
+def test_files_of_several_splits_in_a_folder(make_config: MakeConfig, write_shard: WriteShard) -> None:
+    names = ("train_sft-00000-of-00002.jsonl", "train_sft-00001-of-00002.jsonl", "test_sft-00000-of-00001.jsonl")
+    shards = [write_shard(f"data/{name}", [3], seed=seed) for seed, name in enumerate(names)]
+    folder = shards[0].parent
+    [line] = prepare(make_config(folder)).findings
+    assert line == (
+        f"train 0 ({folder}): by their names its files are of several splits ({names[0]}, {names[2]}), and all of them are "
+        f"trained: name those that are meant, e.g. {folder}/*train*"
+    )
+    assert prepare(make_config(folder / "train*", val=[folder / "test*"])).findings == ()
+    plain = [
+        write_shard(f"plain/{name}.jsonl", [3], seed=9 + n) for n, name in enumerate(("contest-1", "latest", "train"))
+    ]
+    assert prepare(make_config(plain[0].parent)).findings == ()
+
+
+def test_grippers_of_two_conventions(tmp_path: Path, make_config: MakeConfig) -> None:
+    def shard(name: str, gripper: list[float]) -> Path:
+        path = tmp_path / name / "a.jsonl"
+        path.parent.mkdir()
+        actions = [[0.1 * t, 0, 0, 0, 0, 0, value] for t, value in enumerate(gripper)]
+        path.write_text(json.dumps({"obs_path": "0.npz", "instruction": name, "actions": actions}) + "\n")
+        return path
+
+    binary, signed, half = shard("a", [0, 1, 1]), shard("b", [-1, 1, 1]), shard("c", [0.5, 1, 0.75])
+    [line] = prepare(make_config(binary, signed, half)).findings
+    assert line.startswith(
+        f"train 1 ({signed}): dimension 6 of the actions reaches from -1 to 1, and that of train 0 ({binary}) from 0 to 1"
+    )
+    for paths in ([binary, half], [signed, half], [signed, signed.parent]):
+        assert not any("reaches from" in line for line in prepare(make_config(*paths)).findings)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_index_that_is_shorter_than_it_says(tmp_path: Path, make_config: MakeConfig, version: str) -> None:
+    root = write_lerobot(tmp_path / "set", [6, 9, 4], version=version, videos=(), images=())
+    assert prepare(make_config(root, dataset_type="lerobot")).findings == ()
+    change_info(root, total_episodes=7)
+    [line] = prepare(make_config(root, dataset_type="lerobot")).findings
+    assert line.startswith(f"train 0 ({root}): {root}/meta/info.json says total_episodes 7, and meta/ has 3 episodes")
+    chosen = {"episodes": ["0-1"]}
+    assert prepare(make_config(root, dataset_type="lerobot", options=chosen)).findings == ()
 
 
 def test_trajectories_that_drop_noops_empties_are_named(tmp_path: Path, make_config: MakeConfig) -> None:

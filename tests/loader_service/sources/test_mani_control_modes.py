@@ -41,8 +41,8 @@ def test_two_modes_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         list(dataset(file).scan(file))
     assert str(caught.value) == (
-        f"{file}:3: field control_mode: {JOINT}, and the first line has {EE}: the same numbers mean other motions; make each a "
-        "source of its own (data.sources)"
+        f"{file}:3: field control_mode: {JOINT}, and the first row that names one has {EE}: the same numbers mean other "
+        "motions; make each a source of its own (data.sources)"
     )
     last = file.read_bytes().rindex(b"\n", 0, -1) + 1  # a part of the file, for a process of its own
     part = dataset(file).scan_part(file, last, file.stat().st_size)
@@ -63,3 +63,28 @@ def test_two_files_of_an_entry_of_two_entries_and_of_two_splits(tmp_path: Path) 
     splits.for_split("train").locate(str(a))
     with pytest.raises(DataError, match=expected):
         splits.for_split("val").locate(str(b))
+
+
+def test_rows_without_a_mode_in_front(tmp_path: Path) -> None:
+    """As in a file to which rows of a newer recording were appended."""
+    a = write_rows(tmp_path / "a.jsonl", [None, None, EE, None, EE])
+    assert len(list(dataset(a).scan(a))) == 5
+    write_rows(a, [None, None, EE, JOINT])
+    with pytest.raises(
+        DataError, match=rf"a\.jsonl:4: field control_mode: {JOINT}, and the first row that names one has {EE}"
+    ):
+        list(dataset(a).scan(a))
+    write_rows(a, [None, EE])
+    b = write_rows(tmp_path / "b.jsonl", [None, JOINT])
+    both = dataset(a, b)
+    both.locate(str(a))
+    with pytest.raises(DataError, match=rf"^{b}: field control_mode: {JOINT}, and {a} has {EE}"):
+        both.locate(str(b))
+
+
+def test_a_mode_far_behind_rows_without_one(tmp_path: Path) -> None:
+    a = write_rows(tmp_path / "a.jsonl", [None, EE, JOINT])
+    padded = json.dumps({"obs_path": "o.npz", "instruction": "p" * (1 << 20), "actions": [[0.5] * 7]}) + "\n"
+    a.write_text(padded + a.read_text())
+    with pytest.raises(DataError, match=rf"a\.jsonl:4: field control_mode: {JOINT}"):
+        list(dataset(a).scan(a))

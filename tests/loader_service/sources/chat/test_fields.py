@@ -254,6 +254,17 @@ def test_fields_that_nothing_reads_are_named(kind: str, one: One) -> None:
     assert one(row).notes == ("not read: field 'score'", "not read: field 'source'")
 
 
+def test_a_field_beside_another_that_is_read_instead_is_named(one: One) -> None:
+    turns = [{"from": who, "value": said} for who, said in (("system", "A"), ("human", "Hi"), ("gpt", "Hello"))]
+    row: dict[str, Any] = {"conversations": turns, "tools": [{"name": "f"}]}
+    assert one(row).notes == one({**row, "system": "A", "functions": [], "image": ""}).notes == ()
+    said = one({**row, "system": "B", "functions": [{"name": "g"}]})
+    assert said.notes == ("not read: field 'system'", "not read: field 'functions'")
+    assert (said.turns[0].text, [tool["name"] for tool in said.tools]) == ("A", ["f"])
+    blank = one({"conversations": [{"from": "system", "value": " "}, *turns[1:]], "system": "B"})
+    assert ([turn.text for turn in blank.turns], blank.notes) == (["B", "Hi", "Hello"], ())
+
+
 def test_fields_of_turns_and_parts_are_named_once(one: One) -> None:
     part = {"type": "text", "text": "first", "cache_control": {"type": "ephemeral"}}
     row = two({"content": [part], "name": "Ann", "refusal": None}, {"name": "Ann", "prefix": True})

@@ -250,6 +250,7 @@ def test_the_system_text_of_the_config_goes_first(one: Callable[..., Sample]) ->
         {"data": ["Hi", "Hello"], "system": "Own."},
         {"messages": [{"role": m, "content": m} for m in ("system", "user", "assistant")]},
         {"data": ["Hi", "Hello"]},
+        {"messages": [{"role": m, "content": m} for m in ("system", "system", "user", "assistant")]},
     ):
         found = {
             text: [turn.text for turn in one(row, system=text).turns if turn.role == "system"] for text in ("", "New.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from loader_service.sources.base import Sample
 from loader_service.sources.chat import frames
@@ -249,6 +249,46 @@ def test_colours_become_rgb(kind: str, mode: str) -> None:
     pixels = decode_image(picture((200, 200, 200), kind, mode))
     assert pixels.shape == (4, 6, 3)
     assert np.abs(pixels.astype(int) - 200).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_turned_picture_is_the_right_way_up(kind: str, orientation: int) -> None:
+    """As Pillow, `datasets` and transformers' `load_image` turn it."""
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :16] = (255, 0, 0)
+    stored[8:, 16:] = (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sink = io.BytesIO()
+    Image.fromarray(stored).save(
+        sink, kind, exif=exif.tobytes(), **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {})
+    )
+    with Image.open(sink) as picture:
+        expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    found = decode_image(sink.getvalue())
+    assert found.shape == expected.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
+    assert found.flags.c_contiguous
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+def test_damaged_exif_says_nothing() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sink = io.BytesIO()
+    Image.new("RGB", (6, 4), RED).save(sink, "JPEG", exif=exif.tobytes())
+    data = sink.getvalue()
+    for good, bad in ((b"Exif\0\0MM", b"Exif\0\0??"), (b"Exif\0\0MM\0*\0\0\0\x08", b"Exif\0\0MM\0*\xff\xff\xff\xff")):
+        assert good in data
+        assert decode_image(data.replace(good, bad)).shape == (4, 6, 3)
+
+
+def test_grey_of_16_bits_is_refused() -> None:
+    """Pillow would make it white."""
+    sink = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096).save(sink, "PNG")
+    with pytest.raises(DataError, match=r"grey of more than 8 bits \(mode I;16\)"):
+        decode_image(sink.getvalue())
 
 
 def test_an_image_that_claims_to_be_huge_is_refused_unread() -> None:

@@ -7,6 +7,7 @@ import pytest
 from loader_service.sources.chat.message import Message
 from loader_service.sources.chat.repair import EARLY, EMPTY, MERGED, TRAILING, mend
 from stoker_proto.errors import DataError
+from stoker_proto.text.turns import Call
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 
@@ -53,6 +54,16 @@ def test_turns_that_are_learned_differently_are_not_merged() -> None:
     one, two = Message("assistant", "x", learned=True), Message("assistant", "y", learned=False)
     found, notes = mend([Message("user", "u"), one, two])
     assert ([message.text for message in found], notes) == (["u", "x", "y"], ())
+
+
+def test_a_function_that_returns_nothing_has_answered() -> None:
+    """Without its turn the model would learn to go on right behind its call."""
+    calling = Message("assistant", "", calls=(Call("open", {}), Call("close", {})))
+    said = [Message("user", "u"), calling, Message("tool", ""), Message("tool", " "), Message("assistant", "done")]
+    found, notes = mend(said)
+    assert ([message.role for message in found], notes) == (["user", "assistant", "tool", "tool", "assistant"], ())
+    found, notes = mend([*said[:1], Message("assistant", "x"), *said[2:]])
+    assert ([message.role for message in found], notes) == (["user", "assistant"], (EMPTY, MERGED))
 
 
 def test_merged_turns_keep_their_images_in_order() -> None:

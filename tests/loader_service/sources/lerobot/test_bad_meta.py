@@ -23,11 +23,12 @@ from tests.loader_service.sources.lerobot.checks import (
     FRONT,
     SHORT,
     TOP,
+    WRIST,
     data_config,
     read_all,
     refusal,
 )
-from tests.loader_service.sources.lerobot.files import change_info, change_table
+from tests.loader_service.sources.lerobot.files import change_info, change_table, write_lerobot
 
 
 def feature(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -204,3 +205,51 @@ def test_settings_that_do_not_go_together(new: Path) -> None:
     dataset = LeRobotDataset(dataclasses.replace(base, action=noops, options={"action_key": "observation.state"}))
     with pytest.raises(DataError, match=r"5 numbers, and data\.action.drop_noops is defined for 7"):
         list(dataset.scan(dataset.locate(str(new)).paths[0]))
+
+
+def test_data_files_that_a_template_gives_one_name_are_one_file(old: Path) -> None:
+    """Each episode is found by its rows, not by its place in the template."""
+    tables = [pq.read_table(file, partitioning=None) for file in sorted(old.glob("data/*/*"))]
+    pq.write_table(pa.concat_tables(tables), old / "data/all.parquet")
+    change_info(old, data_path="data/all.parquet")
+    dataset = LeRobotDataset(data_config(old))
+    [shard] = dataset.locate(str(old)).paths
+    assert [record.num_samples for record in dataset.scan(shard)] == list(SHORT)
+    assert read_all(old) == sum(SHORT)
+
+
+@pytest.mark.parametrize(
+    ("version", "template", "expected"),
+    [
+        ("v3.0", "videos/{chunk_index}-{file_index}.mp4", f"for {FRONT} chunk 0 file 0 and for {WRIST} chunk 0 file 0"),
+        ("v3.0", "videos/{video_key}/{chunk_index}.mp4", f"for {FRONT} chunk 0 file 0 and for {FRONT} chunk 0 file 1"),
+        ("v2.1", "videos/{video_key}.mp4", f"for {FRONT} episode 0 and for {FRONT} episode 1"),
+    ],
+)
+def test_videos_that_a_template_gives_one_name(tmp_path: Path, version: str, template: str, expected: str) -> None:
+    """One camera would be shown as two, or one episode as all."""
+    root = write_lerobot(tmp_path / "set", SHORT, version=version, videos=(FRONT, WRIST), codec=None)
+    change_info(root, video_path=template)
+    text = refusal(root)
+    assert f"field video_path: '{template}' gives videos/" in text
+    assert expected in text
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e300])
+def test_a_moment_that_no_video_has(new: Path, value: float) -> None:
+    file = next(new.glob("meta/episodes/*/*"))
+    change_table(file, **{f"videos/{FRONT}/from_timestamp": lambda old: [*old[:-1], value]})
+    assert f"field videos/{FRONT}/from_timestamp: {value}" in refusal(new)
+
+
+def test_a_link_to_a_data_set_that_is_not_here(new: Path) -> None:
+    folder = new.parent / "robots"
+    folder.mkdir()
+    new.rename(folder / "bridge")
+    for name in ("fractal", ".hidden"):
+        (folder / name).symlink_to(new.parent / "unmounted" / name)
+    for path in (folder, folder / "*"):
+        found = LeRobotDataset(data_config(folder)).locate(str(path))
+        assert len(found.paths) == 1
+        assert found.broken == (folder / "fractal",)
+    assert LeRobotDataset(data_config(folder)).locate(str(folder / "bridge")).broken == ()
