@@ -48,7 +48,7 @@ def first_rows(
         yield InspectedRow(
             manifest,
             f"lane {lane}, row {position} of {plan.lane_length(lane)}",
-            tuple(_inspect(manifest, encoder, rows.samples, epoch)),
+            tuple(_inspect(manifest, encoder, [SampleRef(*pair) for pair in rows.samples], epoch)),
         )
 
 

@@ -94,9 +94,9 @@ class _Pending:
     ticket: Ticket
     entry: int
     rows: Rows
-    counts: dict[RecordKey, int]
+    counts: dict[RecordKey, int] = field(default_factory=dict)
     """Record -> how many of its samples the ticket needs."""
-    missing: set[RecordKey]
+    missing: set[RecordKey] = field(default_factory=set)
     records: dict[int, EncodedRecord] = field(default_factory=dict)
     has_failed: bool = False
     arrived: float = field(default_factory=time.perf_counter)
@@ -142,7 +142,8 @@ class PieceBuilder:
         self._encoder, self._loader, self._deliver, self._read_ahead = encoder, loader, deliver, read_ahead
         self._is_augmented = encoder.data.augment.enabled
         self._filler = filler_of(encoder.processor)
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._cache = RecordCache(cache_bytes)
         self._ahead = ReadAhead()
         self._manifests: dict[tuple[str, int], EntryManifest] = {}
@@ -152,6 +153,8 @@ class PieceBuilder:
         self._seen = SeenRecords()
         self._warned: dict[str, float] = {}  # message -> when
         self._closed = False
+        self._num_idle = 0
+        """Threads that wait for work."""
         self._threads = [threading.Thread(target=self._run, name=f"build-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -169,38 +172,55 @@ class PieceBuilder:
 
         lane: its number inside the entry. next_plan: returns the plan of the next epoch, or None if there is none (yet).
         """
-        with self._wake:
+        with self._lock:
             rows = chosen_rows(plan, ticket, lane)  # plans remember windows, and threads read ahead in them
-        if manifest.held is not None and (answer := self._elsewhere(ticket, manifest, rows)) is not None:
-            self._deliver(address, encoding.encode(answer))
-            return
-        with self._wake:
-            self._manifests[manifest.split, manifest.entry] = manifest
-            counts: dict[int, int] = {}
-            for record, _ in rows.samples:
-                counts[record] = counts.get(record, 0) + 1
-            keys = {self._key(ticket.split, ticket.epoch, manifest.entry, record): n for record, n in counts.items()}
-            pending = _Pending(address, ticket, manifest.entry, rows, keys, set(keys))
-            for key in keys:
-                value = self._cache.get(key)
-                if value is not None:
-                    self._counters.cache_hits += 1
-                    pending.records[key.record] = value
-                    pending.missing.discard(key)
-                else:
-                    self._counters.cache_misses += 1
-                    self._waiting.setdefault(key, []).append(pending)
-                    if key not in self._running:
-                        self._urgent.append(key)
-            if self._read_ahead:
-                lane_key = LaneKey(ticket.split, ticket.epoch, manifest.entry, lane)
-                is_over = self._ahead.asked(lane_key, plan, plan.lane_length(lane), ticket.start + ticket.count)
-                if is_over and (following := next_plan()) is not None and following.lane_length(lane):
-                    lane_key = lane_key._replace(epoch=ticket.epoch + 1)
-                    self._ahead.asked(lane_key, following, following.lane_length(lane), 0)
-            self._wake.notify_all()
-        if not pending.missing:
+            elsewhere = None if manifest.held is None else self._elsewhere(ticket, manifest, rows)
+            if elsewhere is None:
+                self._manifests[manifest.split, manifest.entry] = manifest
+                pending = _Pending(address, ticket, manifest.entry, rows)
+                self._collect(pending)
+                if self._read_ahead:
+                    self._look_ahead(LaneKey(ticket.split, ticket.epoch, manifest.entry, lane), plan, ticket, next_plan)
+                self._wake_threads()
+        if elsewhere is not None:
+            self._deliver(address, encoding.encode(elsewhere))
+        elif not pending.missing:
             self._finish(pending)
+
+    def _collect(self, pending: _Pending) -> None:
+        """Give a new ticket the records that are here. Those that are not become urgent."""
+        counts: dict[int, int] = {}
+        for record, _ in pending.rows.samples:
+            counts[record] = counts.get(record, 0) + 1
+        split = pending.ticket.split
+        epoch = self._epoch_of_key(split, pending.ticket.epoch)
+        for record, count in counts.items():
+            key = RecordKey(split, epoch, pending.entry, record)
+            pending.counts[key] = count
+            value = self._cache.get(key)
+            if value is not None:
+                self._counters.cache_hits += 1
+                pending.records[record] = value
+            else:
+                self._counters.cache_misses += 1
+                pending.missing.add(key)
+                self._waiting.setdefault(key, []).append(pending)
+                if key not in self._running:
+                    self._urgent.append(key)
+
+    def _look_ahead(
+        self, lane: LaneKey, plan: LanePlan, ticket: Ticket, next_plan: Callable[[], LanePlan | None]
+    ) -> None:
+        """Note how far a lane was asked for; at its end, go on in its next epoch."""
+        is_over = self._ahead.asked(lane, plan, plan.lane_length(lane.lane), ticket.start + ticket.count)
+        if is_over and (following := next_plan()) is not None and following.lane_length(lane.lane):
+            lane = lane._replace(epoch=ticket.epoch + 1)
+            self._ahead.asked(lane, following, following.lane_length(lane.lane), 0)
+
+    def _wake_threads(self) -> None:
+        """Wake the threads that wait, if there may be something to do. Each waking costs two turns of the interpreter lock."""
+        if self._num_idle and (self._urgent or (self._read_ahead and self._cache.has_room() and self._ahead.peek())):
+            self._wake.notify_all()
 
     def counters(self) -> Counters:
         """What was done so far; a copy."""
@@ -224,7 +244,7 @@ class PieceBuilder:
     def close(self, deadline_s: float) -> bool:
         """Stop the threads after they have finished what they work on. False if one still works at the deadline: it hangs in a
         read of a file system, and ends with the process."""
-        with self._wake:
+        with self._lock:
             self._closed = True
             self._wake.notify_all()
         deadline = time.monotonic() + deadline_s
@@ -232,8 +252,9 @@ class PieceBuilder:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _key(self, split: str, epoch: int, entry: int, record: int) -> RecordKey:
-        return RecordKey(split, epoch if self._is_augmented and split == "train" else 0, entry, record)
+    def _epoch_of_key(self, split: str, epoch: int) -> int:
+        """The epoch of a RecordKey."""
+        return epoch if self._is_augmented and split == "train" else 0
 
     def _run(self) -> None:
         self._clocks.append(start_clock())
@@ -270,7 +291,7 @@ class PieceBuilder:
     def _warn(self, message: str) -> None:
         """Log a message, but the same one at most every 30 s: ranks ask again and again."""
         now = time.monotonic()
-        with self._wake:
+        with self._lock:
             if now - self._warned.get(message, -_WARN_EVERY_S) < _WARN_EVERY_S:
                 return
             if len(self._warned) >= _MOST_WARNED:
@@ -283,7 +304,7 @@ class PieceBuilder:
 
         Small records of the same epoch come together, up to the limits of a batch.
         """
-        with self._wake:
+        with self._lock:
             while not self._closed:
                 batch: list[tuple[RecordKey, int]] = []
                 size = 0
@@ -297,7 +318,9 @@ class PieceBuilder:
                         break
                 if batch:
                     return batch
+                self._num_idle += 1
                 self._wake.wait()
+                self._num_idle -= 1
             return []
 
     def _take(self, batch: list[tuple[RecordKey, int]]) -> tuple[RecordKey, int] | None:
@@ -312,7 +335,7 @@ class PieceBuilder:
                 return key, epoch
             self._urgent.popleft()
         while self._read_ahead and self._cache.has_room() and (ahead := self._ahead.peek()) is not None:
-            key = self._key(*ahead)
+            key = RecordKey(ahead.split, self._epoch_of_key(ahead.split, ahead.epoch), ahead.entry, ahead.record)
             is_here = self._manifests[key.split, key.entry].holds(key.record)
             is_new = is_here and key not in self._cache and key not in self._running
             if is_new and not self._may_join(batch, key, ahead.epoch):
@@ -332,7 +355,7 @@ class PieceBuilder:
     ) -> list[tuple[_Pending, Outcome]]:
         """Store decoded records. Returns the tickets that are complete now, and those for which a record failed."""
         done: list[tuple[_Pending, Outcome]] = []
-        with self._wake:
+        with self._lock:
             for (key, epoch), outcome in zip(batch, outcomes, strict=True):
                 self._running.discard(key)
                 num_records = self._manifests[key.split, key.entry].num_records
@@ -376,21 +399,23 @@ class PieceBuilder:
             self._warn(trouble)
             self._fail(pending, "unavailable", trouble)
             return
-        with self._wake:
+        with self._lock:
             counters = self._counters
             counters.samples += len(pending.rows.samples)
             counters.queue_s += complete - pending.arrived
             if switch(IDLE) == IDLE:
                 self._pack_s += time.perf_counter() - complete
             counters.skipped += len(piece.skipped)
-            if any(record.excluded for record in pending.records.values()):
-                counters.excluded += sum(
-                    ref.sample in pending.records[ref.record].excluded for ref in pending.rows.samples
-                )
+            has_excluded = False
             for key, count in pending.counts.items():
                 self._cache.serve(key, count)
+                has_excluded = has_excluded or bool(pending.records[key.record].excluded)
+            if has_excluded:
+                counters.excluded += sum(
+                    sample in pending.records[record].excluded for record, sample in pending.rows.samples
+                )
             counters.records_ahead = self._cache.num_ahead
-            self._wake.notify_all()
+            self._wake_threads()  # there may be room now
         self._deliver(
             pending.address, frame
         )  # after counting, so that a rank that has the piece finds it in the counters

@@ -5,9 +5,10 @@ travel. `piece` only puts such samples together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,23 +66,19 @@ class _Record:
 
     manifest: EntryManifest
     number: int
+    expected: int
+    """Number of samples that the scan counted."""
     shard: Path
     found: list[_Text | EncodedSample] = field(default_factory=list)
     texts: list[_Waiting] = field(default_factory=list)
     """Samples of language that are not tokenised yet; they come after `found`."""
 
-    @property
-    def expected(self) -> int:
-        """Number of samples that the scan counted."""
-        return int(self.manifest.num_samples[self.number])
-
-    def check_not_more(self) -> None:
-        """Raises DataError if `read` returned more samples than the scan counted."""
-        if len(self.found) > self.expected:
-            raise DataError(
-                "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets is_text)",
-                file=str(self.shard),
-            )
+    def too_many(self) -> DataError:
+        """The error if `read` returned more samples than the scan counted."""
+        return DataError(
+            "it gives more samples than the scan counted; run loader-prepare again (a dataset class of texts sets is_text)",
+            file=str(self.shard),
+        )
 
 
 class RecordEncoder:
@@ -196,14 +193,12 @@ class RecordEncoder:
         self._check_beside(manifest, dataset)
         shard, offset, size = manifest.place(number)
         switch(READ)  # a record that failed may have ended in another stage
-        record = _Record(manifest, number, shard)
+        record = _Record(manifest, number, int(manifest.num_samples[number]), shard)
+        key_of = (lambda index: key64("augment", seed, epoch, manifest.entry, number, index)) if augment else None
         try:
             record.shard = dataset.local(shard)
-            keyed = (
-                (sample, key64("augment", seed, epoch, manifest.entry, number, index) if augment else None)
-                for index, sample in enumerate(self._samples(dataset, record, offset, size))
-            )
-            for index, (sample, images) in enumerate(self._with_encoded_images(keyed)):
+            samples = self._samples(dataset, record, offset, size)
+            for index, (sample, images) in enumerate(self._with_encoded_images(samples, key_of)):
                 text = TextSample.of(sample)
                 if text is None or images:  # rows of text have no timestep and no action
                     _check(sample, images, record, index)
@@ -224,7 +219,8 @@ class RecordEncoder:
                             sample.auxiliary,
                         )
                     )  # fmt: skip
-                record.check_not_more()
+                if len(record.found) > record.expected:
+                    raise record.too_many()
         except DataError as error:
             check_host(error, str(record.shard))  # a dataset class may wrap it
             if dataset.remote is not None:
@@ -257,14 +253,18 @@ class RecordEncoder:
             )
 
     def _with_encoded_images(
-        self, samples: Iterable[tuple[Sample, int | None]]
+        self, samples: Iterable[Sample], key_of: Callable[[int], int] | None
     ) -> Iterator[tuple[Sample, tuple[bytes, ...]]]:
-        """Each sample with its encoded frames. samples: with the key of the augmentation, or None."""
+        """Each sample with its encoded frames. key_of: number of the sample -> key of its augmentation; None: it has none."""
         if self._device_images is not None:
-            yield from self._device_images.encode_samples(samples)
+            yield from self._device_images.encode_samples(
+                (sample, None if key_of is None else key_of(index)) for index, sample in enumerate(samples)
+            )
             return
-        for sample, key in samples:
-            yield sample, tuple([self.processor.encode_image(image, key) for image in sample.images])
+        encode = self.processor.encode_image
+        for index, sample in enumerate(samples):
+            key = None if key_of is None else key_of(index)
+            yield sample, tuple(map(encode, sample.images, repeat(key)))
 
     def _samples(self, dataset: BaseSFTDataset, record: _Record, offset: int, size: int) -> Iterator[Sample]:
         """What the dataset class reads, checked. Its exceptions become DataErrors: the class may be anybody's."""
@@ -327,7 +327,8 @@ class RecordEncoder:
                     EncodedSample(row.input_ids, row.supervised, images[: row.num_images], None, len(record.found))
                 )
         record.texts.clear()
-        record.check_not_more()
+        if len(record.found) > record.expected:
+            raise record.too_many()
 
     def _is_packed(self, manifest: EntryManifest) -> bool:
         key = manifest.split, manifest.entry
@@ -355,7 +356,7 @@ class RecordEncoder:
         if not numbers:
             return encoded
         samples = [
-            replace(sample, supervised=np.zeros_like(sample.supervised)) if i in numbers else sample
+            sample._replace(supervised=np.zeros_like(sample.supervised)) if i in numbers else sample
             for i, sample in enumerate(encoded.samples)
         ]
         return replace(encoded, samples=samples, excluded=numbers)
@@ -364,26 +365,29 @@ class RecordEncoder:
         self, found: Sequence[_Text | EncodedSample], codes: dict[int, NDArray[np.int32]]
     ) -> list[EncodedSample]:
         """The samples of a record of one instruction whose actions have equally many tokens; [] for any other, or a bad one."""
-        first = found[0] if found else None
-        if not isinstance(first, _Text) or len(codes) != len(found) or len({len(one) for one in codes.values()}) > 1:
+        texts = [text for text in found if isinstance(text, _Text)]
+        if not len(texts) == len(codes) == len(found) or len(set(map(len, codes.values()))) != 1:
             return []
-        texts = [text for text in found if isinstance(text, _Text) and _is_alike(text, first)]
-        if len(texts) != len(found):
+        forms = {(one.instruction, len(one.images), one.is_pad is None and one.answer is None) for one in texts}
+        (instruction, num_images, is_plain), *others = forms
+        if others or not is_plain:
             return []
         try:
-            rows = self.processor.encode_actions(first.instruction, len(first.images), np.stack(list(codes.values())))
+            rows = self.processor.encode_actions(instruction, num_images, np.array(list(codes.values())))
         except DataError:  # encoded one by one, the error names its sample
+            return []
+        if rows is None:
             return []
         return [
             EncodedSample(
-                row.input_ids,
-                row.supervised,
+                input_ids,
+                rows.supervised,
                 text.images,
                 text.action,
                 text.timestep,
                 None if text.auxiliary is None else np.asarray(text.auxiliary, np.float32),
             )
-            for text, row in zip(texts, rows or (), strict=rows is not None)
+            for text, input_ids in zip(texts, rows.input_ids, strict=True)
         ]
 
     def _encode_text(self, text: _Text, codes: NDArray[np.int32] | None, record: _Record) -> EncodedSample:
@@ -414,20 +418,10 @@ class RecordEncoder:
         return dict(zip(actions, codes, strict=True))
 
 
-def _is_alike(text: _Text, first: _Text) -> bool:
-    """Whether the rows of both have the same prompt, and all tokens of their actions are labels."""
-    return (
-        text.is_pad is None
-        and text.answer is None
-        and len(text.images) == len(first.images)
-        and text.instruction == first.instruction
-    )
-
-
 def _check(sample: Sample, images: Sequence[bytes], record: _Record, index: int) -> None:
     """Raises DataError for a sample that does not fit into a piece."""
     try:
-        check_sample(images, sample.timestep, () if sample.action is None else np.shape(sample.action))
+        check_sample(images, sample.timestep, () if sample.action is None else sample.action.shape)
     except DataError:  # a context around every sample would be felt
         with located(file=str(record.shard), record=str(record.number), field=f"sample {index}"):
             raise

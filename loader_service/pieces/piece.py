@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
+from types import NoneType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +18,8 @@ from stoker_proto.wire import encoding
 from stoker_proto.wire.messages import Piece, Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedSample:
-    """One sample as it travels."""
+class EncodedSample(NamedTuple):
+    """One sample as it travels. A named tuple, as frozen dataclasses take several times as long to make."""
 
     input_ids: NDArray[np.int32]  # [T]
     supervised: NDArray[np.uint8]  # [T]
@@ -31,6 +33,7 @@ MAX_IMAGES = 255
 """Images of one sample at most: `Piece.image_counts` is uint8."""
 MAX_ACTION_SIDE = 4096
 """Largest number of actions in a chunk, and of numbers in an action; ranks reject a larger piece."""
+_WHOLE_NUMBERS = (int, np.integer)
 _LARGEST_TIMESTEP = (1 << 63) - 1  # `Piece.keys` is int64
 _OVERHEAD_BYTES = 1 << 16  # of a piece beside its samples
 
@@ -47,7 +50,7 @@ def check_sample(images: Sequence[bytes], timestep: object, action_shape: Sequen
             f"its {len(images)} images have {size} bytes: at most {encoding.MAX_FRAME_BYTES} travel in a message; use fewer or "
             "smaller ones, or data.image.transport: jpeg"
         )
-    if not isinstance(timestep, int | np.integer) or not 0 <= timestep <= _LARGEST_TIMESTEP:
+    if not isinstance(timestep, _WHOLE_NUMBERS) or not 0 <= timestep <= _LARGEST_TIMESTEP:
         raise DataError(
             f"its timestep is {str(timestep)[:40]}: a whole number from 0 to {_LARGEST_TIMESTEP} is expected"
         )
@@ -86,32 +89,30 @@ def assemble_piece(
     filler: EncodedSample,
 ) -> Piece:
     """Put the ticket's rows together. `filler` takes the place of each sample of a bad record."""
-    refs = rows.samples
     skipped: dict[int, str] = {}
     samples: list[EncodedSample] = []
-    keys: list[tuple[int, int, int]] = []
-    for i, (number, index) in enumerate(refs):
+    for i, (number, index) in enumerate(rows.samples):
         record = records[number]
-        if record.error is not None:
-            skipped[i] = record.error
-            samples.append(filler)
-            keys.append((entry, number, index))
+        if record.error is None:
+            samples.append(record.samples[index])
         else:
-            sample = record.samples[index]
-            samples.append(sample)
-            keys.append((entry, number, sample.timestep))
-    auxiliary = _stack([sample.auxiliary for sample in samples], num_dimensions=1)
+            skipped[i] = record.error
+            samples.append(filler._replace(timestep=index))
+    input_ids, supervised, images, actions, timesteps, auxiliary = zip(*samples, strict=True)
+    numbers, _ = zip(*rows.samples, strict=True)
+    keys = zip(repeat(entry, len(numbers)), numbers, timesteps, strict=True)
+    stacked = _stack(auxiliary, num_dimensions=1)
     return Piece(
         ticket=ticket.ticket,
         loader=loader,
-        keys=np.array(keys, np.int64).reshape(-1, 3),
-        lengths=np.array([len(sample.input_ids) for sample in samples], np.int32),
-        input_ids=np.concatenate([sample.input_ids for sample in samples]),
-        supervised=np.concatenate([sample.supervised for sample in samples]),
-        image_counts=np.array([len(sample.images) for sample in samples], np.uint8),
-        images=[image for sample in samples for image in sample.images],
-        actions=_stack([sample.action for sample in samples], num_dimensions=2),
-        auxiliary=auxiliary if auxiliary.size else np.zeros((0, 0), np.float32),
+        keys=np.array(list(keys), np.int64),
+        lengths=np.array(list(map(len, input_ids)), np.int32),
+        input_ids=np.concatenate(input_ids),
+        supervised=np.concatenate(supervised),
+        image_counts=np.array(list(map(len, images)), np.uint8),
+        images=list(chain.from_iterable(images)),
+        actions=_stack(actions, num_dimensions=2),
+        auxiliary=stacked if stacked.size else np.zeros((0, 0), np.float32),
         skipped=skipped,
         row_samples=np.array(rows.row_samples or (), np.uint16),
     )
@@ -119,10 +120,11 @@ def assemble_piece(
 
 def _stack(values: Sequence[NDArray[np.float32] | None], *, num_dimensions: int) -> NDArray[np.float32]:
     """float32[N, ...]; NaN for a sample without a value; all other sides 0 if no sample has one."""
-    known = [value for value in values if value is not None]
-    if len(known) == len(values):
-        return np.array(known, np.float32) if known else np.empty((0,) * (1 + num_dimensions), np.float32)
-    if not known:
+    types = set(map(type, values))
+    if NoneType not in types:
+        return np.array(values, np.float32)
+    if len(types) == 1:
         return np.empty((len(values), *[0] * num_dimensions), np.float32)
+    known = [value for value in values if value is not None]
     missing = np.full(known[0].shape, np.nan, np.float32)
     return np.stack([missing if value is None else value for value in values])

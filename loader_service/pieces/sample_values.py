@@ -29,17 +29,17 @@ def checked_sample(sample: object) -> Sample:
     pad = sample.action_is_pad
     if pad is not None and (not isinstance(pad, np.ndarray) or pad.dtype != np.bool_):
         raise DataError(f"`Sample.action_is_pad` is a {type(pad).__name__}: an array bool[K] is expected")
-    if sample.action is None and sample.state is None:
-        return sample
-    action, state = _float32(sample.action, "action", 2), _float32(sample.state, "state", 1)
+    action, state = sample.action, sample.state
+    if action is not None:
+        action = _float32(action, "action", 2)
+    if state is not None:
+        state = _float32(state, "state", 1)
     if action is sample.action and state is sample.state:  # nearly always: a copy of each sample would be felt
         return sample
     return replace(sample, action=action, state=state)
 
 
-def _float32(values: object, name: str, ndim: int) -> NDArray[np.float32] | None:
-    if values is None:
-        return None
+def _float32(values: object, name: str, ndim: int) -> NDArray[np.float32]:
     try:
         array = np.asarray(values, np.float32)
     except (ValueError, TypeError, OverflowError) as error:

@@ -59,11 +59,14 @@ class PieceService:
         self._plans: OrderedDict[PlanKey, LanePlan] = OrderedDict()
         self._out: deque[tuple[bytes, bytes]] = deque()
         self._waiting_bytes = 0  # of `_out`
-        self._room = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._num_held_back = 0
+        """Threads that wait for room."""
         self._closed = False
         self.readable, self._wakeup = os.pipe2(os.O_CLOEXEC)
         """File descriptor that a poller may watch for answers."""
-        self._owner = threading.current_thread()
+        self._owner = threading.get_ident()
         excluded = Excluded.from_json(job["exclude"])
         encoder, self._disk = _encoder(self._config, Processor.load(run_dir), excluded)
         encoder.preload(self._manifests.values())
@@ -124,9 +127,10 @@ class PieceService:
         if not self._out:
             return None
         answer = self._out.popleft()
-        with self._room:
+        with self._lock:
             self._waiting_bytes -= len(answer[1])
-            self._room.notify_all()
+            if self._num_held_back:
+                self._room.notify_all()
         return answer
 
     def acknowledge(self) -> None:
@@ -135,7 +139,7 @@ class PieceService:
 
     def close(self) -> None:
         """Stop the threads; what is in work is finished first, within CLOSE_DEADLINE_S."""
-        with self._room:
+        with self._lock:
             self._closed = True
             self._room.notify_all()
         if not self._builder.close(CLOSE_DEADLINE_S):
@@ -162,19 +166,22 @@ class PieceService:
         return None
 
     def _plan(self, key: PlanKey) -> LanePlan:
-        if key not in self._plans:
+        plan = self._plans.get(key)
+        if plan is None:
             manifest = self._manifests[key.split, key.entry]
-            self._plans[key] = load_plan(self._run_dir, manifest, self._config.data, key)
+            plan = self._plans[key] = load_plan(self._run_dir, manifest, self._config.data, key)
             if len(self._plans) > max(_KEEP_PLANS, 2 * len(self._manifests)):
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
-        return self._plans[key]
+        return plan
 
     def _deliver(self, address: bytes, frame: bytes) -> None:
-        is_owner = threading.current_thread() is self._owner  # it takes the answers after each submit
-        with self._room:
+        is_owner = threading.get_ident() == self._owner  # it takes the answers after each submit
+        with self._lock:
             while not is_owner and self._waiting_bytes > _MAX_WAITING_BYTES and not self._closed:
+                self._num_held_back += 1
                 self._room.wait()
+                self._num_held_back -= 1
             self._waiting_bytes += len(frame)
             self._out.append((address, frame))
         if not is_owner:

@@ -15,6 +15,7 @@ the lane, so that not all lanes begin a new window at the same time.
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,10 @@ class RecordPlan(LanePlan):
         self.records, self.ends, self.num_records = np.asarray(records), np.asarray(ends), len(records)
         # Lane l holds every lanes-th record of the permutation from l on.
         sizes = [len(range(lane, len(records), order.lanes)) for lane in range(order.lanes)]
-        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)  # [L + 1]
+        self._bounds = [0, *accumulate(sizes)]  # [L + 1]
+        self._lengths = [
+            int(self.ends[last - 1]) if last > first else 0 for first, last in pairwise(self._bounds)
+        ]  # [L], in samples
 
     @classmethod
     def make(cls, num_samples: NDArray[np.uint32], order: OrderConfig, key: PlanKey) -> RecordPlan:
@@ -83,11 +87,10 @@ class RecordPlan(LanePlan):
 
     def lane_length(self, lane: int) -> int:
         """Samples of one of the entry's lanes."""
-        first, last = self._bounds[lane], self._bounds[lane + 1]
-        return int(self.ends[last - 1]) if last > first else 0
+        return self._lengths[lane]
 
     def _find(self, lane: int, position: int) -> tuple[int, int, int]:
-        base, end = int(self._bounds[lane]), int(self._bounds[lane + 1])
+        base, end = self._bounds[lane], self._bounds[lane + 1]
         # A Python int would be an int64, and the whole lane would be copied to be compared with it.
         record = int(np.searchsorted(self.ends[base:end], np.uint32(position), side="right"))
         window_records = self.order.window_records

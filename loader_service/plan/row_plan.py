@@ -50,6 +50,7 @@ class RowPlan(LanePlan):
         if self._packs_all:
             self._sample_ends = np.cumsum(np.asarray(counts.num_samples[self.records]), dtype=np.int64)
         self._lane_ends = [self.ends[lane :: self.order.lanes] for lane in range(self.order.lanes)]
+        self._lengths = [int(ends[-1]) if len(ends) else 0 for ends in self._lane_ends]
 
     @classmethod
     def make(cls, counts: TokenCounts, data: DataConfig, key: PlanKey) -> RowPlan:
@@ -102,8 +103,7 @@ class RowPlan(LanePlan):
 
     def lane_length(self, lane: int) -> int:
         """Rows of one of the entry's lanes; 0 where there are fewer windows than lanes."""
-        ends = self._lane_ends[lane]
-        return int(ends[-1]) if len(ends) else 0
+        return self._lengths[lane]
 
     def _find(self, lane: int, position: int) -> tuple[int, int, int]:
         number = int(np.searchsorted(self._lane_ends[lane], position, side="right"))

@@ -86,7 +86,7 @@ class Rebuilder:
         entry, lane = self._stream.lane_of(run)
         manifest, plan = self._manifests[entry], self._stream.plan(run.epoch, entry)
         rows = plan.rows(lane, run.start, run.count)
-        records = {ref.record: self._record(manifest, ref.record, run.epoch) for ref in rows.samples}
+        records = {record: self._record(manifest, record, run.epoch) for record, _ in rows.samples}
         ticket = Ticket(ticket=0, split=SPLIT, epoch=run.epoch, lane=run.lane, start=run.start, count=run.count)
         piece = assemble_piece(ticket, "stoker-batch", entry, rows, records, self._filler)
         for number, (refs, digest) in enumerate(zip(_by_row(rows), digests_of_rows(piece, rule), strict=True)):
@@ -109,7 +109,7 @@ def _by_row(rows: Rows) -> Iterator[list[SampleRef]]:
     """The samples of each row."""
     start = 0
     for count in rows.row_samples or [1] * len(rows.samples):
-        yield rows.samples[start : start + count]
+        yield [SampleRef(*pair) for pair in rows.samples[start : start + count]]
         start += count
 
 

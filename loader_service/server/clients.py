@@ -65,12 +65,12 @@ class Clients:
         self._gone.pop(address, None)
         return [self._clients.popitem(last=False)[0] for _ in range(len(self._clients) - _MAX_CLIENTS)]
 
-    def heard(self, address: bytes) -> bool:
-        """Note a message of a client. Returns False for an address that was not admitted."""
-        if address not in self._clients:
-            return False
-        self._clients.move_to_end(address)
-        return True
+    def heard(self, address: bytes) -> Client | None:
+        """Note a message of a client, and return the client; None for an address that was not admitted."""
+        client = self._clients.get(address)
+        if client is not None:
+            self._clients.move_to_end(address)
+        return client
 
     def get(self, address: bytes) -> Client | None:
         """The client; None if it was not admitted, or is gone."""

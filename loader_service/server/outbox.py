@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
+_MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)  # zmq makes an object of each `|`
 _MARK_EVERY = 1 << 20
 """Bytes between two marks. A mark costs a turn of pyzmq's own thread, which would be felt on every frame."""
 
@@ -62,13 +63,17 @@ class Outbox:
     def send(self, address: bytes, frame: zmq.Frame | bytes) -> bool:
         """Send the frame, or drop and count it. Returns False if the connection is gone."""
         account = self._account(address)
-        if len(frame) > _SMALL and not self._has_room(account, len(frame)):
+        size = len(frame)
+        if size > _SMALL and not self._has_room(account, size):
             self.dropped += 1
             return True
-        marked = account.unmarked + len(frame) >= _MARK_EVERY
+        mark = None
         try:
-            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
-            mark = self._send_marked(frame) if marked else self._send_plain(frame)
+            self._socket.send(address, _MORE)
+            if account.unmarked + size >= _MARK_EVERY:
+                mark = self._send_marked(frame)
+            else:  # a received frame is passed on as it is; bytes are copied, see `worker.py`
+                self._socket.send(frame, _AT_ONCE, copy=isinstance(frame, bytes))
         except zmq.Again:  # the high-water mark
             self.dropped += 1
             return True
@@ -77,8 +82,8 @@ class Outbox:
                 raise
             self._forget(address)
             return False
-        self.bytes_sent += len(frame)
-        account.unmarked += len(frame)
+        self.bytes_sent += size
+        account.unmarked += size
         if mark is not None:
             account.marks.append((account.unmarked, mark))
             account.unread += account.unmarked
@@ -115,14 +120,9 @@ class Outbox:
             return False
         return not account.unread or account.unread + size <= self._limit // 4
 
-    def _send_plain(self, frame: zmq.Frame | bytes) -> zmq.MessageTracker | None:
-        # A received frame is passed on as it is; bytes are copied, see `worker.py`.
-        self._socket.send(frame, zmq.NOBLOCK, copy=isinstance(frame, bytes))
-        return None
-
-    def _send_marked(self, frame: zmq.Frame | bytes) -> zmq.MessageTracker | None:
+    def _send_marked(self, frame: zmq.Frame | bytes) -> zmq.MessageTracker:
         content = frame if isinstance(frame, bytes) else frame.buffer
         message = zmq.Frame(content, track=True, copy=False, copy_threshold=0)
-        self._socket.send(message, zmq.NOBLOCK, copy=False)
-        tracker: zmq.MessageTracker | None = message.tracker
+        self._socket.send(message, _AT_ONCE, copy=False)
+        tracker: zmq.MessageTracker = message.tracker
         return tracker

@@ -67,6 +67,8 @@ class Planner:
         """For each entry: epoch -> its plan, the last requested last."""
         self._asked: dict[tuple[str, int], int] = dict.fromkeys(self._plans, 0)
         """How often each entry was asked for since its next epoch was planned."""
+        self._made: dict[PlanKey, PlannedLanes] = {}
+        """Of plans in `_plans` that are made: a look at a future takes its lock."""
         self._closing = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="planner")
 
@@ -78,15 +80,25 @@ class Planner:
     def plan(self, key: PlanKey) -> PlannedLanes | None:
         """The lanes, once workers can map the plan; None before. Starts planning, and later plans the next epoch."""
         future = self._request(key)
-        if future is None or not future.done():
+        if future is None:
             return None
-        split, epoch, entry = key.split, key.epoch, key.entry
+        lanes = self._made.get(key)
+        if lanes is None:  # asked for the first time since it was made
+            if not future.done():
+                return None
+            lanes = self._made[key] = self._remember(key, future.result())
+        split, epoch, entry = key
         if split == "train" and epoch + 1 not in self._plans[split, entry]:
-            self._asked[split, entry] += 1
-            if self._asked[split, entry] > len(self._entries[split][entry].num_samples) // _RECORDS_PER_ASKED:
-                self._asked[split, entry] = 0
-                self._request(PlanKey(split, epoch + 1, entry))
-        return self._remember(key, future.result())
+            self._plan_next(key)
+        return lanes
+
+    def _plan_next(self, key: PlanKey) -> None:
+        """Count a request; after some of them, plan the next epoch."""
+        split, epoch, entry = key
+        self._asked[split, entry] += 1
+        if self._asked[split, entry] > len(self._entries[split][entry].num_samples) // _RECORDS_PER_ASKED:
+            self._asked[split, entry] = 0
+            self._request(PlanKey(split, epoch + 1, entry))
 
     def answer(self, asked: Epoch, tokens: Mapping[int, int]) -> Lanes | None:
         """The lanes of the entries asked for, all held here; None until all are planned. tokens: entry -> tokens of its
@@ -155,6 +167,7 @@ class Planner:
             key = PlanKey(split, epoch, entry)
             if plans[epoch].done() and (key not in in_work or len(plans) > _MOST_PLANS):
                 future = plans.pop(epoch)
+                self._made.pop(key, None)
                 if future.exception() is None:
                     self._remember(key, future.result())
                 # `ends` goes first: a worker that does not find it uses none of the others.

@@ -24,6 +24,7 @@ from stoker_proto.wire.messages import Ticket
 
 logger = logging.getLogger(__name__)
 
+_POLLIN = int(zmq.POLLIN)  # arithmetic with zmq's own flags makes an object each time
 _WARN_EVERY_S = 30.0
 _KILL_DEADLINE_S = 5.0
 _MAX_RESTARTS = 20  # over a loader's life: a worker that dies again and again has a cause that a restart does not cure
@@ -295,4 +296,4 @@ class InlinePool:
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:
     """Whether one waits; a tenth of the cost of `socket.poll(0)`."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)

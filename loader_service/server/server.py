@@ -15,7 +15,7 @@ from pathlib import Path
 import zmq
 
 from loader_service.plan.lane_plan import PlanKey
-from loader_service.server.clients import Clients
+from loader_service.server.clients import Client, Clients
 from loader_service.server.connections import Connections, descriptor_of
 from loader_service.server.counters import Tally, metrics, progress
 from loader_service.server.gate import HANDSHAKE_EVENTS, Gate
@@ -242,10 +242,10 @@ class LoaderServer:
 
     def _from_clients(self) -> None:
         for _ in range(_AT_ONCE):
-            if not has_message(self._socket):
-                return
             self._from_client()
             self._from_workers()  # cached pieces are ready at once: they must not wait for all messages to be read
+            if not has_message(self._socket):
+                return
 
     def _look_at_connections(self) -> None:
         for event, value in self._connections.look():
@@ -253,13 +253,21 @@ class LoaderServer:
                 self._gate.failed(event, value)
 
     def _from_client(self) -> None:
-        sender, *more, received = self._socket.recv_multipart(copy=False)
-        address, frame = sender.bytes, received.bytes
+        try:
+            address = self._socket.recv(zmq.NOBLOCK)
+        except zmq.Again:  # the connection has ended since the poller looked, and what it sent is gone with it
+            return
+        received = self._socket.recv(copy=False)
+        num_frames = 1
+        while received.more:
+            received = self._socket.recv(copy=False)
+            num_frames += 1
         if self._connections.is_silenced(address):
             return
         try:
-            if more:
-                raise RemoteProtocolError(f"a message of {len(more) + 1} frames: one is expected")
+            if num_frames > 1:
+                raise RemoteProtocolError(f"a message of {num_frames} frames: one is expected")
+            frame = received.bytes
             message = encoding.decode_question(frame)
             self._handle(address, message, frame)
             self._connections.accepted(address)
@@ -274,16 +282,18 @@ class LoaderServer:
     def _handle(self, address: bytes, message: Message, frame: bytes) -> None:
         if isinstance(message, Hello):
             self._answer_hello(address, message)
-        elif self._clients.is_gone(address):
-            pass  # asked before it went
-        elif not self._clients.heard(address):
+            return
+        client = self._clients.heard(address)
+        if client is None:
+            if self._clients.is_gone(address):
+                return  # asked before it went
             raise RemoteProtocolError(f"{type(message).__name__} before HELLO")
+        if isinstance(message, Ticket):
+            self._forward(address, client, message, frame)
         elif isinstance(message, Ping):
             self._send(address, Pong(nonce=message.nonce, progress=self.progress()))
         elif isinstance(message, Epoch):
             self._answer_epoch(address, message)
-        elif isinstance(message, Ticket):
-            self._forward(address, message, frame)
 
     def _answer_hello(self, address: bytes, hello: Hello) -> None:
         answer = self._handshake.answer(hello)
@@ -308,9 +318,8 @@ class LoaderServer:
         elif not self._waiting.add_lanes(address, asked):
             raise RemoteProtocolError("too many EPOCHs wait for plans already")  # dropped; ranks ask again
 
-    def _forward(self, address: bytes, ticket: Ticket, frame: bytes) -> None:
-        client = self._clients.get(address)
-        if client is None or ticket.ticket in client.in_work:
+    def _forward(self, address: bytes, client: Client, ticket: Ticket, frame: bytes) -> None:
+        if ticket.ticket in client.in_work:
             return None  # asked again while it is being built: the answer is on its way
         if ticket.split not in ("train", "val") or ticket.epoch < 0:
             raise RemoteProtocolError(f"TICKET of split {shown(ticket.split)}, epoch {ticket.epoch}")
@@ -352,7 +361,9 @@ class LoaderServer:
             if self._clients.get(address):  # it may have gone meanwhile
                 self._answer_epoch(address, asked)
         for address, ticket, frame in tickets:
-            self._forward(address, ticket, frame)
+            client = self._clients.get(address)
+            if client is not None:
+                self._forward(address, client, ticket, frame)
 
     def _announce_drain(self) -> None:
         self.on_look()  # an idle loader ends before it looks again

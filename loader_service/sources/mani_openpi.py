@@ -119,10 +119,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
 
     def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
         """The trajectory's samples, one at a time. A bad trajectory fails before its first sample, if possible."""
-        try:
-            yield from self._read_record(shard, offset, size, verify=False)
-        except DataError as error:
-            raise self._located(error, shard, offset) from error
+        return self._read_record(shard, offset, size, verify=False)
 
     def content(self, shard: Path, offset: int, size: int) -> RecordContent | None:
         """The line, and the NPZ's directory, size and time. Not known behind a URL, where each NPZ would be fetched for it."""
@@ -134,10 +131,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
 
     def verify(self, shard: Path, offset: int, size: int) -> int:
         """Reads every frame, and compares the CRC of stored members too."""
-        try:
-            return sum(1 for _ in self._read_record(shard, offset, size, verify=True))
-        except DataError as error:
-            raise self._located(error, shard, offset) from error
+        return sum(1 for _ in self._read_record(shard, offset, size, verify=True))
 
     def where(self, shard: Path, offset: int) -> tuple[str, str]:
         """With its line, as editors know it."""
@@ -189,40 +183,46 @@ class ManiOpenPIDataset(BaseSFTDataset):
             return UNREADABLE, (_UNREADABLE_NOTE,)
 
     def _read_record(self, shard: Path, offset: int, size: int, *, verify: bool) -> Iterator[Sample]:
-        row = parse_object(read_line(shard, offset, size))
-        actions = parse_actions(row.get("actions"), self.options.action_dim)  # [T, D]
-        self._check_whole(row)
-        instruction = instruction_of(row, self.tasks)
-        states = self._row_states(row, len(actions))  # [T or T + 1, S]
-        with NpzFile(self._npz_path(row, shard)) as npz:
-            streams = open_frames(npz, self.options, len(actions), depth=self.config.image.depth, verify=verify)
-            if states is None and self._wants_states:
-                states = read_states(npz, self.options.state_keys, len(actions), verify=verify)
-            trajectory = Trajectory(
-                actions=actions,
-                states=states,
-                instructions=[instruction] * len(actions),
-                drop_noops=self.config.action.drop_noops,
-                chunk_offsets=np.arange(self.config.action.chunk),
-                history_offsets=np.array(self.options.image_history, np.int64),
-                files=npz.named_files,
-            )
-            samples = trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
-            yield from self._completed(samples, npz, len(actions), verify=verify)
-            npz.check_rest()
+        """The samples. An error names the line of the JSONL."""
+        try:
+            row = parse_object(read_line(shard, offset, size))
+            actions = parse_actions(row.get("actions"), self.options.action_dim)  # [T, D]
+            self._check_whole(row)
+            instruction = instruction_of(row, self.tasks)
+            states = self._row_states(row, len(actions))  # [T or T + 1, S]
+            with NpzFile(self._npz_path(row, shard)) as npz:
+                streams = open_frames(npz, self.options, len(actions), depth=self.config.image.depth, verify=verify)
+                if states is None and self._wants_states:
+                    states = read_states(npz, self.options.state_keys, len(actions), verify=verify)
+                trajectory = Trajectory(
+                    actions=actions,
+                    states=states,
+                    instructions=[instruction] * len(actions),
+                    drop_noops=self.config.action.drop_noops,
+                    chunk_offsets=np.arange(self.config.action.chunk),
+                    history_offsets=np.array(self.options.image_history, np.int64),
+                    files=npz.named_files,
+                )
+                samples = trajectory.samples(lambda wanted: [map(frames.__getitem__, wanted) for frames in streams])
+                yield from self._completed(samples, npz, len(actions), verify=verify)
+                npz.check_rest()
+        except DataError as error:
+            raise self._located(error, shard, offset) from error
 
     def _completed(
         self, samples: Iterator[Sample], npz: NpzFile, num_actions: int, *, verify: bool
     ) -> Iterator[Sample]:
         """The samples with the views of their frames and with what training predicts beside the actions."""
+        if self.options.views is None and not self.options.auxiliary_keys:
+            return samples
+        return self._complete(samples, npz, num_actions, verify=verify)
+
+    def _complete(self, samples: Iterator[Sample], npz: NpzFile, num_actions: int, *, verify: bool) -> Iterator[Sample]:
         options, measured, auxiliary = self.options, {}, None
         if options.views is not None:
             measured = read_measurements(npz, options.views.needed, num_actions, verify=verify)
         if options.auxiliary_keys:
             auxiliary = read_auxiliary(npz, options.auxiliary_keys, num_actions, verify=verify)
-        if options.views is None and auxiliary is None:
-            yield from samples
-            return
         for sample in samples:
             t, images = sample.timestep, sample.images
             if options.views is not None:

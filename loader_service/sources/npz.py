@@ -73,7 +73,8 @@ class Frames:
         member; crc: of that, where it is not checked yet."""
         self.shape, self.dtype = shape, dtype
         self._file, self._offset, self._inflated, self._crc = file, offset, inflated, crc
-        self._frame_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._frame_shape, self._is_native = shape[1:], dtype.isnative
+        self._frame_bytes = math.prod(self._frame_shape) * dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -81,16 +82,16 @@ class Frames:
     def __getitem__(self, index: int) -> NDArray[Any]:
         """Frame `index`, [...], in the byte order of this host: a new array if the member is stored, else it may be a view of
         the inflated member."""
-        if not 0 <= index < len(self):
+        if not 0 <= index < self.shape[0]:
             raise IndexError(f"frame {index} of {len(self)}")
         if self._inflated is not None:
             frame: NDArray[Any] = self._inflated[index]
             if self._crc is not None:
                 self._crc.reach(self._offset + (index + 1) * self._frame_bytes)
         else:
-            frame = np.empty(self.shape[1:], self.dtype)
+            frame = np.empty(self._frame_shape, self.dtype)
             self._file.read_into(frame, self._offset + index * self._frame_bytes)
-        return frame if frame.dtype.isnative else frame.astype(frame.dtype.newbyteorder("="))
+        return frame if self._is_native else frame.astype(frame.dtype.newbyteorder("="))
 
     def whole(self) -> NDArray[Any]:
         """All frames at once, [T, ...]: for arrays that are small."""
@@ -212,17 +213,19 @@ class NpzFile:
 
     def read_into(self, target: NDArray[Any], offset: int) -> None:
         """Fill a C-contiguous array with the file's bytes from `offset` on."""
-        view = target.reshape(-1).view(np.uint8).data
         done = 0
-        while done < len(view):
+        rest: Any = target
+        while done < target.nbytes:
             try:
-                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+                count = os.preadv(self._descriptor, [rest], offset + done)
             except OSError as error:
                 check_host(error, self.path)
                 raise self._error(f"bytes at {offset + done} cannot be read ({error.strerror})") from error
             if count == 0:
                 raise self._error("it ends too early: it was cut short while it was read; copy it again")
             done += count
+            if done < target.nbytes:  # preadv reads at most 2 GiB at once
+                rest = target.reshape(-1).view(np.uint8)[done:]
 
     def _error(self, reason: str, member: str = "") -> DataError:
         return DataError(reason, file=self.path, field=member)

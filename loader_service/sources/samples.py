@@ -51,9 +51,9 @@ class RecordContent:
     """The files that the record names, as they are now; None: it names none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Sample:
-    """One row of training, in one of four forms:
+    """One row of training, in one of four forms (not frozen: one is made for each timestep, and that would take 7 times as long):
 
     `instruction` with `action` (an action chunk is learned) or with `answer` (words are learned);
     `turns`: a dialogue, whose learned turns are labels;

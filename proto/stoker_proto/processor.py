@@ -41,7 +41,7 @@ from stoker_proto.text.dialogue import Dialogue
 from stoker_proto.text.exported_template import exported_template
 from stoker_proto.text.functions import Tools
 from stoker_proto.text.labelled_rows import LabelledRows
-from stoker_proto.text.rows import EncodedRow, RowForm, RowWriter
+from stoker_proto.text.rows import ActionRows, EncodedRow, RowForm, RowWriter
 from stoker_proto.text.state_text import StateText
 from stoker_proto.text.text_notes import TextNotes
 from stoker_proto.text.text_rows import ROWS_VERSION, TextRows
@@ -309,8 +309,8 @@ class Processor:
         hidden = None if is_pad is None or self.codec is None else self.codec.tokens_of(is_pad)
         return self._rows.encode(instruction, num_images, codes=codes, not_learned=hidden, answer=answer, state=state)
 
-    def encode_actions(self, instruction: str, num_images: int, codes: NDArray[np.int32]) -> list[EncodedRow] | None:
-        """As `encode`, of N samples of one instruction at once, codes int32[N, tokens]; the rows are read-only.
+    def encode_actions(self, instruction: str, num_images: int, codes: NDArray[np.int32]) -> ActionRows | None:
+        """As `encode`, of N samples of one instruction at once, codes int32[N, tokens].
 
         None where prompts have states, so that each sample has its own. Raises DataError.
         """
@@ -350,7 +350,8 @@ class Processor:
 
     def encode_image(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> bytes:
         """The bytes of a frame, uint8[H, W, 3] or depth uint16[H, W] in mm; see `images.transport.ImageCoder.encode`."""
-        return self._image_coder().encode(frame, augment_key)
+        coder = self.coder or self._image_coder()
+        return coder.encode(frame, augment_key)
 
     def image_pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
         """The model's pixels uint8[height, width, 3] of a frame, without the losses of a JPEG. Raises DataError."""

@@ -90,9 +90,11 @@ def test_rows_of_a_record_are_those_of_its_samples(tmp_path: Path, codec: Action
     rows = processor.encode_actions("Push the cube", 1, codes)
     assert rows is not None
     singles = [processor.encode("Push the cube", 1, codes=one) for one in codes]
-    assert [row.input_ids.tolist() for row in rows] == [row.input_ids.tolist() for row in singles]
-    assert [row.supervised.tolist() for row in rows] == [row.supervised.tolist() for row in singles]
-    assert {(row.input_ids.dtype, row.supervised.dtype) for row in rows} == {(np.dtype("i4"), np.dtype("u1"))}
+    assert rows.input_ids.tolist() == [row.input_ids.tolist() for row in singles]
+    assert [rows.supervised.tolist()] * 3 == [row.supervised.tolist() for row in singles]
+    assert (rows.input_ids.dtype, rows.supervised.dtype) == (np.dtype("i4"), np.dtype("u1"))
+    assert not rows.input_ids.flags.writeable
+    assert not rows.supervised.flags.writeable
     short = build(tmp_path, codec, "data.max_seq_len=8")
     said = []
     for call in (lambda: short.encode("Push", 1, codes=CODES), lambda: short.encode_actions("Push", 1, codes)):

@@ -63,7 +63,7 @@ class ImageCoder:
         self.transport = self.image.transport
         self._quality = image.quality
         self._resize, self._resizer_name = best_resize()
-        self._operations: dict[tuple[int, int], tuple[Operation, ...]] = {}
+        self._operations: dict[tuple[int, ...], tuple[Operation, ...]] = {}
         self._shape = (spec.height, spec.width, 3)
         self._num_bytes = spec.height * spec.width * 3
 
@@ -78,10 +78,8 @@ class ImageCoder:
         augment_key: 64 bits that determine the augmentation; None: no augmentation. With the same key a depth frame gets the
         crop of its colour frame; its levels stay.
         """
-        before = switch(RESIZE)
-        pixels = self.pixels(frame, augment_key)
-        switch(ENCODE)
-        data = self.to_bytes(pixels)
+        before = switch(ENCODE)
+        data = self.to_bytes(self.pixels(frame, augment_key))
         switch(before)
         return data
 
@@ -95,6 +93,9 @@ class ImageCoder:
     def pixels(self, frame: NDArray[np.uint8] | NDArray[np.uint16], augment_key: int | None) -> Pixels:
         """The model's pixels, C-contiguous uint8[height, width, 3]; the frame itself where nothing changes. Raises DataError."""
         is_depth = check_frame(frame)
+        if augment_key is None and not is_depth and not self._operations_for(frame.shape[:2]):
+            return np.ascontiguousarray(frame, np.uint8)
+        before = switch(RESIZE)
         if augment_key is not None and self.augment.crop_area < 1:
             top, left, height, width = crop_box(frame.shape[0], frame.shape[1], self.augment.crop_area, augment_key)
             frame = frame[top : top + height, left : left + width]
@@ -102,6 +103,7 @@ class ImageCoder:
         pixels = self._fit(pixels)  # type: ignore[arg-type]  # not depth: uint8, see above
         if augment_key is not None and not is_depth:
             pixels = jitter(pixels, self.augment, augment_key)
+        switch(before)
         return np.ascontiguousarray(pixels)
 
     def decode(self, data: bytes | memoryview, out: Pixels) -> None:
@@ -137,15 +139,18 @@ class ImageCoder:
                 f"an image of {size[0]} x {size[1]}: {self._shape[0]} x {self._shape[1]} is expected"
             )
 
-    def _fit(self, pixels: Pixels) -> Pixels:
-        """Pad, resize and crop as the model's own processor does."""
-        size = pixels.shape[:2]
+    def _operations_for(self, size: tuple[int, ...]) -> tuple[Operation, ...]:
+        """What is done with a frame of this (height, width); nothing if it fits the model as it is."""
         operations = self._operations.get(size)
         if operations is None:
             if len(self._operations) >= _MAX_SIZES:
                 self._operations.clear()
             operations = self._operations[size] = operations_for(self.spec.steps, *size)
-        for name, top, left, height, width in operations:
+        return operations
+
+    def _fit(self, pixels: Pixels) -> Pixels:
+        """Pad, resize and crop as the model's own processor does."""
+        for name, top, left, height, width in self._operations_for(pixels.shape[:2]):
             if name == "resize":
                 pixels = self._resize(pixels, height, width, self.spec.resample)
             elif name == "crop":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,13 @@ class EncodedRow:
     supervised: NDArray[np.uint8]  # [T]: 1 where the token is a label
     num_images: int | None = None
     """How many of the sample's images the row shows, from the first on; None: all."""
+
+
+class ActionRows(NamedTuple):
+    """The rows of N samples of one instruction, read-only."""
+
+    input_ids: Ids  # [N, T]
+    supervised: NDArray[np.uint8]  # [T], the same for all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,8 +122,8 @@ class RowWriter:
             supervised[len(prompt) : -1][not_learned] = 0
         return EncodedRow(input_ids, supervised)
 
-    def encode_actions(self, instruction: str, num_images: int, codes: Ids) -> list[EncodedRow]:
-        """As `encode`, of N samples of one instruction. codes: int32[N, tokens]. The rows share memory and are read-only.
+    def encode_actions(self, instruction: str, num_images: int, codes: Ids) -> ActionRows:
+        """As `encode`, of N samples of one instruction. codes: int32[N, tokens].
 
         Raises as `encode` does; ValueError where the prompt has a state, which differs from sample to sample.
         """
@@ -130,7 +138,7 @@ class RowWriter:
         input_ids[:, -1] = self._end
         supervised[len(prompt) :] = 1
         input_ids.flags.writeable = supervised.flags.writeable = False
-        return [EncodedRow(row, supervised) for row in input_ids]
+        return ActionRows(input_ids, supervised)
 
     @property
     def needs_state(self) -> bool:

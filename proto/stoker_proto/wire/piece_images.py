@@ -22,7 +22,8 @@ _WIDTHS = {
     0xDA: 2,
     0xDB: 4,
 }  # bin and str of 8, 16 and 32 bits: bytes of their length
-_NUMBERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # uint: bytes of the number
+UINT_BYTES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+"""First byte of an unsigned number in msgpack -> bytes of the number behind it."""
 _FORMATS = {1: struct.Struct(">B"), 2: struct.Struct(">H"), 4: struct.Struct(">I")}
 
 
@@ -62,8 +63,8 @@ def _end_of(body: memoryview, at: int) -> int | None:
         return at + 1
     if kind >> 5 == 0b101:
         return at + 1 + (kind & 31)
-    if kind in _NUMBERS:
-        return at + 1 + _NUMBERS[kind]
+    if kind in UINT_BYTES:
+        return at + 1 + UINT_BYTES[kind]
     width = _WIDTHS.get(kind)
     if width is None:
         return None

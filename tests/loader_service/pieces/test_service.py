@@ -92,7 +92,7 @@ def test_a_part_tells_where_rows_are_and_sends_those_that_it_holds(
     bench = PieceService(tmp_path)
     try:
         shard_index = np.zeros(6, np.uint32)
-        shard_index[plan.rows(0, 0, 1).samples[0].record] = 1
+        shard_index[plan.rows(0, 0, 1).samples[0][0]] = 1
         bench._manifests["train", 0] = replace(
             whole, shards=(*whole.shards, "b.jsonl"), shard_index=shard_index, held=frozenset({0}), stamps=()
         )

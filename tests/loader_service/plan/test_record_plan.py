@@ -20,7 +20,10 @@ ORDERS = st.builds(OrderConfig, lanes=st.integers(1, 7), window_records=st.integ
 
 
 def whole_epoch(plan: RecordPlan) -> list[list[SampleRef]]:
-    return [plan.rows(lane, 0, length).samples for lane, length in enumerate(plan.lane_lengths())]
+    return [
+        [SampleRef(*pair) for pair in plan.rows(lane, 0, length).samples]
+        for lane, length in enumerate(plan.lane_lengths())
+    ]
 
 
 @settings(deadline=None)
@@ -73,7 +76,7 @@ def test_epochs_seeds_and_entries_differ_and_repeat() -> None:
 def test_records_change_lanes_between_epochs() -> None:
     def records(epoch: int) -> list[int]:
         plan = RecordPlan.make(np.full(40, 5, np.uint32), OrderConfig(lanes=4), PlanKey("train", epoch, 0))
-        return sorted({ref.record for ref in plan.rows(0, 0, plan.lane_length(0)).samples})
+        return sorted({record for record, _ in plan.rows(0, 0, plan.lane_length(0)).samples})
 
     assert records(0) != records(1)
 
@@ -111,7 +114,7 @@ def test_lanes_of_a_first_epoch_begin_one_after_another() -> None:
     seen: set[int] = set()
     position = 0
     for run in order.runs(0, 6400):
-        seen.update(ref.record for ref in plan.rows(run.lane, run.start, run.count).samples)
+        seen.update(record for record, _ in plan.rows(run.lane, run.start, run.count).samples)
         position += run.count
         assert len(seen) * 50 <= 1.43 * position + 250, position
     assert order.runs(6400, 6400 + 800)[-1].lane >= 0

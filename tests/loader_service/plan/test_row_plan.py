@@ -67,7 +67,8 @@ def all_rows(plan: RowPlan) -> list[list[list[SampleRef]]]:
     for lane, length in enumerate(plan.lane_lengths()):
         rows = plan.rows(lane, 0, length)
         ends = np.cumsum(rows.row_samples if rows.row_samples is not None else [1] * length).tolist()
-        lanes.append([rows.samples[a:b] for a, b in zip([0, *ends], ends, strict=False)])
+        samples = [SampleRef(*pair) for pair in rows.samples]
+        lanes.append([samples[a:b] for a, b in zip([0, *ends], ends, strict=False)])
     return lanes
 
 
