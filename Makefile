@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 demo: $(INSTALLED)  ## two loaders, two DeepSpeed ZeRO-3 ranks, real demonstrations, export
 	$(BIN)/python deploy/demo.py
 
-success: $(VENV)/.installed-sim  ## demonstrations, training, closed-loop success in four tasks (80 minutes on 2 cores; SUCCESS="--task PushCube-v1 ...")
+success: $(VENV)/.installed-sim  ## demonstrations, training, closed-loop success in four tasks (70 minutes on 2 cores; SUCCESS="--task PushCube-v1 ...")
 	$(BIN)/python deploy/success.py $(SUCCESS)
 
 test: $(INSTALLED)  ## the test suite, without what is slow or needs more than Python
