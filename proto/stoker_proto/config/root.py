@@ -33,9 +33,11 @@ class Config:
         world_size = len(self.cluster.component_placement.trainer)
         if world_size:
             check_batch_arithmetic(self.trainer.global_batch_size, self.trainer.micro_batch_size, world_size)
-        if self.trainer.checkpoint.best is not None and not (self.data.paths("val") and self.trainer.eval_interval):
+        has_validations = (self.data.paths("val") and self.trainer.eval_interval) or self.trainer.evals
+        if self.trainer.checkpoint.best is not None and not has_validations:
             raise ConfigError(
-                "trainer.checkpoint.best needs validations: set data.val_data_paths and trainer.eval_interval, or leave it out"
+                "trainer.checkpoint.best needs validations: set data.val_data_paths and trainer.eval_interval, or trainer.evals, "
+                "or leave it out"
             )
         profile = self.trainer.profile
         if profile is not None and profile.stop <= profile.start:
