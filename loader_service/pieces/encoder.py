@@ -190,12 +190,12 @@ class RecordEncoder:
         hides_padding = not self.data.action.learn_padding and manifest.split == "train"
         seed = self.data.order.seed
         dataset = self._dataset_of[manifest.split, manifest.entry]
-        self._check_beside(manifest, dataset)
         shard, offset, size = manifest.place(number)
         switch(READ)  # a record that failed may have ended in another stage
         record = _Record(manifest, number, int(manifest.num_samples[number]), shard)
         key_of = (lambda index: key64("augment", seed, epoch, manifest.entry, number, index)) if augment else None
         try:
+            self._check_beside(manifest, dataset)
             record.shard = dataset.local(shard)
             samples = self._samples(dataset, record, offset, size)
             for index, (sample, images) in enumerate(self._with_encoded_images(samples, key_of)):
@@ -241,7 +241,7 @@ class RecordEncoder:
             try:
                 changed = dataset.beside([Path(shard) for shard in manifest.shards]) != manifest.beside
                 reason = "it is another now" if changed else ""
-            except DataError as error:
+            except (DataError, OSError, MemoryError) as error:
                 check_host(error, manifest.path)
                 reason = str(error)
             self._beside[key] = reason

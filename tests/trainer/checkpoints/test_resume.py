@@ -38,7 +38,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(straight: Path, tiny_llava:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     said = run_ranks(2, lambda rank: last_line(config))[0]
     newest = tmp_path / "checkpoints" / "step-00000008"
-    assert said == f"training is over after 8 steps; export: {tmp_path / 'export'}; newest checkpoint: {newest}"
+    assert (
+        said == f"training is over after 8 steps; export: {tmp_path / 'export'}, of step 8; newest checkpoint: {newest}"
+    )
     for rank in range(2):
         expected, found = digests(straight, rank), digests(tmp_path, rank)
         assert [line["step"] for line in expected] == list(range(1, 9))
