@@ -7,6 +7,7 @@ lock is needed. A peer without a listed key never gets as far as a message; it i
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 import zmq
@@ -47,8 +48,7 @@ class Gate:
                 "cluster.security is set, but this pyzmq was built without CURVE: install its wheel from PyPI"
             )
         self._allowed = dict(allowed)
-        self.refused = 0
-        """Handshakes refused: unknown key, no key, a key for another loader, or none of the protocol."""
+        self._refused: Counter[str] = Counter()  # by reason, without the peer's own key
         self.hung_up = 0
         """Connections that the other side closed in mid-handshake: port checks, and ranks that saw first that keys differ."""
         self.zap = context.socket(zmq.REP)
@@ -62,6 +62,11 @@ class Gate:
             (zmq.ZAP_ENFORCE_DOMAIN, 1),  # without it, peers would be admitted if nothing answered
         ):
             router.setsockopt(option, value)
+
+    @property
+    def refused(self) -> int:
+        """Handshakes refused: unknown key, no key, a key for another loader, or none of the protocol."""
+        return self._refused.total()
 
     def look(self) -> None:
         """Answer waiting handshakes, some hundred at most. Never blocks."""
@@ -96,12 +101,14 @@ class Gate:
         key = z85.encode(request[6])
         name = self._allowed.get(key)
         if name is None:
-            self._refuse(where, f"its public key {key.decode()} is not in cluster.security.allowed_ranks")
+            self._refuse(where, "is not in cluster.security.allowed_ranks", f"its public key {key.decode()} ")
             return [b"1.0", number, b"400", b"unknown key", b"", b""]
         logger.info("admitted rank key %s from %s", name, where)
         return [b"1.0", number, b"200", b"OK", name.encode(), b""]
 
-    def _refuse(self, who: str, why: str) -> None:
-        self.refused += 1
-        if self.refused < 20 or self.refused % 1000 == 0:  # a hostile peer must not fill the log
-            logger.warning("refused connection %d, from %s: %s", self.refused, who, why)
+    def _refuse(self, who: str, why: str, subject: str = "") -> None:
+        """Count a refusal, and log it: the first ones of each reason, so that a peer that dials again and again neither fills the
+        log nor hides another reason."""
+        self._refused[why] += 1
+        if self._refused[why] < 20 or self._refused[why] % 1000 == 0:
+            logger.warning("refused connection %d, from %s: %s%s", self.refused, who, subject, why)

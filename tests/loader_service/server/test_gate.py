@@ -73,3 +73,5 @@ def test_many_refusals_are_all_counted_and_few_are_logged(asked: Asked, caplog: 
     assert asked.gate.refused == 1000
     assert len(caplog.records) == 20
     assert "refused connection 1000" in caplog.records[-1].getMessage()
+    asked.ask(mechanism=b"NULL")  # a rank without a key, while the stranger goes on
+    assert caplog.records[-1].getMessage() == "refused connection 1001, from 10.0.0.9: it brought no CURVE key"
