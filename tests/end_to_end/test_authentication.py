@@ -106,7 +106,7 @@ def test_whoever_is_refused_is_told_why_and_the_loader_lives_on(config: Path, ke
                 break
         said(log, "it was made for another loader's public key")
 
-        for error in (unknown.value, none, wrong.value):
+        for error in (unknown.value, none.value, wrong.value):
             assert loader.address in str(error)
             assert "\n" not in str(error)
         assert len(pull_all(config, loader, *rank_side(keys)).keys) == sum(LENGTHS)
