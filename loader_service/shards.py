@@ -8,9 +8,11 @@ demos/**/*.jsonl    ->  what the glob finds; names are relative to `demos`, the 
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +76,13 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
     if named.is_file():
         base, pattern, found = named.parent, named.name, [named]
     elif named.is_dir():
+        for each in patterns:
+            _refuse_unreadable(named, each, path)
         base, found = named, list(_in_folder(named, patterns, broken))
     else:
         base = folder_without_wildcards(named)
         pattern = named.relative_to(base).as_posix()
+        _refuse_unreadable(base, pattern, path)
         found = []
         for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
             found.extend(_in_folder(match, patterns, broken) if match.is_dir() else [match])
@@ -94,6 +99,30 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
         )
     names, paths = zip(*shards.values(), strict=True)
     return EntryShards(base.resolve(), pattern, names, paths, broken=tuple(sorted(set(broken))))
+
+
+def _refuse_unreadable(base: Path, pattern: str, entry: str) -> None:
+    """Raises ConfigError for a folder that the glob reaches and that cannot be listed: its shards would be missing in silence.
+
+    Python's glob passes over such folders. Hidden ones and `lost+found` are no data, and links to folders are not followed."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return
+        check_host(error, str(error.filename))
+        raise ConfigError(
+            f"{error.filename}: this folder cannot be listed ({error.strerror}), and {entry!r} may name shards in it: make it "
+            "readable for the user of this process, or write a glob that does not reach it"
+        ) from error
+
+    parts = Path(pattern).parts
+    deepest = None if "**" in parts else len(parts) - 1  # folders below `base` that the glob looks into
+    for folder, folders, _ in os.walk(base, onerror=refuse):
+        depth = len(Path(folder).relative_to(base).parts)
+        inner = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+        if deepest is not None:
+            inner = [] if depth >= deepest else [name for name in inner if fnmatchcase(name, parts[depth])]
+        folders[:] = inner
 
 
 def _place(file: Path, real: Path) -> Path:

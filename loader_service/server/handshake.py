@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Handshake:
 
     def __init__(self, served: Served) -> None:
         self._fingerprints = served.fingerprints
-        self.refused = 0
-        """HELLOs that were answered with REFUSE."""
+        self._refused: Counter[str] = (
+            Counter()
+        )  # by the first name that differs: all names are this loader's, so they are few
         config = served.config
         self._welcome = Welcome(
             protocol=PROTOCOL_VERSION,
@@ -53,6 +55,11 @@ class Handshake:
             processor=served.processor_json,
         )
 
+    @property
+    def refused(self) -> int:
+        """HELLOs that were answered with REFUSE."""
+        return self._refused.total()
+
     def answer(self, hello: Hello) -> Welcome | Refuse:
         """WELCOME, or REFUSE with the differences."""
         differences = [
@@ -64,8 +71,10 @@ class Handshake:
             differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
         if not differences:
             return self._welcome
-        self.refused += 1
-        if self.refused < 20 or self.refused % 1000 == 0:  # a hostile peer must not fill the log
+        reason = differences[0][0]
+        self._refused[reason] += 1
+        # A hostile peer must not fill the log, nor a rank that asks again and again hide another reason.
+        if self._refused[reason] < 20 or self._refused[reason] % 1000 == 0:
             client = plain(hello.client, _SHOWN)
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
         return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

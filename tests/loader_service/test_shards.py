@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +90,30 @@ def test_nothing_found_is_an_error_with_the_working_folder(demos: Path, name: st
         expand_entry(str(demos / name), PATTERNS)
     assert str(caught.value).startswith(f"'{demos / name}' names no shard: it is no file, no folder with *.jsonl in it")
     assert str(Path.cwd()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_refused"),
+    [("**/*.jsonl", True), ("*/*.jsonl", True), ("d*/part-3.jsonl", True), ("p*/*.jsonl", False), ("*.jsonl", False)],
+)
+def test_a_folder_that_cannot_be_listed_is_refused_where_a_glob_reaches_it(
+    demos: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, is_refused: bool
+) -> None:
+    """Python's glob passes over it, so its shards would be missing in silence. Root may list any folder: a stand-in."""
+    (demos / "parts").mkdir()
+    (demos / "parts/part-4.jsonl").write_text("{}\n")
+    scandir = os.scandir
+
+    def denied(path: Any = ".") -> Any:
+        if str(path).endswith(("deep", "lost+found")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    (demos / "lost+found").mkdir()
+    monkeypatch.setattr(os, "scandir", denied)
+    if is_refused:
+        for patterns, entry in ((PATTERNS, f"{demos}/{pattern}"), ((pattern,), str(demos))):
+            with pytest.raises(ConfigError, match=r"deep: this folder cannot be listed \(Permission denied\)"):
+                locate_entry(entry, patterns)
+    else:
+        assert locate_entry(f"{demos}/{pattern}", PATTERNS).names

@@ -30,3 +30,23 @@ def test_a_hello_cannot_forge_lines_of_the_log(caplog: pytest.LogCaptureFixture)
     message = record.getMessage()
     assert r"refused rank 0 (me\n2026-01-01 all is well\x1b[2J)" in message
     assert message.isprintable()
+
+
+def test_a_rank_that_asks_again_and_again_hides_no_other_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """Each reason has its own count of lines in the log."""
+    known = {"dialogue": "ours", "order": "ours"}
+    greeter = Handshake(Served(make_config(["tcp://nobody:1"]), {}, known, "{}", {}, "loader"))
+
+    def ask(name: str) -> None:
+        answer = greeter.answer(
+            Hello(protocol=PROTOCOL_VERSION, client="me", rank=0, world_size=1, fingerprints={name: "theirs"})
+        )
+        assert isinstance(answer, Refuse)
+
+    for _ in range(50):
+        ask("dialogue")
+    ask("order")
+    assert greeter.refused == 51
+    messages = [record.getMessage() for record in caplog.get_records("call")]
+    assert len(messages) == 20
+    assert "differs in [['order'" in messages[-1]
