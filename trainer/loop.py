@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from stoker_proto.config import Config
 from stoker_proto.config.trainer import seconds_of
-from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.processor import Processor
 from stoker_proto.run_record import RunRecord
 from trainer.checkpoints.best import Best, is_hopeless, reason_of_step, step_to_export, update
@@ -32,7 +30,7 @@ from trainer.checkpoints.from_checkpoint import export_best
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
 from trainer.engine.optimizer import count_steps, learning_rate, shortfall
-from trainer.engine.ranks import Ranks, gather_json, max_over_ranks, range_over_ranks, text_of_first_rank
+from trainer.engine.ranks import Ranks, max_over_ranks, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
 from trainer.evals.example_sheet import draw_first
 from trainer.evals.interface import Moment, Outcome
@@ -40,7 +38,8 @@ from trainer.evals.schedule import EvalSchedule
 from trainer.feed.batch import StepBatch
 from trainer.feed.digest_log import DigestLog
 from trainer.models.loading import count_parameters
-from trainer.report.bad_samples import Skipped
+from trainer.process.early_end import EarlyEnd
+from trainer.report.budgets import Budgets
 from trainer.report.data_wait import Interval, line_of, peak_memory_gb, verdict_of
 from trainer.report.fleet import FleetReport
 from trainer.report.loss_spikes import WorstSteps
@@ -56,8 +55,6 @@ log = logging.getLogger(__name__)
 
 _LAST_CHANCE_S = 30.0
 """After an error: for a checkpoint that is being written to become whole."""
-_TRY_AGAIN = 75
-"""Exit code of a run that was stopped and saved: sysexits' EX_TEMPFAIL. The same command resumes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +98,8 @@ class Trainer:
         self.output_dir = Path(trainer.output_dir)
         # An estimate for later epochs: with packing or weights they may be a few rows longer or shorter.
         self.total_steps = count_steps(trainer, self.train.num_samples)
-        self._not_applied_in_a_row = 0
-        self._skipped = Skipped()
+        self._budgets = Budgets(self.config, self.ranks)
+        self._end = EarlyEnd(None if trainer.max_time is None else seconds_of(trainer.max_time))
         self._validated_at = self._saved_at = -1
         self._last: dict[str, float] = {}
         self._validation: dict[str, float] = {}
@@ -111,12 +108,15 @@ class Trainer:
         self._wait_s = self._train_s = 0.0
         self._interval = Interval()
         self._profiler = StepProfiler(trainer.profile, self.output_dir, is_first=self.ranks.is_first)
-        self.exit_code = 0
-        """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
-        self._is_stopped = self._has_shown = False
-        self._started = self._read_at = time.monotonic()
+        self._has_shown = False
+        self._read_at = time.monotonic()
         self.reads_late = self.ranks.device.type != "cpu"
         """Read a step's figures when the next one has begun, so that a GPU never waits for the host."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process, when `run` has returned: not 0 where the run was stopped before its end."""
+        return self._end.exit_code
 
     def run(self) -> dict[str, Any]:
         """Train to the end, validate, save and export. Returns the summary, which is also in `summary.json`."""
@@ -136,7 +136,8 @@ class Trainer:
             log.warning("%s", note)
         if self.val is not None:
             self.val.feed.begin()  # its first ticket may follow hours later
-        self._started = started = time.monotonic()
+        self._end.start()
+        started = time.monotonic()
         bar = ProgressBar(total=self.total_steps, done=first_step, shown=self.ranks.is_first)
         record = self._keep_record()
         digests = DigestLog(self.output_dir, self.ranks.rank, record)
@@ -146,16 +147,16 @@ class Trainer:
             while not self._is_over:
                 self._run_epoch(bar, digests)
         self._profiler.close(self.cursor.step)
-        if self._is_stopped:
+        if self._end.is_decided:
             return self._end_early(first_step)
         self._keep(self.evals.at_last_step(self.cursor.step, self._moment))
-        if self._is_stopped:  # during a validation
+        if self._end.is_decided:  # during a validation
             return self._end_early(first_step)
         if self._saved_at != self.cursor.step and self.cursor.step > first_step:
             self._save()
         folder = self._export() if trainer.export else None
         self.checkpoints.finish()
-        skipped = self._say_skipped()
+        skipped = self._budgets.say_skipped()
         if self.fleet is not None:
             self.fleet.say_summary()
         # From here on the ranks do nothing together: the first one may wait for an evaluation as long as that takes.
@@ -229,7 +230,7 @@ class Trainer:
     def _is_over(self) -> bool:
         trainer = self.config.trainer
         at_last_step = trainer.max_steps is not None and self.cursor.step >= trainer.max_steps
-        if self._is_stopped or is_hopeless(self.best, trainer.checkpoint.best):
+        if self._end.is_decided or is_hopeless(self.best, trainer.checkpoint.best):
             return True
         return at_last_step or self.cursor.epoch >= trainer.epochs
 
@@ -245,7 +246,7 @@ class Trainer:
                 if before is not None:
                     self._finish(before, bar, digests)
                 before = begun
-                if not self.reads_late or self._is_stopped or self._is_settled_after(begun):
+                if not self.reads_late or self._end.is_decided or self._is_settled_after(begun):
                     self._finish(begun, bar, digests)
                     before = None
                     self._read_at = time.monotonic()  # the next step's time includes its data wait, but no validation
@@ -266,7 +267,7 @@ class Trainer:
     def _worst_figures(self, batch: StepBatch) -> tuple[float, ...]:
         """Figures of this rank whose largest value over the ranks `_report` reads."""
         failed, memory_gb = float(self.checkpoints.has_failed), peak_memory_gb(self.ranks.device)
-        return batch.wait_s, -self.train.feed.num_ready, self._reason_to_stop(), failed, memory_gb
+        return batch.wait_s, -self.train.feed.num_ready, self._end.reason(self.stop_signal), failed, memory_gb
 
     def _is_settled_after(self, begun: _Begun) -> bool:
         """Whether something needs the weights as this step leaves them, before another step changes them."""
@@ -285,11 +286,11 @@ class Trainer:
             if self.trackers.is_active:
                 media = draw_first(batch.micro_batches, self.processor, self.output_dir)
                 self.trackers.show(media, self.cursor.step)
-        self._skipped.add(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
+        self._budgets.add_bad(reason for micro_batch in batch.micro_batches for reason in micro_batch.skipped)
         self._report(batch, result, begun.rate, step_s, bar)
         digests.add(self.cursor.step, batch, result.loss)
         self._worst.add(self.cursor.step, result.loss, result.row_losses)
-        self._check_budgets(result)
+        self._budgets.check(self.cursor.step, result, self.cursor.bad_samples)
         self._keep(self.evals.after_step(self.cursor.step, self._moment))
         interval = self.config.trainer.checkpoint.interval
         if interval and self.cursor.step % interval == 0 and self._saved_at != self.cursor.step:
@@ -303,7 +304,7 @@ class Trainer:
             epoch=self.cursor.epoch + at_end,
             sample=0 if at_end else batch.next_sample,
             position=self.cursor.position + result.num_rows,
-            skipped_steps=self.cursor.skipped_steps + self._was_not_applied(result),
+            skipped_steps=self.cursor.skipped_steps + result.was_not_applied,
             bad_samples=self.cursor.bad_samples + result.num_bad,
             num_images=images_of_actions(batch, self.cursor.num_images),
             source_samples=tuple(
@@ -312,14 +313,10 @@ class Trainer:
             ),
         )
 
-    @staticmethod
-    def _was_not_applied(result: StepResult) -> bool:
-        return result.num_supervised > 0 and not result.applied
-
     def _report(self, batch: StepBatch, result: StepResult, rate: float, step_s: float, bar: ProgressBar) -> None:
         wait_s, none_ready, reason, has_failed, memory_gb = result.worst
         wait_share = min(1.0, wait_s / step_s)
-        self._stop_for(int(reason))
+        self._end.decide(int(reason), self.cursor.step)
         if has_failed:
             self.checkpoints.finish()  # raises
         self._wait_s, self._train_s = self._wait_s + wait_s, self._train_s + step_s
@@ -357,59 +354,11 @@ class Trainer:
             if self._interval.is_line_due(is_last=self._is_over):
                 log.info("step %d: %s", self.cursor.step, line_of(figures, verdict))
 
-    def _reason_to_stop(self) -> int:
-        """Number of a signal, SIGALRM for the time limit, or 0; ranks may differ, and the largest number counts for all."""
-        number, limit = self.stop_signal(), self.config.trainer.max_time
-        if not number and limit is not None and time.monotonic() - self._started >= seconds_of(limit):
-            return signal.SIGALRM
-        return number
-
     def _is_told_to_stop(self) -> bool:
         """Whether a signal reached a rank, asked between two steps; every rank calls it. The time limit waits for evaluations."""
         [number] = max_over_ranks([float(self.stop_signal())], self.ranks)
-        self._stop_for(int(number))
-        return self._is_stopped
-
-    def _stop_for(self, reason: int) -> None:
-        """End after this step, as all ranks do."""
-        if reason and not self._is_stopped:
-            self._is_stopped = True
-            self.exit_code = 128 + reason if reason == signal.SIGTERM else _TRY_AGAIN
-            name = "trainer.max_time" if reason == signal.SIGALRM else signal.Signals(reason).name
-            log.info("step %d: %s ends the run; a checkpoint is written first", self.cursor.step, name)
-
-    def _check_budgets(self, result: StepResult) -> None:
-        """Stop on too many bad samples or steps that were not applied. All ranks have the same numbers, so all stop together."""
-        if self._was_not_applied(result):
-            self._not_applied_in_a_row += 1
-            log.warning(
-                "step %d is not applied: its gradient norm is not finite (loss %s)", self.cursor.step, result.loss
-            )
-            if self._not_applied_in_a_row > self.config.trainer.max_skipped_steps:
-                raise ConfigError(
-                    f"step {self.cursor.step}: {self._not_applied_in_a_row} steps in a row had a gradient norm that is not "
-                    f"finite, more than trainer.max_skipped_steps = {self.config.trainer.max_skipped_steps}: lower trainer.lr "
-                    f"({self.config.trainer.lr}), lengthen trainer.warmup_ratio, or look at the data"
-                )
-        elif result.applied:
-            self._not_applied_in_a_row = 0
-        budget = self.config.data.bad_sample_budget
-        if self.cursor.bad_samples > budget:
-            self._say_skipped()
-            raise DataError(
-                f"step {self.cursor.step}: {self.cursor.bad_samples} bad samples so far, more than data.bad_sample_budget = "
-                f"{budget}: correct the data (the lines above and the loaders' log name it), or raise the budget"
-            )
-
-    def _say_skipped(self) -> dict[str, int]:
-        """Log the bad samples of all ranks since this start; every rank calls it. Returns reason -> number of samples."""
-        skipped = Skipped()
-        for named, unnamed in gather_json([self._skipped.named, self._skipped.unnamed], self.ranks):
-            skipped.merge(named, unnamed)
-        if skipped.num_samples and self.ranks.is_first:
-            for line in (f"{skipped.num_samples} bad samples were skipped since this start:", *skipped.lines()):
-                log.warning("%s", line)
-        return skipped.named
+        self._end.decide(int(number), self.cursor.step)
+        return self._end.is_decided
 
     def _moment(self) -> Moment:
         """The run as evaluations see it; every rank calls it."""

@@ -2,5 +2,5 @@
 processes that started it.
 
 In: the launcher's message, signals and parent processes. Out: where the loaders are; a rank that ends with one line that says
-why. Read `allocator`, `early`, `signals`, then `parents`.
+why. Read `allocator`, `early`, `signals`, `early_end`, then `parents`.
 """

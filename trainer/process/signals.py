@@ -4,7 +4,7 @@ A separate thread logs it; a signal wakes the thread at once (`signal.set_wakeup
 or gloo, where no Python handler runs.
 
     SIGINT      log the line; the main thread gets its KeyboardInterrupt as usual; nothing is saved
-    SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `trainer.loop`
+    SIGUSR1     during training: ask the loop to save and end. All ranks agree on the step: see `early_end`
     SIGTERM     the same, but the process ends after a grace time in any case. More of them change nothing: DeepSpeed's launcher
                 sends one to each rank when it gets one itself, and when another rank has ended. Before the first step, or
                 after a SIGINT: log the line, unless that was done already, and end the process

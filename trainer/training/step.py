@@ -61,6 +61,11 @@ class StepResult:
     row_losses: tuple[tuple[float, ...], ...] = ()
     """Of this rank only: the mean NLL per label of each row of each micro-batch; 0 for a row without labels."""
 
+    @property
+    def was_not_applied(self) -> bool:
+        """Whether there was something to learn, and weights did not change."""
+        return self.num_supervised > 0 and not self.applied
+
 
 class Stepper:
     """Runs optimizer steps of one engine."""

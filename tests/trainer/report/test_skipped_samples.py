@@ -27,7 +27,7 @@ def run(config: Any) -> tuple[dict[str, Any] | str, list[str]]:
             lines.append(record.getMessage())
 
     handler = Lines(logging.WARNING)
-    logging.getLogger("trainer.loop").addHandler(handler)
+    logging.getLogger("trainer.report.budgets").addHandler(handler)
     trainer = build_run(config, images=False)
     feed = trainer.train.feed
     assert isinstance(feed, MemoryFeed)
