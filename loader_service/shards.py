@@ -76,13 +76,11 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
     if named.is_file():
         base, pattern, found = named.parent, named.name, [named]
     elif named.is_dir():
-        for each in patterns:
-            _refuse_unreadable(named, each, path)
         base, found = named, list(_in_folder(named, patterns, broken))
     else:
         base = folder_without_wildcards(named)
         pattern = named.relative_to(base).as_posix()
-        _refuse_unreadable(base, pattern, path)
+        _refuse_unreadable(base, pattern)
         found = []
         for match in map(Path, glob.glob(str(named), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
             found.extend(_in_folder(match, patterns, broken) if match.is_dir() else [match])
@@ -101,28 +99,32 @@ def locate_entry(path: str, patterns: Sequence[str]) -> EntryShards:
     return EntryShards(base.resolve(), pattern, names, paths, broken=tuple(sorted(set(broken))))
 
 
-def _refuse_unreadable(base: Path, pattern: str, entry: str) -> None:
-    """Raises ConfigError for a folder that the glob reaches and that cannot be listed: its shards would be missing in silence.
+def _refuse_unreadable(base: Path, pattern: str) -> None:
+    """Raises ConfigError for a folder that the pattern reaches and that cannot be listed: its shards would be missing in silence.
 
-    Python's glob passes over such folders. Hidden ones and `lost+found` are no data, and links to folders are not followed."""
+    Python's glob passes over such folders. Hidden ones and `lost+found` are no data."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return
         check_host(error, str(error.filename))
         raise ConfigError(
-            f"{error.filename}: this folder cannot be listed ({error.strerror}), and {entry!r} may name shards in it: make it "
-            "readable for the user of this process, or write a glob that does not reach it"
+            f"{error.filename}: this folder cannot be listed ({error.strerror}), and {pattern!r} below {base} may name shards in "
+            "it: make it readable for the user of this process, or write a glob that does not reach it"
         ) from error
 
     parts = Path(pattern).parts
     deepest = None if "**" in parts else len(parts) - 1  # folders below `base` that the glob looks into
-    for folder, folders, _ in os.walk(base, onerror=refuse):
+    seen = {os.path.realpath(base)}  # a link may lead back up
+    for folder, folders, _ in os.walk(base, onerror=refuse, followlinks=True):
         depth = len(Path(folder).relative_to(base).parts)
-        inner = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+        inner = [name for name in folders if not name.startswith(".") and name != "lost+found"]
         if deepest is not None:
-            inner = [] if depth >= deepest else [name for name in inner if fnmatchcase(name, parts[depth])]
-        folders[:] = inner
+            folders[:] = [name for name in inner if depth < deepest and fnmatchcase(name, parts[depth])]
+            continue
+        places = {os.path.realpath(os.path.join(folder, name)): name for name in inner}  # noqa: PTH118 - many folders
+        folders[:] = [name for place, name in places.items() if place not in seen]
+        seen.update(places)
 
 
 def _place(file: Path, real: Path) -> Path:
@@ -143,8 +145,9 @@ def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 def _in_folder(folder: Path, patterns: Iterable[str], broken: list[Path]) -> Iterable[Path]:
-    """The files that match. Links to nothing are added to `broken`."""
+    """The files that match. Links to nothing are added to `broken`. Raises ConfigError for a folder that cannot be listed."""
     for pattern in patterns:
+        _refuse_unreadable(folder, pattern)
         for file in folder.glob(pattern):
             if any(part.startswith(".") for part in file.relative_to(folder).parts):
                 continue

@@ -7,12 +7,12 @@ lock is needed. A peer without a listed key never gets as far as a message; it i
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 
 import zmq
 from zmq.utils import z85
 
+from loader_service.server.refusals import Refusals
 from stoker_proto.errors import ConfigError
 from stoker_proto.wire.keys import Key
 
@@ -48,7 +48,7 @@ class Gate:
                 "cluster.security is set, but this pyzmq was built without CURVE: install its wheel from PyPI"
             )
         self._allowed = dict(allowed)
-        self._refused: Counter[str] = Counter()  # by reason, without the peer's own key
+        self._refusals = Refusals()
         self.hung_up = 0
         """Connections that the other side closed in mid-handshake: port checks, and ranks that saw first that keys differ."""
         self.zap = context.socket(zmq.REP)
@@ -66,7 +66,7 @@ class Gate:
     @property
     def refused(self) -> int:
         """Handshakes refused: unknown key, no key, a key for another loader, or none of the protocol."""
-        return self._refused.total()
+        return self._refusals.total
 
     def look(self) -> None:
         """Answer waiting handshakes, some hundred at most. Never blocks."""
@@ -107,8 +107,6 @@ class Gate:
         return [b"1.0", number, b"200", b"OK", name.encode(), b""]
 
     def _refuse(self, who: str, why: str, subject: str = "") -> None:
-        """Count a refusal, and log it: the first ones of each reason, so that a peer that dials again and again neither fills the
-        log nor hides another reason."""
-        self._refused[why] += 1
-        if self._refused[why] < 20 or self._refused[why] % 1000 == 0:
+        """Count a refusal, and log it if it is one of the first. subject: what of the text is the peer's own."""
+        if self._refusals.add(why):
             logger.warning("refused connection %d, from %s: %s%s", self.refused, who, subject, why)

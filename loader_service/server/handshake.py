@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from loader_service.manifest import EntryManifest
+from loader_service.server.refusals import Refusals
 from loader_service.server.served import Served
 from stoker_proto import PROTOCOL_VERSION
 from stoker_proto.wire.messages import Hello, Refuse, Welcome
@@ -37,9 +37,7 @@ class Handshake:
 
     def __init__(self, served: Served) -> None:
         self._fingerprints = served.fingerprints
-        self._refused: Counter[str] = (
-            Counter()
-        )  # by the first name that differs: all names are this loader's, so they are few
+        self._refusals = Refusals()
         config = served.config
         self._welcome = Welcome(
             protocol=PROTOCOL_VERSION,
@@ -58,7 +56,7 @@ class Handshake:
     @property
     def refused(self) -> int:
         """HELLOs that were answered with REFUSE."""
-        return self._refused.total()
+        return self._refusals.total
 
     def answer(self, hello: Hello) -> Welcome | Refuse:
         """WELCOME, or REFUSE with the differences."""
@@ -71,10 +69,8 @@ class Handshake:
             differences.insert(0, ["protocol", str(PROTOCOL_VERSION), str(hello.protocol)])
         if not differences:
             return self._welcome
-        reason = differences[0][0]
-        self._refused[reason] += 1
-        # A hostile peer must not fill the log, nor a rank that asks again and again hide another reason.
-        if self._refused[reason] < 20 or self._refused[reason] % 1000 == 0:
+        first_name = differences[0][0]  # one of this loader's
+        if self._refusals.add(first_name):
             client = plain(hello.client, _SHOWN)
             logger.warning("refused rank %d (%s): it differs in %s", hello.rank, client, differences)
         return Refuse(protocol=PROTOCOL_VERSION, differences=differences)

@@ -117,3 +117,30 @@ def test_a_folder_that_cannot_be_listed_is_refused_where_a_glob_reaches_it(
                 locate_entry(entry, patterns)
     else:
         assert locate_entry(f"{demos}/{pattern}", PATTERNS).names
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_as_a_match_and_behind_a_link(
+    demos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A glob may match the folder itself; and it follows links, one of which may lead back up."""
+    scandir = os.scandir
+
+    def denied(path: Any = ".") -> Any:
+        if str(path).endswith(("deep", "linked")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    other = demos.parent / "other"
+    (other / "inner").mkdir(parents=True)
+    (other / "inner/part-5.jsonl").write_text("{}\n")
+    (other / "inner/up").symlink_to(other)
+    assert locate_entry(f"{other}/**/*.jsonl", PATTERNS).names
+    (other / "inner/linked").symlink_to(demos)
+    monkeypatch.setattr(os, "scandir", denied)
+    for entry, folder in (
+        (f"{demos}/dee*", "deep"),
+        (f"{other}/*/*/*.jsonl", "linked"),
+        (f"{other}/**/*.jsonl", "linked"),
+    ):
+        with pytest.raises(ConfigError, match=f"{folder}: this folder cannot be listed"):
+            locate_entry(entry, PATTERNS)
