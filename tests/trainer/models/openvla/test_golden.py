@@ -16,6 +16,7 @@ names_7b.txt is the state_dict of the published class with the two real towers o
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -55,9 +56,8 @@ def model() -> Any:
     return found
 
 
-def assert_close(found: torch.Tensor, expected: Any) -> None:
-    """The golden values are another CPU's, and float32 sums differ by up to 2e-5 between CPUs."""
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=5e-5)
+def assert_close(found: torch.Tensor, expected: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=atol)
 
 
 def test_names_and_shapes_are_the_published_ones(model: Any) -> None:
@@ -66,7 +66,8 @@ def test_names_and_shapes_are_the_published_ones(model: Any) -> None:
 
 
 def test_towers_logits_and_loss(model: Any, golden: dict[str, Any]) -> None:
-    pixels = torch.from_numpy(hashed.pixels())
+    """In float64, so that the result is the same on every CPU. The golden values are float32: their logits are off by 2.3e-5."""
+    model, pixels = copy.deepcopy(model).double(), torch.from_numpy(hashed.pixels()).double()
     ids, mask = (torch.from_numpy(array) for array in hashed.token_rows())
     labels = torch.where(mask == 1, ids, -100)
     labels[:, :5] = -100
@@ -79,7 +80,9 @@ def test_towers_logits_and_loss(model: Any, golden: dict[str, Any]) -> None:
     assert output.logits.shape == (2, 16 + 14, 32064)
     real = np.concatenate([np.ones((2, 16), bool), mask.numpy() == 1], axis=1)  # padding's own logits mean nothing
     assert_close(
-        output.logits[..., torch.from_numpy(hashed.logit_columns())][torch.from_numpy(real)], golden["logits"][real]
+        output.logits[..., torch.from_numpy(hashed.logit_columns())][torch.from_numpy(real)],
+        golden["logits"][real],
+        atol=2.5e-5,
     )
     assert output.loss.item() == pytest.approx(float(golden["loss"]), abs=1e-5)
 
