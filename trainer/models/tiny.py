@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker_proto.errors import ConfigError, StokerError
-from trainer.models.robot.building import RobotSizes
+from trainer.models.robot.building import TOWERS, RobotSizes
 from trainer.models.tiny_tokenizer import (
     ASSISTANT,
     BOS,
@@ -63,7 +63,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tiny(family: str, out: Path, *, image_size: int = 64, seed: int = 0, robot: RobotSizes | None = None) -> int:
-    """Write a model of the family into the folder `out`; returns its number of parameters. The same seed makes the same model.
+    """Write a model of the family into the folder `out`; returns its number of parameters. The same seed makes the same weights.
 
     image_size: height and width in pixels that the image processor makes. robot: sizes of the family `robot`.
     Raises ConfigError.
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = RobotSizes(
         num_views=options.num_views, state_width=options.state_width,
         auxiliary_width=options.auxiliary_width, answer_tokens=options.answer_tokens,
-        word_window=options.word_window,
+        word_window=options.word_window, towers=options.towers,
     )  # fmt: skip
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # never wait for a network
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would report on accelerators
@@ -284,6 +284,10 @@ def _add_robot_sizes(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--word-window", type=int, default=usual.word_window, metavar="N",
         help="tokens read together (odd), where the order of words alone tells tasks apart; 0: none (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--towers", choices=TOWERS, default=usual.towers,
+        help="numbers of the convolutions; auto: bfloat16 where this machine has instructions for it (default %(default)s)",
     )  # fmt: skip
 
 

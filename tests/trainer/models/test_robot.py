@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -300,3 +301,29 @@ def test_a_model_whose_words_would_be_read_differently_is_refused() -> None:
     assert RobotConfig(word_position_scale=0.1).word_window == 0
     with pytest.raises(ValueError, match="word_position_scale is gone"):
         RobotConfig(word_position_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("towers", "capabilities", "in_bfloat16"),
+    [
+        ("auto", {"avx2": True, "amx_bf16": False, "avx512_bf16": False}, False),
+        ("auto", {"amx_bf16": True}, True),
+        ("auto", {"avx512_bf16": True}, True),
+        ("auto", {}, False),
+        ("float32", {"amx_bf16": True}, False),
+        ("bfloat16", {}, True),
+    ],
+)
+def test_convolutions_compute_in_bfloat16_where_the_machine_has_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: str, capabilities: dict[str, bool], in_bfloat16: bool
+) -> None:
+    """Emulated, they take nine times as long; the export keeps the choice."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    build_tiny("robot", tmp_path, image_size=16, robot=replace(SIZES, towers=towers))
+    assert json.loads((tmp_path / "config.json").read_text())["half_precision_towers"] is in_bfloat16
+
+
+def test_other_towers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--towers 'int8': choose one of auto, float32, bfloat16"):
+        build_tiny("robot", tmp_path, image_size=16, robot=replace(SIZES, towers="int8"))

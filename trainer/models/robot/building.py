@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,23 @@ class RobotSizes:
     """Most tokens of an answer, the end token included: actions of a chunk x numbers of an action + 1."""
     word_window: int = 0
     """Tokens of the instruction that are read together (odd), where the order of words tells tasks apart; 0: one by one."""
+    towers: str = "auto"
+    """Numbers that convolutions compute in: one of TOWERS. auto: bfloat16 where this machine has instructions for it. The model
+    keeps the choice, so that it computes alike everywhere."""
+
+
+TOWERS = ("auto", "float32", "bfloat16")
+
+
+def is_quick_in_bfloat16() -> bool:
+    """Whether this machine has a GPU, or a CPU with instructions for bfloat16.
+
+    Elsewhere PyTorch emulates it: with AVX2 alone, the convolutions of a step took nine times as long as in float32."""
+    torch = importlib.import_module("torch")
+    capabilities: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # old versions lack it: float32 is safe
+    return bool(torch.cuda.is_available() or capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any, Any]:
@@ -36,6 +54,9 @@ def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any
         )
     if sizes.word_window < 0 or (sizes.word_window and sizes.word_window % 2 == 0):
         raise ConfigError(f"--word-window {sizes.word_window}: an odd number, or 0 for words that are read one by one")
+    if sizes.towers not in TOWERS:
+        raise ConfigError(f"--towers {sizes.towers!r}: choose one of {', '.join(TOWERS)}")
+    in_bfloat16 = is_quick_in_bfloat16() if sizes.towers == "auto" else sizes.towers == "bfloat16"
     library = importlib.import_module("transformers")
     images = importlib.import_module("transformers.models.clip.image_processing_pil_clip")
     modeling = importlib.import_module("trainer.models.robot.modeling")
@@ -57,6 +78,7 @@ def build_robot(tokenizer: Any, image_size: int, sizes: RobotSizes) -> tuple[Any
         image_token_id=id_of(IMAGE),
         assistant_token_id=id_of(ASSISTANT),
         number_ids=tuple(ids[0] for ids in numbers),
+        half_precision_towers=in_bfloat16,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
