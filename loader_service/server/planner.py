@@ -75,30 +75,43 @@ class Planner:
     def lanes(self, key: PlanKey) -> PlannedLanes | None:
         """The lanes of an entry that this loader holds; None until they are known."""
         known = self._known.get(key)
-        return self.plan(key) if known is None else known
+        if known is not None:
+            return known
+        lanes = self._planned(key)
+        if lanes is not None and self._next(key) not in self._known:
+            self._plan_next(key)
+        return lanes
 
     def plan(self, key: PlanKey) -> PlannedLanes | None:
         """The lanes, once workers can map the plan; None before. Starts planning, and later plans the next epoch."""
+        lanes = self._planned(key)
+        if lanes is not None:
+            self._plan_next(key)
+        return lanes
+
+    def _planned(self, key: PlanKey) -> PlannedLanes | None:
+        """The lanes, once workers can map the plan; None before. Starts planning."""
         future = self._request(key)
         if future is None:
             return None
         lanes = self._made.get(key)
-        if lanes is None:  # asked for the first time since it was made
-            if not future.done():
-                return None
+        if lanes is None and future.done():  # asked for the first time since it was made
             lanes = self._made[key] = self._remember(key, future.result())
-        split, epoch, entry = key
-        if split == "train" and epoch + 1 not in self._plans[split, entry]:
-            self._plan_next(key)
         return lanes
 
+    @staticmethod
+    def _next(key: PlanKey) -> PlanKey:
+        return PlanKey(key.split, key.epoch + 1, key.entry)
+
     def _plan_next(self, key: PlanKey) -> None:
-        """Count a request; after some of them, plan the next epoch."""
+        """Count a request for an epoch whose next one has no plan; after some of them, plan the next."""
         split, epoch, entry = key
+        if split != "train" or epoch + 1 in self._plans[split, entry]:
+            return
         self._asked[split, entry] += 1
         if self._asked[split, entry] > len(self._entries[split][entry].num_samples) // _RECORDS_PER_ASKED:
             self._asked[split, entry] = 0
-            self._request(PlanKey(split, epoch + 1, entry))
+            self._request(self._next(key))
 
     def answer(self, asked: Epoch, tokens: Mapping[int, int]) -> Lanes | None:
         """The lanes of the entries asked for, all held here; None until all are planned. tokens: entry -> tokens of its

@@ -107,6 +107,42 @@ def test_all_passes_of_a_mixture_are_answered_and_each_is_planned_once(
     planner.close()
 
 
+def test_lanes_that_are_known_are_not_planned_again_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epoch 1 is planned before epoch 0, for which no place was free. Epoch 0 is no reason to plan it again, until tickets
+    need its file."""
+    made: Counter[int] = Counter()
+    may_make = threading.Semaphore(0)
+
+    def counting(manifest: EntryManifest, data: DataConfig, key: PlanKey) -> LanePlan:
+        assert may_make.acquire(timeout=60)
+        made[key.epoch] += 1
+        return make_plan(manifest, data, key)
+
+    monkeypatch.setattr(planner_module, "make_plan", counting)
+    entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
+    planner = Planner(tmp_path, entries, make_data(), lambda: None)  # type: ignore[arg-type]
+
+    def known(epoch: int) -> bool:
+        return planner.lanes(PlanKey("train", epoch, 0)) is not None
+
+    others = range(100, 100 + planner_module._MAX_IN_THE_MAKING)
+    assert not any([known(epoch) for epoch in others])
+    assert not known(0)  # refused: too many are in the making
+    may_make.release()
+    wait_until(lambda: planner._plans["train", 0][others[0]].done(), 60, "the first plan")
+    assert not known(1)
+    may_make.release(1000)
+    for epoch in (1, *others):
+        wait_until(lambda epoch=epoch: known(epoch), 60, f"epoch {epoch}")
+    wait_until(lambda: known(0), 60, "epoch 0")
+    assert 1 not in planner._plans["train", 0], "its file went when newer plans came"
+    assert known(0)
+    assert set(made.values()) == {1}
+    wait_until(lambda: planner.plan(PlanKey("train", 0, 0)) is not None, 60, "the plan of epoch 0")
+    wait_until(lambda: made[1] == 2, 60, "the file of epoch 1, for the tickets that come after those of epoch 0")
+    planner.close()
+
+
 @pytest.mark.long
 def test_a_plan_with_tickets_in_work_is_kept(tmp_path: Path) -> None:
     entries = {"train": {0: Manifest(np.full(20, 3, np.uint32))}}
