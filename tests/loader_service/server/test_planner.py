@@ -126,7 +126,7 @@ def test_lanes_that_are_known_are_not_planned_again_ahead(tmp_path: Path, monkey
         return planner.lanes(PlanKey("train", epoch, 0)) is not None
 
     others = range(100, 100 + planner_module._MAX_IN_THE_MAKING)
-    assert not any([known(epoch) for epoch in others])
+    assert not any(known(epoch) for epoch in others)
     assert not known(0)  # refused: too many are in the making
     may_make.release()
     wait_until(lambda: planner._plans["train", 0][others[0]].done(), 60, "the first plan")
