@@ -75,7 +75,7 @@ class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
     one_row_each: ClassVar[bool] = True
-    version: ClassVar[int] = TableDataset.version + 2  # images the right way up, by EXIF; no grey of 16 bits
+    version: ClassVar[int] = TableDataset.version + 3  # arguments of calls by their other names; calls in `conversations`
     usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:

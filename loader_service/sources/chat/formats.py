@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loader_service.sources.chat.message import ROLES, Message, call_of, parse_json, role_of, text_of, tools_of
+from loader_service.sources.chat.calls import calls_in_text, calls_of
+from loader_service.sources.chat.message import ROLES, Message, parse_json, role_of, text_of, tools_of
 from loader_service.sources.chat.parts import content_of
 from loader_service.sources.chat.turn_fields import KNOWN, REASONING, reasoning_of, weight_of
 from loader_service.sources.fields import says_something, unread, unread_note
 from loader_service.sources.half_characters import load_json, refuse_half
 from stoker_proto.errors import DataError
-from stoker_proto.text.turns import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +83,35 @@ def alpaca(row: dict[str, Any], names: Names) -> Conversation:
 
 
 def sharegpt(row: dict[str, Any], names: Names) -> Conversation:
-    """Turns of `from` and `value`; `role` and `content` are taken too."""
+    """Turns of `from` and `value`, or of `role` and `content`, which are read as those of `messages`."""
     messages: list[Message] = []
     notes: dict[str, None] = {}
+    has_images = bool(_images(row))
     for i, turn in enumerate(_turns(row, "conversations", names)):
         place = f"conversations[{i}]"
-        name_key = "from" if turn.get("from") is not None else "role"
-        text_key = "value" if turn.get("value") is not None or "content" not in turn else "content"
-        name = names.role(turn.get(name_key))
-        role = role_of(name, f"{place}.{name_key}")
-        text = text_of(turn.get(text_key), f"{place}.{text_key}")
-        calls: tuple[Call, ...] = ()
-        if name == "function_call":
-            text, calls = "", _function_call(text, f"{place}.{text_key}")
-        reasoning = reasoning_of(turn, place) if role == "assistant" else None
-        messages.append(Message(role, text, weight_of(turn, place), reasoning=reasoning, calls=calls))
-        notes |= dict.fromkeys(unread(turn, _known_of_turn(role, name_key, text_key), "turn"))
+        if turn.get("from") is None and turn.get("value") is None and "role" in turn:
+            message, more = _openai_turn(turn, place, names, has_images=has_images)
+        else:
+            message, more = _sharegpt_turn(turn, place, names)
+        messages.append(message)
+        notes |= more
     return _conversation(row, messages, notes)
+
+
+def _sharegpt_turn(turn: dict[str, Any], place: str, names: Names) -> tuple[Message, dict[str, None]]:
+    """The message, and notes on fields that are not read."""
+    name_key = "from" if turn.get("from") is not None else "role"
+    text_key = "value" if turn.get("value") is not None or "content" not in turn else "content"
+    name = names.role(turn.get(name_key))
+    role = role_of(name, f"{place}.{name_key}")
+    message = Message(role, text_of(turn.get(text_key), f"{place}.{text_key}"), weight_of(turn, place))
+    message.reasoning = reasoning_of(turn, place) if role == "assistant" else None
+    notes = dict.fromkeys(unread(turn, _known_of_turn(role, name_key, text_key), "turn"))
+    if name == _CALLING:
+        message.calls, more = calls_in_text(message.text, f"{place}.{text_key}")
+        message.text = ""
+        notes |= more
+    return message, notes
 
 
 def openai(row: dict[str, Any], names: Names) -> Conversation:
@@ -224,32 +236,44 @@ def _openai_turns(row: dict[str, Any], name: str, names: Names) -> tuple[list[Me
     notes: dict[str, None] = {}
     has_images = bool(_images(row))
     for i, turn in enumerate(_turns(row, name, names)):
-        if turn.keys() == _PLAIN and isinstance(turn["content"], str):  # nearly all turns, and much faster
-            said = turn["role"] if not names.roles else names.role(turn["role"])
-            known = ROLES.get(said) if isinstance(said, str) else None
-            messages.append(Message(known or role_of(said, f"{name}[{i}].role"), turn["content"]))
-            continue
-        place = f"{name}[{i}]"
-        role = role_of(names.role(turn.get("role")), f"{place}.role")
-        calls, content = _calls(turn, place), turn.get("content")
-        reasoning = reasoning_of(turn, place) if role == "assistant" else None
-        if content is None and (calls or role == "assistant"):
-            content = ""
-        found = content_of(content, role, f"{place}.content", has_images=has_images)
-        if found.reasoning:
-            thought = "\n\n".join(found.reasoning)
-            if reasoning is not None and reasoning != thought:
-                raise DataError("the turn and a part of it have different reasoning: keep one of them", field=place)
-            reasoning = thought
-        call_id = turn.get("tool_call_id")
-        refuse_half(call_id, f"{place}.tool_call_id")
-        message = Message(role, found.text, weight_of(turn, place), tuple(found.images), reasoning, calls=calls)
-        message.call_id = call_id if isinstance(call_id, str) else ""
+        message, more = _openai_turn(turn, f"{name}[{i}]", names, has_images=has_images)
         messages.append(message)
-        notes |= dict.fromkeys((*found.notes, *unread(turn, _known_of_turn(role, *_OPENAI), "turn")))
+        if more:
+            notes |= more
     return messages, notes
 
 
+def _openai_turn(
+    turn: dict[str, Any], place: str, names: Names, *, has_images: bool
+) -> tuple[Message, dict[str, None]]:
+    """The message, and notes on fields that are not read."""
+    content, said = turn.get("content"), names.role(turn.get("role"))
+    if turn.keys() == _PLAIN and isinstance(content, str) and said != _CALLING:  # nearly all turns, and much faster
+        known = ROLES.get(said) if isinstance(said, str) else None
+        return Message(known or role_of(said, f"{place}.role"), content), {}
+    calls, notes = calls_of(turn, place)
+    if said == _CALLING and not calls and isinstance(content, str):  # ShareGPT's role, with these names
+        calls, notes = calls_in_text(content, f"{place}.content")
+        content = ""
+    role = role_of(said, f"{place}.role")
+    reasoning = reasoning_of(turn, place) if role == "assistant" else None
+    if content is None and (calls or role == "assistant"):
+        content = ""
+    found = content_of(content, role, f"{place}.content", has_images=has_images)
+    if found.reasoning:
+        thought = "\n\n".join(found.reasoning)
+        if reasoning is not None and reasoning != thought:
+            raise DataError("the turn and a part of it have different reasoning: keep one of them", field=place)
+        reasoning = thought
+    call_id = turn.get("tool_call_id")
+    refuse_half(call_id, f"{place}.tool_call_id")
+    message = Message(role, found.text, weight_of(turn, place), tuple(found.images), reasoning, calls=calls)
+    message.call_id = call_id if isinstance(call_id, str) else ""
+    return message, notes | dict.fromkeys((*found.notes, *unread(turn, _known_of_turn(role, *_OPENAI), "turn")))
+
+
+_CALLING = "function_call"
+"""Name of ShareGPT's role whose text is a call."""
 _PLAIN = {"role", "content"}
 _OPENAI = ("role", "content", "tool_calls", "function_call", "tool_call_id", "id")
 
@@ -262,34 +286,6 @@ def _known_of_turn(role: str, *fields: str) -> frozenset[str]:
 
 
 _known_fields: dict[tuple[bool, tuple[str, ...]], frozenset[str]] = {}  # ten at most
-
-
-def _calls(turn: dict[str, Any], place: str) -> tuple[Call, ...]:
-    """Calls of an OpenAI message: its `tool_calls`, and `function_call`, as they were before."""
-    calls, old_call = turn.get("tool_calls") or [], turn.get("function_call")
-    if not calls and old_call is None:
-        return ()
-    if not isinstance(calls, list):
-        raise DataError("a list of calls is expected", field=f"{place}.tool_calls")
-    found = [(call, f"{place}.tool_calls[{j}]") for j, call in enumerate(calls)]
-    if old_call is not None:
-        found.append((old_call, f"{place}.function_call"))
-    calls_found = []
-    for call, where in found:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise DataError("an object with name and arguments is expected", field=where)
-        calls_found.append(call_of(function.get("name"), function.get("arguments"), where, call.get("id")))
-    return tuple(calls_found)
-
-
-def _function_call(text: str, field: str) -> tuple[Call, ...]:
-    """ShareGPT's function_call: the JSON text of one call, or of a list of them."""
-    calls = parse_json(text, field)
-    calls = calls if isinstance(calls, list) else [calls]
-    if not calls or not all(isinstance(call, dict) for call in calls):
-        raise DataError("the JSON of {name, arguments}, or a list of them, is expected", field=field)
-    return tuple(call_of(call.get("name"), call.get("arguments"), field, call.get("id")) for call in calls)
 
 
 def _images(row: dict[str, Any]) -> list[Any]:

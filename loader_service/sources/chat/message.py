@@ -1,4 +1,4 @@
-"""What the formats share: a message, the roles, definitions and calls of functions.
+"""What the formats share: a message, the roles, definitions of functions.
 
 How functions are written is the chat template's matter, or that of `stoker_proto.text.functions`.
 """
@@ -69,22 +69,8 @@ def text_of(value: object, field: str) -> str:
     """The value, which must be a text. Raises DataError."""
     if not isinstance(value, str):
         refuse_half(value, field)
-        raise DataError(f"{_shown(value)}: a text is expected", field=field)
+        raise DataError(f"{shown(value)}: a text is expected", field=field)
     return value
-
-
-def call_of(name: object, arguments: object, field: str, id: object = None) -> Call:
-    """One call of a function; arguments: an object, or the JSON text of one; "" and null: none. Raises DataError."""
-    refuse_half(id, f"{field}.id")
-    if not isinstance(name, str) or not name:
-        refuse_half(name, f"{field}.name")
-        raise DataError(f"{_shown(name)}: the name of a function is expected", field=f"{field}.name")
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments, f"{field}.arguments") if arguments.strip() else {}
-        refuse_halves(arguments, f"{field}.arguments")
-    else:
-        arguments = without_nulls(arguments, f"{field}.arguments")
-    return Call(name, {} if arguments is None else arguments, id if isinstance(id, str) else "")
 
 
 def tools_of(tools: object, field: str) -> tuple[dict[str, Any], ...]:
@@ -99,7 +85,7 @@ def tools_of(tools: object, field: str) -> tuple[dict[str, Any], ...]:
     if isinstance(tools, list):  # of texts, as in some parquet files
         tools = [parse_json(tool, field) if isinstance(tool, str) and tool[:1] == "{" else tool for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f"{_shown(tools)}: a list of function definitions (objects) is expected", field=field)
+        raise DataError(f"{shown(tools)}: a list of function definitions (objects) is expected", field=field)
     return tuple(without_nulls(tool, f"{field}[{i}]") for i, tool in enumerate(tools))
 
 
@@ -125,9 +111,10 @@ def parse_json(text: str, field: str) -> Any:
     try:
         return load_json(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{_shown(text)} is no JSON ({error})", field=field) from error
+        raise DataError(f"{shown(text)} is no JSON ({error})", field=field) from error
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """The beginning of a wrong value, for an error."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -228,6 +228,63 @@ def test_arguments_are_an_object_a_text_or_nothing(
     assert sample.tools == ({"type": "function", "function": {"name": "add"}},)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"},
+        {"name": "add", "parameters": {"a": 1}, "id": "c1"},
+        {"name": "add", "input": {"a": 1}, "id": "c1", "arguments": None},
+        {"id": "c1", "type": "function", "function": {"name": "add", "parameters": '{"a": 1}'}},
+        {"id": "c1", "function": {"name": "add"}, "args": {"a": 1}},
+    ],
+)
+def test_arguments_may_have_other_names(call: dict[str, Any], one: Callable[..., Sample]) -> None:
+    """LangChain's, Llama 3's. Under a name that nobody reads, a call without arguments would be learned."""
+    asked = {"role": "user", "content": "1?"}
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": None, "tool_calls": [call]}]},
+        {"conversations": [asked, {"from": "function_call", "value": json.dumps(call)}]},
+        {"conversations": [asked, {"role": "function_call", "content": json.dumps([call])}]},
+        {"messages": [asked, {"role": "function_call", "content": json.dumps(call)}]},
+    ]
+    for row in rows:
+        sample = one(row)
+        assert sample.turns[1].calls == (Call("add", {"a": 1}, "c1"),)
+        assert sample.turns[1].text == ""
+        assert not sample.notes
+
+
+def test_what_a_call_says_beside_is_counted_and_two_arguments_are_refused(one: Callable[..., Sample]) -> None:
+    asked = {"role": "user", "content": "1?"}
+
+    def row(**call: Any) -> dict[str, Any]:
+        return {"messages": [asked, {"role": "assistant", "content": None, "tool_calls": [{"name": "add", **call}]}]}
+
+    assert one(row(args={"a": 1}, kwargs={"b": 2}, index=0, result=None)).notes == ("not read: call field 'kwargs'",)
+    with pytest.raises(DataError, match=r"tool_calls\[0\]: a call with arguments and parameters: keep the one that"):
+        one(row(arguments={"a": 1}, parameters={"b": 2}))
+
+
+def test_turns_of_role_and_content_are_read_alike_in_both_columns(one: Callable[..., Sample]) -> None:
+    """`conversations` often has OpenAI's turns, with their calls, content in parts, and null beside a call."""
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "1 + 2?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "function": {"name": "add", "arguments": {}}}],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "Three.", "weight": 1},
+    ]
+    first, second = one({"conversations": said}), one({"messages": said})
+    assert first == second
+    assert first.turns[1].calls == (Call("add", {}, "c1"),)
+    assert first.turns[2].call_id == "c1"
+    del said[1]["content"]
+    assert one({"conversations": said}) == second
+
+
 @pytest.mark.parametrize("tools", [None, [], "", " ", "[]"])
 def test_tools_that_are_absent_leave_no_system_turn(tools: Any, one: Callable[..., Sample]) -> None:
     """Else a template's own system text would go."""
