@@ -8,6 +8,7 @@ robots/*-left     what the glob finds
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from loader_service.sources.lerobot.meta import Meta, Wanted, load_meta, selecte
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
 from stoker_proto.host.trouble import check_host
+
+_PARTS = ("data", "meta", "videos")
+"""Folders of a data set."""
 
 
 def locate(path: str, wanted: Wanted, *, may_lack: bool = False) -> tuple[EntryShards, dict[Path, Meta]]:
@@ -80,14 +84,14 @@ def _roots(named: Path) -> tuple[Path, str, list[Path]]:
     """(base, pattern relative to it, folders of data sets, in order)."""
     if named.is_dir():
         base, pattern = named, ""
-        roots = (
-            [named] if (named / INFO_PATH).is_file() else [child for child in named.iterdir() if _is_data_set(child)]
-        )
+        found = [named] if _is_data_set(named) else list(named.iterdir())
     else:
         base = folder_without_wildcards(named)
         pattern = named.relative_to(base).as_posix()
-        found = map(Path, glob.glob(str(named), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        roots = [match for match in found if _is_data_set(match)]
+        matches = glob.glob(str(named), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = list(map(Path, matches))
+    roots = [folder for folder in found if _is_data_set(folder)]
+    _refuse_unread(found, roots)
     if not roots:
         raise ConfigError(
             f"{str(named)!r} names no LeRobot data set: no {INFO_PATH} in it, nor in a folder that it matches (working folder: "
@@ -100,6 +104,37 @@ def _broken_links(named: Path) -> tuple[Path, ...]:
     """Links to folders that are not here, among those that the entry names: each may be a data set."""
     matches = named.iterdir() if named.is_dir() else map(Path, glob.glob(str(named), recursive=True))  # noqa: PTH207
     return tuple(sorted(match for match in matches if not match.name.startswith(".") and is_broken_link(match)))
+
+
+def _refuse_unread(found: Sequence[Path], roots: Sequence[Path]) -> None:
+    """Raises ConfigError for a folder that seems to be a data set, or to hold some, and would be left out in silence."""
+    known = set(roots)
+    for folder in sorted(found):
+        if folder in known or folder.name.startswith(".") or not folder.is_dir() or not known.isdisjoint(folder.parents):
+            continue
+        inner = sorted(folder.iterdir())
+        refuse_unread(
+            str(folder),
+            [child.name for child in inner if child.is_dir()],
+            [str(child) for child in inner if child not in known and _is_data_set(child)],
+        )
+
+
+def refuse_unread(folder: str, inside: Iterable[str], sets: Sequence[str]) -> None:
+    """Raises ConfigError unless a folder without `meta/info.json` can be left out.
+
+    inside: names of the folders in it; sets: data sets in it that the entry does not reach.
+    """
+    parts = [f"{part}/" for part in _PARTS if part in inside]
+    if parts:
+        raise ConfigError(
+            f"{folder!r} has {' and '.join(parts)}, and no {INFO_PATH}: fetch the rest of this data set, or move it elsewhere"
+        )
+    if sets:
+        raise ConfigError(
+            f"{sets[0]!r} is a LeRobot data set that the entry does not reach: name {folder + '/*'!r} as well, or move {folder!r} "
+            "elsewhere"
+        )
 
 
 def _is_data_set(folder: Path) -> bool:

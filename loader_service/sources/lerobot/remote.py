@@ -19,6 +19,7 @@ from loader_service.remote.store import RemoteStore
 from loader_service.remote.url import Place, parse_url
 from loader_service.shards import EntryShards, natural_key
 from loader_service.sources.lerobot.info import INFO_PATH, load_info
+from loader_service.sources.lerobot.locate import refuse_unread
 from loader_service.sources.lerobot.meta import Meta, Wanted, load_meta, selected
 from stoker_proto.errors import ConfigError, DataError
 from stoker_proto.hashing import fingerprint
@@ -84,20 +85,34 @@ def _roots(place: Place, store: RemoteStore) -> tuple[str, str, list[str]]:
     """(base, pattern relative to it, keys of the data sets, in order)."""
     files, base = store.files(place), place.folder_key
     pattern = place.key[len(base) + 1 if base else 0 :] if place.has_wildcards else ""
-    if pattern:
-        found = files.glob(place, f"{place.key}/{INFO_PATH}")
-    else:
+    folders = place.key if pattern else f"{place.key}/*"
+    if not pattern:
         try:
             files.info(_at(place, f"{place.key}/{INFO_PATH}"))
             return place.key, "", [place.key]
         except FileNotFoundError:
-            found = files.glob(place, f"{place.key}/*/{INFO_PATH}") if place.has_listing else {}
+            pass
+    found = files.glob(place, f"{folders}/{INFO_PATH}") if pattern or place.has_listing else {}
     keys = [key.removesuffix(f"/{INFO_PATH}") for key, info in found.items() if not info.is_folder]
+    if place.has_listing:
+        _refuse_unread(place, folders, keys, store)
     if not keys:
         raise ConfigError(
             f"{place.url()!r} names no LeRobot data set: no {INFO_PATH} in it, nor in a folder that it matches"
         )
     return base, pattern, sorted(keys, key=natural_key)
+
+
+def _refuse_unread(place: Place, folders: str, keys: list[str], store: RemoteStore) -> None:
+    """As `locate` does with folders of this host. folders: the keys that the entry matches."""
+    files, known = store.files(place), set(keys)
+    for key, info in sorted(files.glob(place, folders).items()):
+        is_inside = any(key.startswith(f"{root}/") for root in known)
+        if not info.is_folder or key in known or is_inside or key.rpartition("/")[2].startswith("."):
+            continue
+        inside = [inner.rpartition("/")[2] for inner, found in files.glob(place, f"{key}/*").items() if found.is_folder]
+        sets = [inner.removesuffix(f"/{INFO_PATH}") for inner in files.glob(place, f"{key}/*/{INFO_PATH}")]
+        refuse_unread(_at(place, key).url(), inside, [_at(place, root).url() for root in sorted({*sets} - known)])
 
 
 def _bring(root: Path, names: list[str], store: RemoteStore, is_new: bool) -> None:

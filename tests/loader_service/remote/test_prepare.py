@@ -257,3 +257,34 @@ def test_what_cannot_be_had_is_named(config: MakeConfig, bucket: Path, url: str,
         pytest.skip(f"NOT TESTED: {package} is installed")
     with pytest.raises(ConfigError, match=said):
         prepare(config(url))
+
+
+def test_a_lerobot_data_set_is_not_left_out_in_silence(tmp_path: Path, config: MakeConfig) -> None:
+    pytest.importorskip("pyarrow", reason="NOT TESTED: LeRobot data sets need pyarrow; pip install 'stoker[lerobot]'")
+    from tests.loader_service.sources.lerobot.files import write_lerobot
+
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+
+    def put(name: str) -> None:
+        folder = write_lerobot(tmp_path / name, [3], videos=())
+        memory.put(f"{folder}/", f"/robots/{name}/", recursive=True)
+
+    def total(below: str) -> int:
+        return entry_of(config(f"memory://robots{below}", dataset_type="lerobot")).total_samples
+
+    try:
+        for name in ("arm-a", "arm-b"):
+            put(name)
+        assert total("") == total("/*") == 6
+        put("user/arm-c")
+        for below in ("", "/*"):
+            with pytest.raises(ConfigError, match=r"user/arm-c' is a LeRobot data set that the entry does not reach"):
+                total(below)
+        assert total("/**") == 9
+        memory.rm("/robots/user", recursive=True)
+        memory.rm("/robots/arm-b/meta", recursive=True)
+        for below in ("", "/*"):
+            with pytest.raises(ConfigError, match=r"arm-b' has data/, and no meta/info\.json: fetch the rest"):
+                total(below)
+    finally:
+        memory.rm("/robots", recursive=True)

@@ -172,6 +172,25 @@ def test_an_entry_may_hold_several_data_sets(tmp_path: Path) -> None:
         samples(tmp_path / "robots/leg-*")
 
 
+def test_a_data_set_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    robots = tmp_path / "robots"
+    for name in ("arm-a", "arm-b", "user/arm-c"):
+        write_lerobot(robots / name, [3], videos=())
+    deeper = r"'\S*user/arm-c' is a LeRobot data set that the entry does not reach: name '\S*user/\*' as well"
+    for entry in ("robots", "robots/*", "robots/u*"):
+        with pytest.raises(ConfigError, match=deeper):
+            samples(tmp_path / entry)
+    assert len(samples(robots / "**")) == 9  # this reaches all three, and folders within them
+    shutil.move(robots / "user", tmp_path / "elsewhere")
+    (robots / "notes").mkdir()
+    (robots / ".cache" / "data").mkdir(parents=True)
+    assert len(samples(robots)) == len(samples(robots / "*")) == 6
+    shutil.rmtree(robots / "arm-b" / "meta")  # a download that was interrupted
+    for entry in ("robots", "robots/*", "robots/arm-b"):
+        with pytest.raises(ConfigError, match=r"arm-b' (has data/, and|names no LeRobot data set:) no meta/info\.json"):
+            samples(tmp_path / entry)
+
+
 @pytest.mark.process
 def test_a_loader_without_the_libraries_starts_and_says_what_is_missing(tmp_path: Path) -> None:
     program = (
