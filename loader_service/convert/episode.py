@@ -57,6 +57,8 @@ class Episode:
     """[T or T + 1, S], what the robot feels of itself, in the recording's units."""
     task: str | None = None
     """Task id, e.g. PushCube-v1."""
+    success: bool | None = None
+    """Whether it succeeded, where the recording says so."""
     instruction: str | None = None
     """Empty counts as missing: then the task decides the instruction."""
 

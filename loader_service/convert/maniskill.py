@@ -89,8 +89,9 @@ class ManiSkill:
                     field="actions",
                 )
             tree = _describe(path)
-            described = (one for one in tree["episodes"] if isinstance(one, dict))
-            mode = next((_control_mode(tree, one, file) for one in described if _name(one) == ref.name), None)
+            described = next((one for one in tree["episodes"] if isinstance(one, dict) and _name(one) == ref.name), {})
+            mode = _control_mode(tree, described, file) if described else None
+            success = described.get("success")
         task = self.task or tree["env_info"].get("env_id")
         if not isinstance(task, str):
             raise DataError("env_info.env_id is missing: give --task", file=str(path.with_suffix(".json")))
@@ -103,6 +104,7 @@ class ManiSkill:
             states=states,
             task=task,
             control_mode=mode,
+            success=bool(success) if isinstance(success, bool | int | float) else None,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class ManiSkill:
         chosen = {} if self.control_mode is None else {"control_mode": self.control_mode}
         return {
             **chosen,
-            "format": "maniskill",
+            "format": "maniskill, with success",
             "camera": ",".join(self.cameras) or None,
             "only_success": self.only_success,
             "depth": self.depth,

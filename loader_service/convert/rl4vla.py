@@ -10,7 +10,7 @@ Source: gen-robot/RL4VLA, its data collector and RLDS builder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,12 @@ class RL4VLA:
                 actions=_actions(tree["action"]),
                 task=self.task,
                 instruction=_text(tree["instruction"]),
+                success=_success(tree.get("info")),
             )
 
     def identity(self) -> dict[str, Any]:
         """Task and colour order."""
-        return {"format": "rl4vla", "task": self.task, "encoded_rgb": self.encoded_rgb}
+        return {"format": "rl4vla, with success", "task": self.task, "encoded_rgb": self.encoded_rgb}
 
     def _frames(self, images: Any) -> NDArray[np.uint8]:
         if not isinstance(images, list | tuple | np.ndarray) or len(images) == 0:
@@ -111,6 +112,16 @@ def _actions(value: Any) -> NDArray[np.float32]:
     except (ValueError, TypeError) as error:
         raise DataError(f"actions that are not lists of numbers of one length ({error})", field="action") from error
     return actions
+
+
+def _success(infos: Any) -> bool | None:
+    """Whether a step of the episode succeeded; None where the steps do not say it."""
+    if not isinstance(infos, list | tuple):
+        return None
+    said = [info.get("success") for info in infos if isinstance(info, Mapping)]
+    said = [value.reshape(-1)[0] if isinstance(value, np.ndarray) and value.size == 1 else value for value in said]
+    known = [bool(value) for value in said if isinstance(value, bool | int | float | np.bool_ | np.number)]
+    return any(known) if known else None
 
 
 def _text(value: Any) -> str:

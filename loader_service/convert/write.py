@@ -53,6 +53,8 @@ def write_episode(out: Path, number: int, ref: EpisodeRef, episode: Episode, *, 
         row["states"] = np.ascontiguousarray(episode.states)
     if episode.control_mode is not None:
         row["control_mode"] = episode.control_mode
+    if episode.success is not None:
+        row["success"] = episode.success
     row["source"] = ref.source
     arrays: dict[str, Any] = {"rgb": episode.rgb, **episode.more_cameras}
     if episode.depth is not None:

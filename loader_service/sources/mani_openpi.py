@@ -159,7 +159,7 @@ class ManiOpenPIDataset(BaseSFTDataset):
                 states = read_states(npz, self.options.state_keys, len(actions))
         if self.remote is None or not self.remote.holds(shard):  # each remote file would be fetched for it
             files, notes = self._scan_npz(row, shard)
-        if any(row.get(name) is False for name in _SUCCESS):
+        if any(isinstance(value := row.get(name), bool | int | float) and not value for name in _SUCCESS):
             notes = (*notes, _FAILED_NOTE)
         states = None if states is None else states[: len(actions)]  # the state after the last action is in no sample
         if self.config.action.drop_noops:

@@ -75,7 +75,9 @@ class ChatDataset(TableDataset):
     """Dialogues of tables."""
 
     one_row_each: ClassVar[bool] = True
-    version: ClassVar[int] = TableDataset.version + 3  # arguments of calls by their other names; calls in `conversations`
+    version: ClassVar[int] = (
+        TableDataset.version + 3
+    )  # arguments of calls by their other names; calls in `conversations`
     usual: ClassVar[Collection[str]] = _USUAL
 
     def __init__(self, config: DataConfig) -> None:

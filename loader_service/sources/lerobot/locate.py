@@ -110,7 +110,12 @@ def _refuse_unread(found: Sequence[Path], roots: Sequence[Path]) -> None:
     """Raises ConfigError for a folder that seems to be a data set, or to hold some, and would be left out in silence."""
     known = set(roots)
     for folder in sorted(found):
-        if folder in known or folder.name.startswith(".") or not folder.is_dir() or not known.isdisjoint(folder.parents):
+        if (
+            folder in known
+            or folder.name.startswith(".")
+            or not folder.is_dir()
+            or not known.isdisjoint(folder.parents)
+        ):
             continue
         inner = sorted(folder.iterdir())
         refuse_unread(
@@ -132,8 +137,8 @@ def refuse_unread(folder: str, inside: Iterable[str], sets: Sequence[str]) -> No
         )
     if sets:
         raise ConfigError(
-            f"{sets[0]!r} is a LeRobot data set that the entry does not reach: name {folder + '/*'!r} as well, or move {folder!r} "
-            "elsewhere"
+            f"{sets[0]!r} is a LeRobot data set that the entry does not reach: name {folder + '/*'!r} as well, or move "
+            f"{folder!r} elsewhere"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,33 @@ def test_maniskill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         json.loads((tmp_path / "good" / "train.jsonl").read_text().splitlines()[1])["source"] == "trajectory.h5:traj_2"
     )
+
+
+def test_what_failed_is_said_in_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that loader-prepare counts it."""
+
+    def said_of(*arguments: object) -> list[Any]:
+        code, said = run(capsys, *arguments, "--out", tmp_path / "out", "--jobs", 1)
+        assert code == 0, said
+        return [
+            json.loads(line).get("success", "-") for line in (tmp_path / "out/train.jsonl").read_text().splitlines()
+        ]
+
+    episodes = [record(3, seed, extra=1) for seed in range(4)]
+    path = write_maniskill(tmp_path / "t.h5", episodes, [True, False, True, 0])
+    tree: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    del tree["episodes"][2]["success"]
+    path.with_suffix(".json").write_text(json.dumps(tree))
+    assert said_of("maniskill", path) == [True, False, "-", False]
+    steps = [
+        [{"success": np.bool_(False)}, {"success": np.array([True])}, {}],
+        [{"success": np.bool_(False)}, {}, {}],
+        [{"reward": 1.0}] * 3,
+    ]
+    for number, infos in enumerate(steps):
+        write_rl4vla(tmp_path / "in" / f"e{number}.npz", record(3, 0), info=infos)
+    shutil.rmtree(tmp_path / "out")
+    assert said_of("rl4vla", tmp_path / "in", "--trust-pickle") == [True, False, "-"]
 
 
 def test_maniskill_cameras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -388,7 +388,7 @@ def test_what_read_gives_is_part_of_its_identity(make_mani: Make, tmp_path: Path
 
 
 def test_a_demonstration_that_failed_is_noted(write_demo: Write, make_mani: Make) -> None:
-    for row in ({"success": False}, {"success": True}, {"is_success": False}, {}):
+    for row in ({"success": False}, {"success": True}, {"is_success": 0}, {}):
         shard = write_demo(row=row)
     failed = ("its row says that it did not succeed, and it is trained: remove such lines if only successes are meant",)
     assert [record.notes for record in make_mani().scan(shard)] == [failed, (), failed, ()]
