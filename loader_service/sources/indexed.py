@@ -22,7 +22,7 @@ from loader_service.sources.fields import OF_THE_FIRST, unread
 from loader_service.sources.samples import Sample, ScannedRecord
 from loader_service.sources.token_rows import FIELDS, IDS, token_row
 from stoker_proto.config import DataConfig
-from stoker_proto.errors import DataError
+from stoker_proto.errors import DataError, located
 from stoker_proto.host.trouble import check_host
 
 if TYPE_CHECKING:
@@ -175,8 +175,11 @@ def _list_of_images(item: Mapping[str, Any]) -> list[Any]:
 
 
 def _image(image: Any, field: str) -> NDArray[np.uint8]:
-    if hasattr(image, "convert"):  # Pillow's
-        image = image.convert("RGB")
+    if hasattr(image, "convert"):  # Pillow's; its library is imported then
+        from loader_service.sources.pictures import to_rgb
+
+        with located(field=field):
+            image = to_rgb(image)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise DataError(f"{pixels.dtype}{list(pixels.shape)}: uint8[H, W, 3] is expected", field=field)

@@ -28,6 +28,9 @@ MAX_LINE_BYTES = 256 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Byte-order mark of UTF-8, which some editors write at the start of a file. It is no part of the content."""
 
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a compressed file -> by what."""
+_MAGIC_BYTES = max(map(len, _PACKED))
 _MOST_HELD = 64
 _files = threading.local()
 
@@ -37,6 +40,12 @@ def cut_lines(shard: Path, part_bytes: int) -> list[int]:
     size = shard.stat().st_size
     cuts = [0]
     with shard.open("rb") as file:
+        head = file.read(_MAGIC_BYTES)
+        for magic, name in _PACKED.items():
+            if head.startswith(magic):
+                raise DataError(
+                    f"it is {name}-compressed, and lines are read by their place: unpack it", file=str(shard)
+                )
         for target in range(part_bytes, size, part_bytes):
             if target <= cuts[-1]:  # inside a long line that a part has taken whole
                 continue

@@ -24,7 +24,7 @@ from loader_service.sources.options import read_options
 from loader_service.sources.tables.dataset import TableDataset
 from loader_service.sources.tables.plain_text import PlainText
 from loader_service.sources.tables.table import PACKED_SUFFIXES, TABLE_PATTERNS, Table, plain_suffix
-from loader_service.sources.tables.token_file import COLUMN, TOKEN_SUFFIXES, TokenFile
+from loader_service.sources.tables.token_file import COLUMN, TOKEN_SUFFIXES, TokenFile, refuse_wider
 from loader_service.sources.token_rows import FIELDS, token_row
 from stoker_proto.config import DataConfig
 from stoker_proto.errors import ConfigError, DataError
@@ -89,6 +89,8 @@ class TextDataset(TableDataset):
                 raise ConfigError(
                     f"{shard}: data.options.record_tokens is not set; say how many tokens of a {suffix} file are one record"
                 )
+            if suffix == ".bin" and "dtype" not in self.config.options:
+                refuse_wider(path)
             return TokenFile(path, self.options.dtype, self.options.record_tokens, is_npy=suffix == ".npy")
         return super().open_table(path, shard)
 

@@ -19,6 +19,23 @@ from stoker_proto.errors import DataError
 
 TOKEN_SUFFIXES = (".npy", ".bin")
 COLUMN = "input_ids"
+_LOOKED_AT_BYTES = 1 << 14
+_DIFFERENT, _LARGEST_UPPER = 32, 3  # ids of vocabularies up to 262,144
+
+
+def refuse_wider(path: Path) -> None:
+    """Raises DataError for a .bin file that seems to hold numbers of 32 or 64 bits: read as uint16, every second id would be the
+    upper half of the one before it."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT_BYTES)
+    numbers = np.frombuffer(head[: len(head) // 4 * 4], "<u2")
+    lower, upper = numbers[::2], numbers[1::2]
+    if len(np.unique(lower)) >= _DIFFERENT and upper.max() <= _LARGEST_UPPER:
+        raise DataError(
+            f"every second of its first {numbers.size} numbers is at most {_LARGEST_UPPER}, as if they were wider than uint16: "
+            "set data.options.dtype to uint32 or int64, or to uint16 if that is right",
+            file=str(path),
+        )
 
 
 class TokenFile:

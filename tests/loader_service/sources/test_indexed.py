@@ -90,6 +90,19 @@ def test_images_may_be_arrays_or_pictures(tmp_path: Path) -> None:
     assert [image.tolist() for image in sample.images] == [PIXELS.tolist()] * 2
 
 
+def test_pictures_are_the_right_way_up_and_deep_grey_is_refused(tmp_path: Path) -> None:
+    """As those of chats: Pillow's own `convert` would make white of depth, and leave a turned photo lying."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
+    opened = f"Image.open({str(tmp_path / 'turned.png')!r})"
+    [image] = read(tmp_path, f"[{{'input_ids': [5, 6], 'images': [{opened}]}}]").images
+    assert image.tolist() == PIXELS[::-1, ::-1].tolist()
+    deep = "[{'input_ids': [5, 6], 'images': [Image.fromarray(np.full((2, 4), 300, np.uint16))]}]"
+    with pytest.raises(DataError, match=r"field images\[0\]: grey of more than 8 bits \(mode I;16\)"):
+        read(tmp_path, deep)
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +82,14 @@ def test_only_objects_are_rows() -> None:
     assert parse_object(b'{"a": [1]}') == {"a": [1]}
     with pytest.raises(DataError, match="a JSON object is expected, not list"):
         parse_object(b"[1]")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: b"\x28\xb5\x2f\xfd" + data])
+def test_a_compressed_file_is_refused_as_such(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """Not line by line, as so many bad records."""
+    shard = tmp_path / "train.jsonl"
+    shard.write_bytes(pack(b'{"a": 1}\n' * 100))
+    with pytest.raises(
+        DataError, match=r"train\.jsonl: it is (gzip|zstd)-compressed, and lines are read by their place"
+    ):
+        cut_lines(shard, 16)

@@ -128,6 +128,20 @@ def test_token_files_are_cut_into_rows(
         assert tokens_of(read_shard(dataset, tmp_path / name)) == expected
 
 
+@pytest.mark.parametrize("dtype", ["uint32", "int64"])
+def test_wide_ids_are_not_read_as_uint16_by_default(dtype: str, tmp_path: Path, make_tables: MakeTables) -> None:
+    ids = np.random.default_rng(0).integers(0, 151_000, 300)
+    ids.astype(dtype).tofile(tmp_path / "train.bin")
+    with pytest.raises(DataError, match=r"train\.bin: every second .* set data\.options\.dtype to uint32 or int64, or"):
+        list(make_tables("text", record_tokens=4).scan(tmp_path / "train.bin"))
+    assert len(list(make_tables("text", record_tokens=4, dtype=dtype).scan(tmp_path / "train.bin"))) == 75
+    assert list(make_tables("text", record_tokens=4, dtype="uint16").scan(tmp_path / "train.bin"))  # as it was said
+    (ids % 50_000).astype(np.uint16).tofile(tmp_path / "narrow.bin")
+    np.zeros(300, np.uint16).tofile(tmp_path / "zeros.bin")
+    for name in ("narrow.bin", "zeros.bin"):
+        assert len(list(make_tables("text", record_tokens=4).scan(tmp_path / name))) == 75
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
