@@ -46,11 +46,12 @@ def update(best: Best | None, config: BestConfig, figures: Mapping[str, float], 
             f"{', '.join(sorted(figures))}; an evaluation that runs beside the training, such as success, is too late"
         )
     value = figures[config.metric]
-    is_better = best is None or (value < best.value if config.mode == "min" else value > best.value)
+    larger = config.larger_is_better
+    is_better = best is None or (value > best.value if larger else value < best.value)
     if math.isfinite(value) and is_better:
         return Best(metric=config.metric, value=value, step=step)
     if best is None:  # not a number: anything later is better
-        return Best(metric=config.metric, value=math.inf if config.mode == "min" else -math.inf, step=-1, waited=1)
+        return Best(metric=config.metric, value=-math.inf if larger else math.inf, step=-1, waited=1)
     return Best(metric=best.metric, value=best.value, step=best.step, waited=best.waited + 1)
 
 

@@ -34,10 +34,23 @@ class Config:
         if world_size:
             check_batch_arithmetic(self.trainer.global_batch_size, self.trainer.micro_batch_size, world_size)
         has_validations = (self.data.paths("val") and self.trainer.eval_interval) or self.trainer.evals
-        if self.trainer.checkpoint.best is not None and not has_validations:
+        best = self.trainer.checkpoint.best
+        if best is not None and not has_validations:
             raise ConfigError(
                 "trainer.checkpoint.best needs validations: set data.val_data_paths and trainer.eval_interval, or trainer.evals, "
                 "or leave it out"
+            )
+        if best is not None:
+            _ = best.larger_is_better  # raises
+        if self.trainer.min_lr_ratio and self.trainer.lr_schedule == "constant":
+            raise ConfigError(
+                f"trainer.min_lr_ratio is {self.trainer.min_lr_ratio} and trainer.lr_schedule is constant, which keeps to lr: "
+                "take the cosine, or leave min_lr_ratio out"
+            )
+        if self.trainer.reduce_dtype == "bf16" and self.model.precision == "fp32":
+            raise ConfigError(
+                "trainer.reduce_dtype is bf16 and model.precision is fp32, whose gradients are added up in fp32: set "
+                "precision to bf16, or leave reduce_dtype out"
             )
         profile = self.trainer.profile
         if profile is not None and profile.stop <= profile.start:

@@ -75,8 +75,9 @@ class BestConfig:
     )
     """A figure of the validation, as it is logged: `val/perplexity`, `val/action_mae/mean`. Not one of an evaluation that runs
     beside the training (`success`): its weights are gone when it is known."""
-    mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether smaller or larger is better. `auto`: as is known of perplexity, accuracy, success, and errors of actions; any other
+    figure needs `min` or `max`."""
     patience: int | None = field(
         default=None, metadata=allowed("at least 1, or null", lambda patience: patience is None or patience >= 1)
     )
@@ -84,6 +85,29 @@ class BestConfig:
     export: bool = True
     """At the end, export the weights of the best validation. false: those after the last step. The log, `summary.json` and the
     model card say which step it is. The first rank reads the checkpoint, which takes 10 bytes of host memory per parameter."""
+
+    @property
+    def larger_is_better(self) -> bool:
+        """`mode`, with `auto` resolved. Raises ConfigError for a figure of which it is not known.
+
+        >>> [BestConfig(metric=f"val/{name}").larger_is_better for name in ("accuracy/bridge", "action_mae/mean")]
+        [True, False]
+        """
+        if self.mode != "auto":
+            return self.mode == "max"
+        name = self.metric.removeprefix("val/").partition("/")[0]  # without the source or the dimension
+        if name.endswith(_BETTER_IF_LARGER) or name in _SUCCESS:
+            return True
+        if name.endswith(_BETTER_IF_SMALLER) or name.startswith("action_mae"):
+            return False
+        raise ConfigError(
+            f"trainer.checkpoint.best.metric is {self.metric!r}, of which it is not known whether smaller or larger is better: "
+            "set trainer.checkpoint.best.mode to min or max"
+        )
+
+
+_BETTER_IF_LARGER, _SUCCESS = ("accuracy", "reward", "return"), ("success", "success_once", "success_at_end")
+_BETTER_IF_SMALLER = ("loss", "perplexity", "nll", "error", "mae", "violations", "undecodable", "outside_mass")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,6 +117,29 @@ def test_a_value_outside_its_range_is_refused_in_one_line(minimal: Path, overrid
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.val_data_paths=[v.jsonl]", "trainer.checkpoint.best={metric: val/score}"],
+            r"metric is 'val/score', of which it is not known whether smaller or larger is better: set "
+            r"trainer\.checkpoint\.best\.mode to min or max",
+        ),
+        (
+            ["trainer.min_lr_ratio=0.1", "trainer.lr_schedule=constant"],
+            "min_lr_ratio is 0.1 and trainer.lr_schedule is constant, which keeps to lr: take the cosine",
+        ),
+        (
+            ["trainer.reduce_dtype=bf16", "model.precision=fp32"],
+            "reduce_dtype is bf16 and model.precision is fp32, whose gradients are added up in fp32",
+        ),
+    ],
+)
+def test_keys_that_would_do_nothing_together_are_refused(minimal: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(minimal, overrides)
+
+
 def test_values_at_the_edge_of_their_range_are_taken(minimal: Path) -> None:
     config = load_config(
         minimal,

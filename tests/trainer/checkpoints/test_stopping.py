@@ -186,6 +186,24 @@ def test_the_best_by_literal_figures() -> None:
         update(best, config, {"val/loss": 1.0}, 50)
 
 
+@pytest.mark.parametrize(
+    ("metric", "larger"),
+    [
+        *[(name, True) for name in ("accuracy", "accuracy/bridge", "success_once", "success_at_end", "mean_reward")],
+        *[(name, False) for name in ("perplexity", "perplexity/bridge", "action_perplexity", "varying_perplexity/vq")],
+        *[(name, False) for name in ("action_mae/mean", "action_mae_free/dim_3", "action_mae_free_vs_constant")],
+        *[(name, False) for name in ("action_violations", "action_undecodable", "action_outside_mass", "loss")],
+    ],
+)
+def test_which_is_better_is_known_of_our_figures(metric: str, larger: bool) -> None:
+    """Else a run that names accuracy, and no mode, would keep and export its worst weights."""
+    config = BestConfig(metric=f"val/{metric}")
+    first = update(None, config, {f"val/{metric}": 0.5}, 10)
+    assert update(first, config, {f"val/{metric}": 0.6}, 20).step == (20 if larger else 10)
+    other = BestConfig(metric=f"val/{metric}", mode="min" if larger else "max")
+    assert update(first, other, {f"val/{metric}": 0.6}, 20).step == (10 if larger else 20)
+
+
 def test_best_without_validations_is_refused() -> None:
     config = make_config(Path("m"), Path("o"), checkpoint={"best": BEST})
     with pytest.raises(ConfigError, match=r"trainer.checkpoint.best needs validations: set data.val_data_paths"):
