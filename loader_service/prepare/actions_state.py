@@ -3,11 +3,14 @@
 For a codec that is fitted to whole chunks (`fast`) chunks are sampled beside single actions, an eighth as many.
 
 Together, the parts of a large source would keep far more actions than the sample of the fit holds. A part's share of the sample
-is about its share of the bytes. So a part keeps four times that many actions, those with the smallest hashes.
+is about its share of the bytes. So a part keeps four times that many actions, those with the smallest hashes. A part that turns
+out to have many more actions for its bytes than the others (no images in its rows, more of its episodes chosen) is scanned again
+and keeps more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -25,6 +28,7 @@ SAMPLE_CAPACITY = 65_536
 """Actions in the sample that quantiles and codec are fitted on."""
 _MIN_KEEP = 256
 _MARGIN = 4
+_DEVIATIONS = 6
 _BATCH_RECORDS = 256
 _ACTIONS_PER_CHUNK = SAMPLE_CAPACITY // CHUNK_CAPACITY  # of the two samples, so that a part keeps its share of both
 
@@ -35,7 +39,31 @@ def actions_to_keep(part_bytes: int, entry_bytes: int) -> int:
     >>> actions_to_keep(16 << 20, 16 << 30), actions_to_keep(100, 100)
     (256, 65536)
     """
-    wanted = _MARGIN * SAMPLE_CAPACITY * part_bytes / max(entry_bytes, 1)
+    return _power_of_two(_MARGIN * SAMPLE_CAPACITY * part_bytes / max(entry_bytes, 1))
+
+
+def actions_needed(count: int, total: int, chunk: int) -> int:
+    """Actions that a part must keep at least, so that the samples of the whole entry are fair: a power of two.
+
+    count: the part's actions; total: the entry's; chunk: see `sampled_chunk`.
+
+    That is what a sample takes of the part on average, and six standard deviations more.
+
+    >>> actions_needed(1_000, 1_000_000, 0), actions_needed(100_000, 1_000_000, 0), actions_needed(300, 300, 1)
+    (256, 8192, 4096)
+    """
+
+    def share(capacity: int) -> float:
+        mean = capacity * count / max(total, 1)
+        return min(count, capacity, mean + _DEVIATIONS * math.sqrt(mean) + _DEVIATIONS)
+
+    needed = share(SAMPLE_CAPACITY)
+    if chunk:  # a part keeps an eighth as many chunks
+        needed = max(needed, _ACTIONS_PER_CHUNK * share(CHUNK_CAPACITY))
+    return _power_of_two(needed)
+
+
+def _power_of_two(wanted: float) -> int:
     keep = _MIN_KEEP
     while keep < wanted and keep < SAMPLE_CAPACITY:
         keep *= 2

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from loader_service.prepare import parts as parts_module
 from loader_service.prepare.actions_state import (
     SAMPLE_CAPACITY,
     GatheredActions,
+    actions_needed,
     actions_to_keep,
     check_same_width,
     sampled_chunk,
@@ -156,17 +157,30 @@ class EntryJob:
             for path, stamp, start, stop, digest in ranges
         ]
 
-    def assemble(self, results: list[PartResult]) -> EntryManifest:
+    def kept_too_few(self, results: Sequence[PartResult]) -> dict[int, PartTask]:
+        """Number of a result -> the task that scans its part again, so that it keeps its share of the sample of the fit."""
+        actions, states = sum(r.num_actions for r in results), sum(r.num_states for r in results)
+        again: dict[int, PartTask] = {}
+        for number, result in enumerate(results):
+            needed = max(
+                actions_needed(result.num_actions, actions, result.task.chunk),
+                actions_needed(result.num_states, states, 0),
+            )
+            if result.task.keep < needed:
+                again[number] = replace(result.task, digest=result.digest, keep=needed, rescan=False)
+        return again
+
+    def assemble(self, results: Sequence[PartResult]) -> EntryManifest:
         """Write the manifest from the parts in the cache."""
         shards: dict[str, dict[str, Any]] = {
             str(path): {"name": name, "parts": [], "num_records": 0}
             for name, path in zip(self.shards.names, self.shards.paths, strict=True)
         }
-        for task, digest, num_records, _ in results:
-            shard = shards[task.shard]
-            shard["parts"].append((task.start, task.stop, digest))
+        for result in results:
+            task, shard = result.task, shards[result.task.shard]
+            shard["parts"].append((task.start, task.stop, result.digest))
             shard["stamp"] = (task.stamp.size, task.stamp.mtime_ns, task.stamp.ctime_ns, task.stamp.inode)
-            shard["num_records"] += num_records
+            shard["num_records"] += result.num_records
         for path, shard in shards.items():
             if shard["num_records"] == 0:
                 raise DataError("a shard without a record: write it again, or remove it", file=path)
@@ -252,7 +266,7 @@ class EntryJob:
             return None
         return state if isinstance(state, dict) and state.get("version") == FORMAT_VERSION else None
 
-    def _write_columns(self, folder: Path, results: list[PartResult], content: str, files: str) -> None:
+    def _write_columns(self, folder: Path, results: Sequence[PartResult], content: str, files: str) -> None:
         num_records = sum(result.num_records for result in results)
         columns: dict[str, Any] = {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(num_records,))
@@ -265,8 +279,9 @@ class EntryJob:
         position = num_bad = num_bad_samples = total_samples = 0
         errors: list[str] = []
         notes: Counter[str] = Counter()
-        for task, digest, _, _ in results:
-            part = load_part(task.cache_path(digest), task.keep, task.chunk)
+        for result in results:
+            task = result.task
+            part = load_part(task.cache_path(result.digest), task.keep, task.chunk)
             if part is None:
                 raise ManifestError("it vanished while it was used; run loader-prepare again", file=task.folder)
             rows = slice(position, position + len(part.offsets))

@@ -112,6 +112,8 @@ class PartResult(NamedTuple):
     num_records: int
     files: str
     """Digest of the files that its records name; empty without any."""
+    num_actions: int
+    num_states: int
 
 
 def hash_part(_dataset: BaseSFTDataset, task: PartTask) -> str:
@@ -136,7 +138,9 @@ def run_task(dataset: BaseSFTDataset, task: PartTask, *, counting: Counting | No
         shard = dataset.local(Path(task.shard))
         status = shard.stat()
         remote = replace(task.remote, copy=(status.st_size, status.st_ino))
-        bounds = [task.start, task.stop] if task.digest is not None else dataset.cut(shard, PART_BYTES)
+        if task.digest is not None:
+            return [_run(dataset, replace(task, remote=remote), counting)]
+        bounds = dataset.cut(shard, PART_BYTES)
         parts = [
             replace(task, start=a, stop=b, keep=actions_to_keep(b - a, remote.total), remote=remote)
             for a, b in itertools.pairwise(bounds)
@@ -182,7 +186,8 @@ def _result(task: PartTask, digest: str, part: Part) -> PartResult:
     """Times of change are this host's own, and do not enter the digest."""
     contents = b"" if part.files is None else part.files[:, 0].astype("<i8").tobytes()
     files = hashlib.blake2b(contents, digest_size=16).hexdigest() if contents else ""
-    return PartResult(task, digest, len(part.offsets), files)
+    actions, states = (0 if found is None else found.statistics.count for found in (part.actions, part.states))
+    return PartResult(task, digest, len(part.offsets), files, actions, states)
 
 
 def load_part(path: Path, keep: int, chunk: int) -> Part | None:

@@ -18,7 +18,7 @@ from loader_service.prepare.cleanup import tidy, use
 from loader_service.prepare.entry import EntryJob
 from loader_service.prepare.findings import scan_findings
 from loader_service.prepare.fit import fitted_codec, given_codec, given_states, train_actions, train_states
-from loader_service.prepare.parts import run_task
+from loader_service.prepare.parts import PartResult, PartTask, run_task
 from loader_service.prepare.scan_pool import MIN_POOL_BYTES, PoolOptions, run_all
 from loader_service.prepare.statistics_check import check_clamped
 from loader_service.shards import refuse_broken
@@ -183,15 +183,22 @@ def _scan(jobs: Sequence[EntryJob], dataset: BaseSFTDataset, scan: ScanOptions) 
     left = {job.folder: job for job in jobs if scan.rescan or job.current() is None}
     tasks = [job.tasks(rescan=scan.rescan) for job in left.values()]
     flat = [task for of_job in tasks for task in of_job]
-    weights = [task.stop - task.start for task in flat]
     counting = jobs[0].counting if jobs else None  # all of them are of one dataset
     pool = _pool(scan, "scan", None if counting is None else MIN_POOL_BYTES // 16)  # tokenising is that much more work
-    results = run_all(partial(run_task, counting=counting), flat, weights, dataset, pool)
-    position = 0
-    for job, of_job in zip(left.values(), tasks, strict=True):
+
+    def run(tasks: Sequence[PartTask]) -> list[list[PartResult]]:
+        weights = [task.stop - task.start for task in tasks]
+        return run_all(partial(run_task, counting=counting), tasks, weights, dataset, pool)
+
+    found = iter(run(flat))
+    results = [[part for _ in of_job for part in next(found)] for of_job in tasks]
+    again = [job.kept_too_few(parts) for job, parts in zip(left.values(), results, strict=True)]
+    more = iter(run([task for of_job in again for task in of_job.values()]))
+    for job, parts, of_job in zip(left.values(), results, again, strict=True):
+        for number in of_job:
+            [parts[number]] = next(more)
         with writable(job.root):
-            job.assemble([part for parts in results[position : position + len(of_job)] for part in parts])
-        position += len(of_job)
+            job.assemble(parts)
     done: list[EntryManifest] = []
     for job in jobs:
         manifest = job.current()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +18,9 @@ from loader_service.prepare.actions_state import (
     GatheredActions,
     actions_to_keep,
 )
+from loader_service.prepare.fit import train_actions
 from loader_service.prepare.run import prepare
+from loader_service.sources.base import BaseSFTDataset, Sample, ScannedRecord
 from stoker_proto.actions import ActionCodec, StatisticsAccumulator, load_codec, save_codec
 from stoker_proto.config import Config, SourceConfig
 from stoker_proto.errors import ConfigError, DataError
@@ -224,6 +226,54 @@ def test_the_share_that_a_part_keeps() -> None:
         65_536,
         65_536,
     ]
+
+
+class Drawn(BaseSFTDataset):
+    """A row `seed num_actions padding`: random actions, spread over [-1, 1]."""
+
+    shard_patterns = ("*.txt",)
+    scans: ClassVar[list[str]] = []
+
+    def scan(self, shard: Path) -> Iterator[ScannedRecord]:
+        self.scans.append(shard.name)
+        for row, line in enumerate(shard.read_text().splitlines()):
+            seed, number = map(int, line.split()[:2])
+            actions = np.random.default_rng(seed).uniform(-1, 1, (number, 1)).astype(np.float32)
+            actions *= 0.1 if shard.name == "heavy.txt" else 1.0
+            yield ScannedRecord(offset=row, size=1, num_samples=number, actions=actions)
+
+    def read(self, shard: Path, offset: int, size: int) -> Iterator[Sample]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("heavy", "action"), [(300, {}), (60_000, {}), (300, {"codec": "fast", "chunk": 2})])
+def test_the_sample_is_fair_where_some_files_are_dense(
+    heavy: int, action: dict[str, Any], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """One file has nearly all the bytes (images in its rows, say), the other nearly all the actions."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "heavy.txt").write_text("\n".join(f"{seed} {heavy // 3} {'x' * 100_000}" for seed in range(3)))
+    (folder / "light.txt").write_text("\n".join(f"{seed} 5000" for seed in range(3, 43)))
+    config = make_config(folder, dataset_type=f"{__name__}:Drawn", action=action)
+    Drawn.scans.clear()
+    prepared = prepare(config, fit=False)
+    assert Drawn.scans == ["heavy.txt", "light.txt", "light.txt"], "the dense file is scanned again"
+    entry = prepared.entries["train"][0]
+    statistics, sample = train_actions([entry], config.data.action)
+    assert statistics.count == heavy + 200_000
+    if not action:
+        assert sample.shape == (SAMPLE_CAPACITY, 1)
+        small = (np.abs(sample) <= 0.1).mean()
+        expected = (heavy + 20_000) / (heavy + 200_000)
+        assert abs(small - expected) < 0.01
+        assert statistics.q99[0] == pytest.approx(0.98 - 0.02 * heavy / 200_000, abs=0.01)
+    else:
+        assert len(sample) == SAMPLE_CAPACITY // 8
+    (folder / "more.txt").write_text("50 100")
+    Drawn.scans.clear()
+    prepare(config, fit=False)
+    assert Drawn.scans == ["more.txt"], "what was scanned twice keeps enough"
 
 
 def test_whole_chunks_are_sampled_whatever_the_parts() -> None:
