@@ -35,12 +35,13 @@ from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import check_new_tokens, count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
+from trainer.models.weight_files import check_files
 from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
 from trainer.training.chunk_check import prove_chunks
 from trainer.training.flops import count_flops, peak_flops
 from trainer.training.inputs import InputMaker
-from trainer.training.mask_check import needs_no_mask
+from trainer.training.mask_check import needs_no_mask, refuse_seeing_ahead
 from trainer.training.objective import Objective
 from trainer.training.packed import check_packing, wants_one_row
 from trainer.training.source_table import SourceTable
@@ -97,10 +98,9 @@ def build_trainer(config: Config) -> Trainer:
 
 def check_model_and_packages(config: Config) -> None:
     """Raises ConfigError for an impossible base model, and for a package that is not installed."""
-    model_config = read_model_config(
-        str(find_model_folder(config.model.base_model_path)), config.model.trust_remote_code
-    )
-    family_of(model_config)
+    folder = find_model_folder(config.model.base_model_path)
+    family_of(read_model_config(str(folder), config.model.trust_remote_code))
+    check_files(folder)
     if config.model.lora is not None:
         import_peft()
     if config.trainer.logger.wandb:
@@ -216,7 +216,7 @@ def build_engine(
     settings = deepspeed_settings(
         config, world_size=ranks.world_size, hidden_size=text_width(model_config), universal=universal
     )
-    torch.manual_seed(config.trainer.seed)  # for weights that the base model's folder lacks
+    torch.manual_seed(config.trainer.seed)  # for weights of adapters
     model = load_model(config, family, settings, processor.vocab_size_needed)
     check_new_tokens(model, processor.vocabulary)
     trained = count_parameters(model, trained=True)
@@ -233,6 +233,7 @@ def build_stepper(engine: Engine, config: Config, processor: Processor, ranks: R
     make_inputs = InputMaker(processor, family_of(engine.module.config), ranks.device, dtype)
     objective = Objective.of(config.trainer.loss, processor)
     stepper = Stepper(engine, make_inputs, ranks, config.trainer.seed, sources, objective)
+    refuse_seeing_ahead(stepper, processor)
     make_inputs.in_one_row = wants_one_row(config, processor, make_inputs.family)
     if config.data.packing:
         check_packing(stepper, processor)

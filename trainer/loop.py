@@ -29,6 +29,7 @@ from trainer.checkpoints.export import export
 from trainer.checkpoints.from_checkpoint import export_best
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Cursor
+from trainer.checkpoints.write_errors import writing
 from trainer.engine.optimizer import count_steps, learning_rate, shortfall
 from trainer.engine.ranks import Ranks, max_over_ranks, range_over_ranks, text_of_first_rank
 from trainer.engine.zero import leave_ranks, set_learning_rate
@@ -456,7 +457,8 @@ class Trainer:
             "export_step": self._step_to_export if exported else None,
         }
         if self.ranks.is_first:
-            write_summary(self.output_dir / "summary.json", summary)
+            with writing(self.output_dir):
+                write_summary(self.output_dir / "summary.json", summary)
         return summary
 
 

@@ -9,11 +9,9 @@ With `model.lora` the base model's parameters have weights only, and the adapter
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -25,12 +23,12 @@ from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
 from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import Ranks, max_over_ranks
+from trainer.models.weight_files import shapes_in
 
 log = logging.getLogger(__name__)
 
 _SHARE = 0.5
 """Of the free memory that may be taken; the rest is for activations."""
-_MAX_HEADER_BYTES = 100_000_000  # as the safetensors library limits it
 
 
 def with_zero_stage(config: Config, ranks: Ranks, of_checkpoint: int | None) -> Config:
@@ -80,19 +78,7 @@ def _shapes(folder: Path) -> list[list[int]]:
         raise ConfigError(
             f"{folder}: there are no *.safetensors, whose size decides about trainer.zero_stage auto: set 1, 2 or 3"
         )
-    return [shape for file in files for shape in _shapes_in(file)]
-
-
-def _shapes_in(file: Path) -> list[list[int]]:
-    try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(content.read(length))
-        return [[int(size) for size in entry["shape"]] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ConfigError(f"{file}: not a safetensors file ({error}); download the model again") from error
+    return [shape for file in files for shape in shapes_in(file)]
 
 
 def _free_bytes(device: torch.device) -> float:

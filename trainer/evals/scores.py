@@ -20,6 +20,7 @@ from trainer.training.loss import nll_of_tokens, perplexity
 
 _COUNTERS = (
     "samples", "tokens", "nll", "correct", "action_tokens", "action_nll", "violations", "chunks", "undecodable",
+    "bad",
 )  # fmt: skip
 
 
@@ -30,6 +31,8 @@ class Sums:
     dim: int
     """D; 0 for sources without actions."""
     samples: float = 0.0
+    bad: float = 0.0
+    """Of them, those that could not be read (`data.on_bad_sample: skip`): rows without labels."""
     tokens: float = 0.0
     nll: float = 0.0
     correct: float = 0.0
@@ -63,6 +66,8 @@ class Sums:
     def metrics(self) -> dict[str, float]:
         """perplexity = exp(sum NLL / sum tokens); action metrics only if there are actions."""
         found: dict[str, float] = {"samples": self.samples}
+        if self.bad:
+            found["bad_samples"] = self.bad
         if self.tokens:
             found |= {"perplexity": perplexity(self.nll / self.tokens), "accuracy": self.correct / self.tokens}
         if self.action_tokens:

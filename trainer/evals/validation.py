@@ -27,6 +27,7 @@ from trainer.evals.interface import Eval, Moment, Outcome
 from trainer.evals.registry import check_empty
 from trainer.evals.scores import Sums, add_rows, add_scores
 from trainer.feed.batch import StepBatch
+from trainer.report.bad_samples import Skipped, gathered
 from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
 from trainer.training.step import Stepper
@@ -66,14 +67,17 @@ class Perplexity(Eval):
             raise ConfigError("trainer.evals, type perplexity: there are no validation data; set data.val_data_paths")
         size = config.trainer.global_batch_size
         self._size, self._num_steps = size, None if samples is None else -(-samples // size)
+        self._budget, self._has_said_bad = config.data.bad_sample_budget, False
 
     def begin(self, moment: Moment) -> Outcome | None:
-        """None if the run is told to end meanwhile. Raises DataError if not every sample was seen exactly once."""
+        """None if the run is told to end meanwhile. Raises DataError if not every sample was seen exactly once, or too many are
+        bad."""
         assert moment.val is not None, "checked when it was made"
         num_samples = moment.val.num_samples
         if self._num_steps is not None:
             num_samples = min(num_samples, self._num_steps * self._size)
         sheet = ExampleSheet(moment.processor, self._num_examples if moment.ranks.is_first else 0)
+        skipped = Skipped()
         try:
             with closing(cast("Any", moment.val.feed.steps(0, 0))) as steps:
                 figures = validate(
@@ -84,10 +88,14 @@ class Perplexity(Eval):
                     moment.val.sources,
                     self._num_free,
                     sheet,
+                    skipped,
                 )
         except _StoppedError:
             log.info("step %d: the validation is left out, as the run is to end", moment.step)
             return None
+        bad = int(figures.get("bad_samples", 0))
+        if bad:
+            self._say_bad(bad, num_samples, skipped, moment)
         shown = (
             "perplexity",
             "action_perplexity",
@@ -101,8 +109,22 @@ class Perplexity(Eval):
             step=moment.step,
             figures=figures,
             media=_draw(sheet, moment.output_dir / "evals" / "examples" / f"step-{moment.step:08d}.png"),
-            line=f"validation over {figures['samples']:.0f} samples: {line}",
+            line=f"validation over {figures['samples'] - bad:.0f} samples{f' ({bad} bad ones left out)' * bool(bad)}: {line}",
         )
+
+    def _say_bad(self, number: int, num_samples: int, skipped: Skipped, moment: Moment) -> None:
+        """Name the bad samples once; every rank calls it. Raises DataError for too many."""
+        found = gathered(skipped, moment.ranks)
+        if moment.ranks.is_first and not self._has_said_bad:
+            log.warning("%d bad samples are left out of the validation:", number)
+            for line in found.lines():
+                log.warning("%s", line)
+        self._has_said_bad = True
+        if number > self._budget or number == num_samples:
+            raise DataError(
+                f"step {moment.step}: {number} of the {num_samples} samples of the validation are bad; at most "
+                f"data.bad_sample_budget = {self._budget} may be, and never all: correct the data (the log names it)"
+            )
 
 
 class _StoppedError(Exception):
@@ -134,11 +156,13 @@ def validate(
     sources: SourceTable,
     num_free: int = 0,
     sheet: ExampleSheet | None = None,
+    skipped: Skipped | None = None,
 ) -> dict[str, float]:
     """The metrics of `Sums`, and of `ActionFigures` where there are actions, the same on every rank; with several sources also
     each source's perplexity and accuracy.
 
     num_free: samples, rounded up to whole global batches, whose free-running error is measured. sheet: gets the first samples.
+    skipped: gets this rank's bad samples.
 
     Raises DataError if not every sample was seen exactly once.
     """
@@ -164,6 +188,9 @@ def validate(
                             sheet.add(batch, inputs, logits)
                         rows = row_sums(logits, inputs.targets, nll_of_rows(logits, inputs.targets))
                     sums.samples += batch.num_rows
+                    sums.bad += len(batch.skipped)
+                    if skipped is not None:
+                        skipped.add(batch.skipped)
                     numbers = torch.as_tensor(sources.of_rows(batch.keys[:, 0]), device=ranks.device)
                     by_source.index_add_(0, numbers, rows)
     finally:

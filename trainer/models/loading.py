@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
@@ -22,6 +23,7 @@ from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
 from trainer.models.lora import add_adapters
 from trainer.models.recomputing import recompute_layers
+from trainer.models.weight_files import refuse_random
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading
@@ -33,15 +35,17 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
     folder = str(find_model_folder(config.model.base_model_path))
     with partitioned_loading(settings):
         try:
-            model: PreTrainedModel = family.auto_class.from_pretrained(
+            model, report = family.auto_class.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, local_files_only=True,
-                **attention_options(config),
+                output_loading_info=True, **attention_options(config),
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise ConfigError(
-                f"model.base_model_path is {folder!r}: the model cannot be loaded: {first_line}"
-            ) from error
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            raise _unloadable(folder, str(error)) from error
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OTHER_SHAPES):
+                raise
+            raise _unloadable(folder, f"its weights have other shapes than its config.json says ({error})") from error
+        refuse_random(model, report, folder)
         forget_unused_renamings(model)
         old_size = true_shape(model.get_input_embeddings().weight)[0]
         grow_embeddings(model, vocab_size_needed)
@@ -52,6 +56,15 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
     if config.model.gradient_checkpointing:
         recompute_layers(model)
     return model
+
+
+_OTHER_SHAPES = ("ignore_mismatched_sizes", "loading state_dict")
+"""Words of transformers' and PyTorch's errors."""
+
+
+def _unloadable(folder: str, reason: str) -> ConfigError:
+    lines = [line.strip() for line in reason.strip().splitlines()]
+    return ConfigError(f"model.base_model_path is {folder!r}: the model cannot be loaded: {' '.join(lines[:2])}")
 
 
 def forget_unused_renamings(model: PreTrainedModel) -> None:

@@ -18,7 +18,12 @@ from stoker_proto.errors import ConfigError
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Let the model's layers compute their activations again. Call it when it is decided what is trained."""
+    """Let the model's layers compute their activations again. Call it when it is decided what is trained. Raises ConfigError."""
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"model.gradient_checkpointing is true, and {type(model).__name__} cannot compute its activations again: set it to "
+            "false"
+        )
     # Reentrant: under ZeRO-3 a non-reentrant recomputation finds parameters of another shape than it saved.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     for module in model.modules():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from trainer.engine.ranks import Ranks, gather_json
+
 MAX_NAMED = 1000
 """Records that are named; for further records only the samples are counted."""
 MAX_SHOWN = 20
@@ -50,3 +52,11 @@ class Skipped:
             self.named[reason] = self.named.get(reason, 0) + samples
         else:
             self.unnamed += samples
+
+
+def gathered(skipped: Skipped, ranks: Ranks) -> Skipped:
+    """Those of all ranks; every rank calls it."""
+    found = Skipped()
+    for named, unnamed in gather_json([skipped.named, skipped.unnamed], ranks):
+        found.merge(named, unnamed)
+    return found

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
-from trainer.engine.ranks import Ranks, gather_json
-from trainer.report.bad_samples import Skipped
+from trainer.engine.ranks import Ranks
+from trainer.report.bad_samples import Skipped, gathered
 from trainer.training.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,7 @@ class Budgets:
 
     def say_skipped(self) -> dict[str, int]:
         """Log the bad samples of all ranks since this start; every rank calls it. Returns reason -> number of samples."""
-        skipped = Skipped()
-        for named, unnamed in gather_json([self._skipped.named, self._skipped.unnamed], self._ranks):
-            skipped.merge(named, unnamed)
+        skipped = gathered(self._skipped, self._ranks)
         if skipped.num_samples and self._ranks.is_first:
             for line in (f"{skipped.num_samples} bad samples were skipped since this start:", *skipped.lines()):
                 log.warning("%s", line)

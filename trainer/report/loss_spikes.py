@@ -7,11 +7,14 @@ losses, so all keep the same steps; each writes its own rows. The file holds at 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from stoker_proto.run_record import WorstStep, read_worst, write_worst
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 8
 """Steps after a start that only make the mean."""
@@ -46,7 +49,10 @@ class WorstSteps:
         steps = sorted([*self._steps, worst], key=lambda one: one.rank_key)[: self._keep]
         if worst in steps:
             self._steps = steps
-            write_worst(self._folder, self._rank, steps)
+            try:
+                write_worst(self._folder, self._rank, steps)
+            except OSError as error:  # a full disk must not end a run
+                log.warning("step %d: the worst steps cannot be written: %s", step, error)
 
 
 def _finite(value: float) -> float | None:

@@ -131,7 +131,8 @@ class WandbTracker:
 
 
 class Trackers:
-    """All that the config asks for, on the first rank; none on the others."""
+    """All that the config asks for, on the first rank; none on the others. Raises ConfigError for a folder that is not to be
+    written."""
 
     def __init__(self, config: Config, *, is_first: bool, first_step: int) -> None:
         logger = config.trainer.logger
@@ -139,11 +140,18 @@ class Trackers:
         self._trackers: list[Tracker] = []
         if not is_first:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        if logger.wandb:
-            self._trackers.append(WandbTracker(config, folder, is_resumed=first_step > 1))
-        if logger.tensorboard:
-            self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step, config))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if logger.wandb:
+                self._trackers.append(WandbTracker(config, folder, is_resumed=first_step > 1))
+            if logger.tensorboard:
+                self._trackers.append(TensorBoardTracker(folder / "tensorboard", first_step, config))
+        except OSError as error:
+            key = "trainer.output_dir" if logger.log_dir is None else "trainer.logger.log_dir"
+            raise ConfigError(
+                f"{key} is {str(folder)!r}: {error.filename or folder} cannot be written ({error.strerror or error}); name "
+                "another folder"
+            ) from error
 
     @property
     def is_active(self) -> bool:

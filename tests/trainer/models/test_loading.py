@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from stoker_proto.config import ActionConfig, LoraConfig
 from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config, make_processor
+from trainer.engine.zero_stage import count_weights
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import check_new_tokens, load_model
+from trainer.models.weight_files import check_files, shapes_in
 
 PLAIN = {"zero_optimization": {"stage": 0}}
 
@@ -78,3 +86,61 @@ def test_a_frozen_head_is_named_where_its_weights_are_the_embeddings(
     config = make_config(tied_causal, tmp_path, freeze=("*embed_tokens*",))
     load_model(config, family_of(read_model_config(str(tied_causal))), PLAIN, 0)
     assert "the head is frozen, too, as its weights are the input embeddings" in caplog.text
+
+
+def damaged(tiny_causal: Path, tmp_path: Path, change: Callable[[Path], object]) -> str:
+    """What `load_model` says of a copy of the model that was changed so."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_causal, folder)
+    change(folder)
+    with pytest.raises(ConfigError) as caught:
+        load_model(make_config(folder, tmp_path), family_of(read_model_config(str(folder))), PLAIN, 0)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def rename(folder: Path, change: Callable[[str], str | None]) -> None:
+    """Give the weights other names; None: leave one out."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {new: weight for name, weight in weights.items() if (new := change(name)) is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_are_not_there_are_not_made_up(tiny_causal: Path, tmp_path: Path) -> None:
+    """transformers would begin with random ones, and say so in a table."""
+    said = damaged(tiny_causal, tmp_path, lambda folder: rename(folder, lambda name: f"module.{name}"))
+    assert re.search(
+        r"it lacks (\d+) of the model's \1 weights, such as .*it has \d+ that the model does not know", said
+    )
+    assert "such as module." in said
+    said = damaged(
+        tiny_causal, tmp_path / "b", lambda folder: rename(folder, lambda name: None if "layers.1." in name else name)
+    )
+    assert "of the model's" in said
+    assert "such as model.layers.1." in said
+
+
+def test_weights_of_other_shapes_or_cut_short_are_named(tiny_causal: Path, tmp_path: Path) -> None:
+    def widen(folder: Path) -> None:
+        tree = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**tree, "intermediate_size": 2 * tree["intermediate_size"]}))
+
+    assert "its weights have other shapes than its config.json says" in damaged(tiny_causal, tmp_path, widen)
+
+    def cut(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+
+    assert "the model cannot be loaded: " in damaged(tiny_causal, tmp_path / "b", cut)
+    folder = tmp_path / "b" / "model"
+    with pytest.raises(
+        ConfigError, match=r"model\.safetensors: not a safetensors file \(\d+ bytes, and its header promises"
+    ):
+        check_files(folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n")
+    with pytest.raises(
+        ConfigError, match=r"model\.safetensors: a Git LFS pointer, not the file itself: run `git lfs pull`"
+    ):
+        check_files(folder)
+    check_files(tiny_causal)
+    assert sum(map(math.prod, shapes_in(tiny_causal / "model.safetensors"))) == count_weights(tiny_causal)

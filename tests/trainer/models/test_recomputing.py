@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stoker_proto.config import Config, ImageConfig, LoraConfig
+from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config, make_examples, make_piece, make_processor
 from trainer.feed.batch import BatchBuilder
 from trainer.models.families import family_of, read_model_config
@@ -60,3 +61,14 @@ def test_layers_behind_frozen_ones_have_the_gradients_that_they_have_without(
     assert recomputed.keys() == plain.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_model_that_cannot_is_named(tmp_path: Path) -> None:
+    build_tiny("robot", tmp_path / "model")
+    config = make_config(tmp_path / "model", tmp_path, gradient_checkpointing=True)
+    with pytest.raises(
+        ConfigError, match=r"gradient_checkpointing is true, and RobotPolicy cannot .*: set it to false"
+    ):
+        load_model(
+            config, family_of(read_model_config(str(tmp_path / "model"))), {"zero_optimization": {"stage": 0}}, 0
+        )

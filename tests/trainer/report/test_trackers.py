@@ -215,3 +215,13 @@ def test_tensorboard_hides_the_figures_of_steps_that_are_trained_again(tmp_path:
         trackers.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")] == [(1, 0.25), (2, 0.125)]
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    config = make_config(tmp_path, tmp_path, logger=LoggerConfig(log_dir=str(tmp_path / "file")))
+    with pytest.raises(
+        ConfigError, match=r"trainer\.logger\.log_dir is '\S+/file': \S+/file cannot be written \(File exists\)"
+    ):
+        Trackers(config, is_first=True, first_step=1)
+    Trackers(config, is_first=False, first_step=1)  # this one writes nothing

@@ -30,7 +30,7 @@ from trainer.models.families import family_of, read_model_config
 from trainer.models.tiny import VLMS, build_tiny
 from trainer.training.chunk_check import prove_chunks
 from trainer.training.inputs import InputMaker, in_one_row
-from trainer.training.mask_check import needs_no_mask
+from trainer.training.mask_check import needs_no_mask, refuse_seeing_ahead
 from trainer.training.packed import check_packing, wants_one_row
 from trainer.training.step import Stepper
 
@@ -63,7 +63,25 @@ def test_padding_of_a_text_model_needs_no_mask(kind: str, tiny_causal: Path, tmp
                                   "word_embed_proj_dim": 32, "dropout": 0.0}  # fmt: skip
     stepper = stepper_of(text_model(kind, processor, **options).train(), processor)
     assert needs_no_mask(stepper, processor)
+    refuse_seeing_ahead(stepper, processor)
     check_no_mask(stepper, batch_of(config, processor, images=False))
+
+
+BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gemma3_text"])
+def test_a_model_that_sees_later_tokens_is_refused(kind: str, tiny_causal: Path, tmp_path: Path) -> None:
+    """It would read the tokens that it should predict: its loss falls, and it can generate nothing."""
+    processor = make_processor(make_config(tiny_causal, tmp_path))
+    ahead, causal = (
+        ({**BERT, "is_decoder": False}, {**BERT, "is_decoder": True})
+        if kind == "bert"
+        else ({**KINDS[kind], "use_bidirectional_attention": True}, KINDS[kind])
+    )
+    refuse_seeing_ahead(stepper_of(text_model(kind, processor, **causal), processor), processor)
+    with pytest.raises(ConfigError, match=r"lets tokens see later ones: its logits change by \S+ of their standard"):
+        refuse_seeing_ahead(stepper_of(text_model(kind, processor, **ahead), processor), processor)
 
 
 QUICK = ("llava", "openvla", "paligemma")
@@ -89,6 +107,7 @@ def test_nor_does_that_of_a_causal_model_that_sees_images(
     model.resize_token_embeddings(max(processor.vocab_size_needed, 1025), mean_resizing=False)
     stepper = stepper_of(model, processor)
     assert needs_no_mask(stepper, processor) == (family not in SEES_PADDING)
+    refuse_seeing_ahead(stepper, processor)  # PaliGemma's is meant to see its prefix
     if family not in SEES_PADDING:
         for images in (True, False):
             check_no_mask(stepper, batch_of(config, processor, images=images))
