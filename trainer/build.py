@@ -24,6 +24,7 @@ from trainer.checkpoints.lock import lock_output_dir
 from trainer.checkpoints.save import Checkpoints
 from trainer.checkpoints.state import Checkpoint, Cursor
 from trainer.engine.ranks import Ranks, find_differences
+from trainer.engine.weight_files import check_files
 from trainer.engine.zero import Engine, deepspeed_settings, join_ranks, wrap
 from trainer.engine.zero_stage import with_zero_stage
 from trainer.evals.registry import Planned, plan_evals
@@ -35,7 +36,6 @@ from trainer.loop import Trainer
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import check_new_tokens, count_parameters, load_model, text_width
 from trainer.models.lora import import_peft
-from trainer.models.weight_files import check_files
 from trainer.report.fleet import FleetReport
 from trainer.report.trackers import Trackers, import_wandb
 from trainer.training.chunk_check import prove_chunks

@@ -23,7 +23,7 @@ from typing import Any
 
 from trainer.feed.batch import StepBatch
 from trainer.feed.feed import Feed, FeedInfo
-from trainer.report.bad_samples import Skipped
+from trainer.training.bad_samples import Skipped
 
 _RAMP_BIN_S = 0.25
 _RAMP_BINS = 16

@@ -23,7 +23,7 @@ from stoker_proto.errors import ConfigError
 from stoker_proto.host.hub_cache import find_model_folder
 from trainer.engine.host_memory import available_bytes
 from trainer.engine.ranks import Ranks, max_over_ranks
-from trainer.models.weight_files import shapes_in
+from trainer.engine.weight_files import shapes_in
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from trainer.evals.interface import Eval, Moment, Outcome
 from trainer.evals.registry import check_empty
 from trainer.evals.scores import Sums, add_rows, add_scores
 from trainer.feed.batch import StepBatch
-from trainer.report.bad_samples import Skipped, gathered
+from trainer.training.bad_samples import Skipped, gathered
 from trainer.training.loss import nll_of_rows, row_sums
 from trainer.training.source_table import SourceTable
 from trainer.training.step import Stepper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import deepspeed
@@ -23,7 +24,6 @@ from trainer.engine.zero import partitioned_loading
 from trainer.models.families import Family, check_forward
 from trainer.models.lora import add_adapters
 from trainer.models.recomputing import recompute_layers
-from trainer.models.weight_files import refuse_random
 
 log = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()  # one per rank, for seconds of loading
@@ -45,7 +45,7 @@ def load_model(config: Config, family: Family, settings: dict[str, Any], vocab_s
             if not any(words in str(error) for words in _OTHER_SHAPES):
                 raise
             raise _unloadable(folder, f"its weights have other shapes than its config.json says ({error})") from error
-        refuse_random(model, report, folder)
+        _refuse_random(model, report, folder)
         forget_unused_renamings(model)
         old_size = true_shape(model.get_input_embeddings().weight)[0]
         grow_embeddings(model, vocab_size_needed)
@@ -65,6 +65,23 @@ _OTHER_SHAPES = ("ignore_mismatched_sizes", "loading state_dict")
 def _unloadable(folder: str, reason: str) -> ConfigError:
     lines = [line.strip() for line in reason.strip().splitlines()]
     return ConfigError(f"model.base_model_path is {folder!r}: the model cannot be loaded: {' '.join(lines[:2])}")
+
+
+def _refuse_random(model: PreTrainedModel, report: Mapping[str, Collection[Any]], folder: str) -> None:
+    """Raises ConfigError where the folder lacks weights of the model: transformers fills in random ones, and says so in a table.
+
+    report: `output_loading_info` of `from_pretrained`.
+    """
+    own = {name for name, _ in model.named_parameters()}
+    missing = sorted(own.intersection(report["missing_keys"]))
+    if not missing:
+        return
+    unknown = sorted(map(str, report["unexpected_keys"]))
+    others = f"; it has {len(unknown)} that the model does not know, such as {unknown[0]}" if unknown else ""
+    raise ConfigError(
+        f"model.base_model_path is {folder!r}: it lacks {len(missing)} of the model's {len(own)} weights, such as {missing[0]}, "
+        f"and they would begin at random{others}: name the folder of a whole model"
+    )
 
 
 def forget_unused_renamings(model: PreTrainedModel) -> None:

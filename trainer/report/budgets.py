@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from stoker_proto.config import Config
 from stoker_proto.errors import ConfigError, DataError
 from trainer.engine.ranks import Ranks
-from trainer.report.bad_samples import Skipped, gathered
+from trainer.training.bad_samples import Skipped, gathered
 from trainer.training.step import StepResult
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from stoker_proto.config import ActionConfig, LoraConfig
 from stoker_proto.errors import ConfigError
 from tests.trainer.support.memory import make_config, make_processor
+from trainer.engine.weight_files import check_files, shapes_in
 from trainer.engine.zero_stage import count_weights
 from trainer.models.families import family_of, read_model_config
 from trainer.models.loading import check_new_tokens, load_model
-from trainer.models.weight_files import check_files, shapes_in
 
 PLAIN = {"zero_optimization": {"stage": 0}}
 

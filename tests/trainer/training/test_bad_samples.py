@@ -1,6 +1,6 @@
 """The list of what was skipped: whole while it is short, bounded however bad the data is."""
 
-from trainer.report.bad_samples import MAX_NAMED, MAX_SHOWN, Skipped
+from trainer.training.bad_samples import MAX_NAMED, MAX_SHOWN, Skipped
 
 
 def test_samples_are_counted_by_their_reason() -> None:

@@ -1,18 +1,11 @@
-"""The weights in a base model's folder: are they whole, and are they all that the model needs?
-
-transformers fills in random numbers for weights that it does not find, and says so in a table. A run that trained them would
-begin from noise.
-"""
+"""The safetensors files of a base model: whether they are whole, and the shapes of their weights. Only headers are read."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from stoker_proto.errors import ConfigError
 from stoker_proto.host.lfs import MAGIC, REASON, is_pointer
@@ -49,17 +42,3 @@ def shapes_in(file: Path) -> list[list[int]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
         check_host(error, str(file))
         raise ConfigError(f"{file}: not a safetensors file ({error}); download the model again") from error
-
-
-def refuse_random(model: PreTrainedModel, report: Mapping[str, Collection[Any]], folder: str) -> None:
-    """Raises ConfigError where the folder lacks weights of the model. report: `output_loading_info` of `from_pretrained`."""
-    own = {name for name, _ in model.named_parameters()}
-    missing = sorted(own.intersection(report["missing_keys"]))
-    if not missing:
-        return
-    unknown = sorted(map(str, report["unexpected_keys"]))
-    others = f"; it has {len(unknown)} that the model does not know, such as {unknown[0]}" if unknown else ""
-    raise ConfigError(
-        f"model.base_model_path is {folder!r}: it lacks {len(missing)} of the model's {len(own)} weights, such as {missing[0]}, "
-        f"and they would begin at random{others}: name the folder of a whole model"
-    )
