@@ -94,7 +94,8 @@ def validated(config: Any, num_bad: int) -> tuple[dict[str, Any] | str, list[str
 
     def batch(epoch: int, start: int, stop: int) -> Any:
         micro_batch = plain(epoch, start, stop)
-        bad = [row for row, (_, number, _) in enumerate(micro_batch.keys.tolist()) if number < num_bad]
+        is_padding = (micro_batch.labels == IGNORED).all(axis=1)
+        bad = [row for row, key in enumerate(micro_batch.keys) if key[1] < num_bad and not is_padding[row]]
         micro_batch.skipped = ["val.npz: cut short"] * len(bad)
         micro_batch.labels[bad] = IGNORED
         micro_batch.num_supervised = int((micro_batch.labels != IGNORED).sum())
